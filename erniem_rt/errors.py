@@ -1,0 +1,31 @@
+"""The errors of the runtime.
+
+::
+
+    ErnieMError
+    ├── InvalidInputError        (also a ValueError)   arguments that cannot be answered
+    ├── ArtifactError                                  a file that is missing, damaged or not ours
+    └── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
+
+Each message says what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ArtifactError", "EngineUnavailableError", "ErnieMError", "InvalidInputError"]
+
+
+class ErnieMError(Exception):
+    """Root of every error that erniem-rt raises on purpose."""
+
+
+class InvalidInputError(ErnieMError, ValueError):
+    """Text, ids, masks or options that no answer can be computed from."""
+
+
+class ArtifactError(ErnieMError):
+    """An exported file is missing, truncated, edited after export, or of another format."""
+
+
+class EngineUnavailableError(ErnieMError, ImportError):
+    """A package, a driver or a device that the request needs is not there."""
