@@ -1,0 +1,68 @@
+"""Files on disk: what is recorded of them, and whether they are still what was recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erniem_rt.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import os
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """SHA-256 (lower-case hex) and size in bytes of one file."""
+
+    sha256: str
+    size: int
+
+
+def hash_file(path: str | os.PathLike[str]) -> FileRecord:
+    """SHA-256 and size of a file, read in pieces; :class:`ArtifactError` when it cannot be read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
+    size = 0
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                size += count
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return FileRecord(digest.hexdigest(), size)
+
+
+def check_size(path: Path, expected: int) -> None:
+    """Raise :class:`ArtifactError` unless ``path`` is a file of ``expected`` bytes."""
+    try:
+        actual = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if actual is None:
+        raise ArtifactError(f"{path} is missing: the manifest lists it. Restore the file or export again.")
+    if actual != expected:
+        what = "truncated" if actual < expected else "longer than what was exported"
+        raise ArtifactError(
+            f"{path} is {what}: expected {expected} bytes, found {actual}. Restore the file or export again."
+        )
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Raise :class:`ArtifactError` unless the SHA-256 of ``path`` is ``expected``."""
+    found = hash_file(path).sha256
+    if found != expected:
+        raise ArtifactError(
+            f"{path} was changed after export: expected sha256 {expected}, found {found}. "
+            "Restore the file or export again."
+        )
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> ArtifactError:
+    """The error for a file that the system does not let us read."""
+    return ArtifactError(f"{path} cannot be read: {error.strerror or error}.")

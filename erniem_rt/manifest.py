@@ -1,0 +1,251 @@
+"""What an artifact says of itself: ``HEAD.json``, beside the graph and its weights.
+
+The exporter writes it and the runtime reads it, so the table of heads lives here, once, for both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from erniem_rt._fields import Fields, artifact_error
+from erniem_rt._files import FileRecord, check_hash, check_size, hash_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HEADS",
+    "PROBLEM_TYPES",
+    "FileRecord",
+    "Head",
+    "Limits",
+    "Manifest",
+    "TensorSpec",
+    "hash_file",
+]
+
+FORMAT_VERSION = 1
+DTYPES = ("int64", "int32", "bool", "float32", "float16")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One of the six heads: its task, the axes of its ids, and the axes of each of its outputs.
+
+    ``hidden`` and ``labels`` stand for sizes that a checkpoint fixes; the other axes are dynamic.
+    """
+
+    task: str
+    axes: tuple[str, ...]
+    outputs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def inputs(self) -> tuple[str, str]:
+        """The inputs of a plain export, each with the axes of the ids."""
+        return ("input_ids", "attention_mask")
+
+
+_ROWS = ("batch", "sequence")
+_SPAN = MappingProxyType({"start_logits": _ROWS, "end_logits": _ROWS})
+
+HEADS: Mapping[str, Head] = MappingProxyType(
+    {
+        "base": Head(
+            "feature-extraction",
+            _ROWS,
+            MappingProxyType({"last_hidden_state": (*_ROWS, "hidden"), "pooler_output": ("batch", "hidden")}),
+        ),
+        "cls": Head("text-classification", _ROWS, MappingProxyType({"logits": ("batch", "labels")})),
+        "ner": Head("token-classification", _ROWS, MappingProxyType({"logits": (*_ROWS, "labels")})),
+        "mc": Head(
+            "multiple-choice",
+            ("batch", "choices", "sequence"),
+            MappingProxyType({"logits": ("batch", "choices")}),
+        ),
+        "qa": Head("question-answering", _ROWS, _SPAN),
+        "ie": Head("information-extraction", _ROWS, _SPAN),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output; ``shape`` has an int for a fixed axis and a name for a dynamic one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on the ids: positions per row, vocabulary size, and the id that means padding."""
+
+    max_length: int
+    vocab_size: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``HEAD.json``.
+
+    ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
+    ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
+    any JSON objects.
+    """
+
+    head: str
+    task: str
+    labels: tuple[str, ...] | None
+    problem_type: str | None
+    limits: Limits
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: Mapping[str, str]
+    opset: int
+    target: str
+    artifact: str
+    files: Mapping[str, FileRecord]
+    checkpoint: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    engine: Mapping[str, Any] | None
+    parity: Mapping[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read and check ``path``; :class:`ArtifactError` names the key that is not as it should be."""
+        return _parse(Fields.read(Path(path)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path`` in one step: a reader sees the old content or the new, never a part.
+
+        Raises :class:`OSError` as the file system gives it and :class:`ValueError` for NaN or infinity,
+        which JSON has no numbers for; either way ``path`` is as it was.
+        """
+        target = Path(path)
+        content = {"format_version": self.format_version, **asdict(self)}
+        text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        # Not tempfile: it makes files that only their owner may read.
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def verify(self, directory: str | os.PathLike[str], *, hashes: bool = True) -> None:
+        """Check that every file is in ``directory`` with its size and, with ``hashes``, its content.
+
+        Raises :class:`ArtifactError` naming the first file that is missing, truncated or edited. Sizes
+        come first, for all files: they cost nothing.
+        """
+        folder = Path(directory)
+        for name, record in self.files.items():
+            check_size(folder / name, record.size)
+        if not hashes:
+            return
+        for name, record in self.files.items():
+            check_hash(folder / name, record.sha256)
+
+
+def _parse(fields: Fields) -> Manifest:
+    version = fields.integer("format_version", 0)
+    if version != FORMAT_VERSION:
+        raise artifact_error(
+            fields.path, f"format_version is {version}, and this version of erniem-rt reads {FORMAT_VERSION}"
+        )
+    head = fields.one_of("head", tuple(HEADS))
+    limits = fields.section("limits")
+    files = fields.section("files")
+    manifest = Manifest(
+        head=head,
+        task=fields.one_of("task", (HEADS[head].task,)),
+        labels=None if fields.value("labels") is None else fields.strings("labels"),
+        problem_type=None
+        if fields.value("problem_type") is None
+        else fields.one_of("problem_type", PROBLEM_TYPES),
+        limits=Limits(
+            limits.integer("max_length", 1),
+            limits.integer("vocab_size", 1),
+            limits.integer("pad_token_id", 0),
+        ),
+        inputs=tuple(map(_parse_tensor, fields.sections("inputs"))),
+        outputs=tuple(map(_parse_tensor, fields.sections("outputs"))),
+        precision={
+            name: fields.section("precision").string(name) for name in fields.section("precision").data
+        },
+        opset=fields.integer("opset", 1),
+        target=fields.string("target"),
+        artifact=fields.string("artifact"),
+        files={files.plain_name(name): _parse_record(files.section(name)) for name in files.data},
+        checkpoint=fields.section("checkpoint").data,
+        versions=fields.section("versions").data,
+        engine=None if fields.value("engine") is None else fields.section("engine").data,
+        parity=fields.section("parity").data,
+    )
+    fields.no_others(Manifest.__dataclass_fields__)
+    _check_whole(manifest, fields.path)
+    return manifest
+
+
+def _parse_tensor(fields: Fields) -> TensorSpec:
+    return TensorSpec(fields.string("name"), fields.one_of("dtype", DTYPES), fields.axes("shape"))
+
+
+def _parse_record(fields: Fields) -> FileRecord:
+    return FileRecord(fields.sha256("sha256"), fields.integer("size", 0))
+
+
+def _check_whole(manifest: Manifest, path: Path) -> None:
+    """Check what no single key can tell: the keys agree with one another and with the head."""
+    if manifest.artifact not in manifest.files:
+        raise artifact_error(path, f"artifact is {manifest.artifact!r}, which files does not list")
+    for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise artifact_error(path, f"{kind} lists a name twice: {', '.join(names)}")
+    missing = set(HEADS[manifest.head].outputs) - {spec.name for spec in manifest.outputs}
+    if missing:
+        raise artifact_error(path, f"outputs lacks {', '.join(sorted(missing))} of head {manifest.head!r}")
+    _check_inputs(manifest, path)
+
+
+def _check_inputs(manifest: Manifest, path: Path) -> None:
+    names = {spec.name for spec in manifest.inputs}
+    if len(names & {"input_ids", "inputs_embeds"}) != 1 or "attention_mask" not in names:
+        raise artifact_error(
+            path,
+            "inputs must hold attention_mask and one of input_ids and inputs_embeds, got "
+            + ", ".join(sorted(names)),
+        )
+    for spec in manifest.inputs:
+        rank = _input_rank(manifest.head, spec.name)
+        if rank is None:
+            raise artifact_error(path, f"inputs holds {spec.name!r}, which this version does not know")
+        if len(spec.shape) != rank:
+            raise artifact_error(path, f"inputs: {spec.name} must have {rank} axes, got {list(spec.shape)}")
+
+
+def _input_rank(head: str, name: str) -> int | None:
+    ids = len(HEADS[head].axes)
+    ranks = {
+        "input_ids": ids,
+        "attention_mask": ids,
+        "position_ids": ids,
+        "inputs_embeds": ids + 1,
+        "head_mask": 2,
+    }
+    return ranks.get(name)
