@@ -1,0 +1,27 @@
+"""The errors of the exporter; all of them are :class:`erniem_rt.errors.ErnieMError`."""
+
+from __future__ import annotations
+
+from erniem_rt.errors import ErnieMError
+
+__all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "ParityError"]
+
+
+class CheckpointError(ErnieMError):
+    """A checkpoint that is missing, damaged, not ErnieM, or at odds with its own config."""
+
+
+class ExportError(ErnieMError):
+    """The artifact could not be written: a folder, a disk, a graph that does not come out as specified."""
+
+
+class FusionError(ErnieMError):
+    """A graph pass did not find what it must rewrite."""
+
+
+class ParityError(ErnieMError):
+    """An artifact whose numbers are not those of the PyTorch model."""
+
+
+class EngineBuildError(ErnieMError):
+    """A TensorRT parser or builder refused the graph."""
