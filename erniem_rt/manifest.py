@@ -174,9 +174,7 @@ def _parse(fields: Fields) -> Manifest:
         head=head,
         task=fields.one_of("task", (HEADS[head].task,)),
         labels=None if fields.value("labels") is None else fields.strings("labels"),
-        problem_type=None
-        if fields.value("problem_type") is None
-        else fields.one_of("problem_type", PROBLEM_TYPES),
+        problem_type=None if fields.value("problem_type") is None else fields.one_of("problem_type", PROBLEM_TYPES),
         limits=Limits(
             limits.integer("max_length", 1),
             limits.integer("vocab_size", 1),
@@ -184,9 +182,7 @@ def _parse(fields: Fields) -> Manifest:
         ),
         inputs=tuple(map(_parse_tensor, fields.sections("inputs"))),
         outputs=tuple(map(_parse_tensor, fields.sections("outputs"))),
-        precision={
-            name: fields.section("precision").string(name) for name in fields.section("precision").data
-        },
+        precision={name: fields.section("precision").string(name) for name in fields.section("precision").data},
         opset=fields.integer("opset", 1),
         target=fields.string("target"),
         artifact=fields.string("artifact"),
@@ -224,28 +220,21 @@ def _check_whole(manifest: Manifest, path: Path) -> None:
 
 
 def _check_inputs(manifest: Manifest, path: Path) -> None:
-    names = {spec.name for spec in manifest.inputs}
-    if len(names & {"input_ids", "inputs_embeds"}) != 1 or "attention_mask" not in names:
+    """Hold the inputs to what the runtime can fill in or check: known names, their ranks, shared axes."""
+    shapes = {spec.name: spec.shape for spec in manifest.inputs}
+    main = shapes.keys() & {"input_ids", "inputs_embeds"}
+    if len(main) != 1 or "attention_mask" not in shapes:
         raise artifact_error(
-            path,
-            "inputs must hold attention_mask and one of input_ids and inputs_embeds, got "
-            + ", ".join(sorted(names)),
+            path, f"inputs must be attention_mask and input_ids (or inputs_embeds), got {', '.join(shapes)}"
         )
-    for spec in manifest.inputs:
-        rank = _input_rank(manifest.head, spec.name)
-        if rank is None:
-            raise artifact_error(path, f"inputs holds {spec.name!r}, which this version does not know")
-        if len(spec.shape) != rank:
-            raise artifact_error(path, f"inputs: {spec.name} must have {rank} axes, got {list(spec.shape)}")
-
-
-def _input_rank(head: str, name: str) -> int | None:
-    ids = len(HEADS[head].axes)
-    ranks = {
-        "input_ids": ids,
-        "attention_mask": ids,
-        "position_ids": ids,
-        "inputs_embeds": ids + 1,
-        "head_mask": 2,
-    }
-    return ranks.get(name)
+    rank = len(HEADS[manifest.head].axes)
+    ranks = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), rank)
+    ranks |= {"inputs_embeds": rank + 1, "head_mask": 2}
+    shared = shapes[main.pop()]
+    for name, shape in shapes.items():
+        if name not in ranks:
+            raise artifact_error(path, f"inputs holds {name!r}, which this version does not know")
+        if len(shape) != ranks[name]:
+            raise artifact_error(path, f"input {name} must have {ranks[name]} axes, got {list(shape)}")
+        if not {axis for axis in shape if isinstance(axis, str)} <= set(shared):
+            raise artifact_error(path, f"input {name} has an axis of its own: {list(shape)} against {list(shared)}")

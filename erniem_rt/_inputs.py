@@ -1,0 +1,153 @@
+"""From what a caller gives to what a graph takes: checked, completed, converted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.manifest import HEADS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.manifest import Limits, Manifest, TensorSpec
+
+_USE_TOKENIZER = "Use the tokenizer that was exported with this artifact."
+
+
+def prepare(manifest: Manifest, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+    """C-contiguous arrays for every input of the graph, in its dtypes; the given ones are not changed.
+
+    A value of None counts as not given. Raises :class:`InvalidInputError`.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    specs = {spec.name: spec for spec in manifest.inputs}
+    main = specs["input_ids"] if "input_ids" in specs else specs["inputs_embeds"]
+    _check_names(given, specs, main.name)
+
+    array = _as_array(main.name, given[main.name])
+    if array.size == 0:
+        raise InvalidInputError(
+            f"{main.name} is empty (shape {array.shape}): at least one row of at least one token is needed."
+        )
+    _check_shape(main, array, main.shape)
+    _check_length(manifest, main.name, array)
+    feeds = {main.name: _convert(main, array, manifest.limits)}
+
+    sizes = dict(zip(main.shape, array.shape, strict=True))
+    for name, spec in specs.items():
+        if name == main.name:
+            continue
+        shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
+        if name in given:
+            array = _as_array(name, given[name])
+            _check_shape(spec, array, shape)
+            feeds[name] = _convert(spec, array, manifest.limits)
+        else:
+            feeds[name] = _default(spec, shape, feeds, manifest.limits)
+    return feeds
+
+
+def _check_names(given: Mapping[str, object], specs: Mapping[str, TensorSpec], main: str) -> None:
+    for name in given:
+        if name not in specs:
+            hint = " ErnieM has no token types: leave them out." if name == "token_type_ids" else ""
+            raise InvalidInputError(f"unknown input {name!r}; this artifact takes {', '.join(specs)}.{hint}")
+    if main not in given:
+        raise InvalidInputError(f"input {main!r} is missing; this artifact takes {', '.join(specs)}.")
+
+
+def _as_array(name: str, value: object) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name} cannot be read as one array: {error}. Pad rows of different lengths to the same length."
+        ) from error
+
+
+def _check_shape(spec: TensorSpec, array: NDArray[Any], shape: tuple[int | str, ...]) -> None:
+    """Compare with ``shape``, where a name stands for any size."""
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join(map(str, shape))
+        raise InvalidInputError(
+            f"{spec.name} must have shape ({expected}), got {array.shape}. The graph declares "
+            f"({', '.join(map(str, spec.shape))}); a single row needs all these axes too."
+        )
+
+
+def _check_length(manifest: Manifest, name: str, array: NDArray[Any]) -> None:
+    length = array.shape[len(HEADS[manifest.head].axes) - 1]
+    limit = manifest.limits.max_length
+    if length > limit:
+        raise InvalidInputError(
+            f"{name} has rows of {length} positions, and this model takes at most {limit}: truncate or split the text."
+        )
+
+
+def _convert(spec: TensorSpec, array: NDArray[Any], limits: Limits) -> NDArray[Any]:
+    """Check the values by what the input means, then take the graph's dtype."""
+    if spec.name == "input_ids":
+        _check_range(spec.name, array, limits.vocab_size, _USE_TOKENIZER)
+    elif spec.name == "position_ids":
+        _check_range(spec.name, array, limits.max_length, "Positions count from 0 in every row.")
+    elif spec.name == "attention_mask":
+        _check_mask(spec.name, array)
+    else:
+        return _to_floats(spec, array)
+    return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+def _check_range(name: str, array: NDArray[Any], stop: int, hint: str) -> None:
+    if array.dtype.kind not in "iu":
+        raise InvalidInputError(f"{name} must be integers, got dtype {array.dtype}. {hint}")
+    # In the caller's dtype: a uint64 beyond int64 would turn negative, or fit, after conversion.
+    if array.min() < 0 or array.max() >= stop:
+        where, value = _first(array, (array < 0) | (array >= stop))
+        raise InvalidInputError(f"{name}[{where}] is {value}; it must be from 0 to {stop - 1}. {hint}")
+
+
+def _check_mask(name: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind not in "biuf":
+        raise InvalidInputError(f"{name} must be 0 and 1 as integers, floats or booleans, got dtype {array.dtype}.")
+    bad = (array != 0) & (array != 1)
+    if bad.any():
+        where, value = _first(array, bad)
+        raise InvalidInputError(f"{name}[{where}] is {value}; it must be 1 to attend and 0 to ignore.")
+
+
+def _to_floats(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind not in "biuf":
+        raise InvalidInputError(f"{spec.name} must be real numbers, got dtype {array.dtype}.")
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array, dtype=spec.dtype)
+    bad = ~np.isfinite(converted)
+    if bad.any():
+        where, value = _first(array, bad)
+        raise InvalidInputError(f"{spec.name}[{where}] is {value}, which is not finite in {spec.dtype}.")
+    return converted
+
+
+def _first(array: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[str, object]:
+    """Index, as text, and value of the first bad element."""
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    return ", ".join(map(str, index)), array[index]
+
+
+def _default(
+    spec: TensorSpec, shape: tuple[int, ...], feeds: Mapping[str, NDArray[Any]], limits: Limits
+) -> NDArray[Any]:
+    """What the reference model takes when an optional argument is not given."""
+    if spec.name == "attention_mask" and "input_ids" in feeds:
+        attended: NDArray[Any] = feeds["input_ids"] != limits.pad_token_id
+        return attended.astype(spec.dtype)
+    if spec.name == "position_ids":
+        return np.ascontiguousarray(np.broadcast_to(np.arange(shape[-1], dtype=spec.dtype), shape))
+    return np.ones(shape, dtype=spec.dtype)

@@ -1,0 +1,60 @@
+"""What every engine offers, and the device it runs on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from erniem_rt.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from erniem_rt.manifest import TensorSpec
+
+__all__ = ["Device", "Engine"]
+
+_CUDA = re.compile(r"cuda(?::([0-9]{1,3}))?")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor by kind, ``cpu`` or ``cuda``, and its index among those of that kind."""
+
+    kind: str
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Read ``cpu``, ``cuda`` or ``cuda:N``; anything else is an :class:`InvalidInputError`."""
+        if text == "cpu":
+            return cls("cpu")
+        match = _CUDA.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise InvalidInputError(f"device must be 'cpu', 'cuda' or 'cuda:N' (N a device index), got {text!r}.")
+        return cls("cuda", int(match[1] or 0))
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+class Engine(Protocol):
+    """One loaded graph. ``run`` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as the graph itself declares them; axes without a size or a name are ``"?"``."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, likewise."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+        """Compute ``outputs``, in that order, from C-contiguous arrays of the declared dtypes and shapes."""
+
+    def close(self) -> None:
+        """Let go of the graph; runs under way in other threads finish. Closing twice is fine."""

@@ -1,0 +1,115 @@
+"""ONNX Runtime, on CPU or CUDA."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
+from erniem_rt.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.engines.base import Device
+
+__all__ = ["OrtEngine"]
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_INSTALL_GPU = 'pip install "erniem-rt[gpu]"'
+_LOG_ERRORS = 3
+# ONNX Runtime's names of the element types whose names differ from numpy's.
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+
+class OrtEngine:
+    """An ONNX graph in an ``onnxruntime.InferenceSession``."""
+
+    def __init__(self, path: Path, *, device: Device, threads: int | None) -> None:
+        ort = _import_onnxruntime()
+        if device.kind == "cuda":
+            _require_cuda(ort)
+        session = _create(ort, path, device, threads)
+        if device.kind == "cuda" and _CUDA not in session.get_providers():
+            raise EngineUnavailableError(
+                f"onnxruntime could not start CUDA on {device} and would have run on the CPU: check the NVIDIA "
+                "driver and that CUDA and cuDNN are of the versions this onnxruntime-gpu was built for."
+            )
+        self.inputs = tuple(map(_spec, session.get_inputs()))
+        self.outputs = tuple(map(_spec, session.get_outputs()))
+        self._session: Any = session
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute ``outputs`` in the order given."""
+        session = self._session
+        if session is None:
+            raise InvalidInputError("the engine is closed; open the artifact again.")
+        results: list[NDArray[Any]] = session.run(list(outputs), dict(feeds))
+        return results
+
+    def close(self) -> None:
+        """Drop the session; a run under way holds its own reference until it is done."""
+        self._session = None
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        return import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise EngineUnavailableError(
+            'Running an .onnx artifact needs the package onnxruntime: pip install "erniem-rt[ort]".'
+        ) from error
+
+
+def _require_cuda(ort: Any) -> None:
+    available = ort.get_available_providers()
+    if _CUDA not in available:
+        raise EngineUnavailableError(
+            f"device 'cuda' needs onnxruntime with CUDA, and the one installed offers {', '.join(available)}: "
+            f"{_INSTALL_GPU}."
+        )
+
+
+def _create(ort: Any, path: Path, device: Device, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers: list[Any] = [_CPU]
+    # On CPU the fused SkipLayerNormalization is about 1.5 times slower than the Add and the
+    # LayerNormalization that it replaces, so the pass that makes it stays off.
+    disabled = ["SkipLayerNormFusion"]
+    if device.kind == "cuda":
+        providers, disabled = [(_CUDA, {"device_id": device.index}), _CPU], []
+    try:
+        # By path, not as bytes: only then are the external weights memory-mapped. Without enable_fallback=False
+        # a device that fails would be swapped for the CPU.
+        return ort.InferenceSession(
+            str(path), options, providers=providers, disabled_optimizers=disabled, enable_fallback=False
+        )
+    except MemoryError:
+        raise
+    # The errors of onnxruntime have no common base below Exception.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if device.kind == "cuda" and "cuda" in reason.lower():
+            raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
+        raise ArtifactError(
+            f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}. Restore the file or export again."
+        ) from error
+
+
+def _spec(node: Any) -> TensorSpec:
+    """The graph's own word on one input or output (``tensor(int64)``, ``['batch', 'sequence']``)."""
+    element = node.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(
+        name=node.name,
+        dtype=_NUMPY_NAMES.get(element, element),
+        shape=tuple("?" if axis is None else axis for axis in node.shape),
+    )
