@@ -1,0 +1,166 @@
+"""What a checkpoint's folder says about its tokenizer, beside the vocabulary itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from erniem_rt.errors import ArtifactError
+
+from ._added_tokens import AddedToken
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Side = Literal["left", "right"]
+
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+
+# transformers' order: tokens that the vocabulary lacks get their ids in it.
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ADDITIONAL = "additional_special_tokens"
+_DEFAULTS = {
+    "unk_token": AddedToken("[UNK]"),
+    "sep_token": AddedToken("[SEP]"),
+    "pad_token": AddedToken("[PAD]"),
+    "cls_token": AddedToken("[CLS]"),
+    "mask_token": AddedToken("[MASK]"),
+}
+_FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces")
+_SIDES = ("padding_side", "truncation_side")
+_NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Everything that changes ids or row lengths, with the reference's defaults.
+
+    Attributes:
+        special_tokens: The named special tokens (``cls_token``, ``sep_token``, ...).
+        additional_special_tokens: Further special tokens. Like the named ones they get an id at the end of the
+            vocabulary if it lacks them.
+        added_tokens: Tokens with the ids that a saved tokenizer gave them.
+        do_lower_case: Lower-case everything but special tokens.
+        split_special_tokens: Treat special tokens inside text as ordinary text.
+        model_max_length: Longest row in tokens, or None where the checkpoint names none.
+        padding_side: Where rows are padded.
+        truncation_side: Which end of a text is cut off.
+        clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
+    """
+
+    special_tokens: Mapping[str, AddedToken] = field(default_factory=lambda: dict(_DEFAULTS))
+    additional_special_tokens: tuple[AddedToken, ...] = ()
+    added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
+    do_lower_case: bool = False
+    split_special_tokens: bool = False
+    model_max_length: int | None = None
+    padding_side: Side = "right"
+    truncation_side: Side = "right"
+    clean_up_tokenization_spaces: bool = False
+
+    def __post_init__(self) -> None:
+        missing = [name for name in _DEFAULTS if name not in self.special_tokens]
+        if missing:
+            raise ArtifactError(f"An ErnieM tokenizer needs {', '.join(_DEFAULTS)}; {', '.join(missing)} is not set.")
+        for name in _SIDES:
+            if getattr(self, name) not in ("left", "right"):
+                raise ArtifactError(f"{name} must be 'left' or 'right', not {getattr(self, name)!r}.")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ArtifactError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+
+    @property
+    def all_special_tokens(self) -> tuple[AddedToken, ...]:
+        """Named and additional special tokens without repetitions, in the order ids are given out."""
+        named = [self.special_tokens[name] for name in _SPECIAL_NAMES if name in self.special_tokens]
+        unique: dict[str, AddedToken] = {}
+        for token in (*named, *self.additional_special_tokens):
+            unique.setdefault(token.content, token)
+        return tuple(unique.values())
+
+
+def read_settings(folder: Path) -> TokenizerSettings:
+    """Read ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``, each optional.
+
+    As in transformers, the latter two count only where the first has no ``added_tokens_decoder``.
+
+    Raises:
+        ArtifactError: A file is not JSON or holds values of the wrong kind; the message names the file.
+    """
+    config = _read_object(folder / CONFIG_FILE)
+    try:
+        if "added_tokens_decoder" in config:
+            added = {int(i): _token(entry) for i, entry in config["added_tokens_decoder"].items()}
+        else:
+            config = _with_special_tokens_map(config, _read_object(folder / SPECIAL_TOKENS_FILE))
+            added = _legacy_added_tokens(_read_object(folder / ADDED_TOKENS_FILE), config)
+        return _settings(config, added)
+    except (ArtifactError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"The tokenizer files in {folder} cannot be used ({CONFIG_FILE}): {error}") from error
+
+
+def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> TokenizerSettings:
+    if config.get("sp_model_kwargs"):
+        raise ArtifactError(f"sp_model_kwargs={config['sp_model_kwargs']!r} is not supported; remove it.")
+    by_content = {token.content: token for token in added.values()}
+    special = dict(_DEFAULTS)
+    for name in _SPECIAL_NAMES:
+        if name in config and config[name] is None:
+            special.pop(name, None)
+        elif name in config:
+            token = _token(config[name])
+            special[name] = by_content.get(token.content, token)
+    additional = tuple(
+        by_content.get(entry, AddedToken(entry)) if isinstance(entry, str) else _token(entry)
+        for entry in config.get(_ADDITIONAL) or ()
+    )
+    limit = config.get("model_max_length", config.get("max_len"))
+    plain = {name: config[name] for name in (*_FLAGS, *_SIDES) if config.get(name) is not None}
+    return TokenizerSettings(
+        special_tokens=special,
+        additional_special_tokens=additional,
+        added_tokens=added,
+        model_max_length=None if limit is None or limit > _NO_LIMIT else int(limit),
+        **plain,
+    )
+
+
+def _with_special_tokens_map(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**config, **special}
+    if _ADDITIONAL in special:
+        merged[_ADDITIONAL] = [*(config.get(_ADDITIONAL) or ()), *special[_ADDITIONAL]]
+    return merged
+
+
+def _legacy_added_tokens(ids: Mapping[str, int], config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    entries = [config[name] for name in _SPECIAL_NAMES if config.get(name)] + list(config.get(_ADDITIONAL) or ())
+    special = {_token(entry).content for entry in entries}
+    return {
+        int(i): AddedToken(content, normalized=content not in special, special=content in special)
+        for content, i in ids.items()
+    }
+
+
+def _token(entry: str | Mapping[str, Any]) -> AddedToken:
+    if isinstance(entry, str):
+        return AddedToken(entry)
+    known = {name.name: entry[name.name] for name in fields(AddedToken) if name.name in entry}
+    if not isinstance(known.get("content"), str):
+        raise ValueError(f"expected a token as text or as an object with 'content', got {entry!r}")
+    return AddedToken(**{"normalized": True, "special": False, **known})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
+    return content

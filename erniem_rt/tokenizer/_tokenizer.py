@@ -1,0 +1,284 @@
+"""The public tokenizer."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from erniem_rt.errors import ArtifactError, InvalidInputError
+
+from ._added_tokens import TextSplitter
+from ._checks import check_batch, check_choice, check_count, check_multiple, check_text
+from ._decoding import decode
+from ._encoding import BatchEncoding, Encoding, Padding, TokenizedText, Truncation, pad, padded_length, truncate
+from ._pieces import SentencePieceModel, TokenSpan
+from ._settings import Side, TokenizerSettings, read_settings
+from ._special_tokens import SpecialTokens, laid_out
+from ._vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+MODEL_FILE = "sentencepiece.bpe.model"
+VOCABULARY_FILE = "vocab.txt"
+
+
+class Tokenizer(SpecialTokens):
+    """Text to rows of ids and back, with the ids of the reference ``ErnieMTokenizer``.
+
+    A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer never changes after it was made and may
+    be shared between threads.
+
+    Offsets are half-open ranges of code points of the text as it was given, and neither shrink nor step back along a
+    row. They cover what became the token under the model's normalisation, without the whitespace before a word and
+    without what normalisation drops. Tokens cut from one character's expansion (``㍻`` gives ``平`` and ``成``) share
+    that character's range. A token that is only the word-start mark ``▁`` has the range of the whitespace character it
+    stands for, the first of its run. Lone surrogates are read as U+FFFD.
+
+    Args:
+        sentencepiece_model: The sentencepiece model.
+        vocab_file: A token per line, in the order of the ids. Without it the model's own pieces and ids are used.
+        settings: Special tokens, casing, limits and sides; the reference's defaults if left out.
+
+    Raises:
+        ArtifactError: A file is missing or damaged; the message names it.
+        EngineUnavailableError: sentencepiece is not installed.
+    """
+
+    def __init__(
+        self,
+        sentencepiece_model: str | os.PathLike[str],
+        vocab_file: str | os.PathLike[str] | None = None,
+        *,
+        settings: TokenizerSettings | None = None,
+    ) -> None:
+        self.settings = settings or TokenizerSettings()
+        self._model = SentencePieceModel(Path(sentencepiece_model))
+        tokens = self._model.pieces() if vocab_file is None else read_vocabulary(Path(vocab_file))
+        self._vocabulary = Vocabulary(tokens, self.settings)
+        super().__init__(self._vocabulary, self.settings)
+        self._splitter = TextSplitter(
+            self._vocabulary.added.values(),
+            [token.content for token in self.settings.all_special_tokens],
+            do_lower_case=self.settings.do_lower_case,
+            split_special_tokens=self.settings.split_special_tokens,
+        )
+
+    @classmethod
+    def from_dir(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Load from an exported folder or a checkpoint's.
+
+        Reads ``sentencepiece.bpe.model`` and, where present, ``vocab.txt``, ``tokenizer_config.json``,
+        ``special_tokens_map.json`` and ``added_tokens.json``.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
+        vocab_file = folder / VOCABULARY_FILE
+        return cls(
+            folder / MODEL_FILE,
+            vocab_file if vocab_file.exists() else None,
+            settings=read_settings(folder),
+        )
+
+    def __call__(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        truncation: Truncation | None = None,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> Encoding:
+        """Encode one text, or a pair, as one row.
+
+        Args:
+            text: The first text.
+            pair: The second text.
+            truncation: What may be shortened. None: nothing, and a row above ``max_length`` is an error.
+            max_length: Longest row in tokens, special tokens included. With ``truncation`` it defaults to the
+                checkpoint's ``model_max_length``.
+            add_special_tokens: Put [CLS] and [SEP] around the texts.
+
+        Raises:
+            InvalidInputError: A text is not str, or the row cannot be made as short as ``max_length``.
+        """
+        check_choice("truncation", truncation, Truncation)
+        first = self._tokenized(text, "text")
+        second = None if pair is None else self._tokenized(pair, "pair")
+        added = self.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
+        limit = self._limit(max_length, truncation, added)
+        length = len(first.ids) + (len(second.ids) if second else 0) + added
+        if limit is not None and length > limit:
+            if truncation is None:
+                raise InvalidInputError(
+                    f"The row has {length} tokens, more than max_length={limit}. Pass truncation='longest_first' "
+                    "(or 'only_first', 'only_second') to cut it, or a larger max_length."
+                )
+            side = self.settings.truncation_side
+            first, second = truncate(first, second, excess=length - limit, strategy=truncation, side=side)
+        return self._row(first, second, add_special_tokens)
+
+    def batch(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        padding: Padding | None = "longest",
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        truncation: Truncation | None = None,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+    ) -> BatchEncoding:
+        """Encode many texts, or pairs, as rows of one length.
+
+        Args:
+            texts: The first texts.
+            pairs: The second texts, as many.
+            padding: Pad to the longest row, or to ``max_length``. None: rows must be of one length as they are.
+            pad_to_multiple_of: Round the length up to a multiple of this.
+            padding_side: "right" or "left"; the checkpoint's own side if left out.
+            truncation: As for one text.
+            max_length: As for one text. It defaults to ``model_max_length`` with ``padding="max_length"`` too.
+            add_special_tokens: As for one text.
+
+        Returns:
+            int64 arrays ``(batch, sequence)`` and the padded rows.
+
+        Raises:
+            InvalidInputError: As for one text; also an empty batch, or as many pairs as there are not texts.
+        """
+        check_choice("padding", padding, Padding)
+        check_choice("padding_side", padding_side, Side)
+        check_batch(texts, pairs)
+        limit = max_length
+        if padding == "max_length" and limit is None:
+            limit = self.settings.model_max_length
+        check_multiple(pad_to_multiple_of, limit if truncation and padding else None)
+        rows = [
+            self(text, pair, truncation=truncation, max_length=limit, add_special_tokens=add_special_tokens)
+            for text, pair in zip(texts, repeat(None) if pairs is None else pairs, strict=False)
+        ]
+        length = padded_length(rows, padding, limit, pad_to_multiple_of)
+        side = padding_side or self.settings.padding_side
+        return BatchEncoding(tuple(pad(row, length, pad_id=self.pad_token_id, side=side) for row in rows))
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of one text, without special tokens around them."""
+        return [token for token, _, _ in self._token_spans(text, "text")]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """Text from ids. Normalisation is not undone, and unknown ids read as the unknown token."""
+        return decode(ids, self._vocabulary, self.settings, skip_special_tokens=skip_special_tokens)
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+        """The id of a token, or those of several; the unknown token's where there is none."""
+        if isinstance(tokens, str):
+            return self._vocabulary.id_of(tokens)
+        return [self._vocabulary.id_of(token) for token in tokens]
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+
+    @overload
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
+        """The token of an id, or those of several; the unknown token where there is none."""
+        if isinstance(ids, (int, np.integer)):
+            return self._vocabulary.token_of(int(ids))
+        return [self._vocabulary.token_of(int(i)) for i in ids]
+
+    @property
+    def vocab_size(self) -> int:
+        """The size of the base vocabulary, without added tokens. ``len(tokenizer)`` counts those too."""
+        return len(self._vocabulary.base)
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its id, added tokens included."""
+        return self._vocabulary.all()
+
+    def save_vocabulary(
+        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, str]:
+        """Write ``vocab.txt`` (the base vocabulary) and ``sentencepiece.bpe.model`` into an existing folder.
+
+        Args:
+            save_directory: The folder.
+            filename_prefix: Put before the vocabulary's name, with a hyphen; the model keeps its name.
+
+        Returns:
+            The paths of the two files.
+
+        Raises:
+            InvalidInputError: There is no such folder.
+        """
+        folder = Path(save_directory)
+        if not folder.is_dir():
+            raise InvalidInputError(f"save_directory must be an existing folder; there is none at {folder}.")
+        vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
+        vocab_file.write_text(self._vocabulary.text(), encoding="utf-8", newline="\n")
+        model_file = folder / MODEL_FILE
+        model_file.write_bytes(self._model.serialized())
+        return str(vocab_file), str(model_file)
+
+    def _token_spans(self, text: str, name: str) -> list[TokenSpan]:
+        check_text(name, text)
+        spans: list[TokenSpan] = []
+        for segment in self._splitter.split(text):
+            origins = segment.origins
+            if self._splitter.is_added(segment.text):
+                spans.append(TokenSpan(segment.text, origins[0], origins[-1] + 1))
+                continue
+            spans += [
+                TokenSpan(token, origins[start], origins[end - 1] + 1)
+                for token, start, end in self._model.tokenize(segment.text)
+            ]
+        return spans
+
+    def _tokenized(self, text: str, name: str) -> TokenizedText:
+        spans = self._token_spans(text, name)
+        id_of = self._vocabulary.id_of
+        return TokenizedText([id_of(token) for token, _, _ in spans], [(start, end) for _, start, end in spans])
+
+    def _limit(self, max_length: int | None, truncation: Truncation | None, added: int) -> int | None:
+        if max_length is None:
+            if truncation is None:
+                return None
+            max_length = self.settings.model_max_length
+            if max_length is None:
+                raise InvalidInputError("truncation needs max_length: the tokenizer's files name no model_max_length.")
+        check_count("max_length", max_length)
+        if max_length < added:
+            raise InvalidInputError(f"max_length={max_length} is less than the {added} special tokens of the row.")
+        return max_length
+
+    def _row(self, first: TokenizedText, second: TokenizedText | None, add_special_tokens: bool) -> Encoding:
+        def row(one: list[Any], two: list[Any], cls: Any, sep: Any) -> list[Any]:
+            inserted = ([cls], [sep]) if add_special_tokens else ([], [])
+            return laid_out(one, None if second is None else two, cls=inserted[0], sep=inserted[1])
+
+        other = second or TokenizedText([], [])
+        count, other_count = len(first.ids), len(other.ids)
+        ids = row(first.ids, other.ids, self.cls_token_id, self.sep_token_id)
+        return Encoding(
+            input_ids=ids,
+            attention_mask=[1] * len(ids),
+            offsets=row(first.offsets, other.offsets, (0, 0), (0, 0)),
+            special_tokens_mask=row([0] * count, [0] * other_count, 1, 1),
+            sequence_ids=row([0] * count, [1] * other_count, None, None),
+        )

@@ -1,0 +1,85 @@
+"""Fixtures that runtime and parity tests share: real sentences and a tokenizer trained on them."""
+
+from __future__ import annotations
+
+import io
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SENTENCES = (
+    "The lighthouse keeper wrote 3 letters in 1897, none of which ever arrived.",
+    "In March 2021 the Zürich office hired 14 people; two of them left again.",
+    "Gestern haben wir auf dem Straßenfest überraschend viele Nachbarn getroffen.",
+    "L'été dernier, nous avons dîné à Besançon pour 27,50 € par personne.",
+    "El pingüino caminó despacio… ¿adónde iría con tanto frío?",
+    "İstanbul'da hava 30 dereceydi, ama ILIK bir rüzgâr esiyordu.",
+    "Wczoraj żółw przeszedł przez całą łąkę w 45 minut.",
+    "Trời hôm nay đẹp quá, chúng ta đi dạo quanh hồ nhé!",
+    "Вчера мы долго спорили о том, где поставить книжный шкаф.",
+    "Київський поїзд запізнився на 12 хвилин через снігопад.",
+    "Ο ΟΔΥΣΣΕΥΣ γύρισε στην Ιθάκη μετά από είκοσι χρόνια.",
+    "محمد يعمل مهندسًا في القاهرة منذ عام ٢٠١٥.",
+    "دیروز در تهران باران می‌بارید و خیابان‌ها خلوت بود.",
+    "השכנה מהקומה השלישית מגדלת עגבניות על הגג.",
+    "बारिश के बाद बच्चे मैदान में क्रिकेट खेलने गए।",
+    "আজ সকালে নদীর ধারে অনেক পাখি দেখা গেল।",
+    "நேற்று இரவு கடலோரத்தில் நிலவு மிகவும் அழகாக இருந்தது.",
+    "เมื่อวานนี้ฝนตกหนักจนรถติดทั้งเมือง",
+    "图书馆今天上午9点开门，但是阅览室下午才开放。",
+    "圖書館管理員說：「請把書放回原處，謝謝！」",
+    "昨日、駅前のカフェでコーヒーを２杯も飲んでしまった。",
+    "ﾊﾝｶｸｶﾀｶﾅと全角ＡＢＣ１２３が混ざった文章です。",
+    "어제 친구와 함께 한강에서 자전거를 탔어요.",
+    "გუშინ თბილისში დიდი თოვლი მოვიდა.",
+    "Երեկ մենք այցելեցինք հին վանքը լեռներում։",
+    "ትናንት በገበያ ውስጥ ብዙ ሰዎች ነበሩ።",
+    "The ﬁrst ofﬁce: ½ price, ㍿ Ⅷ, №5 and 10㎞ away 🦊👩‍👩‍👧!",
+)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> tuple[str, ...]:
+    """One or two sentences in each of 18 scripts."""
+    return SENTENCES
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model() -> bytes:
+    """A small unigram model with XLM-R's normalisation, which leaves some of the sentences' characters unknown."""
+    import sentencepiece
+
+    rng = random.Random(7)
+    words = [word for sentence in SENTENCES for word in sentence.split()]
+    lines = [" ".join(rng.choices(words, k=8)) for _ in range(1500)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=900,
+        model_type="unigram",
+        normalization_rule_name="nmt_nfkc",
+        character_coverage=0.99,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model: bytes) -> Path:
+    """A checkpoint's tokenizer files, laid out as ErnieM's: a vocabulary that is not in the model's order."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
+    pieces = [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+    digits = [*"0123456789", "12", "2021"]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokens = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *dict.fromkeys([*pieces, *digits]), "[MASK]"]
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    (folder / "sentencepiece.bpe.model").write_bytes(sentencepiece_model)
+    return folder
