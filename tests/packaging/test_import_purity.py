@@ -1,0 +1,90 @@
+"""``import erniem_rt`` loads numpy and the standard library at most, fast, and shows exactly its public names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import erniem_rt
+
+PACKAGE = Path(erniem_rt.__file__).parent
+ALLOWED = {"erniem_rt", "numpy", *sys.stdlib_module_names}
+# Imported in this order: what the interpreter itself starts with is not counted.
+REPORT = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+before, start = set(sys.modules), time.perf_counter()
+exec(sys.argv[2])
+seconds = time.perf_counter() - start
+print(json.dumps([sorted({name.split(".")[0] for name in set(sys.modules) - before}), seconds]))
+"""
+
+
+def loaded_by(statement: str, root: Path = PACKAGE.parent) -> tuple[set[str], float]:
+    """Top-level modules that ``statement`` loads in a fresh interpreter, and the seconds it takes."""
+    command = [sys.executable, "-I", "-c", REPORT, str(root), statement]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules, seconds = json.loads(done.stdout)
+    return set(modules), seconds
+
+
+def test_the_import_is_pure():
+    modules, _ = loaded_by("import erniem_rt")
+    assert "erniem_rt" in modules
+    assert modules <= ALLOWED
+
+
+def test_the_import_is_fast():
+    # The best of three: the others measure what else the machine does.
+    assert min(loaded_by("import erniem_rt")[1] for _ in range(3)) < 0.150
+
+
+@pytest.mark.parametrize("name", ["Session", "ErnieMError"])
+def test_the_public_names_are_pure_too(name):
+    modules, _ = loaded_by(f"import erniem_rt; erniem_rt.{name}")
+    assert modules <= ALLOWED
+
+
+@pytest.mark.parametrize(("file", "statement"), [("__init__.py", ""), ("session.py", "; erniem_rt.Session")])
+def test_an_import_that_does_not_belong_is_seen(tmp_path, file, statement):
+    shutil.copytree(PACKAGE, tmp_path / "erniem_rt", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "heavy.py").touch()
+    with (tmp_path / "erniem_rt" / file).open("a") as source:
+        source.write("\nimport heavy\n")
+    modules, _ = loaded_by("import erniem_rt" + statement, tmp_path)
+    assert modules - ALLOWED == {"heavy"}
+
+
+def test_a_slow_import_is_seen(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "erniem_rt", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "erniem_rt" / "__init__.py").open("a") as source:
+        source.write("\nimport time\ntime.sleep(0.15)\n")
+    assert loaded_by("import erniem_rt", tmp_path)[1] >= 0.150
+
+
+def test_the_public_names_are_these():
+    assert erniem_rt.__all__ == [
+        "ArtifactError",
+        "EngineUnavailableError",
+        "ErnieMError",
+        "InvalidInputError",
+        "Session",
+        "Tokenizer",
+    ]
+    assert dir(erniem_rt) == sorted([*erniem_rt.__all__, "__version__"])
+    for name in erniem_rt.__all__:
+        assert getattr(erniem_rt, name).__name__ == name
+
+
+def test_other_names_are_no_attributes():
+    with pytest.raises(AttributeError, match="module 'erniem_rt' has no attribute 'nothing'"):
+        _ = erniem_rt.nothing
+
+
+def test_types_are_shipped():
+    assert (PACKAGE / "py.typed").is_file()

@@ -1,0 +1,28 @@
+"""The tree of errors."""
+
+from __future__ import annotations
+
+import pytest
+
+import erniem_rt
+from erniem_rt import errors
+
+
+@pytest.mark.parametrize(
+    ("name", "bases"),
+    [
+        ("ErnieMError", (Exception,)),
+        ("InvalidInputError", (errors.ErnieMError, ValueError)),
+        ("ArtifactError", (errors.ErnieMError,)),
+        ("EngineUnavailableError", (errors.ErnieMError, ImportError)),
+    ],
+)
+def test_each_error_has_the_root_and_the_fitting_builtin(name, bases):
+    assert getattr(errors, name).__bases__ == bases
+    assert getattr(erniem_rt, name) is getattr(errors, name)
+
+
+def test_the_tree_is_complete():
+    assert sorted(errors.__all__) == sorted(
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+    )

@@ -1,0 +1,286 @@
+"""The manifest: what is written is read, and what is not as it should be is named."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import json
+import os
+import stat
+from dataclasses import replace
+
+import pytest
+
+import erniem_rt
+from erniem_rt import ArtifactError
+from erniem_rt.manifest import FORMAT_VERSION, HEADS, FileRecord, Limits, Manifest, TensorSpec, hash_file
+
+ROWS = ["batch", "sequence"]
+EXAMPLE = {
+    "format_version": 1,
+    "head": "qa",
+    "task": "question-answering",
+    "labels": None,
+    "problem_type": None,
+    "limits": {"max_length": 512, "vocab_size": 250002, "pad_token_id": 1},
+    "inputs": [
+        {"name": "input_ids", "dtype": "int64", "shape": ROWS},
+        {"name": "attention_mask", "dtype": "int64", "shape": ROWS},
+    ],
+    "outputs": [
+        {"name": "start_logits", "dtype": "float32", "shape": ROWS},
+        {"name": "end_logits", "dtype": "float32", "shape": ROWS},
+    ],
+    "precision": {"weights": "fp32", "embedding": "fp32"},
+    "opset": 20,
+    "target": "any",
+    "artifact": "qa.onnx",
+    "files": {
+        "qa.onnx": {"sha256": "a" * 64, "size": 123},
+        "qa.onnx.data": {"sha256": "0123456789abcdef" * 4, "size": 0},
+    },
+    "checkpoint": {"source": "somewhere", "sha256": "b" * 64, "architecture": "ErnieMForQuestionAnswering"},
+    "versions": {"erniem_rt": "0.1.0"},
+    "engine": None,
+    "parity": {"passed": True, "outputs": {"start_logits": {"max": 1e-6}}},
+}
+
+
+def write(path, content):
+    path.write_text(json.dumps(content), "utf-8")
+    return path
+
+
+def refused(path):
+    with pytest.raises(ArtifactError) as caught:
+        Manifest.load(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert message.endswith(f"; re-export with this version ({erniem_rt.__version__}).")
+    assert "\n" not in message
+    return message
+
+
+def test_the_format_is_read_as_documented(tmp_path):
+    manifest = Manifest.load(write(tmp_path / "qa.json", EXAMPLE))
+    assert manifest.format_version == FORMAT_VERSION == 1
+    assert (manifest.head, manifest.task, manifest.labels) == ("qa", "question-answering", None)
+    assert manifest.limits == Limits(max_length=512, vocab_size=250002, pad_token_id=1)
+    assert manifest.inputs[0] == TensorSpec("input_ids", "int64", ("batch", "sequence"))
+    assert manifest.files["qa.onnx"] == FileRecord("a" * 64, 123)
+    assert manifest.parity == EXAMPLE["parity"]
+
+
+def test_what_is_saved_is_what_was_loaded(tmp_path):
+    example = EXAMPLE | {"labels": ["да", "нет", "不"], "problem_type": "regression", "engine": {"flavour": "x"}}
+    manifest = Manifest.load(write(tmp_path / "qa.json", example))
+    manifest.save(tmp_path / "copy.json")
+    text = (tmp_path / "copy.json").read_text("utf-8")
+    assert json.loads(text) == example
+    assert list(json.loads(text)) == list(EXAMPLE)
+    assert "нет" in text
+    assert Manifest.load(tmp_path / "copy.json") == manifest
+    assert manifest.labels == ("да", "нет", "不")
+
+
+def test_every_head_is_in_the_table():
+    assert {head: spec.task for head, spec in HEADS.items()} == {
+        "base": "feature-extraction",
+        "cls": "text-classification",
+        "ner": "token-classification",
+        "mc": "multiple-choice",
+        "qa": "question-answering",
+        "ie": "information-extraction",
+    }
+    assert {head: list(spec.outputs) for head, spec in HEADS.items()} == {
+        "base": ["last_hidden_state", "pooler_output"],
+        "cls": ["logits"],
+        "ner": ["logits"],
+        "mc": ["logits"],
+        "qa": ["start_logits", "end_logits"],
+        "ie": ["start_logits", "end_logits"],
+    }
+    assert all(spec.inputs == ("input_ids", "attention_mask") for spec in HEADS.values())
+
+
+@pytest.mark.parametrize("key", EXAMPLE)
+def test_every_key_is_needed(tmp_path, key):
+    content = {name: value for name, value in EXAMPLE.items() if name != key}
+    assert f"key {key!r} is missing" in refused(write(tmp_path / "qa.json", content))
+
+
+def test_keys_of_another_version_are_refused(tmp_path):
+    assert "unknown key 'packing'" in refused(write(tmp_path / "qa.json", EXAMPLE | {"packing": True}))
+
+
+BAD = [
+    ("format_version", 2, "format_version is 2, and this version of erniem-rt reads 1"),
+    ("format_version", 0, "format_version is 0"),
+    ("format_version", "1", "key 'format_version' must be an integer of at least 0, got \"1\""),
+    ("format_version", True, "key 'format_version' must be an integer"),
+    ("head", "squad", "key 'head' must be 'base' or 'cls' or"),
+    ("head", ["qa"], "key 'head' must be"),
+    ("task", "text-classification", "key 'task' must be 'question-answering', got \"text-classification\""),
+    ("labels", "yes", "key 'labels' must be a list of strings, got \"yes\""),
+    ("labels", ["yes", 1], "key 'labels' must be a list of strings"),
+    ("problem_type", "other", "key 'problem_type' must be 'regression' or"),
+    ("limits", [], "key 'limits' must be an object, got []"),
+    ("limits.max_length", 0, "key 'limits.max_length' must be an integer of at least 1, got 0"),
+    ("limits.vocab_size", 1.5, "key 'limits.vocab_size' must be an integer of at least 1, got 1.5"),
+    ("limits.pad_token_id", -1, "key 'limits.pad_token_id' must be an integer of at least 0"),
+    ("inputs", [], "key 'inputs' must be a non-empty list of objects, got []"),
+    ("inputs", {}, "key 'inputs' must be a non-empty list of objects"),
+    ("inputs.0", "input_ids", "key 'inputs' must be a non-empty list of objects"),
+    ("inputs.1.name", "", "key 'inputs[1].name' must be a non-empty string"),
+    ("inputs.1.dtype", "bfloat", "key 'inputs[1].dtype' must be 'int64' or"),
+    ("inputs.0.shape", ["batch", 0], "key 'inputs[0].shape' must be a list of positive integers and axis names"),
+    ("inputs.0.shape", ["batch", ""], "key 'inputs[0].shape'"),
+    ("inputs.0.shape", ["batch", True], "key 'inputs[0].shape'"),
+    ("inputs.0.shape", "batch", "key 'inputs[0].shape'"),
+    ("inputs.0.shape", ["batch"], "input input_ids must have 2 axes, got ['batch']"),
+    ("inputs.1.shape", ["batch", "other"], "input attention_mask has an axis of its own"),
+    ("inputs.0.name", "ids", "inputs must be attention_mask and input_ids (or inputs_embeds), got ids, attention_mask"),
+    ("inputs.1.name", "mask", "inputs must be attention_mask and input_ids"),
+    ("inputs.1.name", "input_ids", "inputs lists a name twice"),
+    ("outputs.0.name", "end_logits", "outputs lists a name twice"),
+    ("outputs.0.name", "logits", "outputs lacks start_logits of head 'qa'"),
+    ("precision", None, "key 'precision' must be an object"),
+    ("precision.weights", 16, "key 'precision.weights' must be a non-empty string"),
+    ("opset", None, "key 'opset' must be an integer"),
+    ("target", 1, "key 'target' must be a non-empty string"),
+    ("artifact", "cls.onnx", "artifact is 'cls.onnx', which files does not list"),
+    ("files", [], "key 'files' must be an object"),
+    ("files.qa.onnx", 7, "key 'files.qa.onnx' must be an object, got 7"),
+    ("files.qa.onnx", {"size": 1}, "key 'files.qa.onnx.sha256' is missing"),
+    ("files.qa.onnx", {"size": -1, "sha256": "a" * 64}, "key 'files.qa.onnx.size' must be an integer of at least 0"),
+    ("files.qa.onnx", {"size": 1, "sha256": "A" * 64}, "key 'files.qa.onnx.sha256' must be 64 lower-case hex digits"),
+    ("checkpoint", "hub", "key 'checkpoint' must be an object"),
+    ("versions", None, "key 'versions' must be an object"),
+    ("engine", 3, "key 'engine' must be an object, got 3"),
+    ("parity", None, "key 'parity' must be an object"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "fragment"), BAD, ids=[f"{key}={value!r}"[:50] for key, value, _ in BAD])
+def test_wrong_values_are_named(tmp_path, key, value, fragment):
+    content = copy.deepcopy(EXAMPLE)
+    *parents, last = key.split(".", 1 if key.startswith("files") else -1)
+    target = content
+    for name in parents:
+        target = target[int(name) if name.isdigit() else name]
+    target[int(last) if last.isdigit() else last] = value
+    assert fragment in refused(write(tmp_path / "qa.json", content))
+
+
+def test_an_input_that_this_version_does_not_know(tmp_path):
+    content = EXAMPLE | {"inputs": [*EXAMPLE["inputs"], {"name": "token_type_ids", "dtype": "int64", "shape": ROWS}]}
+    assert "'token_type_ids', which this version does not know" in refused(write(tmp_path / "qa.json", content))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/passwd", "..", ".", "", "a\\b", "C:x", "C:\\x", "a\0b", "x/"])
+def test_files_lie_in_the_folder(tmp_path, name):
+    content = EXAMPLE | {"files": {**EXAMPLE["files"], name: {"sha256": "a" * 64, "size": 1}}}
+    message = refused(write(tmp_path / "qa.json", content))
+    assert f"key 'files' must hold plain file names inside the folder, got {name!r}" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1, 2]", b"null", b'"text"', b"\xff\xfe\x00", b"[" * 100_000, b"not json", b"1" * 5000],
+    ids=["empty", "open", "list", "null", "text", "binary", "deep", "words", "digits"],
+)
+def test_malformed_json(tmp_path, content):
+    (tmp_path / "qa.json").write_bytes(content)
+    assert "expected " in refused(tmp_path / "qa.json")
+
+
+def test_long_values_are_shortened(tmp_path):
+    assert len(refused(write(tmp_path / "qa.json", EXAMPLE | {"labels": "x" * 10_000}))) < 300 + len(str(tmp_path))
+
+
+def test_no_manifest(tmp_path):
+    assert "there is no such file" in refused(tmp_path / "qa.json")
+
+
+def test_a_folder_in_its_place(tmp_path):
+    with pytest.raises(ArtifactError, match="cannot be read: Is a directory"):
+        Manifest.load(tmp_path)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return Manifest.load(write(tmp_path / "qa.json", EXAMPLE))
+
+
+def test_saving_replaces_in_one_step(manifest, tmp_path, monkeypatch):
+    """A disk that is full leaves the old manifest, whole, and nothing else."""
+    before = (tmp_path / "qa.json").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace(manifest, opset=21).save(tmp_path / "qa.json")
+    assert (tmp_path / "qa.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["qa.json"]
+    monkeypatch.undo()
+    replace(manifest, opset=21).save(tmp_path / "qa.json")
+    assert Manifest.load(tmp_path / "qa.json").opset == 21
+    assert [path.name for path in tmp_path.iterdir()] == ["qa.json"]
+
+
+def test_numbers_that_json_lacks_are_not_saved(manifest, tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(manifest, parity={"max": float("nan")}).save(tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are those of POSIX")
+def test_saved_files_have_the_usual_permissions(manifest, tmp_path):
+    manifest.save(tmp_path / "new.json")
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE((tmp_path / "new.json").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_000])
+def test_hashes_are_those_of_the_whole_content(tmp_path, size):
+    content = os.urandom(size)
+    (tmp_path / "data").write_bytes(content)
+    assert hash_file(tmp_path / "data") == FileRecord(hashlib.sha256(content).hexdigest(), size)
+
+
+def test_hashing_what_is_not_there(tmp_path):
+    with pytest.raises(ArtifactError, match="data cannot be read: No such file"):
+        hash_file(tmp_path / "data")
+
+
+def test_verify_names_the_file(manifest, tmp_path):
+    for name in manifest.files:
+        (tmp_path / name).write_bytes(b"content")
+    good = replace(manifest, files={name: hash_file(tmp_path / name) for name in manifest.files})
+    good.verify(tmp_path)
+
+    (tmp_path / "qa.onnx.data").write_bytes(b"c0ntent")
+    good.verify(tmp_path, hashes=False)
+    with pytest.raises(ArtifactError, match=r"qa\.onnx\.data was changed after export: expected sha256 ed70.*, found "):
+        good.verify(tmp_path)
+
+    (tmp_path / "qa.onnx.data").write_bytes(b"cont")
+    for hashes in (True, False):
+        with pytest.raises(ArtifactError, match=r"qa\.onnx\.data is truncated: expected 7 bytes, found 4\."):
+            good.verify(tmp_path, hashes=hashes)
+
+    (tmp_path / "qa.onnx.data").unlink()
+    for hashes in (True, False):
+        with pytest.raises(ArtifactError, match=r"qa\.onnx\.data is missing: the manifest lists it"):
+            good.verify(tmp_path, hashes=hashes)
+
+
+def test_all_sizes_come_before_any_hash(manifest, tmp_path):
+    """A truncated last file is found without reading gigabytes of the first."""
+    (tmp_path / "qa.onnx").write_bytes(b"x" * 123)
+    (tmp_path / "qa.onnx.data").write_bytes(b"not empty")
+    with pytest.raises(ArtifactError, match=r"qa\.onnx\.data is longer than what was exported: expected 0 bytes"):
+        manifest.verify(tmp_path)

@@ -1,0 +1,187 @@
+"""The ONNX Runtime engine: options, devices, and what is said when a package or a device is not there."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session
+from erniem_rt.engines.base import Device
+from erniem_rt.engines.ort import OrtEngine
+from erniem_rt.manifest import TensorSpec
+
+CPU = Device("cpu")
+
+
+@pytest.fixture
+def created(monkeypatch):
+    """The sessions that onnxruntime is asked for, as (path, options, keyword arguments)."""
+    calls = []
+    real = onnxruntime.InferenceSession
+
+    def spy(path, options, **kwargs):
+        calls.append(SimpleNamespace(path=path, options=options, **kwargs))
+        return real(path, options, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    return calls
+
+
+def fake_onnxruntime(monkeypatch, *, active=("CUDAExecutionProvider", "CPUExecutionProvider"), failure=None):
+    """An onnxruntime that offers CUDA; ``active`` is what a session ends up with. Returns the calls."""
+    calls = []
+
+    def session(path, options, **kwargs):
+        calls.append(kwargs)
+        if failure is not None:
+            raise failure
+        return SimpleNamespace(get_providers=lambda: list(active), get_inputs=list, get_outputs=list)
+
+    module = SimpleNamespace(
+        __version__="1.0",
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        InferenceSession=session,
+        SessionOptions=SimpleNamespace,
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    return calls
+
+
+def test_the_graph_speaks_for_itself(heads):
+    engine = OrtEngine(heads["base"].path, device=CPU, threads=1)
+    assert engine.inputs == (
+        TensorSpec("input_ids", "int64", ("batch", "sequence")),
+        TensorSpec("attention_mask", "int64", ("batch", "sequence")),
+    )
+    assert engine.outputs == (
+        TensorSpec("last_hidden_state", "float32", ("batch", "sequence", 8)),
+        TensorSpec("pooler_output", "float32", ("batch", 8)),
+    )
+
+
+def test_outputs_come_in_the_order_asked_for(heads):
+    engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
+    feeds = {"input_ids": np.array([[0, 5, 2]]), "attention_mask": np.ones((1, 3), np.int64)}
+    start, end = engine.run(feeds, ["start_logits", "end_logits"])
+    swapped = engine.run(feeds, ["end_logits", "start_logits"])
+    np.testing.assert_array_equal(swapped, [end, start])
+    assert np.abs(start - end).max() > 0.1
+    engine.close()
+    engine.close()
+    with pytest.raises(InvalidInputError, match="the engine is closed; open the artifact again"):
+        engine.run(feeds, ["start_logits"])
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, 0), (1, 1), (3, 3)])
+def test_threads_reach_the_engine(heads, created, threads, expected):
+    Session(heads["qa"].path, threads=threads).close()
+    (call,) = created
+    assert call.options.intra_op_num_threads == expected
+    assert call.path == str(heads["qa"].path)
+    assert call.providers == ["CPUExecutionProvider"]
+    assert call.enable_fallback is False
+
+
+def normalizing_graph(path):
+    """x + x, normalized: what the fusion that is switched off would replace."""
+    weights = [numpy_helper.from_array(np.full(4, value, np.float32), name) for name, value in (("g", 1), ("b", 0))]
+    axes = ["batch", "sequence", 4]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("x", "y", "z")]
+    nodes = [
+        helper.make_node("Add", ["x", "y"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "g", "b"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "norm", values[:2], values[2:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+@pytest.mark.parametrize(
+    ("disabled", "expected"),
+    [(None, ["Add", "LayerNormalization"]), ([], ["SkipLayerNormalization"])],
+)
+def test_layer_norms_stay_unfused_on_cpu(tmp_path, monkeypatch, disabled, expected):
+    """Our setting keeps the pair, and without it the graph is fused: the setting is what does it."""
+    normalizing_graph(tmp_path / "norm.onnx")
+    real = onnxruntime.InferenceSession
+
+    def spy(path, options, **kwargs):
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 4
+        return real(path, options, **(kwargs if disabled is None else {**kwargs, "disabled_optimizers": disabled}))
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    OrtEngine(tmp_path / "norm.onnx", device=CPU, threads=1)
+    assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == expected
+
+
+def test_without_onnxruntime(heads, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineUnavailableError) as caught:
+        Session(heads["qa"].path)
+    assert str(caught.value) == (
+        'Running an .onnx artifact needs the package onnxruntime: pip install "erniem-rt[ort]".'
+    )
+    assert isinstance(caught.value, ImportError)
+
+
+def test_an_onnxruntime_that_is_itself_broken_speaks_for_itself(heads, monkeypatch, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("import a_package_it_needs\n")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_it_needs"):
+        Session(heads["qa"].path)
+
+
+def test_cuda_without_its_provider(heads, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineUnavailableError) as caught:
+        Session(heads["qa"].path, device="cuda")
+    assert str(caught.value) == (
+        "device 'cuda' needs onnxruntime with CUDA, and the one installed offers CPUExecutionProvider: "
+        'pip install "erniem-rt[gpu]".'
+    )
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:3", 3)])
+def test_cuda_is_asked_for_by_index(tmp_path, monkeypatch, device, index):
+    (call,) = [fake_onnxruntime(monkeypatch)]
+    OrtEngine(tmp_path / "qa.onnx", device=Device.parse(device), threads=None)
+    assert call == [
+        {
+            "providers": [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"],
+            "disabled_optimizers": [],
+            "enable_fallback": False,
+        }
+    ]
+
+
+def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
+    fake_onnxruntime(monkeypatch, active=["CPUExecutionProvider"])
+    with pytest.raises(EngineUnavailableError, match="could not start CUDA on cuda:1 and would have run on the CPU"):
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), threads=None)
+
+
+def test_a_device_that_fails_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
+    fake_onnxruntime(monkeypatch, failure=RuntimeError("CUDA failure 101: invalid device ordinal\nmore"))
+    with pytest.raises(
+        EngineUnavailableError, match=r"could not use cuda:7: CUDA failure 101: invalid device ordinal$"
+    ):
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 7), threads=None)
+
+
+def test_a_file_that_fails_is_not_the_fault_of_the_device(tmp_path, monkeypatch):
+    fake_onnxruntime(monkeypatch, failure=RuntimeError("protobuf parsing failed"))
+    with pytest.raises(ArtifactError, match=r"cannot be loaded by onnxruntime 1\.0: protobuf parsing failed"):
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda"), threads=None)
+
+
+def test_a_lack_of_memory_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
+    fake_onnxruntime(monkeypatch, failure=MemoryError())
+    with pytest.raises(MemoryError):
+        OrtEngine(tmp_path / "qa.onnx", device=CPU, threads=None)
