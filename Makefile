@@ -1,0 +1,97 @@
+# Every target prepares what it needs. The one thing to have is Python 3.11 or newer; `make PYTHON=...` chooses which.
+# `make test ARGS="-k wheel -x"` hands arguments on to pytest.
+
+PYTHON ?= python3
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The packages come from each environment, never from the caller's shell.
+unexport PYTHONPATH
+
+SOURCES := pyproject.toml README.md LICENSE \
+	$(shell find erniem_rt export/erniem_export -name '*.py' -o -name py.typed)
+DEV := .venv/.stamp
+TF5 := .venv-tf5/.stamp
+SERVE := .venv-serve/.stamp
+NANO := examples/nano/checkpoints
+
+.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval wheel clean clean-all
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(DEV) ## Prepare .venv, the environment for development
+
+demo: $(DEV) $(SERVE) ## Export the nano checkpoint, then answer questions in a process without torch
+	.venv/bin/erniem-export --model $(NANO)/qa --head qa --output out/demo
+	.venv-serve/bin/python examples/demo.py out/demo
+
+test: $(DEV) ## Run all tests against the reference, transformers 4.57
+	.venv/bin/pytest $(ARGS)
+
+test-transformers5: $(TF5) ## Run the exporter's tests and a real export on transformers 5
+	.venv-tf5/bin/pytest tests/export $(ARGS)
+	.venv-tf5/bin/erniem-export --model $(NANO)/qa --head qa --output out/transformers5
+	.venv-tf5/bin/erniem-verify out/transformers5/qa.onnx --model $(NANO)/qa
+
+lint: $(DEV) ## Check style and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+typecheck: $(DEV) ## Check types in both packages, strictly
+	.venv/bin/mypy
+
+format: $(DEV) ## Format the code and fix what can be fixed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+check: lint typecheck test test-transformers5 ## Run every check: lint, types, all tests
+
+nano-train: $(DEV) ## Train the nano checkpoints from scratch
+	.venv/bin/python examples/nano/train.py $(ARGS)
+
+nano-eval: $(DEV) ## Measure the nano checkpoints on their held-out data
+	.venv/bin/python examples/nano/evaluate.py $(ARGS)
+
+wheel: dist/.stamp ## Build the wheel into dist/
+
+clean: ## Remove outputs and caches, keep the environments
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find erniem_rt export tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+clean-all: clean ## Remove the environments too
+	rm -rf .venv .venv-tf5 .venv-serve
+
+# $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
+define install
+@$(PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo 'Expected Python 3.11 or newer with the venv module as "$(PYTHON)": the pinned tools need it. Install it' \
+	'(on Debian and Ubuntu also python3-venv), or name another one: make PYTHON=/path/to/python' >&2; exit 1; }
+@echo 'installing requirements/$(2).txt into $(1) (once, about a minute)'
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/$(2).txt
+endef
+
+# $(call install-package,FOLDER,WHAT): this project, and nothing that it would pull in beyond the pins.
+define install-package
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(2)
+@touch $(1)/.stamp
+endef
+
+$(DEV): pyproject.toml requirements/serve.txt requirements/common.txt requirements/dev.txt
+	$(call install,.venv,dev)
+	$(call install-package,.venv,--no-build-isolation --editable .)
+
+$(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requirements/transformers5.txt
+	$(call install,.venv-tf5,transformers5)
+	$(call install-package,.venv-tf5,--no-build-isolation --editable .)
+
+$(SERVE): dist/.stamp requirements/serve.txt
+	$(call install,.venv-serve,serve)
+	$(call install-package,.venv-serve,--force-reinstall dist/*.whl)
+
+dist/.stamp: $(DEV) $(SOURCES)
+	@rm -rf dist
+	@.venv/bin/python -m hatchling build --target wheel --directory dist
+	@touch $@
