@@ -64,9 +64,12 @@ def _check_names(given: Mapping[str, object], specs: Mapping[str, TensorSpec], m
 def _as_array(name: str, value: object) -> NDArray[Any]:
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    # RuntimeError is what a torch tensor that is not on the CPU, or part of a graph, may answer.
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
-            f"{name} cannot be read as one array: {error}. Pad rows of different lengths to the same length."
+            f"{name} cannot be read as one array: {reason}. Give a numpy array or nested lists whose rows are "
+            "padded to the same length."
         ) from error
 
 

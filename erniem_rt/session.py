@@ -31,7 +31,8 @@ class Session:
         path: ``HEAD.onnx``, or its manifest ``HEAD.json``, in the folder that was exported.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Never a wish: a device that is not there is an error.
         threads: threads that one run may use; None leaves it to the engine (all physical cores).
-        verify: compare the SHA-256 of every file with the manifest. Without it only presence and sizes are.
+        verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights.
+            Without it, only that the files are there with their sizes.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
@@ -114,7 +115,7 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
 
 
 def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool) -> Engine:
-    """Open the engine, with the hashes computed beside it: both take about as long, on a core each."""
+    """Open the engine while another thread computes the hashes, which take longer: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     manifest.verify(path.parent, hashes=False)
     with ThreadPoolExecutor(max_workers=1) as pool:

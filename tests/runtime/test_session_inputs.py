@@ -140,7 +140,16 @@ def test_wrong_rank_for_choices(mc):
 
 
 def test_rows_of_different_lengths(qa):
-    refuses(qa, "input_ids cannot be read as one array", "Pad rows", input_ids=[[0, 2], [0, 5, 2]])
+    refuses(qa, "input_ids cannot be read as one array", "padded", input_ids=[[0, 2], [0, 5, 2]])
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_a_tensor_that_numpy_cannot_reach(qa, error):
+    class OnAnotherDevice:
+        def __array__(self, dtype=None, copy=None):
+            raise error("can't convert to numpy")
+
+    refuses(qa, "input_ids cannot be read as one array: can't convert to numpy.", input_ids=OnAnotherDevice())
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 4), (4,), (2, 4, 1), (2, 0)])
