@@ -75,6 +75,10 @@ class ErnieMSelfAttention(nn.Module):
                 weights = weights * head_mask
             context = torch.matmul(weights, value)
         else:
+            if query.dtype == torch.float16:
+                # float16's lowest value plus a score is not that value again, as it is in the wider types: without
+                # scores, a row that attends to nothing gets uniform weights here as well.
+                query = query * attend.any(-1, keepdim=True)
             context = functional.scaled_dot_product_attention(
                 query,
                 key,

@@ -253,7 +253,7 @@ class ErnieMForMultipleChoice(ErnieMPreTrainedModel):
         """Return ``logits (batch, choices)``.
 
         Ids, mask and positions are ``(batch, choices, sequence)``, embeddings ``(batch, choices, sequence, hidden)``;
-        the rest is as in :meth:`ErnieMModel.forward`. ``labels`` are ``(batch,)`` int64, the right choice's index.
+        the rest is as in :meth:`ErnieMModel.forward`. ``labels`` are ``(batch,)`` integers, the right choice's index.
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None:
@@ -269,7 +269,7 @@ class ErnieMForMultipleChoice(ErnieMPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output)).reshape(tokens.shape[:2])
-        loss = None if labels is None else functional.cross_entropy(logits, labels)
+        loss = None if labels is None else functional.cross_entropy(logits, labels.long())
         output = MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)
         return _finish(self.config, return_dict, output)
 
@@ -300,7 +300,7 @@ class ErnieMForTokenClassification(ErnieMPreTrainedModel):
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Return ``logits (batch, sequence, labels)``; the other arguments are those of :meth:`ErnieMModel.forward`.
 
-        ``labels`` are ``(batch, sequence)`` int64 classes; -100 is ignored.
+        ``labels`` are ``(batch, sequence)`` integer classes; -100 is ignored.
         """
         _refuse_cache(past_key_values, None)
         outputs = self.ernie_m(
@@ -314,7 +314,7 @@ class ErnieMForTokenClassification(ErnieMPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = None if labels is None else functional.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
         output = TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
         return _finish(self.config, return_dict, output)
 
@@ -324,6 +324,8 @@ class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__(config)
+        if config.num_labels != 2:
+            raise ValueError(f"question answering has two labels, start and end; num_labels is {config.num_labels}")
         self.num_labels = config.num_labels
         self.ernie_m = ErnieMModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
@@ -344,7 +346,7 @@ class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
     ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
         """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
 
-        ``start_positions`` and ``end_positions`` are ``(batch,)`` int64 token indices; those outside of the sequence
+        ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; those outside of the sequence
         are ignored by the loss.
         """
         outputs = self.ernie_m(
@@ -469,7 +471,7 @@ def _sequence_loss(config: ErnieMConfig, logits: Tensor, labels: Tensor) -> Tens
     if problem == "regression":
         return functional.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
     if problem == "single_label_classification":
-        return functional.cross_entropy(logits, labels.flatten())
+        return functional.cross_entropy(logits, labels.flatten().long())
     if problem == "multi_label_classification":
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     raise ValueError(f"unknown config.problem_type {problem!r}")
@@ -484,7 +486,7 @@ def _problem_type(num_labels: int, labels: Tensor) -> str:
 
 def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     ignored = logits.shape[1]
-    return functional.cross_entropy(logits, positions.flatten().clamp(0, ignored), ignore_index=ignored)
+    return functional.cross_entropy(logits, positions.flatten().long().clamp(0, ignored), ignore_index=ignored)
 
 
 def _binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
