@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from erniem_rt.errors import ErnieMError
 
 __all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "ParityError"]
@@ -20,7 +23,11 @@ class FusionError(ErnieMError):
 
 
 class ParityError(ErnieMError):
-    """An artifact whose numbers are not those of the PyTorch model."""
+    """An artifact whose numbers are not those of the PyTorch model; ``report`` has them, if any were computed."""
+
+    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class EngineBuildError(ErnieMError):

@@ -1,0 +1,178 @@
+"""A checkpoint, loaded: the model in float32, and what came with it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from erniem_export.configuration import ErnieMConfig
+from erniem_export.errors import CheckpointError
+from erniem_export.heads import CLASSES
+from erniem_export.random_weights import SIZES, random_config, randomize
+from erniem_export.sources import CONFIG_FILE, find_folder, tokenizer_files, weight_files
+from erniem_export.weights import Shapes, check_weights, read_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from erniem_export.modeling import ErnieMPreTrainedModel
+
+__all__ = ["Checkpoint", "load_checkpoint"]
+
+_RANDOM = "random:"
+_HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
+    tokenizer's files, or None; ``config_text`` is the content of ``config.json``.
+    """
+
+    model: ErnieMPreTrainedModel
+    head: str
+    source: str
+    config_text: str
+    tokenizer_dir: Path | None
+
+    @property
+    def config(self) -> ErnieMConfig:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def architecture(self) -> str:
+        """The class's name."""
+        return type(self.model).__name__
+
+    def identity(self) -> str:
+        """SHA-256 over the names, shapes and float32 values of all parameters: the same for any file format."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
+    """Load a local folder, a hub id, or ``random:tiny``, ``random:base``, ``random:large``.
+
+    Args:
+        model: Where the checkpoint is.
+        head: One of the six heads, or ``auto`` to read it from the config or the weights.
+
+    Raises:
+        CheckpointError: It is not there, damaged, not ErnieM, of another head, or at odds with its own config.
+    """
+    if model.startswith(_RANDOM):
+        return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
+    folder = find_folder(model)
+    config_text, config = _read_config(folder)
+    files = weight_files(folder)
+    shapes = read_shapes(files)
+    head = _resolve_head(head, config, shapes)
+    check_weights(head, config, shapes)
+    return Checkpoint(
+        model=_load(folder, head, config),
+        head=head,
+        source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
+        config_text=config_text,
+        tokenizer_dir=folder if tokenizer_files(folder) else None,
+    )
+
+
+def _random(size: str, head: str) -> Checkpoint:
+    if size not in SIZES:
+        raise CheckpointError(f"random:{size} is not known; expected one of {', '.join(_RANDOM + s for s in SIZES)}")
+    config = random_config(size, head)
+    cls = CLASSES[head]
+    config.architectures = [cls.__name__]
+    with torch.device("meta"):
+        model = cls(config)
+    model.to_empty(device="cpu")
+    randomize(model)
+    return Checkpoint(model.eval(), head, _RANDOM + size, config.to_json_string(use_diff=False), None)
+
+
+def _read_config(folder: Path) -> tuple[str, ErnieMConfig]:
+    path = folder / CONFIG_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    kind = content.get("model_type")
+    architectures = content.get("architectures") or []
+    if kind != "ernie_m" and not (kind is None and any(name in _HEAD_OF_CLASS for name in architectures)):
+        raise CheckpointError(f"{path} says model_type = {kind!r}; expected 'ernie_m'")
+    try:
+        return text, ErnieMConfig(**content)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
+
+
+def _resolve_head(head: str, config: ErnieMConfig, shapes: Shapes) -> str:
+    declared = [_HEAD_OF_CLASS[name] for name in config.architectures or [] if name in _HEAD_OF_CLASS]
+    if head == "auto":
+        return declared[0] if declared else _head_of_weights(config, shapes)
+    if head != "base" and declared and declared[0] not in ("base", head):
+        raise CheckpointError(
+            f"--head {head} contradicts the checkpoint: config.json names {config.architectures[0]}, "
+            f"which is head {declared[0]}"
+        )
+    return head
+
+
+def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
+    names = set(shapes)
+    if "qa_outputs.weight" in names:
+        return "qa"
+    if "linear_start.weight" in names:
+        return "ie"
+    if "classifier.weight" not in names:
+        return "base"
+    if "ernie_m.pooler.dense.weight" not in names:
+        return "ner"
+    if shapes["classifier.weight"][0] != 1:
+        return "cls"
+    if config.num_labels != 1:
+        return "mc"
+    raise CheckpointError("config.json names no architecture, and the weights fit cls and mc: say --head cls or mc")
+
+
+def _load(folder: Path, head: str, config: ErnieMConfig) -> ErnieMPreTrainedModel:
+    with _quiet_transformers():
+        model, info = CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise CheckpointError(f"{folder} was not loaded whole: {info['missing_keys']} {info['mismatched_keys']}")
+    loaded: ErnieMPreTrainedModel = model.float().eval()
+    return loaded
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """The library's remarks on keys that another head left behind are not for our user."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers.logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

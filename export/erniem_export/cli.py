@@ -1,0 +1,124 @@
+"""``erniem-export`` and ``erniem-verify``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erniem_export.errors import ParityError
+from erniem_export.parity.report import format_report
+from erniem_export.progress import Terminal
+from erniem_rt import __version__
+from erniem_rt.errors import ErnieMError
+from erniem_rt.manifest import HEADS
+
+if TYPE_CHECKING:
+    from erniem_export.options import ExportOptions
+
+__all__ = ["main", "verify_main"]
+
+_MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage)."""
+    options = _export_parser().parse_args(argv)
+    return _run(lambda: _export(options))
+
+
+def verify_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``erniem-verify``; returns as :func:`main`."""
+    options = _verify_parser().parse_args(argv)
+    return _run(lambda: _verify(options))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from erniem_export.pipeline import export
+
+    started = time.monotonic()
+    artifact, manifest = export(_options(arguments), Terminal())
+    print(format_report(manifest.parity[manifest.artifact]))
+    size = sum(record.size for record in manifest.files.values()) / 1e6
+    print(f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from erniem_export.pipeline import verify
+
+    manifest = verify(Path(arguments.artifact), arguments.model, Terminal())
+    print(format_report(manifest.parity[manifest.artifact]))
+
+
+def _options(arguments: argparse.Namespace) -> ExportOptions:
+    from erniem_export.heads import GraphOptions
+    from erniem_export.options import ExportOptions
+
+    graph = GraphOptions(
+        position_ids=arguments.with_position_ids,
+        head_mask=arguments.with_head_mask,
+        inputs_embeds=arguments.with_inputs_embeds,
+        hidden_states=arguments.with_hidden_states,
+        attentions=arguments.with_attentions,
+    )
+    return ExportOptions(model=arguments.model, head=arguments.head, output=Path(arguments.output), graph=graph)
+
+
+def _run(command: Callable[[], None]) -> int:
+    # Without a handler, SIGTERM would end the process with half-written files left behind.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 1
+    except ErnieMError as error:
+        if isinstance(error, ParityError) and error.report is not None:
+            print(format_report(error.report))
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="erniem-export",
+        description="Export an ErnieM checkpoint to ONNX. Nothing is written unless its numbers are PyTorch's.",
+    )
+    parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
+    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help=_MODEL_HELP)
+    parser.add_argument(
+        "--head",
+        choices=["auto", *HEADS],
+        default="auto",
+        help="auto reads it from the checkpoint; " + ", ".join(f"{name}: {head.task}" for name, head in HEADS.items()),
+    )
+    parser.add_argument("--output", default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)")
+    inputs = parser.add_argument_group("optional inputs of the graph")
+    inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
+    inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
+    inputs.add_argument("--with-inputs-embeds", action="store_true", help="take inputs_embeds instead of input_ids")
+    outputs = parser.add_argument_group("optional outputs of the graph")
+    outputs.add_argument("--with-hidden-states", action="store_true", help="add hidden_states.0, .1, ...")
+    outputs.add_argument("--with-attentions", action="store_true", help="add attentions.0, .1, ...")
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="erniem-verify", description="Compare an exported artifact with the checkpoint it came from, again."
+    )
+    parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="HEAD.onnx in the exported folder")
+    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help=_MODEL_HELP)
+    return parser

@@ -1,0 +1,77 @@
+"""The six heads as the exporter sees them: class, example inputs, and the tensors of the exported graph.
+
+Names and axes come from :data:`erniem_rt.manifest.HEADS`, the table that the runtime reads too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from erniem_export import modeling
+from erniem_rt.manifest import HEADS, TensorSpec
+
+if TYPE_CHECKING:
+    from erniem_export.configuration import ErnieMConfig
+
+__all__ = ["CLASSES", "GraphOptions", "graph_inputs", "graph_outputs"]
+
+CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
+    "base": modeling.ErnieMModel,
+    "cls": modeling.ErnieMForSequenceClassification,
+    "ner": modeling.ErnieMForTokenClassification,
+    "mc": modeling.ErnieMForMultipleChoice,
+    "qa": modeling.ErnieMForQuestionAnswering,
+    "ie": modeling.ErnieMForInformationExtraction,
+}
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """Optional inputs and outputs of the exported graph.
+
+    ``inputs_embeds`` takes the place of ``input_ids``; ``hidden_states`` adds ``hidden_states.{i}`` for the
+    embeddings (0) and each layer; ``attentions`` adds ``attentions.{i}`` for each layer.
+    """
+
+    position_ids: bool = False
+    head_mask: bool = False
+    inputs_embeds: bool = False
+    hidden_states: bool = False
+    attentions: bool = False
+
+
+def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
+    """The inputs of the exported graph, in order."""
+    rows = HEADS[head].axes
+    tokens = (
+        TensorSpec("inputs_embeds", "float32", (*rows, config.hidden_size))
+        if options.inputs_embeds
+        else TensorSpec("input_ids", "int64", rows)
+    )
+    specs = [tokens, TensorSpec("attention_mask", "int64", rows)]
+    if options.position_ids:
+        specs.append(TensorSpec("position_ids", "int64", rows))
+    if options.head_mask:
+        specs.append(TensorSpec("head_mask", "float32", (config.num_hidden_layers, config.num_attention_heads)))
+    return tuple(specs)
+
+
+def graph_outputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
+    """The outputs of the exported graph, in order.
+
+    The choices of ``mc`` are rows to the encoder, so its hidden states and attentions have ``batch*choices`` rows.
+    """
+    sizes = {"hidden": config.hidden_size, "labels": config.num_labels}
+    specs = [
+        TensorSpec(name, "float32", tuple(sizes.get(axis, axis) for axis in axes))
+        for name, axes in HEADS[head].outputs.items()
+    ]
+    rows = "batch*choices" if head == "mc" else "batch"
+    if options.hidden_states:
+        shape = (rows, "sequence", config.hidden_size)
+        specs += [TensorSpec(f"hidden_states.{i}", "float32", shape) for i in range(config.num_hidden_layers + 1)]
+    if options.attentions:
+        weights = (rows, config.num_attention_heads, "sequence", "sequence")
+        specs += [TensorSpec(f"attentions.{i}", "float32", weights) for i in range(config.num_hidden_layers)]
+    return tuple(specs)

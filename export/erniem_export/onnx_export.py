@@ -1,0 +1,163 @@
+"""From a PyTorch model to the canonical ONNX graph: standard operators, named inputs, dynamic axes.
+
+Every target-specific graph is derived from this one. The weights are written beside it as external data, which
+the runtime maps into memory instead of reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from erniem_export.errors import ExportError
+from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
+from erniem_rt.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from erniem_export.modeling import ErnieMPreTrainedModel
+
+__all__ = ["OPSET", "trace", "write"]
+
+# The first opset with Gelu; LayerNormalization is there since 17.
+OPSET = 20
+
+# Sizes for tracing: different from each other and from 1, so that no two axes are taken for one.
+_EXAMPLE_SIZES = {"batch": 2, "choices": 3, "sequence": 5}
+
+# Smaller tensors stay in the graph: shapes and scalars, which shape inference must be able to read.
+_EXTERNAL_FROM_BYTES = 64
+
+
+# What _Traced puts before the names of the model's parameters.
+_MODEL_PREFIX = "model."
+
+
+class _Traced(nn.Module):
+    """The model with its wanted outputs as a tuple.
+
+    Attention weights are always asked for: that traces attention as MatMul, Softmax, MatMul, the form that graph
+    passes and TensorRT know. Those that are no output of the graph fall away.
+    """
+
+    def __init__(self, model: ErnieMPreTrainedModel, outputs: Sequence[str], options: GraphOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = [name for name in outputs if "." not in name]
+        self.options = options
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        result = self.model(
+            **inputs, output_hidden_states=self.options.hidden_states, output_attentions=True, return_dict=True
+        )
+        tensors = [result[name] for name in self.outputs]
+        tensors += result.hidden_states if self.options.hidden_states else ()
+        tensors += result.attentions if self.options.attentions else ()
+        return tuple(tensors)
+
+
+def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.Model:
+    """Trace ``model`` into the canonical graph; :class:`ExportError` if it does not come out as specified."""
+    inputs = graph_inputs(head, model.config, options)
+    outputs = graph_outputs(head, model.config, options)
+    dims = {axis: torch.export.Dim(axis) for axis in _EXAMPLE_SIZES}
+    dynamic = {
+        spec.name: {i: dims[axis] for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
+    }
+    with torch.no_grad(), _quiet_tracer():
+        program = torch.onnx.export(
+            _Traced(model.eval(), [spec.name for spec in outputs], options),
+            kwargs={"inputs": {spec.name: _example(spec) for spec in inputs}},
+            dynamic_shapes={"inputs": dynamic},
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export returned no program")
+    graph = _tidy(program.model)
+    _check(graph, inputs, outputs)
+    return graph
+
+
+def write(graph: ir.Model, path: Path) -> None:
+    """Write ``path`` and, with the weights, ``path`` + ``.data``."""
+    ir.save(graph, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    shape = [axis if isinstance(axis, int) else _EXAMPLE_SIZES[axis] for axis in spec.shape]
+    return torch.ones(shape, dtype=getattr(torch, spec.dtype))
+
+
+@contextlib.contextmanager
+def _quiet_tracer() -> Iterator[None]:
+    """Silence what torch's tracer says to its own developers (missing torchvision, deprecated internals)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(model: ir.Model) -> ir.Model:
+    """Sign the graph, name its weights as the checkpoint does, and remove the tracer's notes (stack traces)."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version = "erniem-rt", None
+    model.graph.name = "ernie_m"
+    _name_weights(model.graph)
+    return model
+
+
+def _name_weights(graph: ir.Graph) -> None:
+    """Give each initializer the name of its parameter; a transposed weight gets ``.T`` behind it.
+
+    The tracer stores the weight of a linear layer transposed, under a number. Its bias, added next, tells the name.
+    """
+    for name, value in list(graph.initializers.items()):
+        if name.startswith(_MODEL_PREFIX):
+            value.name = name.removeprefix(_MODEL_PREFIX)
+    for node in graph:
+        if node.op_type != "MatMul" or node.inputs[1] is None or not node.inputs[1].is_initializer():
+            continue
+        biases = [operand for use in node.outputs[0].uses() for operand in use.node.inputs if operand is not None]
+        names = [value.name for value in biases if value.is_initializer() and str(value.name).endswith(".bias")]
+        weight = f"{names[0].removesuffix('.bias')}.weight.T" if len(names) == 1 and names[0] else None
+        if weight and weight not in graph.initializers:
+            node.inputs[1].name = weight
+
+
+def _check(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Hold the graph against its specification: opset, operator domains, names, dtypes and axes."""
+    if dict(model.opset_imports) != {"": OPSET} or model.functions:
+        raise ExportError(f"expected standard operators of opset {OPSET} only, got {dict(model.opset_imports)}")
+    for kind, specs, values in (("inputs", inputs, model.graph.inputs), ("outputs", outputs, model.graph.outputs)):
+        found = [_spec(value) for value in values]
+        if found != list(specs):
+            raise ExportError(f"the graph's {kind} are {found}, expected {list(specs)}")
+
+
+def _spec(value: Any) -> TensorSpec:
+    axes = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape or ())
+    return TensorSpec(value.name, value.dtype.numpy().name, axes)

@@ -1,0 +1,43 @@
+"""The gate's report as a table for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["format_report"]
+
+_COLUMNS = ("output", "max", "mean", "p99", "rel. L2", "cosine", "NaN/inf", "padding", "worst case")
+
+
+def format_report(parity: Mapping[str, Any]) -> str:
+    """Return the table of a report as it stands in the manifest, with one line above and one below."""
+    rows = [_COLUMNS]
+    for name, row in parity["outputs"].items():
+        invariance = row["padding_invariance"]
+        rows.append(
+            (
+                name,
+                f"{row['max_abs']:.1e}",
+                f"{row['mean_abs']:.1e}",
+                f"{row['p99_abs']:.1e}",
+                f"{row['relative_l2']:.1e}",
+                f"{row['cosine']:.7f}",
+                str(row["nonfinite"]),
+                "-" if invariance is None else f"{invariance:.1e}",
+                row["worst_case"],
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table.insert(1, "  ".join("-" * width for width in widths))
+    head = f"{parity['precision']} against {parity['reference']}, {len(parity['cases'])} cases"
+    return "\n".join([head, *table, _verdict(parity)])
+
+
+def _verdict(parity: Mapping[str, Any]) -> str:
+    decisions = parity["decisions"]
+    agreed = f"{decisions['agreed']} of {decisions['compared']} decisions the same; " if decisions else ""
+    return f"{agreed}{'passed' if parity['passed'] else 'FAILED'}"
