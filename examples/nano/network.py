@@ -1,0 +1,139 @@
+"""The network that is trained: one ErnieM encoder under all heads, and how it becomes six checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from batches import IGNORED, Batch
+from erniem_export.modeling import (
+    ErnieMConfig,
+    ErnieMForInformationExtraction,
+    ErnieMForMultipleChoice,
+    ErnieMForQuestionAnswering,
+    ErnieMForSequenceClassification,
+    ErnieMForTokenClassification,
+    ErnieMModel,
+    ErnieMPreTrainedModel,
+)
+from tasks import NER_LABELS, NLI_LABELS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADS: dict[str, type[ErnieMPreTrainedModel]] = {
+    "base": ErnieMModel,
+    "cls": ErnieMForSequenceClassification,
+    "ner": ErnieMForTokenClassification,
+    "mc": ErnieMForMultipleChoice,
+    "qa": ErnieMForQuestionAnswering,
+    "ie": ErnieMForInformationExtraction,
+}
+LABELS: dict[str, Sequence[str]] = {"cls": NLI_LABELS, "ner": NER_LABELS}
+# A span or token loss sums over many easy tokens; the weights bring the five losses to one scale.
+_WEIGHTS = {"qa": 1.0, "ner": 1.0, "cls": 1.0, "mc": 1.0, "ie": 0.5}
+
+
+def make_config(vocab_size: int, head: str = "base") -> ErnieMConfig:
+    """The nano configuration with the labels of a head."""
+    labels = LABELS.get(head)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+    return ErnieMConfig(
+        vocab_size=vocab_size,
+        hidden_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=288,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=514,
+        **names,
+    )
+
+
+class Network(nn.Module):
+    """A shared encoder and pooler with the output layers of five tasks."""
+
+    def __init__(self, config: ErnieMConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.encoder = ErnieMModel(config)
+        self.cls = nn.Linear(size, len(NLI_LABELS))
+        self.ner = nn.Linear(size, len(NER_LABELS))
+        self.mc = nn.Linear(size, 1)
+        self.qa = nn.Linear(size, 2)
+        self.ie_start = nn.Linear(size, 1)
+        self.ie_end = nn.Linear(size, 1)
+        _initialise(self.encoder)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of each task in the batch, summed over its examples."""
+        output = self.encoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+        )
+        losses = {}
+        for task, rows in batch.rows.items():
+            states, pooled = output.last_hidden_state, output.pooler_output
+            losses[task] = _WEIGHTS[task] * getattr(self, f"_{task}_loss")(
+                pooled if task in ("cls", "mc") else states[rows], rows, batch.targets[task], batch.attention_mask
+            )
+        return losses
+
+    def _cls_loss(self, pooled: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return functional.cross_entropy(self.cls(pooled[rows]), target, reduction="sum")
+
+    def _mc_loss(self, pooled: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        scores = self.mc(pooled).squeeze(-1)[rows].view(-1, 4)
+        return functional.cross_entropy(scores.masked_fill(rows.view(-1, 4) < 0, -1e4), target, reduction="sum")
+
+    def _ner_loss(self, states: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        losses = functional.cross_entropy(
+            self.ner(states).flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return (losses.view(target.shape).sum(1) / mask[rows].sum(1)).sum()
+
+    def _qa_loss(self, states: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        scores = self.qa(states).masked_fill(mask[rows][..., None] == 0, -1e4)
+        return functional.cross_entropy(scores, target, reduction="sum") / 2
+
+    def _ie_loss(self, states: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        scores = torch.stack([self.ie_start(states).squeeze(-1), self.ie_end(states).squeeze(-1)], 1)
+        losses = functional.binary_cross_entropy_with_logits(scores, target, reduction="none")
+        return (losses * mask[rows][:, None]).sum() / 2
+
+    def checkpoint(self, head: str) -> ErnieMPreTrainedModel:
+        """An ordinary model of this head with the trained weights."""
+        model = HEADS[head](make_config(self.encoder.config.vocab_size, head))
+        own = model.state_dict()
+        trained = {f"ernie_m.{name}": value for name, value in self.encoder.state_dict().items()}
+        trained.update({name.removeprefix("ernie_m."): value for name, value in trained.items()})
+        outputs = {"cls": "classifier", "ner": "classifier", "mc": "classifier", "qa": "qa_outputs"}
+        if head in outputs:
+            trained.update({f"{outputs[head]}.{n}": v for n, v in getattr(self, head).state_dict().items()})
+        trained.update({f"linear_start.{n}": v for n, v in self.ie_start.state_dict().items()})
+        trained.update({f"linear_end.{n}": v for n, v in self.ie_end.state_dict().items()})
+        model.load_state_dict({name: trained[name] for name in own})
+        return model
+
+
+def _initialise(encoder: ErnieMModel) -> None:
+    """Start where a small network learns fast.
+
+    Positions start as sinusoids, so that neighbours are alike; queries and keys of the first two layers start
+    equal, so that a token looks at its own copies (the mimetic initialisation of Trockman and Kolter, 2023).
+    """
+    embeddings = encoder.embeddings
+    table = embeddings.position_embeddings.weight
+    rows, size = table.shape
+    angles = torch.arange(rows)[:, None] * torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
+    with torch.no_grad():
+        nn.init.normal_(embeddings.word_embeddings.weight, std=0.1)
+        table[:, 0::2], table[:, 1::2] = 0.06 * angles.sin(), 0.06 * angles.cos()
+        for layer in encoder.encoder.layers[:2]:
+            attention = layer.self_attn.self_attn
+            nn.init.normal_(attention.q_proj.weight, std=0.1)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)

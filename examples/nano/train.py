@@ -1,0 +1,146 @@
+"""Train the nano ErnieM from scratch and write its six checkpoints.
+
+    python examples/nano/train.py                     # the committed checkpoints' settings
+    python examples/nano/train.py --steps 300 --output /tmp/nano
+
+One encoder learns five tasks in six languages at once, from text that is generated while it trains. The result is
+``checkpoints/{base,cls,ner,mc,qa,ie}``, each an ordinary Hugging Face folder with its weights as float16. Training
+runs on one core and text generation on another; the seed decides everything but the rounding of the machine at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from batches import Batches
+from network import HEADS, Network, make_config
+from vocabulary import write_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HERE = Path(__file__).parent
+VOCABULARY_SIZE = 3400
+_TASKS = ("qa", "ner", "cls", "mc", "ie")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, then write the checkpoints and ``training.json`` beside them."""
+    args = _parse(argv)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="nano-") as scratch:
+        tokenizer = Path(scratch)
+        write_tokenizer(tokenizer, args.seed, VOCABULARY_SIZE)
+        vocabulary = (tokenizer / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        network = Network(make_config(len(vocabulary)))
+        steps = _train(network, tokenizer, args)
+        record = {
+            "seed": args.seed,
+            "steps": steps,
+            "tokens_per_step": args.tokens,
+            "learning_rate": args.rate,
+            "threads": args.threads,
+            "wall_seconds": round(time.monotonic() - started),
+        }
+        write_checkpoints(network, tokenizer, args.output, record)
+    print(f"wrote {len(HEADS)} checkpoints to {args.output}")
+    return 0
+
+
+def write_checkpoints(network: Network, tokenizer: Path, output: Path, record: dict[str, object]) -> None:
+    """Write a folder per head; ``output`` is replaced only when all of them are complete."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".checkpoints-", dir=output.parent))
+    try:
+        for head in HEADS:
+            folder = fresh / head
+            shutil.copytree(tokenizer, folder)
+            model = network.checkpoint(head)
+            model.config.architectures = [type(model).__name__]
+            # The weights are stored in half the space; loading widens them to the dtype that the config names.
+            model.config.torch_dtype = torch.float32
+            model.config.save_pretrained(folder)
+            weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        fresh.chmod(0o755)
+        if output.exists():
+            shutil.rmtree(output)
+        fresh.rename(output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _train(network: Network, tokenizer: Path, args: argparse.Namespace) -> int:
+    """Take up to ``args.steps`` steps; return how many were taken within ``args.minutes``."""
+    optimizer = torch.optim.AdamW(_groups(network), lr=args.rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, args.steps))
+    loader = DataLoader(Batches(tokenizer, args.seed, args.tokens), batch_size=None, num_workers=1, prefetch_factor=40)
+    means = dict.fromkeys(_TASKS, 0.0)
+    deadline = time.monotonic() + 60 * args.minutes
+    network.train()
+    with tqdm(total=args.steps, unit="step", mininterval=5, file=sys.stdout) as progress:
+        for step, batch in enumerate(loader):
+            losses = network(batch)
+            counts = {task: len(batch.targets[task]) for task in losses}
+            (sum(losses.values()) / sum(counts.values())).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            for task, loss in losses.items():
+                means[task] += 0.02 * (loss.item() / counts[task] - means[task])
+            progress.update()
+            if step % 50 == 0:
+                progress.set_postfix_str(" ".join(f"{task} {mean:.3f}" for task, mean in means.items()))
+            if step + 1 == args.steps or time.monotonic() > deadline:
+                return step + 1
+    raise AssertionError("the stream of batches has no end")
+
+
+def _rate(step: int, steps: int) -> float:
+    """Linear warm-up over 200 steps, then a cosine to a hundredth."""
+    if step < 200:
+        return (step + 1) / 200
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - 200) / max(1, steps - 200)))
+
+
+def _groups(network: Network) -> list[dict[str, object]]:
+    """Decay matrices, not biases and norms."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=40.0, help="stop after so long, whatever --steps says")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch, padding included")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
+    parser.add_argument("--output", type=Path, default=HERE / "checkpoints")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
