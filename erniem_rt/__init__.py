@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from erniem_rt.errors import ArtifactError, EngineUnavailableError, ErnieMError, InvalidInputError
+    from erniem_rt.pipelines import pipeline
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
@@ -20,10 +21,15 @@ __all__ = [
     "InvalidInputError",
     "Session",
     "Tokenizer",
+    "pipeline",
 ]
 __version__ = "0.1.0"
 
-_HOMES = {"Session": "erniem_rt.session", "Tokenizer": "erniem_rt.tokenizer"}
+_HOMES = {
+    "Session": "erniem_rt.session",
+    "Tokenizer": "erniem_rt.tokenizer",
+    "pipeline": "erniem_rt.pipelines",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -98,8 +98,11 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
     if not loaded or processor.get_piece_size() == 0:
         raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")
-    if processor.is_byte(processor.piece_to_id("<0x00>")):
-        raise ArtifactError(f"{path} uses byte fallback, which no ErnieM vocabulary does and offsets cannot follow.")
+    if processor.is_byte(processor.piece_to_id("<0x00>")) or processor.normalize("a").endswith(WORD_START):
+        raise ArtifactError(
+            f"{path} has byte fallback or marks at the end of words. ErnieM's models have neither, and offsets "
+            "cannot be told with them."
+        )
     return processor
 
 

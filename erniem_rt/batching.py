@@ -1,0 +1,72 @@
+"""Rows of different lengths, run without paying for the longest: sorted, in small batches, answered in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erniem_rt.manifest import HEADS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.manifest import TensorSpec
+    from erniem_rt.session import Session
+
+__all__ = ["run_rows"]
+
+Outputs = dict[str, "NDArray[Any]"]
+
+
+def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[Outputs]:
+    """Run rows of ids, each of its own length.
+
+    Args:
+        session: The model. With head ``mc`` each row is one choice, scored alone.
+        rows: Ids with special tokens and without padding, at least one per row.
+        batch_size: Most rows in one run of the engine.
+
+    Returns:
+        Per row, in the order of ``rows``, the outputs by name, without batch axis and padding:
+        ``(sequence,)`` or ``(sequence, labels)`` for an output per token, ``(labels,)`` for one per row.
+    """
+    specs = session.manifest.outputs
+    has_choices = "choices" in HEADS[session.manifest.head].axes
+    results: list[Outputs] = [{} for _ in rows]
+    for group in _groups(rows, batch_size):
+        ids, mask = _padded([rows[i] for i in group], session.manifest.limits.pad_token_id)
+        if has_choices:
+            ids, mask = ids[:, None], mask[:, None]
+        outputs = session.run(input_ids=ids, attention_mask=mask)
+        for position, row in enumerate(group):
+            length = len(rows[row])
+            results[row] = {spec.name: _trimmed(spec, outputs[spec.name][position], length) for spec in specs}
+    return results
+
+
+def _groups(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices of rows that run together, neighbours in length, the longest first.
+
+    Longest first, so that a batch too large for the memory fails at once and not at the end.
+    """
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _trimmed(spec: TensorSpec, output: NDArray[Any], length: int) -> NDArray[Any]:
+    cut: Mapping[str, slice] = {"sequence": slice(length)}
+    return output[tuple(cut.get(str(axis), slice(None)) for axis in spec.shape[1:])]

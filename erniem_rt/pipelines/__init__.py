@@ -1,0 +1,85 @@
+"""Text in, answers out: one pipeline per task, without torch and transformers."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.session import Session
+from erniem_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import os
+
+    from erniem_rt.pipelines.base import Pipeline
+
+__all__ = ["pipeline"]
+
+# Task to module and class; each is imported when it is asked for.
+_TASKS = {
+    "feature-extraction": ("feature_extraction", "FeatureExtractionPipeline"),
+    "text-classification": ("text_classification", "TextClassificationPipeline"),
+    "zero-shot-classification": ("zero_shot_classification", "ZeroShotClassificationPipeline"),
+    "token-classification": ("token_classification", "TokenClassificationPipeline"),
+    "multiple-choice": ("multiple_choice", "MultipleChoicePipeline"),
+    "question-answering": ("question_answering", "QuestionAnsweringPipeline"),
+    "information-extraction": ("information_extraction", "InformationExtractionPipeline"),
+}
+
+
+def pipeline(
+    path: str | os.PathLike[str],
+    task: str | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    verify: bool = True,
+    **options: Any,
+) -> Pipeline:
+    """Load an exported folder as a pipeline.
+
+    Args:
+        path: ``HEAD.onnx`` (or ``HEAD.json``) in the exported folder, which also holds the tokenizer's files.
+        task: The manifest's task if left out; ``"zero-shot-classification"`` for a ``cls`` head trained on NLI.
+        device: As for :class:`erniem_rt.Session`.
+        threads: As for :class:`erniem_rt.Session`.
+        verify: As for :class:`erniem_rt.Session`.
+        **options: What the task's pipeline takes, for example ``batch_size`` or, for information extraction,
+            ``schema``.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+        EngineUnavailableError: A package or the device is not there.
+        InvalidInputError: The task is unknown or belongs to another head, or an option does not exist.
+    """
+    session = Session(path, device=device, threads=threads, verify=verify)
+    try:
+        cls = _class(task or session.manifest.task)
+        if session.manifest.head != cls.head:
+            raise InvalidInputError(
+                f"task {task!r} needs an artifact of head {cls.head!r}; {path} has head {session.manifest.head!r} "
+                f"({session.manifest.task})."
+            )
+        _check_options(cls, options)
+        return cls(session, Tokenizer.from_dir(Path(path).parent), **options)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _class(task: str) -> type[Pipeline]:
+    if task not in _TASKS:
+        raise InvalidInputError(f"task {task!r} is not known; expected one of {', '.join(_TASKS)}.")
+    module, name = _TASKS[task]
+    cls: type[Pipeline] = getattr(import_module(f"erniem_rt.pipelines.{module}"), name)
+    return cls
+
+
+def _check_options(cls: type[Pipeline], options: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(cls).parameters if name not in ("session", "tokenizer")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InvalidInputError(f"{cls.task} takes no option {unknown[0]!r}; expected one of {', '.join(known)}.")

@@ -1,0 +1,83 @@
+"""Vectors for texts: pooled hidden states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
+
+__all__ = ["FeatureExtractionPipeline"]
+
+Pooling = Literal["mean", "cls", "pooler", "none"]
+
+
+class FeatureExtractionPipeline(Pipeline):
+    """Head ``base``: one vector per text.
+
+    Args:
+        session: The model.
+        tokenizer: Its tokenizer.
+        pooling: ``"mean"`` over all tokens, the hidden state of ``"cls"``, the model's own ``"pooler"`` output, or
+            ``"none"`` for the hidden state of every token, special tokens included.
+        normalize: Scale each vector to length 1.
+        batch_size: Most rows in one run of the model.
+    """
+
+    task = "feature-extraction"
+    head = "base"
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = False,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(session, tokenizer, batch_size=batch_size)
+        if pooling not in get_args(Pooling):
+            raise InvalidInputError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
+        self.pooling = pooling
+        self.normalize = normalize
+
+    def __call__(self, inputs: Any, *, progress: Progress | None = None) -> Any:
+        """Turn one text, a list of texts or a stream of texts into float32 vectors.
+
+        Texts over the model's limit are cut at their end.
+
+        Returns:
+            ``(hidden,)`` per text, or ``(tokens, hidden)`` with ``pooling="none"``; a list for a list, an iterator
+            for a stream.
+
+        Raises:
+            InvalidInputError: An input is not text, or is empty.
+        """
+        return self._answer(inputs, self._job, progress)
+
+    def _job(self, text: object) -> Job[NDArray[np.float32]]:
+        row = self.tokenizer(require_text("text", text), truncation="longest_first", max_length=self.max_length)
+        return Job([row.input_ids], self._finish)
+
+    def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:
+        vectors = self._pooled(outputs[0])
+        if self.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _pooled(self, output: Outputs) -> NDArray[np.float32]:
+        states = output["last_hidden_state"]
+        if self.pooling == "mean":
+            return np.asarray(states.mean(axis=0))
+        if self.pooling == "cls":
+            return np.asarray(states[0])
+        return states if self.pooling == "none" else output["pooler_output"]
