@@ -58,7 +58,7 @@ wheel: dist/.stamp ## Build the wheel into dist/
 
 clean: ## Remove outputs and caches, keep the environments
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find erniem_rt export tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
 	rm -rf .venv .venv-tf5 .venv-serve
@@ -87,8 +87,11 @@ $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 	$(call install,.venv-tf5,transformers5)
 	$(call install-package,.venv-tf5,--no-build-isolation --editable .)
 
-$(SERVE): dist/.stamp requirements/serve.txt
+.venv-serve/.pins: requirements/serve.txt
 	$(call install,.venv-serve,serve)
+	@touch $@
+
+$(SERVE): .venv-serve/.pins dist/.stamp
 	$(call install-package,.venv-serve,--force-reinstall dist/*.whl)
 
 dist/.stamp: $(DEV) $(SOURCES)
