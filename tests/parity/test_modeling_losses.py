@@ -113,6 +113,13 @@ def test_the_loss_comes_first_in_a_tuple(name: str, make_pair: Callable[..., tup
         torch.testing.assert_close(actual[index], expected[index], rtol=0, atol=LOSS_TOLERANCE)
 
 
+def test_spans_that_are_all_outside_have_a_mean_of_nothing(make_pair: Callable[..., tuple[nn.Module, nn.Module]]):
+    outside = torch.full((BATCH,), LENGTH)
+    for model in make_pair("qa"):
+        loss = model(**_inputs("qa", 61), start_positions=outside, end_positions=outside).loss
+        assert loss.isnan()
+
+
 @pytest.mark.parametrize("head", ["qa", "ie"])
 @pytest.mark.parametrize("given", ["start_positions", "end_positions"])
 def test_half_a_span_has_no_loss(head: str, given: str, make_pair: Callable[..., tuple[nn.Module, nn.Module]]):
