@@ -91,16 +91,18 @@ def read_settings(folder: Path) -> TokenizerSettings:
     Raises:
         ArtifactError: A file is not JSON or holds values of the wrong kind; the message names the file.
     """
-    config = _read_object(folder / CONFIG_FILE)
+    config, special_tokens, added_ids = (
+        _read_object(folder / name) for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
+    )
     try:
         if "added_tokens_decoder" in config:
             added = {int(i): _token(entry) for i, entry in config["added_tokens_decoder"].items()}
         else:
-            config = _with_special_tokens_map(config, _read_object(folder / SPECIAL_TOKENS_FILE))
-            added = _legacy_added_tokens(_read_object(folder / ADDED_TOKENS_FILE), config)
+            config = _with_special_tokens_map(config, special_tokens)
+            added = _legacy_added_tokens(added_ids, config)
         return _settings(config, added)
     except (ArtifactError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"The tokenizer files in {folder} cannot be used ({CONFIG_FILE}): {error}") from error
+        raise ArtifactError(f"{folder / CONFIG_FILE}, or a token file beside it, cannot be used: {error}") from error
 
 
 def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> TokenizerSettings:
@@ -119,6 +121,8 @@ def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> Tok
         for entry in config.get(_ADDITIONAL) or ()
     )
     limit = config.get("model_max_length", config.get("max_len"))
+    if not isinstance(limit, (int, float, type(None))):
+        raise ArtifactError(f"model_max_length must be a number, not {limit!r}.")
     plain = {name: config[name] for name in (*_FLAGS, *_SIDES) if config.get(name) is not None}
     return TokenizerSettings(
         special_tokens=special,
@@ -145,12 +149,12 @@ def _legacy_added_tokens(ids: Mapping[str, int], config: Mapping[str, Any]) -> d
     }
 
 
-def _token(entry: str | Mapping[str, Any]) -> AddedToken:
+def _token(entry: str | dict[str, Any]) -> AddedToken:
     if isinstance(entry, str):
         return AddedToken(entry)
-    known = {name.name: entry[name.name] for name in fields(AddedToken) if name.name in entry}
-    if not isinstance(known.get("content"), str):
-        raise ValueError(f"expected a token as text or as an object with 'content', got {entry!r}")
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+        raise ArtifactError(f"expected a token as text or as an object with 'content', got {entry!r}.")
+    known = {option.name: entry[option.name] for option in fields(AddedToken) if option.name in entry}
     return AddedToken(**{"normalized": True, "special": False, **known})
 
 

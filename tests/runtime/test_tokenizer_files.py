@@ -1,0 +1,152 @@
+"""What a folder may hold, and how damage to it is reported."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+
+from erniem_rt.errors import ArtifactError
+from erniem_rt.tokenizer import Tokenizer, TokenizerSettings
+
+
+@pytest.fixture
+def folder(tokenizer_dir: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, copy)
+    return copy
+
+
+def configure(folder: Path, **values: Any) -> Tokenizer:
+    (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
+    return Tokenizer.from_dir(folder)
+
+
+def test_the_model_alone_is_enough(folder: Path) -> None:
+    (folder / "vocab.txt").unlink()
+    tokenizer = Tokenizer.from_dir(folder)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    assert tokenizer.vocab_size == processor.get_piece_size()
+    assert tokenizer.convert_tokens_to_ids("▁The") == processor.piece_to_id("▁The")
+    assert tokenizer.unk_token_id == tokenizer.vocab_size  # special tokens follow the pieces
+
+
+def test_settings_come_from_the_config(folder: Path) -> None:
+    tokenizer = configure(
+        folder,
+        do_lower_case=True,
+        model_max_length=128,
+        padding_side="left",
+        truncation_side="left",
+        cls_token={"__type": "AddedToken", "content": "<cls>", "lstrip": True},
+        additional_special_tokens=["<ent>"],
+        added_tokens_decoder={"900": {"content": "<extra>", "special": False, "normalized": True}},
+    )
+    assert tokenizer.settings.model_max_length == 128
+    assert (tokenizer.settings.padding_side, tokenizer.settings.truncation_side) == ("left", "left")
+    assert tokenizer.convert_ids_to_tokens(900) == "<extra>"
+    assert tokenizer.tokenize("A <extra> <cls> <ent> <EXTRA>")[-1] == "<extra>"
+    assert tokenizer.cls_token == "<cls>"
+    assert tokenizer("a").input_ids[0] == tokenizer.convert_tokens_to_ids("<cls>") >= tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("limit", [None, 1e30])
+def test_no_limit_is_none(folder: Path, limit: float | None) -> None:
+    assert configure(folder, model_max_length=limit).settings.model_max_length is None
+
+
+def test_split_special_tokens_reads_them_as_text(folder: Path) -> None:
+    assert "[MASK]" not in configure(folder, split_special_tokens=True).tokenize("The [MASK]")
+
+
+def test_the_vocabulary_s_last_line_needs_no_newline(folder: Path) -> None:
+    vocabulary = folder / "vocab.txt"
+    expected = Tokenizer.from_dir(folder).get_vocab()
+    vocabulary.write_bytes(vocabulary.read_bytes().rstrip(b"\n"))
+    assert Tokenizer.from_dir(folder).get_vocab() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sentencepiece.bpe.model", None, "no such file"),
+        ("sentencepiece.bpe.model", b"", "not a.* sentencepiece model"),
+        ("sentencepiece.bpe.model", b"version https://git-lfs.github.com/spec/v1", "not a.* sentencepiece model"),
+        ("vocab.txt", b"", "is empty"),
+        ("vocab.txt", b"[CLS]\n\xff\xfe\n", "not a readable vocabulary"),
+        ("tokenizer_config.json", b"{", "not readable JSON"),
+        ("tokenizer_config.json", b"[]", "should hold a JSON object, not a list"),
+        ("special_tokens_map.json", b"nonsense", "not readable JSON"),
+        ("added_tokens.json", b"\xff", "not readable JSON"),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, content: bytes | None, message: str) -> None:
+    path = folder / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        Tokenizer.from_dir(folder)
+    assert str(path) in str(caught.value)
+
+
+def test_a_truncated_model_is_named(folder: Path) -> None:
+    path = folder / "sentencepiece.bpe.model"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ArtifactError, match="not a readable sentencepiece model"):
+        Tokenizer.from_dir(folder)
+
+
+def test_missing_folders_and_named_files(tmp_path: Path, tokenizer_dir: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such folder"):
+        Tokenizer.from_dir(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match=r"other\.txt is not a readable vocabulary"):
+        Tokenizer(tokenizer_dir / "sentencepiece.bpe.model", tmp_path / "other.txt")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"padding_side": "top"}, "padding_side must be 'left' or 'right', not 'top'"),
+        ({"do_lower_case": "yes"}, "do_lower_case must be true or false, not 'yes'"),
+        ({"sep_token": None}, "sep_token is not set"),
+        ({"sep_token": 5}, "expected a token as text or as an object with 'content', got 5"),
+        ({"added_tokens_decoder": {"one": {"content": "x"}}}, "invalid literal for int"),
+        ({"added_tokens_decoder": {"1": {}}}, "expected a token as text"),
+        ({"model_max_length": "long"}, "model_max_length must be a number, not 'long'"),
+        ({"sp_model_kwargs": {"enable_sampling": True}}, "sp_model_kwargs=.* is not supported"),
+    ],
+)
+def test_unusable_settings_are_named(folder: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message) as caught:
+        configure(folder, **values)
+    assert "tokenizer_config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"byte_fallback": True}, {"treat_whitespace_as_suffix": True}])
+def test_models_that_offsets_cannot_follow_are_refused(
+    sentences: tuple[str, ...], tmp_path: Path, options: dict[str, bool]
+) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 5),
+        model_writer=model,
+        vocab_size=700,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    with pytest.raises(ArtifactError, match="byte fallback or marks at the end of words"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_settings_given_in_code_are_checked_too() -> None:
+    with pytest.raises(ArtifactError, match="truncation_side"):
+        TokenizerSettings(truncation_side="middle")  # type: ignore[arg-type]
