@@ -1,4 +1,4 @@
-"""Rows of different lengths, run without paying for the longest: sorted, in small batches, answered in order."""
+"""Rows of different lengths, run without paying for the longest: sorted, in small batches."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from erniem_rt.manifest import TensorSpec
     from erniem_rt.session import Session
 
-__all__ = ["run_rows"]
+__all__ = ["Outputs", "run_rows"]
 
 Outputs = dict[str, "NDArray[Any]"]
 
 
-def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[Outputs]:
-    """Run rows of ids, each of its own length.
+def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Iterator[tuple[int, Outputs]]:
+    """Run rows of ids, each of its own length; yield what comes out as soon as it is there.
 
     Args:
         session: The model. With head ``mc`` each row is one choice, scored alone.
         rows: Ids with special tokens and without padding, at least one per row.
         batch_size: Most rows in one run of the engine.
 
-    Returns:
-        Per row, in the order of ``rows``, the outputs by name, without batch axis and padding:
-        ``(sequence,)`` or ``(sequence, labels)`` for an output per token, ``(labels,)`` for one per row.
+    Yields:
+        ``(row, outputs)`` for each row once, the longest rows first: the index of the row and its outputs by name,
+        without batch axis and padding: ``(sequence,)`` or ``(sequence, labels)`` for an output per token,
+        ``(labels,)`` for one per row. They are views: keeping one keeps the outputs of its whole batch.
     """
     specs = session.manifest.outputs
     has_choices = "choices" in HEADS[session.manifest.head].axes
-    results: list[Outputs] = [{} for _ in rows]
     for group in _groups(rows, batch_size):
         ids, mask = _padded([rows[i] for i in group], session.manifest.limits.pad_token_id)
         if has_choices:
@@ -43,8 +43,7 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
         outputs = session.run(input_ids=ids, attention_mask=mask)
         for position, row in enumerate(group):
             length = len(rows[row])
-            results[row] = {spec.name: _trimmed(spec, outputs[spec.name][position], length) for spec in specs}
-    return results
+            yield row, {spec.name: _trimmed(spec, outputs[spec.name][position], length) for spec in specs}
 
 
 def _groups(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -47,17 +47,18 @@ def pipeline(
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
         verify: As for :class:`erniem_rt.Session`.
-        **options: What the task's pipeline takes, for example ``batch_size`` or, for information extraction,
-            ``schema``.
+        **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
+            ``schema``. What concerns a single question, like ``top_k``, goes into the call of the pipeline.
 
     Raises:
         ArtifactError: A file is missing or damaged.
         EngineUnavailableError: A package or the device is not there.
         InvalidInputError: The task is unknown or belongs to another head, or an option does not exist.
     """
+    wanted = None if task is None else _class(task)
     session = Session(path, device=device, threads=threads, verify=verify)
     try:
-        cls = _class(task or session.manifest.task)
+        cls = wanted or _class(session.manifest.task)
         if session.manifest.head != cls.head:
             raise InvalidInputError(
                 f"task {task!r} needs an artifact of head {cls.head!r}; {path} has head {session.manifest.head!r} "
@@ -71,7 +72,7 @@ def pipeline(
 
 
 def _class(task: str) -> type[Pipeline]:
-    if task not in _TASKS:
+    if not isinstance(task, str) or task not in _TASKS:
         raise InvalidInputError(f"task {task!r} is not known; expected one of {', '.join(_TASKS)}.")
     module, name = _TASKS[task]
     cls: type[Pipeline] = getattr(import_module(f"erniem_rt.pipelines.{module}"), name)
@@ -80,6 +81,9 @@ def _class(task: str) -> type[Pipeline]:
 
 def _check_options(cls: type[Pipeline], options: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(cls).parameters if name not in ("session", "tokenizer")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InvalidInputError(f"{cls.task} takes no option {unknown[0]!r}; expected one of {', '.join(known)}.")
+    for name in options:
+        if name in known:
+            continue
+        if name in list(inspect.signature(cls.__call__).parameters)[2:]:
+            raise InvalidInputError(f"{name} belongs into the call: pipeline(path)(inputs, {name}=...).")
+        raise InvalidInputError(f"{cls.task} takes no option {name!r}; expected one of {', '.join(known)}.")

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from erniem_rt.batching import run_rows
+from erniem_rt.batching import Outputs, run_rows
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
     from erniem_rt.manifest import Manifest
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["Job", "Outputs", "Pipeline", "Progress", "require_text"]
+__all__ = ["Job", "Outputs", "Pipeline", "Progress", "require_mapping", "require_text"]
 
 Answer = TypeVar("Answer")
-Outputs = dict[str, "NDArray[Any]"]
+Self = TypeVar("Self", bound="Pipeline")
 
-# Told after each chunk of inputs: how many are answered, and of how many (None for a stream).
+# Told after each answer: how many inputs are answered, and of how many (None for a stream).
 Progress = Callable[[int, "int | None"], None]
 
 # Inputs that are prepared and sorted by length together, in batches.
@@ -37,21 +34,29 @@ class Job(Generic[Answer]):
     """One input made ready: rows of ids for the model, and what to make of the outputs.
 
     ``finish`` gets the outputs of each row, in order (see :func:`erniem_rt.batching.run_rows`), and returns the
-    answer, or another job when the answer leads to further questions.
+    answer, or another job when the answer leads to further questions. An answer must not keep the outputs' arrays,
+    which are views of whole batches: copy what stays.
     """
 
     rows: list[list[int]]
     finish: Callable[[list[Outputs]], Answer | Job[Answer]]
 
 
-class Pipeline(ABC):
+class Pipeline:
     """A session, its tokenizer, and a task. Safe to share between threads; a context manager.
 
-    Subclasses give a typed ``__call__`` and build one :class:`Job` per input.
+    Subclasses give a ``__call__`` that checks its options and answers one :class:`Job` per input; nothing of a call
+    is kept in the object.
+
+    Attributes:
+        session: The model.
+        tokenizer: Its tokenizer.
+        batch_size: Most rows in one run of the model.
     """
 
     task: str
     head: str
+    __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -74,7 +79,7 @@ class Pipeline(ABC):
         """Free the model."""
         self.session.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -90,7 +95,7 @@ class Pipeline(ABC):
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Answer one input (text or mapping) with one answer, a list with a list, any other iterable as a stream."""
         if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
-            return self._chunk([prepare(inputs)])[0]
+            return self._run([prepare(inputs)], lambda _: None)[0]
         if isinstance(inputs, Sequence):
             return list(self._stream(inputs, prepare, progress, len(inputs)))
         return self._stream(inputs, prepare, progress, None)
@@ -103,29 +108,43 @@ class Pipeline(ABC):
         total: int | None,
     ) -> Iterator[Answer]:
         iterator, done = iter(inputs), 0
-        while chunk := list(islice(iterator, _BATCHES_PER_CHUNK * self.batch_size)):
-            answers = self._chunk([_named(prepare, item, done + i) for i, item in enumerate(chunk)])
-            done += len(chunk)
+
+        def report(answered: int) -> None:
             if progress is not None:
-                progress(done, total)
+                progress(done + answered, total)
+
+        while chunk := list(islice(iterator, _BATCHES_PER_CHUNK * self.batch_size)):
+            answers = self._run([_named(prepare, item, done + i) for i, item in enumerate(chunk)], report)
+            done += len(chunk)
             yield from answers
 
-    def _chunk(self, jobs: list[Job[Answer]]) -> list[Answer]:
-        """Run jobs together, round by round, until each has its answer."""
+    def _run(self, jobs: list[Job[Answer]], report: Callable[[int], None]) -> list[Answer]:
+        """Run jobs together, round by round, until each has its answer; ``report`` their number as it grows."""
         answers: dict[int, Answer] = {}
         pending = dict(enumerate(jobs))
         while pending:
-            rows = [row for job in pending.values() for row in job.rows]
-            outputs = iter(run_rows(self.session, rows, batch_size=self.batch_size))
             following: dict[int, Job[Answer]] = {}
-            for index, job in pending.items():
-                result = job.finish(list(islice(outputs, len(job.rows))))
+            for index, result in self._round(pending):
                 if isinstance(result, Job):
                     following[index] = result
                 else:
                     answers[index] = result
+                    report(len(answers))
             pending = following
         return [answers[index] for index in range(len(jobs))]
+
+    def _round(self, jobs: Mapping[int, Job[Answer]]) -> Iterator[tuple[int, Answer | Job[Answer]]]:
+        """Run every job's rows; yield each job's result once its last row is there, so that few outputs are held."""
+        owners = [index for index, job in jobs.items() for _ in job.rows]
+        found: dict[int, dict[int, Outputs]] = {index: {} for index in jobs}
+        yield from ((index, job.finish([])) for index, job in jobs.items() if not job.rows)
+        rows = [row for job in jobs.values() for row in job.rows]
+        for row, outputs in run_rows(self.session, rows, batch_size=self.batch_size):
+            index = owners[row]
+            found[index][row] = outputs
+            if len(found[index]) == len(jobs[index].rows):
+                complete = found.pop(index)
+                yield index, jobs[index].finish([complete[i] for i in sorted(complete)])
 
 
 def require_text(name: str, value: object) -> str:
@@ -135,6 +154,20 @@ def require_text(name: str, value: object) -> str:
     if not value.strip():
         raise InvalidInputError(f"{name} is empty: expected text.")
     return value
+
+
+def require_mapping(task: str, value: object, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """Return ``value`` if it is a mapping with these keys and no others; :class:`InvalidInputError` otherwise."""
+    keys = ", ".join([*map(repr, required), *(f"{key!r} (optional)" for key in optional)])
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{task} takes a mapping with {keys}, got {type(value).__name__}.")
+    missing = [key for key in required if key not in value]
+    if missing:
+        raise InvalidInputError(f"{missing[0]!r} is missing; {task} takes a mapping with {keys}.")
+    unknown = [key for key in value if key not in (*required, *optional)]
+    if unknown:
+        raise InvalidInputError(f"key {unknown[0]!r} is not known; {task} takes a mapping with {keys}.")
+    return dict(value)
 
 
 def _named(prepare: Callable[[Any], Job[Answer]], item: Any, index: int) -> Job[Answer]:

@@ -19,6 +19,8 @@ __all__ = ["FeatureExtractionPipeline"]
 
 Pooling = Literal["mean", "cls", "pooler", "none"]
 
+_SMALLEST_NORM = 1e-12
+
 
 class FeatureExtractionPipeline(Pipeline):
     """Head ``base``: one vector per text.
@@ -26,8 +28,9 @@ class FeatureExtractionPipeline(Pipeline):
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        pooling: ``"mean"`` over all tokens, the hidden state of ``"cls"``, the model's own ``"pooler"`` output, or
-            ``"none"`` for the hidden state of every token, special tokens included.
+        pooling: ``"mean"`` over all tokens, special tokens included (as sentence-transformers does), the hidden state
+            of the first token with ``"cls"``, the model's own ``"pooler"`` output, or ``"none"`` for the hidden state
+            of every token, special tokens included.
         normalize: Scale each vector to length 1.
         batch_size: Most rows in one run of the model.
     """
@@ -47,6 +50,8 @@ class FeatureExtractionPipeline(Pipeline):
         super().__init__(session, tokenizer, batch_size=batch_size)
         if pooling not in get_args(Pooling):
             raise InvalidInputError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
+        if not isinstance(normalize, bool):
+            raise InvalidInputError(f"normalize must be True or False, got {normalize!r}.")
         self.pooling = pooling
         self.normalize = normalize
 
@@ -54,6 +59,10 @@ class FeatureExtractionPipeline(Pipeline):
         """Turn one text, a list of texts or a stream of texts into float32 vectors.
 
         Texts over the model's limit are cut at their end.
+
+        Args:
+            inputs: Texts.
+            progress: Told after each answer how many of the inputs are answered.
 
         Returns:
             ``(hidden,)`` per text, or ``(tokens, hidden)`` with ``pooling="none"``; a list for a list, an iterator
@@ -69,15 +78,16 @@ class FeatureExtractionPipeline(Pipeline):
         return Job([row.input_ids], self._finish)
 
     def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:
-        vectors = self._pooled(outputs[0])
+        # A copy, even of float32: the outputs are views that would keep a whole batch in memory.
+        vectors = np.array(self._pooled(outputs[0]), dtype=np.float32)
         if self.normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-        return np.asarray(vectors, dtype=np.float32)
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST_NORM)
+        return vectors
 
-    def _pooled(self, output: Outputs) -> NDArray[np.float32]:
+    def _pooled(self, output: Outputs) -> NDArray[Any]:
         states = output["last_hidden_state"]
         if self.pooling == "mean":
-            return np.asarray(states.mean(axis=0))
+            return np.asarray(states.mean(axis=0, dtype=np.float32))
         if self.pooling == "cls":
             return np.asarray(states[0])
         return states if self.pooling == "none" else output["pooler_output"]

@@ -1,12 +1,53 @@
-from erniem_rt import Session, pipeline
+"""What all pipelines share: one input, lists and streams; rounds of questions; progress; threads; loading."""
+
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+
 import numpy as np
 import pytest
 
-OPTIONS = {"cls": {"labels": ("a", "b", "c")}, "ner": {"labels": ("O", "B-X")}}
+import erniem_rt
+from erniem_rt import ArtifactError, InvalidInputError, Session, pipeline, pipelines
+from erniem_rt.pipelines.base import Job, Pipeline, require_mapping, require_text
+
+OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
+BATCH, CHUNK = 2, 16
+
+
+class Sums(Pipeline):
+    """The sum of numbers; inputs are lists of rows. Asks again, about the sum, while it is over the limit."""
+
+    task = "sums"
+    head = "cls"
+
+    def __call__(self, inputs, *, over=100, progress=None):
+        def job(rows):
+            return Job(rows, finish)
+
+        def finish(outputs):
+            total = int(sum(output["logits"][0] for output in outputs))
+            return job([[total // 2]]) if total > over else total
+
+        def prepare(item):
+            if item == "":
+                raise InvalidInputError("text is empty.")
+            return job([[int(word) for word in row.split()] for row in item.split(",")])
+
+        return self._answer(inputs, prepare, progress)
+
+
+@pytest.fixture
+def sums(scripted_session):
+    return Sums(scripted_session("cls", lambda ids: {"logits": [sum(ids)]}, labels=("sum",)), None, batch_size=BATCH)
 
 
 @pytest.mark.parametrize("head", ["base", "cls", "ner", "mc", "qa", "ie"])
-def test_the_script_and_the_graph_are_one_function(make_text_artifact, scripted_session, head):
+def test_the_scripted_session_and_the_real_one_agree(make_text_artifact, scripted_session, head):
     options = OPTIONS.get(head, {})
     artifact = make_text_artifact(head, **options)
     scripted = scripted_session(head, artifact.function, **options)
@@ -18,3 +59,208 @@ def test_the_script_and_the_graph_are_one_function(make_text_artifact, scripted_
     assert real.keys() == script.keys()
     for name in real:
         np.testing.assert_allclose(np.where(np.isnan(script[name]), np.nan, real[name]), script[name], rtol=1e-5)
+
+
+def test_one_input_has_one_answer_and_a_list_has_a_list(sums):
+    assert sums("1 2,3") == 6
+    assert sums(["1 2,3"]) == [6]
+    assert sums(("4", "1 1 1")) == [4, 3]
+    assert sums([]) == []
+
+
+def test_answers_are_in_the_order_of_the_inputs(sums):
+    lengths = np.random.default_rng(0).integers(1, 30, size=3 * CHUNK + 5)
+    assert sums([" ".join(["2"] * n) for n in lengths]) == [2 * n for n in lengths]
+
+
+def test_a_job_may_lead_to_further_ones_and_others_do_not_wait_in_order(sums):
+    assert sums(["5", "300", "90 20", "7"]) == [5, 75, 55, 7]
+
+
+def test_a_job_without_rows_is_finished(scripted_session):
+    class Nothing(Pipeline):
+        def __call__(self, inputs):
+            return self._answer(inputs, lambda item: Job([], lambda outputs: (item, len(outputs))), None)
+
+    session = scripted_session("cls", None, labels=("a",))
+    assert Nothing(session, None)(["a", "b"]) == [("a", 0), ("b", 0)]
+    assert session.batches == []
+
+
+def test_rows_of_all_inputs_share_batches(sums):
+    sums(["1,2,3", "4"])
+    assert [len(ids) for ids in sums.session.batches] == [2, 2]
+
+
+def test_a_stream_is_read_one_chunk_ahead(sums):
+    read = []
+    answers = sums(read.append(n) or str(n) for n in count(1))
+    assert inspect.isgenerator(answers)
+    assert read == []
+    assert next(answers) == 1
+    assert len(read) == CHUNK
+    assert list(islice(answers, CHUNK - 1)) == list(range(2, CHUNK + 1))
+    assert len(read) == CHUNK
+    assert next(answers) == CHUNK + 1
+    assert len(read) == 2 * CHUNK
+
+
+def test_a_stream_ends(sums):
+    assert list(sums(str(n) for n in range(2, CHUNK + 5))) == list(range(2, CHUNK + 5))
+    assert list(sums(iter(()))) == []
+
+
+@pytest.mark.parametrize(("as_inputs", "total"), [(list, CHUNK + 3), (iter, None)])
+def test_progress_counts_every_answer(sums, as_inputs, total):
+    told = []
+    list(sums(as_inputs(["300", *["1"] * (CHUNK + 2)]), progress=lambda *args: told.append(args)))
+    assert told == [(n, total) for n in range(1, CHUNK + 4)]
+
+
+def test_progress_is_told_batch_by_batch(sums):
+    batches = []
+    sums(["1"] * 6, progress=lambda *_: batches.append(len(sums.session.batches)))
+    assert batches == [1, 1, 2, 2, 3, 3]
+
+
+def test_an_error_names_the_input_of_a_list_or_stream(sums):
+    with pytest.raises(InvalidInputError, match=r"^text is empty\.$"):
+        sums("")
+    with pytest.raises(InvalidInputError, match=r"^input 1: text is empty\.$"):
+        sums(["1", ""])
+    stream = sums("" if n == CHUNK + 2 else "1" for n in range(100))
+    assert list(islice(stream, CHUNK)) == [1] * CHUNK
+    with pytest.raises(InvalidInputError, match=rf"^input {CHUNK + 2}: text is empty\.$"):
+        next(stream)
+
+
+def test_threads_share_a_pipeline(make_text_artifact, sentences):
+    artifact = make_text_artifact("cls", labels=("a", "b", "c"), max_length=128)
+    with pipeline(artifact.path, threads=1, batch_size=4) as classify:
+        expected = [classify(text, top_k=None) for text in sentences]
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda k: classify(list(sentences), top_k=k), [None, 1, 2, None] * 4))
+    for answer, k in zip(answers, [None, 1, 2, None] * 4, strict=True):
+        assert [[a["label"] for a in one] for one in answer] == [[a["label"] for a in one][:k] for one in expected]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "4"])
+def test_a_batch_size_that_is_none_is_refused(scripted_session, batch_size):
+    with pytest.raises(InvalidInputError, match="batch_size must be a positive integer"):
+        Sums(scripted_session("cls", None, labels=("a",)), None, batch_size=batch_size)
+
+
+def test_closing_closes_the_session(sums):
+    with sums as same:
+        assert same is sums
+        assert not sums.session.closed
+    assert sums.session.closed
+
+
+@pytest.mark.parametrize(("value", "message"), [(" \n", "text is empty"), (None, "must be str, got NoneType")])
+def test_text_is_required(value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        require_text("text", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("a", "t takes a mapping with 'x', 'y' \\(optional\\), got str"),
+        ({"y": 1}, "'x' is missing; t takes"),
+        ({"x": 1, "z": 1}, "key 'z' is not known; t takes"),
+    ],
+)
+def test_a_mapping_is_required(value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        require_mapping("t", value, ["x"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("head", "task", "name"),
+    [
+        ("base", None, "FeatureExtractionPipeline"),
+        ("cls", None, "TextClassificationPipeline"),
+        ("cls", "text-classification", "TextClassificationPipeline"),
+        ("cls", "zero-shot-classification", "ZeroShotClassificationPipeline"),
+        ("mc", None, "MultipleChoicePipeline"),
+    ],
+)
+def test_the_task_comes_from_the_manifest_or_the_caller(make_text_artifact, head, task, name):
+    artifact = make_text_artifact(head, **OPTIONS.get(head, {}))
+    for path in (artifact.path, str(artifact.path.with_suffix(".json"))):
+        with pipeline(path, task, batch_size=3) as pipe:
+            assert type(pipe).__name__ == name
+            assert pipe.batch_size == 3
+            assert pipe.task == (task or pipe.manifest.task)
+
+
+@pytest.mark.parametrize("task", ["sentiment", "", ["qa"]])
+def test_a_task_that_is_none_is_refused(tmp_path, task):
+    with pytest.raises(InvalidInputError, match="is not known; expected one of feature-extraction, text-class"):
+        pipeline(tmp_path / "cls.onnx", task)
+
+
+def test_a_task_of_another_head_is_refused(make_text_artifact):
+    path = make_text_artifact("base").path
+    with pytest.raises(InvalidInputError) as caught:
+        pipeline(path, "zero-shot-classification")
+    assert str(caught.value) == (
+        f"task 'zero-shot-classification' needs an artifact of head 'cls'; {path} has head 'base' (feature-extraction)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batchsize": 3}, "text-classification takes no option 'batchsize'; expected one of batch_size."),
+        ({"top_k": 3}, "top_k belongs into the call: pipeline(path)(inputs, top_k=...)."),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused(make_text_artifact, options, message):
+    path = make_text_artifact("cls", **OPTIONS["cls"]).path
+    with pytest.raises(InvalidInputError) as caught:
+        pipeline(path, **options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "sentencepiece.bpe.model"])
+def test_a_tokenizer_file_that_is_missing_is_named(make_text_artifact, name):
+    path = make_text_artifact("base").path
+    path.with_name(name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name}.* missing"):
+        pipeline(path)
+
+
+def test_a_folder_exported_without_a_tokenizer_is_no_pipeline(make_text_artifact):
+    path = make_text_artifact("base").path
+    manifest = path.with_suffix(".json")
+    content = json.loads(manifest.read_text("utf-8"))
+    for name in ("vocab.txt", "sentencepiece.bpe.model"):
+        path.with_name(name).unlink()
+        del content["files"][name]
+    manifest.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ArtifactError, match=r"Expected a sentencepiece model at .*sentencepiece\.bpe\.model"):
+        pipeline(path)
+
+
+def test_pipelines_need_neither_torch_nor_transformers(make_text_artifact):
+    path = make_text_artifact("cls", **OPTIONS["cls"]).path
+    modules = [f"erniem_rt.pipelines.{module.name}" for module in pkgutil.iter_modules(pipelines.__path__)]
+    assert "erniem_rt.pipelines.zero_shot_classification" in modules
+    script = f"""
+import sys
+sys.modules.update(torch=None, transformers=None)  # importing either is an error now
+from importlib import import_module
+for name in {modules}:
+    import_module(name)
+from erniem_rt import pipeline
+print(pipeline({str(path)!r})("Gestern")[0]["label"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in OPTIONS["cls"]["labels"]
+
+
+def test_the_function_is_public():
+    assert erniem_rt.pipeline is pipelines.pipeline

@@ -1,0 +1,73 @@
+"""Which of several texts goes with a prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
+from erniem_rt.pipelines._scores import softmax
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
+
+__all__ = ["MultipleChoicePipeline"]
+
+
+class MultipleChoicePipeline(Pipeline):
+    """Head ``mc``: the choice that fits a prompt best.
+
+    Args:
+        session: The model.
+        tokenizer: Its tokenizer.
+        batch_size: Most rows in one run of the model; an input makes a row per choice.
+    """
+
+    task = "multiple-choice"
+    head = "mc"
+
+    def __call__(self, inputs: Any, *, progress: Progress | None = None) -> Any:
+        """Answer one ``{"prompt": str, "choices": [str, ...]}``, a list or a stream of them.
+
+        Choices may be any number and of any lengths. A prompt that is over the model's limit together with a choice
+        is cut at its end; choices never are.
+
+        Args:
+            inputs: What to answer.
+            progress: Told after each answer how many of the inputs are answered.
+
+        Returns:
+            Per input ``{"answer": str, "index": int, "scores": list[float]}``: the best choice, the first one where
+            several are, its index, and a score per choice, in their order, which sum to 1. A list for a list, an
+            iterator for a stream.
+
+        Raises:
+            InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
+                room for the prompt.
+        """
+        return self._answer(inputs, self._job, progress)
+
+    def _job(self, item: object) -> Job[dict[str, Any]]:
+        fields = require_mapping(self.task, item, ["prompt", "choices"])
+        prompt, choices = require_text("prompt", fields["prompt"]), _choices(fields["choices"])
+        seconds = encode_seconds(
+            self.tokenizer,
+            choices,
+            names=[f"choices[{i}]" for i in range(len(choices))],
+            max_length=self.max_length,
+        )
+
+        def finish(outputs: list[Outputs]) -> dict[str, Any]:
+            scores = softmax(np.concatenate([output["logits"] for output in outputs]).astype(np.float64))
+            index = int(scores.argmax())
+            return {"answer": choices[index], "index": index, "scores": [float(score) for score in scores]}
+
+        return Job(pair_rows(self.tokenizer, prompt, seconds), finish)
+
+
+def _choices(value: object) -> list[str]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidInputError(f"choices must be a list of str, got {type(value).__name__}.")
+    if not value:
+        raise InvalidInputError("choices is empty: expected at least one.")
+    return [require_text(f"choices[{i}]", choice) for i, choice in enumerate(value)]

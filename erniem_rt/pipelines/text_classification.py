@@ -1,0 +1,115 @@
+"""Labels for texts, with a score each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._labels import label_names
+from erniem_rt.pipelines._scores import sigmoid, softmax
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
+
+__all__ = ["TextClassificationPipeline"]
+
+Function = Literal["sigmoid", "softmax", "none"]
+
+_FUNCTIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "sigmoid": sigmoid,
+    "softmax": softmax,
+    "none": lambda logits: logits,
+}
+
+
+class TextClassificationPipeline(Pipeline):
+    """Head ``cls``: which labels fit a text, or a pair of texts.
+
+    Args:
+        session: The model.
+        tokenizer: Its tokenizer.
+        batch_size: Most rows in one run of the model.
+    """
+
+    task = "text-classification"
+    head = "cls"
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
+        super().__init__(session, tokenizer, batch_size=batch_size)
+        self._labels = label_names(self.manifest)
+        self._function = _default_function(self.manifest.problem_type, len(self._labels))
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        top_k: int | Literal["best"] | None = "best",
+        function_to_apply: Function | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Classify one text, a list of texts or a stream of texts.
+
+        A text is a str, or ``{"text": ..., "text_pair": ...}`` for a pair. What is over the model's limit is cut from
+        the longer of the two, at its end.
+
+        Args:
+            inputs: What to classify.
+            top_k: How many labels to return, the best first; None returns all, ``"best"`` the best one without a list
+                around it.
+            function_to_apply: What makes scores of the logits. By default nothing for ``problem_type`` "regression",
+                sigmoid for "multi_label_classification" and for a single label, softmax for the rest.
+            progress: Told after each answer how many of the inputs are answered.
+
+        Returns:
+            The shapes of transformers' pipeline. Per input a list of ``{"label": str, "score": float}`` or, with
+            ``top_k="best"``, one of them: a list of those for a list, an iterator for a stream. A lone str with
+            ``top_k="best"`` is answered with a list of one.
+
+        Raises:
+            InvalidInputError: An input is not text or is empty, or an option is none of the above.
+        """
+        if top_k not in (None, "best") and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+            raise InvalidInputError(f"top_k must be a positive integer, None or 'best', got {top_k!r}.")
+        if function_to_apply is not None and function_to_apply not in get_args(Function):
+            raise InvalidInputError(
+                f"function_to_apply must be one of {', '.join(get_args(Function))} or None, got {function_to_apply!r}."
+            )
+        scored = _FUNCTIONS[function_to_apply or self._function]
+
+        def finish(outputs: list[Outputs]) -> Any:
+            answers = self._ranked(scored(outputs[0]["logits"].astype(np.float64)))
+            return answers[0] if top_k == "best" else answers[:top_k]
+
+        answer = self._answer(inputs, lambda item: Job([self._row(item)], finish), progress)
+        return [answer] if isinstance(inputs, str) and top_k == "best" else answer
+
+    def _row(self, item: object) -> list[int]:
+        pair = None
+        if isinstance(item, Mapping):
+            fields = require_mapping(self.task, item, ["text"], ["text_pair"])
+            item = fields["text"]
+            pair = fields.get("text_pair")
+        text = require_text("text", item)
+        if pair is not None:
+            pair = require_text("text_pair", pair)
+        return self.tokenizer(text, pair, truncation="longest_first", max_length=self.max_length).input_ids
+
+    def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+        order = np.argsort(-scores, kind="stable")
+        return [{"label": self._labels[i], "score": float(scores[i])} for i in order]
+
+
+def _default_function(problem_type: str | None, labels: int) -> str:
+    """The choice of transformers' pipeline."""
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"

@@ -1,0 +1,141 @@
+"""Labels that the model was never trained on, as hypotheses about a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._labels import label_names
+from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
+from erniem_rt.pipelines._scores import softmax
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
+
+__all__ = ["ZeroShotClassificationPipeline"]
+
+_PLACE = "{}"
+
+
+class ZeroShotClassificationPipeline(Pipeline):
+    """Head ``cls`` trained on natural language inference: does the text entail "This example is ..."?
+
+    Args:
+        session: The model. Its labels say by their names which one is entailment ("entail..." in any case) and which
+            contradiction ("contra...", or the other one of two).
+        tokenizer: Its tokenizer.
+        batch_size: Most rows in one run of the model; a text makes a row per candidate label.
+
+    Raises:
+        InvalidInputError: No label, or more than one, is called entailment.
+    """
+
+    task = "zero-shot-classification"
+    head = "cls"
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
+        super().__init__(session, tokenizer, batch_size=batch_size)
+        self._labels = label_names(self.manifest)
+        self._entailment = self._label_id("entail")
+
+    def __call__(
+        self,
+        inputs: Any,
+        candidate_labels: str | Sequence[str],
+        *,
+        hypothesis_template: str = "This example is {}.",
+        multi_label: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Classify one text, a list of texts or a stream of texts.
+
+        A text that is over the model's limit together with a hypothesis is cut at its end; hypotheses never are.
+
+        Args:
+            inputs: Texts.
+            candidate_labels: A list of labels, or one str with commas between them.
+            hypothesis_template: The hypothesis, with ``{}`` where the label goes.
+            multi_label: Whether several labels may be true: each is then scored by itself, entailment against
+                contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
+            progress: Told after each answer how many of the inputs are answered.
+
+        Returns:
+            Per input ``{"sequence": str, "labels": list[str], "scores": list[float]}``, the best first and ties in
+            the order of ``candidate_labels``; a list for a list, an iterator for a stream.
+
+        Raises:
+            InvalidInputError: An input is not text or is empty; labels are missing, empty or given twice; the
+                template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
+                where it is needed.
+        """
+        candidates = _candidates(candidate_labels)
+        if not isinstance(hypothesis_template, str) or _PLACE not in hypothesis_template:
+            raise InvalidInputError(
+                f"hypothesis_template must be text with {_PLACE} where the label goes, got {hypothesis_template!r}."
+            )
+        hypotheses = encode_seconds(
+            self.tokenizer,
+            [hypothesis_template.replace(_PLACE, label) for label in candidates],
+            names=[f"the hypothesis for candidate label {label!r}" for label in candidates],
+            max_length=self.max_length,
+        )
+        contradiction = self._label_id("contra") if multi_label or len(candidates) == 1 else None
+
+        def prepare(text: object) -> Job[dict[str, Any]]:
+            sequence = require_text("text", text)
+
+            def finish(outputs: list[Outputs]) -> dict[str, Any]:
+                scores = self._scores(np.stack([output["logits"] for output in outputs]), contradiction)
+                order = np.argsort(-scores, kind="stable")
+                return {
+                    "sequence": sequence,
+                    "labels": [candidates[i] for i in order],
+                    "scores": [float(scores[i]) for i in order],
+                }
+
+            return Job(pair_rows(self.tokenizer, sequence, hypotheses), finish)
+
+        return self._answer(inputs, prepare, progress)
+
+    def _scores(self, logits: NDArray[Any], contradiction: int | None) -> NDArray[np.float64]:
+        """Scores ``(candidates,)`` from logits ``(candidates, labels)``."""
+        logits = logits.astype(np.float64)
+        if contradiction is None:
+            return softmax(logits[:, self._entailment])
+        return softmax(logits[:, [contradiction, self._entailment]])[:, 1]
+
+    def _label_id(self, prefix: str) -> int:
+        found = [i for i, label in enumerate(self._labels) if label.lower().startswith(prefix)]
+        if prefix == "contra" and not found and len(self._labels) == 2:
+            return 1 - self._entailment
+        if len(found) != 1:
+            raise InvalidInputError(
+                f"{self.task} needs a model whose labels name one that starts with {prefix!r}; this one's are "
+                f"{', '.join(self._labels)}. Use a model trained on natural language inference, exported with its "
+                "label names."
+            )
+        return found[0]
+
+
+def _candidates(labels: object) -> list[str]:
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",") if label.strip()]
+    if not isinstance(labels, (list, tuple)):
+        raise InvalidInputError(
+            f"candidate_labels must be a list of str, or one str with commas, got {type(labels).__name__}."
+        )
+    if not labels:
+        raise InvalidInputError("candidate_labels is empty: expected at least one label.")
+    checked = [require_text(f"candidate_labels[{i}]", label) for i, label in enumerate(labels)]
+    for i, label in enumerate(checked):
+        if label in checked[:i]:
+            raise InvalidInputError(f"candidate_labels has {label!r} twice: give each label once.")
+    return checked
