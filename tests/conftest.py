@@ -44,7 +44,7 @@ SENTENCES = (
 
 @pytest.fixture(scope="session")
 def sentences() -> tuple[str, ...]:
-    """One or two sentences in each of 18 scripts."""
+    """One or two sentences in each of 16 scripts."""
     return SENTENCES
 
 

@@ -136,6 +136,8 @@ def _lower(text: str) -> str:
 
 
 def _any_of(words: Collection[str], *, longest_first: bool) -> re.Pattern[str] | None:
+    # The leftmost match counts and, with longest_first, the longest there. The reference's trie does the same, except
+    # that it loses its place in some texts where one added token lies inside another.
     found = [word for word in words if word]
     if longest_first:
         found.sort(key=len, reverse=True)

@@ -22,7 +22,22 @@ ernie_m = pytest.importorskip("transformers.models.deprecated.ernie_m.tokenizati
 SPACES_AND_CONTROLS = " \t\n\r\u3000\u200b\u00a0\u2028▁\u0000\u0007\u200d\ufffd\ufeff"
 CHANGED_BY_NFKC = "\u0301\u0327ﬁ½㍻№ﷺ…ｶﾞ１²\u1100\u1161"
 AWKWARD = [*SPACES_AND_CONTROLS, *CHANGED_BY_NFKC, *"İΣσςß🦊👩，。?1２٣中國𠀀aAbZ가"]
-MARKUP = ["[MASK]", "[CLS]", "[mask]", "[PAD", "<ent>", "<ent", " Foo ", "Foo", "FOO", "xx", " xx ", "BbZ", "bbz"]
+MARKUP = [
+    "[MASK]",
+    "[CLS]",
+    "[mask]",
+    "[PAD",
+    "<ent>",
+    "<ent>2",
+    "<ent",
+    " Foo ",
+    "Foo",
+    "FOO",
+    "xx",
+    " xx ",
+    "BbZ",
+    "bbz",
+]
 UNICODE = st.characters(exclude_categories=["Cs"])  # the reference cannot take surrogates at all
 TEXTS = st.lists(st.sampled_from(AWKWARD) | st.sampled_from(MARKUP) | UNICODE, max_size=16).map("".join)
 THOROUGH = settings(deadline=None, max_examples=250)
@@ -64,7 +79,7 @@ def saved(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest
     reference = reference_from(source, **options)
     if "added" in request.param:
         whole_word = ReferenceToken("xx", single_word=True)
-        reference.add_tokens([whole_word, ReferenceToken("FOO", normalized=False), "BbZ"])
+        reference.add_tokens([whole_word, ReferenceToken("FOO", normalized=False), "BbZ", "<ent>2"])
     folder = tmp_path_factory.mktemp("saved")
     reference.save_pretrained(folder)
     return folder
@@ -113,6 +128,7 @@ def test_sentences_give_equal_ids(ours: Tokenizer, reference: Any, sentences: tu
 @example(text="a[MASK]b [MASK]  [CLS]")
 @example(text="ΟΔΥΣΣΕΥΣ [MASK] İ")
 @example(text="fooxx xx barxx")
+@example(text="<ent>2<ent>")
 @given(text=TEXTS)
 def test_any_text_gives_equal_tokens_and_ids(ours: Tokenizer, reference: Any, text: str) -> None:
     assert ours.tokenize(text) == reference.tokenize(text)
