@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -44,9 +45,17 @@ def test_the_import_is_fast():
     assert min(loaded_by("import erniem_rt")[1] for _ in range(3)) < 0.150
 
 
-@pytest.mark.parametrize("name", ["Session", "ErnieMError"])
+@pytest.mark.parametrize("name", ["Session", "Tokenizer", "pipeline", "ErnieMError"])
 def test_the_public_names_are_pure_too(name):
     modules, _ = loaded_by(f"import erniem_rt; erniem_rt.{name}")
+    assert modules <= ALLOWED
+
+
+def test_every_pipeline_is_pure():
+    names = [f"erniem_rt.pipelines.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE / "pipelines")])]
+    assert "erniem_rt.pipelines.text_classification" in names
+    modules, _ = loaded_by(f"import {', '.join(names)}")
+    assert "erniem_rt" in modules
     assert modules <= ALLOWED
 
 
@@ -75,6 +84,7 @@ def test_the_public_names_are_these():
         "InvalidInputError",
         "Session",
         "Tokenizer",
+        "pipeline",
     ]
     assert dir(erniem_rt) == sorted([*erniem_rt.__all__, "__version__"])
     for name in erniem_rt.__all__:

@@ -1,0 +1,96 @@
+"""Vectors compared with the obvious numpy, on every sentence."""
+
+import numpy as np
+import pytest
+
+from erniem_rt import InvalidInputError, pipeline
+from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+
+LIMIT = 24
+
+
+@pytest.fixture
+def artifact(make_text_artifact):
+    return make_text_artifact("base", max_length=LIMIT)
+
+
+@pytest.fixture
+def make_pipe(artifact, scripted_session, tokenizer):
+    session = scripted_session("base", artifact.function, max_length=LIMIT)
+    return lambda **options: FeatureExtractionPipeline(session, tokenizer, **options)
+
+
+EXPECTED = {
+    "mean": lambda states, pooled: sum(states) / len(states),
+    "cls": lambda states, pooled: states[0],
+    "pooler": lambda states, pooled: pooled,
+    "none": lambda states, pooled: states,
+}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooling", EXPECTED)
+def test_vectors_are_the_obvious_ones(artifact, make_pipe, tokenizer, sentences, pooling, normalize):
+    vectors = make_pipe(pooling=pooling, normalize=normalize, batch_size=4)(list(sentences))
+    assert len(vectors) == len(sentences)
+    for vector, text in zip(vectors, sentences, strict=True):
+        ids = tokenizer(text, truncation="longest_first", max_length=LIMIT).input_ids
+        outputs = artifact.function(ids)
+        expected = EXPECTED[pooling](outputs["last_hidden_state"], outputs["pooler_output"])
+        if normalize:
+            expected = expected / np.sqrt((expected**2).sum(-1, keepdims=True))
+        assert vector.dtype == np.float32
+        np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_texts_at_the_limit_and_over_it_are_among_the_sentences(tokenizer, sentences):
+    lengths = [len(tokenizer(text)) for text in sentences]
+    assert max(lengths) > LIMIT > min(lengths)
+
+
+@pytest.mark.parametrize("pooling", EXPECTED)
+def test_vectors_hold_no_batch_in_memory(make_pipe, pooling):
+    (vector,) = make_pipe(pooling=pooling)(["Gestern"])
+    assert vector.base is None
+
+
+def test_a_vector_of_zeros_stays_one(scripted_session, tokenizer):
+    session = scripted_session(
+        "base", lambda ids: {"last_hidden_state": np.zeros((len(ids), 4)), "pooler_output": np.zeros(4)}
+    )
+    assert FeatureExtractionPipeline(session, tokenizer, normalize=True)("Gestern").tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "max"}, "pooling must be one of mean, cls, pooler, none, got 'max'"),
+        ({"normalize": "yes"}, "normalize must be True or False, got 'yes'"),
+    ],
+)
+def test_options_are_checked(make_pipe, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_pipe(**options)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("", "^text is empty"),
+        (" \t\n", "^text is empty"),
+        (5, "^text must be str, got int"),
+        (b"text", "^text must be str, got bytes"),
+        ({"text": "a"}, "^text must be str, got dict"),
+        (["a", "b", " "], "^input 2: text is empty"),
+        (["a", None], "^input 1: text must be str, got NoneType"),
+    ],
+)
+def test_bad_texts_are_named(make_pipe, inputs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_pipe()(inputs)
+
+
+def test_the_real_graph_gives_the_same(artifact, make_pipe, sentences):
+    with pipeline(artifact.path, pooling="mean", normalize=True) as pipe:
+        real = pipe(list(sentences))
+    np.testing.assert_allclose(real, make_pipe(normalize=True)(list(sentences)), rtol=1e-5, atol=1e-6)
