@@ -1,0 +1,219 @@
+"""Answers found in a context of any length, cut from it as they stand there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._answer_spans import Span, Tokens, best_spans, read
+from erniem_rt.pipelines._options import require_count, require_flag
+from erniem_rt.pipelines._windows import windows
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+
+if TYPE_CHECKING:
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
+
+__all__ = ["QuestionAnsweringPipeline"]
+
+# transformers' defaults.
+_WINDOW, _STRIDE = 384, 128
+# What transformers splits a context at: space, tab, line ends, narrow no-break space.
+_WORD = re.compile("[^ \t\r\n\u202f]+")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How many answers, of what form."""
+
+    top_k: int
+    max_answer_len: int
+    handle_impossible_answer: bool
+    align_to_words: bool
+
+    def __post_init__(self) -> None:
+        require_count("top_k", self.top_k)
+        require_count("max_answer_len", self.max_answer_len)
+        require_flag("handle_impossible_answer", self.handle_impossible_answer)
+        require_flag("align_to_words", self.align_to_words)
+
+
+class QuestionAnsweringPipeline(Pipeline):
+    """Head ``qa``: the part of a context that answers a question.
+
+    A context that does not fit into one row is read in windows, and the best answer of all windows is given.
+
+    Args:
+        session: The model.
+        tokenizer: Its tokenizer.
+        top_k: How many answers to give. There are fewer if the context holds no more.
+        max_answer_len: Longest answer, in tokens.
+        handle_impossible_answer: Whether "no answer" (an empty one, from 0 to 0) competes with the others. Its score
+            is the lowest that any window gives it.
+        align_to_words: Answer in whole words, split at whitespace, and tokenize the context word by word, both as
+            transformers does with ErnieM: "Berlin." instead of "Berlin", and all of a Chinese sentence. Without it
+            the context is tokenized as a whole and an answer is what the model chose.
+        max_seq_len: Longest row in tokens: question, special tokens and window. If left out, 384 or as many more as a
+            long question needs, at most the model's limit.
+        doc_stride: Tokens from the start of one window to the start of the next; never more than a window holds.
+            If left out, 128 or half of ``max_seq_len``, whichever is less.
+        batch_size: Most rows in one run of the model.
+    """
+
+    task = "question-answering"
+    head = "qa"
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        *,
+        top_k: int = 1,
+        max_answer_len: int = 15,
+        handle_impossible_answer: bool = False,
+        align_to_words: bool = False,
+        max_seq_len: int | None = None,
+        doc_stride: int | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(session, tokenizer, batch_size=batch_size)
+        self._options = _Options(top_k, max_answer_len, handle_impossible_answer, align_to_words)
+        if max_seq_len is not None:
+            require_count("max_seq_len", max_seq_len)
+            if max_seq_len > self.max_length:
+                raise InvalidInputError(
+                    f"max_seq_len is {max_seq_len}; the model takes at most {self.max_length} tokens."
+                )
+        size = max_seq_len or min(_WINDOW, self.max_length)
+        if doc_stride is None:
+            doc_stride = min(max(size // 2, 1), _STRIDE)
+        require_count("doc_stride", doc_stride)
+        if doc_stride > size:
+            raise InvalidInputError(
+                f"doc_stride is {doc_stride}, more than the {size} tokens of a row: text would be left out."
+            )
+        self._max_seq_len, self._doc_stride = max_seq_len, doc_stride
+
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        question: str | None = None,
+        context: str | None = None,
+        top_k: int | None = None,
+        max_answer_len: int | None = None,
+        handle_impossible_answer: bool | None = None,
+        align_to_words: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Answer ``question`` from ``context``, or one mapping with these two keys, a list or a stream of mappings.
+
+        The other options are the pipeline's own where they are left out.
+
+        Returns:
+            ``{"answer", "score", "start", "end"}``: ``context[start:end]`` (code points) is the answer, the score is
+            between 0 and 1. With ``top_k`` above 1 a list of these, best first. A list of results for a list of
+            inputs, an iterator for a stream.
+
+        Raises:
+            InvalidInputError: A text is missing, not text or empty, or the question leaves no room for the context.
+        """
+        given: dict[str, Any] = {
+            "top_k": top_k,
+            "max_answer_len": max_answer_len,
+            "handle_impossible_answer": handle_impossible_answer,
+            "align_to_words": align_to_words,
+        }
+        options = replace(self._options, **{name: value for name, value in given.items() if value is not None})
+        if inputs is None:
+            inputs = {"question": question, "context": context}
+        elif question is not None or context is not None:
+            raise InvalidInputError("give question and context by name or as one mapping, not both.")
+        return self._answer(inputs, partial(self._job, options), progress)
+
+    def _job(self, options: _Options, item: object) -> Job[Any]:
+        question, context = _texts(item)
+        question_ids = self.tokenizer(question, add_special_tokens=False).input_ids
+        tokens = self._words(context) if options.align_to_words else self._tokens(context)
+        for name, count in (("question", len(question_ids)), ("context", sum(tokens.starts < tokens.ends))):
+            if not count:
+                raise InvalidInputError(f"{name} holds nothing that the tokenizer keeps: expected text.")
+        room = self._room(len(question_ids))
+        parts = [tokens[window] for window in windows(len(tokens), room, min(self._doc_stride, room))]
+        rows = [self.tokenizer.build_inputs_with_special_tokens(question_ids, part.ids) for part in parts]
+        return Job(rows, partial(_finish, options, context, rows, parts))
+
+    def _tokens(self, context: str) -> Tokens:
+        """Tokens of the context, answers being what they were cut from, without whitespace at the ends."""
+        encoding = self.tokenizer(context, add_special_tokens=False)
+        starts = [_visible_start(context, start) for start, _ in encoding.offsets]
+        ends = [_visible_end(context, end) for _, end in encoding.offsets]
+        return Tokens(encoding.input_ids, np.array(starts, np.int64), np.array(ends, np.int64))
+
+    def _words(self, context: str) -> Tokens:
+        """Tokens of the context's words, each word tokenized alone, answers being whole words."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        for word in _WORD.finditer(context):
+            word_ids = self.tokenizer(word.group(), add_special_tokens=False).input_ids
+            ids += word_ids
+            places += [word.span()] * len(word_ids)
+        starts, ends = np.array(places, np.int64).reshape(-1, 2).T
+        return Tokens(ids, starts, ends)
+
+    def _room(self, question_length: int) -> int:
+        """How many tokens of the context fit into a row beside the question."""
+        taken = question_length + self.tokenizer.num_special_tokens_to_add(pair=True)
+        limit = self._max_seq_len or self.max_length
+        if taken >= limit:
+            raise InvalidInputError(
+                f"the question alone takes {question_length} tokens; the limit is {limit}, with "
+                f"{taken - question_length} special tokens and some of the context. Shorten the question."
+            )
+        return (self._max_seq_len or min(limit, max(_WINDOW, taken + self._doc_stride))) - taken
+
+
+def _texts(item: object) -> tuple[str, str]:
+    if not isinstance(item, Mapping):
+        raise InvalidInputError(f"expected a mapping with question and context, got {type(item).__name__}.")
+    unknown = sorted(map(str, item.keys() - {"question", "context"}))
+    if unknown:
+        raise InvalidInputError(f"{unknown[0]!r} is not known; expected question and context.")
+    for name in ("question", "context"):
+        if item.get(name) is None:
+            raise InvalidInputError(f"{name} is missing; expected question and context.")
+    return require_text("question", item["question"]), require_text("context", item["context"])
+
+
+def _finish(
+    options: _Options, context: str, rows: list[list[int]], parts: list[Tokens], outputs: list[Outputs]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    readings = [
+        # The context is followed by one separator.
+        read(output["start_logits"], output["end_logits"], len(row) - 1 - len(part), part)
+        for row, part, output in zip(rows, parts, outputs, strict=True)
+    ]
+    spans = best_spans(readings, options.top_k, options.max_answer_len)
+    if options.handle_impossible_answer:
+        spans.append(Span(0, 0, min(reading.null for reading in readings)))
+        spans = sorted(spans, key=lambda span: -span.score)[: options.top_k]
+    answers = [{"answer": context[s.start : s.end], "score": s.score, "start": s.start, "end": s.end} for s in spans]
+    return answers[0] if options.top_k == 1 else answers
+
+
+def _visible_start(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
+
+
+def _visible_end(text: str, end: int) -> int:
+    while end > 0 and text[end - 1].isspace():
+        end -= 1
+    return end

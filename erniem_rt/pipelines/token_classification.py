@@ -1,0 +1,154 @@
+"""Labels for the tokens, words or entities of a text of any length."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._entities import Strategy, Token, entities_of_tokens, entities_of_words, grouped
+from erniem_rt.pipelines._options import require_choice, require_count
+from erniem_rt.pipelines._windows import best_parts, windows
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
+
+__all__ = ["TokenClassificationPipeline"]
+
+_STRIDE = 128
+
+
+class TokenClassificationPipeline(Pipeline):
+    """Head ``ner``: what the parts of a text are.
+
+    A text that does not fit into one row is read in overlapping windows. A token's label comes from the window in
+    which most of the text around it can be seen, so that each token is labelled once and entities are joined over the
+    whole text.
+
+    Args:
+        session: The model; its manifest names the labels.
+        tokenizer: Its tokenizer.
+        aggregation_strategy: ``"none"`` for tokens; ``"simple"`` for neighbouring tokens of one kind joined up to the
+            next ``B-``; ``"first"``, ``"average"`` and ``"max"`` for words joined so, a word having the label of its
+            first token, of the mean of its tokens' probabilities, or of its surest token. A word is a run of letters
+            and digits; punctuation stands alone, and so does each token in a script written without spaces.
+        ignore_labels: Labels to leave out, as they appear in the result: ``"B-PER"`` of tokens, ``"PER"`` of entities.
+        stride: How many tokens neighbouring windows share; 128 or half a window, whichever is less, if left out.
+        batch_size: Most rows in one run of the model.
+    """
+
+    task = "token-classification"
+    head = "ner"
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        *,
+        aggregation_strategy: Strategy = "none",
+        ignore_labels: Collection[str] = ("O",),
+        stride: int | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(session, tokenizer, batch_size=batch_size)
+        if not self.manifest.labels:
+            raise InvalidInputError(
+                "the manifest names no labels; export the checkpoint with id2label in its config.json."
+            )
+        require_choice("aggregation_strategy", aggregation_strategy, Strategy)
+        self._room = self.max_length - tokenizer.num_special_tokens_to_add()
+        stride = min(_STRIDE, self._room // 2) if stride is None else stride
+        require_count("stride", stride, least=0)
+        if stride >= self._room:
+            raise InvalidInputError(f"stride is {stride}; it must be less than the {self._room} tokens of a window.")
+        self.labels = self.manifest.labels
+        self._strategy: Strategy = aggregation_strategy
+        self._ignored = _checked_labels(ignore_labels)
+        self._step = self._room - stride
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        aggregation_strategy: Strategy | None = None,
+        ignore_labels: Collection[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Label one text, a list of texts or a stream of texts. The options are the pipeline's own where left out.
+
+        Returns:
+            Per text a list of ``{"entity", "score", "index", "word", "start", "end"}``, in the order of the text:
+            ``word`` is ``text[start:end]`` (code points), ``index`` the number of the token in the text, from 1.
+            With an aggregation strategy ``{"entity_group", "score", "word", "start", "end"}``. A list of results for
+            a list of texts, an iterator for a stream.
+
+        Raises:
+            InvalidInputError: An input is not text or is empty, or an option is none of the above.
+        """
+        strategy = self._strategy if aggregation_strategy is None else aggregation_strategy
+        require_choice("aggregation_strategy", strategy, Strategy)
+        ignored = self._ignored if ignore_labels is None else _checked_labels(ignore_labels)
+        return self._answer(inputs, partial(self._job, strategy, ignored), progress)
+
+    def _job(self, strategy: Strategy, ignored: frozenset[str], text: object) -> Job[list[dict[str, Any]]]:
+        text = require_text("text", text)
+        encoding = self.tokenizer(text, add_special_tokens=False)
+        spans = windows(len(encoding), self._room, self._step)
+        make_row = self.tokenizer.build_inputs_with_special_tokens
+        rows = [make_row(encoding.input_ids[span.start : span.stop]) for span in spans]
+
+        def finish(outputs: list[Outputs]) -> list[dict[str, Any]]:
+            scores = _merged(spans, [_softmax(output["logits"][1:-1]) for output in outputs])
+            tokens = [Token(*place, row) for place, row in zip(encoding.offsets, scores, strict=True)]
+            found = self._tokens(text, tokens) if strategy == "none" else self._groups(text, tokens, strategy)
+            return [item for item in found if item.get("entity", item.get("entity_group")) not in ignored]
+
+        return Job(rows, finish)
+
+    def _tokens(self, text: str, tokens: list[Token]) -> list[dict[str, Any]]:
+        entities = entities_of_tokens(tokens, self.labels)
+        return [
+            {"entity": label, "score": score, "index": index, "word": text[start:end], "start": start, "end": end}
+            for index, (label, score, start, end) in enumerate(entities, start=1)
+        ]
+
+    def _groups(self, text: str, tokens: list[Token], strategy: Strategy) -> list[dict[str, Any]]:
+        if strategy == "simple":
+            entities = entities_of_tokens(tokens, self.labels)
+        else:
+            entities = entities_of_words(text, tokens, self.labels, strategy)
+        return [
+            {"entity_group": kind, "score": score, "word": text[start:end], "start": start, "end": end}
+            for kind, score, start, end in grouped(text, entities)
+        ]
+
+
+def _checked_labels(labels: Collection[str]) -> frozenset[str]:
+    if not isinstance(labels, (list, tuple, set, frozenset)) or not all(isinstance(label, str) for label in labels):
+        raise InvalidInputError(f"ignore_labels must be a list of labels, got {labels!r}.")
+    return frozenset(labels)
+
+
+def _merged(spans: list[range], scores: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Probabilities of all tokens ``(tokens, labels)`` from those of the windows."""
+    return np.concatenate(
+        [
+            rows[part.start - span.start : part.stop - span.start]
+            for span, part, rows in zip(spans, best_parts(spans), scores, strict=True)
+        ]
+    )
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
