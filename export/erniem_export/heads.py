@@ -72,6 +72,10 @@ def graph_outputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tup
         shape = (rows, "sequence", config.hidden_size)
         specs += [TensorSpec(f"hidden_states.{i}", "float32", shape) for i in range(config.num_hidden_layers + 1)]
     if options.attentions:
-        weights = (rows, config.num_attention_heads, "sequence", "sequence")
-        specs += [TensorSpec(f"attentions.{i}", "float32", weights) for i in range(config.num_hidden_layers)]
+        pruned = [len(config.pruned_heads.get(i, ())) for i in range(config.num_hidden_layers)]
+        heads = [config.num_attention_heads - gone for gone in pruned]
+        specs += [
+            TensorSpec(f"attentions.{i}", "float32", (rows, count, "sequence", "sequence"))
+            for i, count in enumerate(heads)
+        ]
     return tuple(specs)

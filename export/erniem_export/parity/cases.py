@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,18 +91,22 @@ class _Builder:
             row[self._positions(length, width, side)] = True
         limits = self.manifest.limits
         ids = self.rng.integers(0, limits.vocab_size - 1, attend.shape)
+        ids[0, 0], ids[0, -1] = 0, limits.vocab_size - 2  # both ends of the vocabulary, whatever is drawn
         ids += ids >= limits.pad_token_id  # every id but padding
         if not give_mask:
             ids[~attend] = limits.pad_token_id
         return self._assembled(name, ids, attend, give_mask)
 
     def text_cases(self, tokenizer: Tokenizer) -> list[Case]:
-        """Return real text: alone, and as pairs."""
+        """Return real text, alone and as pairs; nothing if the special tokens alone fill the row."""
+        if self.manifest.limits.max_length <= tokenizer.num_special_tokens_to_add(pair=True):
+            return []
         pairs = [pair for pair in TEXTS for _ in range(_CHOICES)] if self.has_choices else list(TEXTS)
-        batches = {
-            "real text": tokenizer.batch([text for _, text in pairs]),
-            "real text, pairs": tokenizer.batch([first for first, _ in pairs], [second for _, second in pairs]),
-        }
+        firsts, seconds = zip(*pairs, strict=True)
+        encode = functools.partial(
+            tokenizer.batch, truncation="longest_first", max_length=self.manifest.limits.max_length
+        )
+        batches = {"real text": encode(seconds), "real text, pairs": encode(firsts, seconds)}
         return [
             self._assembled(name, batch.input_ids, batch.attention_mask.astype(bool), give_mask=True)
             for name, batch in batches.items()

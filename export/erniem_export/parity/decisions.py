@@ -70,7 +70,7 @@ def _winners(found: NDArray[Any], expected: NDArray[Any], tie: float) -> Agreeme
     if expected.shape[-1] < 2 or not expected.size:
         return Agreement()
     second, best = np.sort(expected, axis=-1)[..., -2:].reshape(-1, 2).T
-    clear = best - second > tie
+    clear = (best - second > tie) & np.isfinite(second)  # one token that is not masked: no choice either
     same = (found.argmax(-1) == expected.argmax(-1)).ravel()
     return Agreement(int(clear.sum()), int((same & clear).sum()))
 

@@ -1,4 +1,4 @@
-"""Why did the gate fail? Looked for in the outputs and in the weights, in the order of likelihood."""
+"""Why did the gate fail? Looked for in the outputs, in the weights and along the layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+
+from erniem_export.parity.layers import first_difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.parity.cases import Case
-    from erniem_export.parity.gate import Report
+    from erniem_export.parity.findings import Report
 
     Result = tuple[Case, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]
 
@@ -23,27 +25,54 @@ __all__ = ["diagnose"]
 
 
 def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results: Sequence[Result]) -> list[str]:
-    """Return sentences on what is wrong and what to try; never empty."""
-    swapped = _swapped_outputs(report, results)
-    weights = _changed_weights(artifact, model)
-    padding = _padding(report, results)
-    return [text for text in (swapped, weights, padding) if text] or [
-        "All weights that can be matched by name are the checkpoint's, and padding plays no part: the graph itself "
-        "differs. Try another version of torch or onnxruntime, and report it with the versions in the manifest."
-    ]
+    """Return sentences on what is wrong and what to try; never empty unless nothing was compared.
+
+    Args:
+        artifact: The graph that failed.
+        model: What it was compared with.
+        report: The findings.
+        results: Every case with the outputs found and expected.
+    """
+    if not results:
+        return []
+    causes = [_swapped_outputs(results), _swapped_columns(results), _changed_weights(artifact, model)]
+    if not any(causes):
+        causes += [_padding(report, results), _graph(artifact, model, report, results)]
+    return [cause for cause in causes if cause]
 
 
-def _swapped_outputs(report: Report, results: Sequence[Result]) -> str:
+def _swapped_outputs(results: Sequence[Result]) -> str:
     """Does one output carry what belongs to another?"""
-    for name in results[0][2] if results else ():
-        for other in results[0][2]:
-            if name != other and all(_equal(found[name], expected[other], report) for _, found, expected in results):
+    names = list(results[0][2])
+    for name in names:
+        for other in names:
+            if other != name and not _same(results, name, name) and _same(results, name, other):
                 return f"{name} carries the values of {other}: the outputs are swapped."
     return ""
 
 
-def _equal(a: NDArray[Any], b: NDArray[Any], report: Report) -> bool:
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=10 * report.limits.largest))
+def _swapped_columns(results: Sequence[Result]) -> str:
+    """Are the labels of a classifier, or the choices, in another order?"""
+    widths = {expected["logits"].shape[-1] for _, _, expected in results if "logits" in expected}
+    if len(widths) != 1:
+        return ""
+    width = widths.pop()
+    sources = [[i for i in range(width) if _same(results, "logits", "logits", (i, j))] for j in range(width)]
+    order = [matches[0] for matches in sources if len(matches) == 1]
+    if sorted(order) != list(range(width)) or order == sorted(order):
+        return ""
+    return f"The columns of logits are in another order: those of {list(range(width))} are found at {order}."
+
+
+def _same(results: Sequence[Result], name: str, other: str, columns: tuple[int, int] | None = None) -> bool:
+    """Is the output ``name`` (or one of its columns) what is expected of ``other``, on every case?"""
+    for _, found, expected in results:
+        a, b = found[name], expected[other]
+        if columns is not None:
+            a, b = a[..., columns[0]], b[..., columns[1]]
+        if a.shape != b.shape or not np.allclose(a, b, rtol=1e-3, atol=1e-3):
+            return False
+    return True
 
 
 def _changed_weights(artifact: Path, model: ErnieMPreTrainedModel) -> str:
@@ -57,7 +86,7 @@ def _changed_weights(artifact: Path, model: ErnieMPreTrainedModel) -> str:
             if stored is None or stored.const_value is None:
                 continue
             array = stored.const_value.numpy()
-            if array.shape != expected.shape or not np.allclose(array, expected, rtol=1e-5, atol=1e-7):
+            if array.shape != expected.shape or not np.allclose(array, expected, 1e-5, 1e-7, equal_nan=True):
                 changed.append(name)
     if not changed:
         return ""
@@ -69,11 +98,24 @@ def _changed_weights(artifact: Path, model: ErnieMPreTrainedModel) -> str:
 
 
 def _padding(report: Report, results: Sequence[Result]) -> str:
-    """Do exactly the batches fail in which something is masked?"""
+    """Do only batches fail in which something is masked?"""
     masked = {case.name for case, _, _ in results if not case.attend.all()}
-    failing = {case for (_, case), difference in report.differences.items() if difference.excess(report.limits) > 1.0}
+    unattended = {case.name for case, _, _ in results if not case.attend.any(-1).all()}
+    failing = report.failing_cases()
+    if failing and failing <= unattended:
+        return "Only rows that are all padding fail: the value that masks must be finite, as in PyTorch."
     if failing and failing <= masked:
         return f"Only batches with padding fail ({', '.join(sorted(failing))}): the attention mask is lost or wrong."
-    if any(difference.excess(report.limits) > 1.0 for difference in report.invariance.values()) and not failing:
-        return "The same row alone and in a padded batch differs: something is computed across rows or from padding."
+    if not failing and any(difference.excess(report.limits) > 1.0 for difference in report.invariance.values()):
+        return "A row alone differs from the same row in a batch: something is computed across rows or from padding."
     return ""
+
+
+def _graph(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results: Sequence[Result]) -> str:
+    """Which part of the graph differs, if it is not the weights?"""
+    _, worst, _ = report.worst()
+    where = first_difference(artifact, model, next(case for case, _, _ in results if case.name == worst), report.limits)
+    return (
+        f"The weights that can be matched by name are the checkpoint's; the graph itself differs{where}. Export again "
+        "with other versions of torch and onnxruntime, and report it with the versions in the manifest."
+    )

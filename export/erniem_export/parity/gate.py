@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +9,12 @@ import torch
 
 from erniem_export.errors import ParityError
 from erniem_export.parity.cases import Case, build_cases
-from erniem_export.parity.decisions import Agreement, compare_decisions
+from erniem_export.parity.decisions import compare_decisions
 from erniem_export.parity.diagnosis import diagnose
-from erniem_export.parity.measures import THRESHOLDS, Difference, Thresholds, measure
-from erniem_rt.manifest import Manifest
+from erniem_export.parity.findings import Report
+from erniem_export.parity.measures import THRESHOLDS, Difference, measure
+from erniem_rt.errors import ErnieMError
+from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
 
 if TYPE_CHECKING:
@@ -24,88 +25,10 @@ if TYPE_CHECKING:
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["Report", "check_parity"]
+__all__ = ["check_parity"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
-
-
-@dataclass
-class Report:
-    """The gate's findings; ``differences`` maps output and case name to their difference."""
-
-    precision: str
-    limits: Thresholds
-    differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
-    agreement: Agreement = field(default_factory=Agreement)
-    invariance: dict[str, Difference] = field(default_factory=dict)
-    decides: bool = False
-
-    def worst(self) -> tuple[str, str, float]:
-        """Output, case and excess of the worst difference."""
-        rows = [
-            (output, case, difference.excess(self.limits)) for (output, case), difference in self.differences.items()
-        ]
-        return max(rows, key=lambda row: row[2])
-
-    def failures(self) -> list[str]:
-        """Every way in which the artifact failed, the worst first; empty if it passed."""
-        if not self.differences or not self.invariance:
-            return ["nothing was compared"]
-        problems = []
-        output, case, excess = self.worst()
-        if excess > 1.0:
-            problems.append(f"{output} on the case {case!r} {self._amount(self.differences[output, case])}")
-        for output, difference in self.invariance.items():
-            if difference.excess(self.limits) > 1.0:
-                problems.append(f"{output} of a row depends on the padding around it: {self._amount(difference)}")
-        if self.decides and not self.agreement.compared:
-            problems.append("no decision was compared")
-        if self.agreement.share < self.limits.agreement:
-            problems.append(f"only {self.agreement.agreed} of {self.agreement.compared} decisions are the same")
-        return problems
-
-    def _amount(self, difference: Difference) -> str:
-        if difference.nonfinite:
-            return f"has {difference.nonfinite} values that are NaN or infinite"
-        if not difference.values:
-            return "was empty"
-        limit = self.limits.largest * difference.scale
-        return (
-            f"differs by up to {difference.max_abs:.2e} (limit {limit:.0e}), relative L2 "
-            f"{difference.relative_l2:.1e} (limit {self.limits.relative_l2:.0e}), cosine {difference.cosine:.6f}"
-        )
-
-    def by_output(self) -> dict[str, dict[str, Any]]:
-        """The worst of every measure per output, over all cases."""
-        rows: dict[str, dict[str, Any]] = {}
-        for output in dict.fromkeys(name for name, _ in self.differences):
-            cases = {case: diff for (name, case), diff in self.differences.items() if name == output}
-            values = sum(diff.values for diff in cases.values())
-            rows[output] = {
-                "max_abs": max(diff.max_abs for diff in cases.values()),
-                "mean_abs": sum(diff.mean_abs * diff.values for diff in cases.values()) / max(values, 1),
-                "p99_abs": max(diff.p99_abs for diff in cases.values()),
-                "relative_l2": max(diff.relative_l2 for diff in cases.values()),
-                "cosine": min(diff.cosine for diff in cases.values()),
-                "nonfinite": sum(diff.nonfinite for diff in cases.values()),
-                "padding_invariance": self.invariance[output].max_abs if output in self.invariance else None,
-                "worst_case": max(cases, key=lambda case: cases[case].excess(self.limits)),
-                "values": values,
-            }
-        return rows
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as it stands in the manifest."""
-        return {
-            "precision": self.precision,
-            "reference": f"PyTorch {torch.__version__.split('+')[0]}, float32",
-            "cases": list(dict.fromkeys(case for _, case in self.differences)),
-            "outputs": self.by_output(),
-            "decisions": asdict(self.agreement) if self.decides else None,
-            "thresholds": asdict(self.limits),
-            "passed": not self.failures(),
-        }
 
 
 def check_parity(
@@ -135,10 +58,10 @@ def check_parity(
         report = Report(precision, limits, decides=manifest.head != "base" and not _is_regression(manifest))
         results = []
         for case in progress(build_cases(manifest, tokenizer_dir)):
+            found = _run(session, case)  # before PyTorch, which checks no ids
             expected = reference_outputs(model, manifest, case)
-            found = session.run(case.feeds)
-            results.append((case, found, expected))
             _compare(report, manifest, case, found, expected)
+            results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
     problems = report.failures()
@@ -150,6 +73,22 @@ def check_parity(
             report.to_json(),
         )
     return report
+
+
+def _run(session: Session, case: Case) -> dict[str, NDArray[Any]]:
+    try:
+        return session.run(case.feeds)
+    except (ErnieMError, MemoryError):
+        raise
+    # The errors of the engines have no common base below Exception.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ParityError(f"{session.manifest.artifact} cannot run the case {case.name!r}: {reason}") from error
+
+
+def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Leave out hidden states and attentions, which are many and large."""
+    return {name: outputs[name] for name in HEADS[manifest.head].outputs}
 
 
 def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
@@ -189,7 +128,8 @@ def _compare(
         if found[name].shape != reference.shape:
             raise ParityError(f"{name} has shape {found[name].shape} on {case.name!r}, expected {reference.shape}")
         report.differences[name, case.name] = measure(found[name], reference)
-    tie = 2 * report.limits.largest * max(1.0, *(float(np.abs(array).max()) for array in expected.values()))
+    largest = (float(np.abs(array).max()) for array in _plain(manifest, expected).values())
+    tie = 2 * report.limits.largest * max(1.0, *largest)
     report.agreement += compare_decisions(manifest, found, expected, case.attend, tie)
 
 

@@ -1,0 +1,97 @@
+"""What the gate found: every difference, the decisions, and whether that passes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from erniem_export.parity.decisions import Agreement
+from erniem_export.parity.measures import Difference, Thresholds
+
+__all__ = ["Report"]
+
+
+@dataclass
+class Report:
+    """The gate's findings; ``differences`` maps output and case name to their difference."""
+
+    precision: str
+    limits: Thresholds
+    differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    agreement: Agreement = field(default_factory=Agreement)
+    invariance: dict[str, Difference] = field(default_factory=dict)
+    decides: bool = False
+
+    def worst(self) -> tuple[str, str, float]:
+        """Output, case and excess of the worst difference."""
+        rows = [
+            (output, case, difference.excess(self.limits)) for (output, case), difference in self.differences.items()
+        ]
+        return max(rows, key=lambda row: row[2])
+
+    def failing_cases(self) -> set[str]:
+        """The cases in which an output is over a threshold."""
+        return {case for (_, case), difference in self.differences.items() if difference.excess(self.limits) > 1.0}
+
+    def failures(self) -> list[str]:
+        """Every way in which the artifact failed, the worst first; empty if it passed."""
+        if not self.differences or not self.invariance:
+            return ["nothing was compared"]
+        problems = []
+        output, case, excess = self.worst()
+        if excess > 1.0:
+            problems.append(f"{output} on the case {case!r} {self._amount(self.differences[output, case])}")
+        for output, difference in self.invariance.items():
+            if difference.excess(self.limits) > 1.0:
+                problems.append(
+                    f"{output} of a row changes with the padding and the rows beside it: it {self._amount(difference)}"
+                )
+        if self.decides and not self.agreement.compared:
+            problems.append("no decision was compared")
+        if self.agreement.share < self.limits.agreement:
+            problems.append(f"only {self.agreement.agreed} of {self.agreement.compared} decisions are the same")
+        return problems
+
+    def _amount(self, difference: Difference) -> str:
+        if difference.nonfinite:
+            return f"has {difference.nonfinite} values that are NaN or infinite"
+        if not difference.values:
+            return "was empty"
+        limit = self.limits.largest * difference.scale
+        return (
+            f"differs by up to {difference.max_abs:.2e} (limit {limit:.0e}), relative L2 "
+            f"{difference.relative_l2:.1e} (limit {self.limits.relative_l2:.0e}), cosine {difference.cosine:.6f}"
+        )
+
+    def by_output(self) -> dict[str, dict[str, Any]]:
+        """The worst of every measure per output, over all cases."""
+        rows: dict[str, dict[str, Any]] = {}
+        for output in dict.fromkeys(name for name, _ in self.differences):
+            cases = {case: diff for (name, case), diff in self.differences.items() if name == output}
+            values = sum(diff.values for diff in cases.values())
+            rows[output] = {
+                "max_abs": max(diff.max_abs for diff in cases.values()),
+                "mean_abs": sum(diff.mean_abs * diff.values for diff in cases.values()) / max(values, 1),
+                "p99_abs": max(diff.p99_abs for diff in cases.values()),
+                "relative_l2": max(diff.relative_l2 for diff in cases.values()),
+                "cosine": min(diff.cosine for diff in cases.values()),
+                "nonfinite": sum(diff.nonfinite for diff in cases.values()),
+                "padding_invariance": self.invariance[output].max_abs if output in self.invariance else None,
+                "worst_case": max(cases, key=lambda case: cases[case].excess(self.limits)),
+                "values": values,
+            }
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as it stands in the manifest."""
+        return {
+            "precision": self.precision,
+            "reference": f"PyTorch {torch.__version__.split('+')[0]}, float32",
+            "cases": list(dict.fromkeys(case for _, case in self.differences)),
+            "outputs": self.by_output(),
+            "decisions": asdict(self.agreement) if self.decides else None,
+            "thresholds": asdict(self.limits),
+            "passed": not self.failures(),
+        }

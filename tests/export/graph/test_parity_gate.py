@@ -1,0 +1,346 @@
+"""The gate lets the right graph through and stops every wrong one, saying what is wrong with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from erniem_export.cli import verify_main
+from erniem_export.errors import ParityError
+from erniem_export.parity import gate
+from erniem_export.parity.gate import check_parity
+from erniem_export.parity.measures import THRESHOLDS
+from erniem_rt.errors import ArtifactError
+
+LAYER = "ernie_m.encoder.layers.{}"
+Edit = Callable[[onnx.ModelProto], None]
+
+
+# Edits of a graph.
+
+
+def node_of(model: onnx.ModelProto, op_type: str, reads: str = "") -> onnx.NodeProto:
+    """The first node of a type that reads a value."""
+    return next(node for node in model.graph.node if node.op_type == op_type and (not reads or reads in node.input))
+
+
+def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        changed = np.ascontiguousarray(change(numpy_helper.to_array(tensor).copy()))
+        tensor.CopyFrom(numpy_helper.from_array(changed, name))
+
+    return edit
+
+
+def one_element(array: np.ndarray) -> np.ndarray:
+    array[np.abs(array).argmax()] *= -1
+    return array
+
+
+def attribute(op_type: str, **values: Any) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        nodes = [node for node in model.graph.node if node.op_type == op_type]
+        assert nodes
+        for node in nodes:
+            kept = [entry for entry in node.attribute if entry.name not in values]
+            del node.attribute[:]
+            node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in values.items())])
+
+    return edit
+
+
+def rename(model: onnx.ModelProto, names: dict[str, str], *, inputs: bool = True, outputs: bool = True) -> None:
+    for node in model.graph.node:
+        for values in [node.input] * inputs + [node.output] * outputs:
+            values[:] = [names.get(value, value) for value in values]
+
+
+def insert(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, Any] | None = None) -> None:
+    """Add nodes after those that they read from; what reads the graph's inputs only goes first."""
+    for name, value in (constants or {}).items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    made = {value: i for i, node in enumerate(model.graph.node) for value in node.output}
+    place = 1 + max((made[value] for node in nodes for value in node.input if value in made), default=-1)
+    for offset, node in enumerate(nodes):
+        model.graph.node.insert(place + offset, node)
+
+
+def swap_outputs(model: onnx.ModelProto) -> None:
+    rename(model, {"start_logits": "end_logits", "end_logits": "start_logits"}, inputs=False)
+
+
+def attend_to_all(model: onnx.ModelProto) -> None:
+    node = node_of(model, "GreaterOrEqual", "attention_mask")
+    node.input[1] = node.input[0]
+
+
+def count_the_mask(model: onnx.ModelProto) -> None:
+    """As many tokens from the left as the mask has ones: right only where padding is on the right."""
+    nodes = [
+        helper.make_node("ReduceSum", ["attention_mask", "last_axis"], ["x_length"], keepdims=1),
+        helper.make_node("GreaterOrEqual", ["attention_mask", "attention_mask"], ["x_true"]),
+        helper.make_node("Cast", ["x_true"], ["x_ones"], to=onnx.TensorProto.INT64),
+        helper.make_node("CumSum", ["x_ones", "axis_1"], ["x_positions"]),
+        helper.make_node("GreaterOrEqual", ["x_length", "x_positions"], ["x_attend"]),
+    ]
+    node = node_of(model, "GreaterOrEqual", "attention_mask")
+    rename(model, {node.output[0]: "x_attend"}, outputs=False)
+    insert(model, nodes, {"last_axis": np.array([1]), "axis_1": np.array(1)})
+
+
+def positions_from_the_mask(model: onnx.ModelProto) -> None:
+    """What other models do: padding has no positions."""
+    node = next(node for node in model.graph.node if node.op_type == "Gather" and "position" in node.input[0])
+    nodes = [
+        helper.make_node("CumSum", ["attention_mask", "axis_1"], ["x_counted"]),
+        helper.make_node("Add", ["x_counted", "one"], ["x_positions"]),
+    ]
+    node.input[1] = "x_positions"
+    insert(model, nodes, {"axis_1": np.array(1), "one": np.array(1)})
+
+
+def shift_positions(by: int) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "Gather" and "position" in node.input[0])
+        nodes = [helper.make_node("Add", [node.input[1], "shift"], ["x_positions"])]
+        insert(model, nodes, {"shift": np.array(by)})
+        node.input[1] = "x_positions"
+
+    return edit
+
+
+def subtract_the_batch_mean(model: onnx.ModelProto) -> None:
+    norm = node_of(model, "LayerNormalization", "ernie_m.embeddings.layer_norm.weight").output[0]
+    rename(model, {norm: "x_centred"}, outputs=False)
+    nodes = [
+        helper.make_node("ReduceMean", [norm, "axes_0"], ["x_mean"], keepdims=1),
+        helper.make_node("Mul", ["x_mean", "x_share"], ["x_scaled"]),
+        helper.make_node("Sub", [norm, "x_scaled"], ["x_centred"]),
+    ]
+    insert(model, nodes, {"axes_0": np.array([0]), "x_share": np.float32(0.01)})
+
+
+def drop_the_last_layer(model: onnx.ModelProto) -> None:
+    norms = [LAYER.format(i) + ".norm2.weight" for i in range(2)]
+    first, last = (node_of(model, "LayerNormalization", norm).output[0] for norm in norms)
+    rename(model, {last: first}, outputs=False)
+    needed = {value.name for value in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+        else:
+            model.graph.node.remove(node)
+
+
+def swap_query_and_value(model: onnx.ModelProto) -> None:
+    start, names = LAYER.format(0) + ".self_attn.self_attn.", {}
+    for ending in (".weight.T", ".bias"):
+        names |= {
+            f"{start}q_proj{ending}": f"{start}v_proj{ending}",
+            f"{start}v_proj{ending}": f"{start}q_proj{ending}",
+        }
+    rename(model, names)
+
+
+def root_of_the_start(model: onnx.ModelProto) -> None:
+    rename(model, {"start_logits": "x_raw"})
+    insert(model, [helper.make_node("Sqrt", ["x_raw"], ["start_logits"])])
+
+
+def mask_with_infinity(model: onnx.ModelProto) -> None:
+    weight(node_of(model, "Where").input[1], lambda array: np.full_like(array, -np.inf))(model)
+
+
+def reorder_labels(model: onnx.ModelProto) -> None:
+    rename(model, {"logits": "x_raw"})
+    insert(model, [helper.make_node("Gather", ["x_raw", "order"], ["logits"], axis=-1)], {"order": np.array([2, 0, 1])})
+
+
+def ignore_head_mask(model: onnx.ModelProto) -> None:
+    rename(model, {"head_mask": "x_ones"}, outputs=False)
+    insert(model, [helper.make_node("Pow", ["head_mask", "zero"], ["x_ones"])], {"zero": np.float32(0)})
+
+
+def drop_an_axis(model: onnx.ModelProto) -> None:
+    rename(model, {"start_logits": "x_raw"})
+    insert(model, [helper.make_node("Transpose", ["x_raw"], ["start_logits"], perm=[1, 0])])
+
+
+# What is wrong: the edit, and what the message must say.
+
+DAMAGES = {
+    "bias negated": (weight(LAYER.format(1) + ".linear1.bias", np.negative), r"layers\.1\.linear1\.bias"),
+    "one element of a bias": (
+        weight(LAYER.format(0) + ".self_attn.self_attn.q_proj.bias", one_element),
+        r"not the checkpoint's: ernie_m.encoder.layers\.0\.self_attn\.self_attn\.q_proj\.bias\. Export again",
+    ),
+    "one element of a norm": (weight("ernie_m.embeddings.layer_norm.weight", one_element), r"embeddings\.layer_norm"),
+    "NaN in a weight": (weight("qa_outputs.bias", lambda array: array * np.nan), r"NaN or infinite.*qa_outputs\.bias"),
+    "query off by 0.1 %": (
+        weight(LAYER.format(0) + ".self_attn.self_attn.q_proj.weight.T", lambda array: array * np.float32(1.001)),
+        r"layers\.0\.self_attn\.self_attn\.q_proj\.weight",
+    ),
+    "positions off by 0.1 %": (
+        weight("ernie_m.embeddings.position_embeddings.weight", lambda array: array * np.float32(1.001)),
+        r"embeddings\.position_embeddings\.weight",
+    ),
+    "outputs swapped": (swap_outputs, "start_logits carries the values of end_logits"),
+    "no mask": (attend_to_all, "Only batches with padding fail .*attention mask"),
+    "mask for padding on the right only": (
+        count_the_mask,
+        r"Only batches with padding fail \(padding in between, padding on the left\).*attention mask",
+    ),
+    "mask of minus infinity": (mask_with_infinity, "NaN.*Only rows that are all padding.*finite"),
+    "positions count the mask": (positions_from_the_mask, "Only batches with padding fail"),
+    "positions shifted by one": (shift_positions(-1), "first in the embeddings"),
+    "positions off the table": (shift_positions(2), "cannot run the case 'the longest row': .*Gather"),
+    "rows depend on each other": (subtract_the_batch_mean, "changes with the padding and the rows beside it"),
+    "norm without epsilon's size": (attribute("LayerNormalization", epsilon=1e-3), "first in the embeddings"),
+    "gelu by tanh": (attribute("Gelu", approximate="tanh"), "first in the feed-forward part of layer 0"),
+    "a layer is missing": (drop_the_last_layer, r"it has no ernie_m\.encoder\.layers\.1\.norm1"),
+    "query and value swapped": (swap_query_and_value, "first in the self-attention of layer 0"),
+    "NaN in an output": (root_of_the_start, r"start_logits.*NaN.*after the encoder"),
+    "axes swapped": (drop_an_axis, r"start_logits has shape \(1, 13\)|start_logits has shape \(13, 1\)"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_wrong_graph_is_stopped_and_named(name: str, exported: Any, damaged: Any) -> None:
+    edit, message = DAMAGES[name]
+    artifact = exported("qa")
+    with pytest.raises(ParityError, match=message) as caught:
+        check_parity(damaged(artifact, edit), artifact.model)
+    assert "qa.onnx" in str(caught.value) or "has shape" in str(caught.value)
+    assert caught.value.report is None or caught.value.report["passed"] is False
+
+
+@pytest.mark.parametrize("head", ["cls", "ner"])
+def test_labels_in_another_order(head: str, exported: Any, damaged: Any) -> None:
+    artifact = exported(head)
+    with pytest.raises(ParityError, match=r"columns of logits are in another order.*\[1, 2, 0\].*") as caught:
+        check_parity(damaged(artifact, reorder_labels), artifact.model)
+    assert "decisions are the same" in str(caught.value)
+
+
+def test_head_mask_that_does_nothing(exported: Any, damaged: Any) -> None:
+    artifact = exported("qa", head_mask=True)
+    with pytest.raises(ParityError, match="first in the self-attention of layer 0"):
+        check_parity(damaged(artifact, ignore_head_mask), artifact.model)
+
+
+def test_epsilon_shows_where_embeddings_are_as_small_as_trained_ones(exported: Any, damaged: Any) -> None:
+    artifact = exported("qa")
+    model = copy.deepcopy(artifact.model)
+    tables = ("ernie_m.embeddings.word_embeddings.weight", "ernie_m.embeddings.position_embeddings.weight")
+    with torch.no_grad():
+        for name in tables:
+            model.get_parameter(name).mul_(0.02)
+
+    def edit(graph: onnx.ModelProto, epsilon: float) -> None:
+        for name in tables:
+            weight(name, lambda array: array * np.float32(0.02))(graph)
+        attribute("LayerNormalization", epsilon=epsilon)(graph)
+
+    with pytest.raises(ParityError, match="first in the embeddings"):
+        check_parity(damaged(artifact, lambda graph: edit(graph, 1e-12)), model)
+
+
+def test_untouched_copy_passes(exported: Any, damaged: Any) -> None:
+    """The way in which copies are edited is not what the gate finds."""
+    artifact = exported("qa")
+    report = check_parity(damaged(artifact, lambda _: None), artifact.model)
+    assert report.failures() == []
+    assert report.agreement.compared == report.agreement.agreed > 50
+
+
+def test_margins(head: str, exported: Any) -> None:
+    """What rounding alone makes stays ten times below every threshold."""
+    artifact = exported(head)
+    report = check_parity(artifact.path, artifact.model)
+    assert 0 < report.worst()[2] < 0.1
+    assert all(difference.excess(report.limits) < 0.1 for difference in report.invariance.values())
+    assert set(report.invariance) == {spec.name for spec in artifact.manifest.outputs}
+
+
+@pytest.mark.parametrize("change", ["truncated", "edited"])
+def test_damaged_file_is_named(change: str, exported: Any, damaged: Any) -> None:
+    artifact = exported("qa")
+    path = damaged(artifact, lambda _: None)
+    data = Path(f"{path}.data")
+    content = bytearray(data.read_bytes())
+    if change == "truncated":
+        del content[-100:]
+    else:
+        content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"qa\.onnx\.data"):
+        check_parity(path, artifact.model)
+
+
+def test_no_cases_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = exported("qa")
+    monkeypatch.setattr(gate, "build_cases", lambda *_: [])
+    with pytest.raises(ParityError, match="nothing was compared"):
+        check_parity(artifact.path, artifact.model)
+
+
+def test_no_row_alone_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = exported("qa")
+    every = gate.build_cases
+    monkeypatch.setattr(gate, "build_cases", lambda *args: every(*args)[:1])
+    with pytest.raises(ParityError, match="nothing was compared"):
+        check_parity(artifact.path, artifact.model)
+
+
+def test_no_decision_is_a_failure(exported: Any, damaged: Any) -> None:
+    artifact = exported("cls")
+    model = copy.deepcopy(artifact.model)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+
+    def edit(graph: onnx.ModelProto) -> None:
+        weight("classifier.weight", np.zeros_like)(graph)
+        weight("classifier.bias", np.zeros_like)(graph)
+
+    with pytest.raises(ParityError, match="no decision was compared"):
+        check_parity(damaged(artifact, edit), model)
+
+
+def test_reference_that_is_nan_is_a_failure(exported: Any) -> None:
+    artifact = exported("qa")
+    model = copy.deepcopy(artifact.model)
+    with torch.no_grad():
+        model.qa_outputs.bias[0] = float("nan")
+    with pytest.raises(ParityError, match="PyTorch model itself yields NaN or infinity in start_logits"):
+        check_parity(artifact.path, model)
+
+
+def test_diagnosis_runs_on_failure_only(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = exported("qa")
+    monkeypatch.setattr(gate, "diagnose", lambda *_: pytest.fail("diagnosed"))
+    assert check_parity(artifact.path, artifact.model).limits == THRESHOLDS["fp32"]
+
+
+def test_verify_passes_and_fails_from_the_command_line(
+    exported: Any, damaged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = exported("qa")
+    artifact.model.save_pretrained(tmp_path / "checkpoint")
+    capsys.readouterr()
+    assert verify_main([str(artifact.path), "--model", str(tmp_path / "checkpoint")]) == 0
+    assert "passed" in capsys.readouterr().out
+    path = damaged(artifact, swap_outputs)
+    assert verify_main([str(path), "--model", str(tmp_path / "checkpoint")]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out
+    assert "the outputs are swapped" in err.splitlines()[-1]
