@@ -1,0 +1,247 @@
+"""Questions and contexts in, answers out: windows, options, refusals, with a scripted model."""
+
+import numpy as np
+import pytest
+
+from erniem_rt import InvalidInputError, pipeline
+from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
+
+QUESTION = "Who wrote?"
+CONTEXT = "The keeper wrote 3 letters in 2021."
+
+
+@pytest.fixture
+def make(scripted_session, tokenizer):
+    """``make({token: logit}, ...)``: start and end logits by token, 0 for all others; ``null`` for [CLS]."""
+
+    def build(starts, ends=None, *, null=0.0, max_length=64, **options):
+        def logits(table, ids):
+            wanted = {tokenizer.convert_tokens_to_ids(token): logit for token, logit in table.items()}
+            return np.array([null, *(wanted.get(i, 0.0) for i in ids[1:])], np.float32)
+
+        def function(ids):
+            return {
+                "start_logits": logits(starts, ids),
+                "end_logits": logits(starts if ends is None else ends, ids),
+            }
+
+        return QuestionAnsweringPipeline(scripted_session("qa", function, max_length=max_length), tokenizer, **options)
+
+    return build
+
+
+def token_of(tokenizer, context, word):
+    """Return the first token of ``word`` in ``context``."""
+    encoding = tokenizer(context, add_special_tokens=False)
+    index = [start for start, _ in encoding.offsets].index(context.index(word))
+    return tokenizer.convert_ids_to_tokens(encoding.input_ids[index])
+
+
+def test_the_answer_is_cut_from_the_context(make, tokenizer):
+    first, last = (token_of(tokenizer, CONTEXT, word) for word in ("3", "2021"))
+    answer = make({first: 9}, {last: 9})(question=QUESTION, context=CONTEXT)
+    assert list(answer) == ["answer", "score", "start", "end"]
+    assert answer["answer"] == CONTEXT[answer["start"] : answer["end"]] == "3 letters in 2021"
+    assert type(answer["score"]) is float
+    assert type(answer["start"]) is int
+    assert answer["score"] == pytest.approx(1, abs=0.05)
+
+
+def test_whitespace_inside_stays_as_it_is_and_around_is_left_out(make, tokenizer):
+    context = "in  March\t\n 2021 图书馆 开放"
+    answer = make({"2021": 9}, {"馆": 9})(question=QUESTION, context="\n " + context)
+    assert answer["answer"] == "2021 图书馆"
+    words = make({token_of(tokenizer, "in March", "March"): 9}, {"2021": 9})
+    assert words(question=QUESTION, context="\n " + context)["answer"] == "March\t\n 2021"
+
+
+def test_words_around_the_answer_on_request(make, tokenizer):
+    pipe = make({"2021": 9})
+    assert pipe(question=QUESTION, context=CONTEXT)["answer"] == "2021"
+    assert pipe(question=QUESTION, context=CONTEXT, align_to_words=True)["answer"] == "2021."
+    aligned = make({"2021": 9}, align_to_words=True)
+    assert aligned(question=QUESTION, context=CONTEXT)["answer"] == "2021."
+    assert aligned(question=QUESTION, context=CONTEXT, align_to_words=False)["answer"] == "2021"
+    assert make({"馆": 9})(question=QUESTION, context="图书馆今天开放")["answer"] == "馆"
+
+
+def test_rows_are_question_then_context(make, tokenizer):
+    pipe = make({})
+    pipe(question=QUESTION, context=CONTEXT)
+    assert pipe.session.batches[0].tolist() == [tokenizer(QUESTION, CONTEXT).input_ids]
+
+
+def test_a_long_context_is_read_in_windows(make, tokenizer):
+    filler = "The lighthouse keeper wrote letters. " * 12
+    context = filler + "2021" + filler
+    pipe = make({"2021": 9}, max_seq_len=40, doc_stride=10)
+    answer = pipe(question=QUESTION, context=context)
+    assert (answer["answer"], answer["start"]) == ("2021", len(filler))
+    question = tokenizer(QUESTION, add_special_tokens=False).input_ids
+    ids = tokenizer(context, add_special_tokens=False).input_ids
+    room = 40 - 4 - len(question)
+    expected = [tokenizer.build_inputs_with_special_tokens(question, ids[s : s + room]) for s in range(0, len(ids), 10)]
+    rows = [[int(i) for i in row if i != 1] for batch in pipe.session.batches for row in batch]
+    assert len(rows) == 1 + -(-(len(ids) - room) // 10)
+    assert rows == sorted(expected[: len(rows)], key=lambda row: -len(row))
+
+
+def test_the_best_window_wins(make, tokenizer):
+    filler = "The keeper wrote. " * 30
+    pipe = make({"12": 6, "2021": 9}, max_seq_len=40)
+    answers = pipe(question=QUESTION, context=f"12 {filler} 2021 {filler}", top_k=2)
+    assert [answer["answer"] for answer in answers] == ["2021", "12"]
+
+
+def test_windows_grow_for_a_long_question_up_to_the_models_limit(make, tokenizer):
+    question = "Who wrote letters? " * 60
+    pipe = make({"2021": 9}, max_length=1024, doc_stride=100)
+    assert pipe(question=question, context="It was 2021. " * 100)["answer"] == "2021"
+    length = len(tokenizer(question, add_special_tokens=False))
+    assert length > 384
+    assert max(batch.shape[1] for batch in pipe.session.batches) == length + 4 + 100
+
+
+@pytest.mark.parametrize("stride", [1, 7, 40])
+def test_no_part_of_the_context_is_left_out(make, stride, tokenizer):
+    pipe = make({}, max_seq_len=40, doc_stride=stride)
+    context = " ".join(str(number) for number in range(100, 160))
+    pipe(question=QUESTION, context=context)
+    seen = {int(i) for batch in pipe.session.batches for i in batch.flat}
+    assert set(tokenizer(context).input_ids) <= seen
+
+
+def test_several_answers_best_first_each_once(make, tokenizer):
+    answers = make({"2021": 9, "3": 7})(question=QUESTION, context=CONTEXT, top_k=3, max_answer_len=1)
+    assert [answer["answer"] for answer in answers][:2] == ["2021", "3"]
+    assert [answer["score"] for answer in answers] == sorted((a["score"] for a in answers), reverse=True)
+    everything = make({"2021": 9}, top_k=10_000, align_to_words=True)(question=QUESTION, context=CONTEXT)
+    spans = {(answer["start"], answer["end"]) for answer in everything}
+    words = len(CONTEXT.split())
+    assert len(spans) == len(everything) == words * (words + 1) // 2
+
+
+def test_answers_are_no_longer_than_asked(make, tokenizer):
+    pipe = make({"3": 9}, {"2021": 9})
+    assert pipe(question=QUESTION, context=CONTEXT)["answer"] == "3 letters in 2021"
+    assert pipe(question=QUESTION, context=CONTEXT, max_answer_len=1)["answer"] in ("3", "2021")
+
+
+def test_no_answer_competes_on_request(make, tokenizer):
+    pipe = make({"2021": 5}, null=9)
+    assert pipe(question=QUESTION, context=CONTEXT)["answer"] == "2021"
+    none = pipe(question=QUESTION, context=CONTEXT, handle_impossible_answer=True)
+    assert (none["answer"], none["start"], none["end"]) == ("", 0, 0)
+    assert none["score"] > 0.9
+    both = pipe(question=QUESTION, context=CONTEXT, handle_impossible_answer=True, top_k=2)
+    assert [answer["answer"] for answer in both] == ["", "2021"]
+
+
+def test_no_answer_must_be_likely_in_every_window(make, tokenizer):
+    filler = "The keeper wrote. " * 30
+    pipe = make({"2021": 12}, null=9, max_seq_len=40, handle_impossible_answer=True)
+    assert pipe(question=QUESTION, context=filler)["answer"] == ""
+    assert pipe(question=QUESTION, context=filler + "2021")["answer"] == "2021"
+
+
+def test_lists_and_streams_in_order_with_progress(make, tokenizer):
+    pipe = make({"12": 9, "2021": 9}, batch_size=2)
+    inputs = [{"question": QUESTION, "context": f"{'letters ' * n}{year}"} for n, year in [(9, 12), (1, 2021)] * 9]
+    calls = []
+    answers = pipe(inputs, progress=lambda done, total: calls.append((done, total)))
+    assert [answer["answer"] for answer in answers] == ["12", "2021"] * 9
+    assert calls[-1] == (18, 18)
+    stream = pipe(iter(inputs))
+    assert next(stream) == answers[0]
+    assert [*stream] == answers[1:]
+    assert pipe([]) == []
+    assert pipe(inputs[:1]) == answers[:1]
+
+
+def test_from_an_exported_folder(make_text_artifact):
+    artifact = make_text_artifact("qa")
+    with pipeline(artifact.path, top_k=2) as pipe:
+        first, second = pipe({"question": QUESTION, "context": CONTEXT})
+    assert 1 > first["score"] > second["score"] > 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "question is missing; expected question and context."),
+        ({"question": "Who?"}, "context is missing"),
+        ({"question": None, "context": "x"}, "question is missing"),
+        ({"question": "", "context": "x"}, "question is empty"),
+        ({"question": "Who?", "context": " \n\u3000"}, "context is empty"),
+        ({"question": 3, "context": "x"}, "question must be str, got int"),
+        ({"question": ["Who?"], "context": "x"}, "question must be str, got list"),
+        ({"question": "Who?", "context": "\u200b"}, "context holds nothing that the tokenizer keeps"),
+        ({"question": "\u200b", "context": "x"}, "question holds nothing that the tokenizer keeps"),
+        ({"question": "Who?", "contxt": "x"}, "'contxt' is not known; expected question and context."),
+        ("Who?", "expected a mapping with question and context, got str"),
+        (3, "expected a mapping with question and context, got int"),
+    ],
+)
+def test_an_input_that_cannot_be_answered(make, inputs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make({})(inputs)
+
+
+def test_the_input_at_fault_is_named(make):
+    good = {"question": "Who?", "context": "x"}
+    with pytest.raises(InvalidInputError, match="input 1: context is missing"):
+        make({})([good, {"question": "Who?"}])
+
+
+def test_a_question_given_twice_or_by_half(make):
+    with pytest.raises(InvalidInputError, match="not both"):
+        make({})({"question": "Who?", "context": "x"}, question="Who?")
+    with pytest.raises(InvalidInputError, match="context is missing"):
+        make({})(question="Who?")
+
+
+@pytest.mark.parametrize("options", [{}, {"max_seq_len": 60}])
+def test_a_question_longer_than_the_window(make, tokenizer, options):
+    limit = options.get("max_seq_len", 64)
+    question = "12 " * limit
+    length = len(tokenizer(question, add_special_tokens=False))
+    message = f"the question alone takes {length} tokens; the limit is {limit}, with 4 special tokens"
+    with pytest.raises(InvalidInputError, match=message):
+        make({}, **options)(question=question, context="x")
+
+
+def test_the_longest_question_still_leaves_a_token_of_context(make, tokenizer):
+    pipe = make({"2021": 9})
+    question = "2021 " * 59
+    assert len(tokenizer(question, add_special_tokens=False)) == 59
+    assert pipe(question=question, context="It was 2021.")["answer"] == "2021"
+    with pytest.raises(InvalidInputError, match="takes 60 tokens; the limit is 64"):
+        pipe(question=question + "2021", context="It was 2021.")
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_answer_len", "doc_stride", "max_seq_len", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_counts_are_positive(make, name, value):
+    with pytest.raises(InvalidInputError, match=f"{name} must be a"):
+        make({}, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"max_answer_len": -3}, "max_answer_len must be an integer of at least 1, got -3"),
+        ({"handle_impossible_answer": 1}, "handle_impossible_answer must be True or False, got 1"),
+        ({"align_to_words": "yes"}, "align_to_words must be True or False, got 'yes'"),
+    ],
+)
+def test_options_of_one_call_are_checked(make, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make({})(question="Who?", context="x", **options)
+
+
+def test_windows_that_cannot_be(make):
+    with pytest.raises(InvalidInputError, match="max_seq_len is 65; the model takes at most 64 tokens"):
+        make({}, max_seq_len=65)
+    with pytest.raises(InvalidInputError, match="doc_stride is 41, more than the 40 tokens of a row"):
+        make({}, max_seq_len=40, doc_stride=41)
