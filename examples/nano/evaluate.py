@@ -19,20 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
+from demonstration import check
 from erniem_rt import Tokenizer
 from features import texts_of
 from generate import TASKS, generate
 from languages import CODES
 from network import HEADS
+from prediction import load_checkpoint, predict
 from scoring import ratio, score, zero_shot_rows
 from tasks import InferenceExample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import Tensor
 
     from erniem_export.modeling import ErnieMPreTrainedModel
     from tasks import Example
@@ -46,7 +45,6 @@ BARS = {
     "mc": ("accuracy", 0.80),
     "ie": ("f1", 0.85),
 }
-_ROWS = 48
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "size_bytes": _sizes(args.checkpoints),
         "parameters": _parameters(args.checkpoints / "base"),
+        "demo": check(HERE / "demo.json", args.checkpoints),
         "tasks": tasks,
     }
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
@@ -78,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(folder: Path, task: str, seed: int, count: int) -> dict[str, object]:
     """The figures of one checkpoint over ``count`` held-out examples per language."""
     tokenizer = Tokenizer.from_dir(folder)
-    model = _load(folder, task)
+    model = load_checkpoint(folder, task)
     examples = [example for code in CODES for example in generate(task, code, "heldout", seed, count)]
-    outputs = predict(model, tokenizer, [texts for example in examples for texts in texts_of(example)], task)
+    outputs = predict(model, tokenizer, task, [texts for example in examples for texts in texts_of(example)])
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     first = 0
     for example in examples:
@@ -97,36 +96,11 @@ def evaluate(folder: Path, task: str, seed: int, count: int) -> dict[str, object
     return figures
 
 
-def predict(
-    model: ErnieMPreTrainedModel, tokenizer: Tokenizer, texts: list[tuple[str, str | None]], task: str
-) -> list[Tensor]:
-    """The model's logits for each row, ``(outputs, ...)`` without padding, in the order of ``texts``."""
-    encodings = [tokenizer(*pair).input_ids for pair in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(encodings[i]))
-    results: dict[int, Tensor] = {}
-    for start in tqdm(range(0, len(order), _ROWS), desc=task, mininterval=2):
-        chosen = order[start : start + _ROWS]
-        longest = max(len(encodings[i]) for i in chosen)
-        ids = torch.tensor([encodings[i] + [1] * (longest - len(encodings[i])) for i in chosen])
-        inputs = ids.unsqueeze(1) if task == "mc" else ids
-        with torch.inference_mode():
-            output = model(input_ids=inputs, attention_mask=(inputs != 1).long())
-        logits = torch.stack([output.start_logits, output.end_logits], 1) if task in ("qa", "ie") else output.logits
-        for row, i in enumerate(chosen):
-            value = logits[row]
-            results[i] = value[..., : len(encodings[i])] if task in ("qa", "ie") else value
-    return [results[i] for i in range(len(texts))]
-
-
-def _load(folder: Path, head: str) -> ErnieMPreTrainedModel:
-    return HEADS[head].from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def _zero_shot(model: ErnieMPreTrainedModel, tokenizer: Tokenizer, examples: list[Example]) -> dict[str, object]:
     """Choose one of eight topics by the entailment logit, as zero-shot pipelines do."""
     chosen = [e for e in examples if isinstance(e, InferenceExample) and e.topic and e.label == 0]
     rows, topics, answers = zero_shot_rows(chosen)
-    scores = torch.stack(predict(model, tokenizer, rows, "cls"))[:, 0].view(len(chosen), topics)
+    scores = torch.stack(predict(model, tokenizer, "cls", rows))[:, 0].view(len(chosen), topics)
     hits = int((scores.argmax(1) == torch.tensor(answers)).sum())
     return {"n": len(chosen), "accuracy": round(hits / len(chosen), 4)}
 
@@ -137,7 +111,7 @@ def _sizes(checkpoints: Path) -> dict[str, int]:
 
 
 def _parameters(folder: Path) -> int:
-    return sum(parameter.numel() for parameter in _load(folder, "base").parameters())
+    return sum(parameter.numel() for parameter in load_checkpoint(folder, "base").parameters())
 
 
 def _print_table(tasks: dict[str, dict[str, object]]) -> list[str]:

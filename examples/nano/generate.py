@@ -51,7 +51,14 @@ LONG_TASKS = ("qa", "ner", "ie")
 
 
 def generate(
-    task: str, language: str, split: Split, seed: int, count: int, *, long_share: float = 0.0
+    task: str,
+    language: str,
+    split: Split,
+    seed: int,
+    count: int,
+    *,
+    most_sentences: int = 6,
+    long_share: float = 0.0,
 ) -> Iterator[Example]:
     """``count`` examples; ``long_share`` of them (``qa``, ``ner``, ``ie``) are passages of 12 to 24 sentences."""
     rng = random.Random(f"{seed}/{split}/{task}/{language}")
@@ -61,6 +68,8 @@ def generate(
         is_long = task in LONG_TASKS and rng.random() < long_share
         lengths = _LONG_LENGTHS if is_long else _LENGTHS[task]
         sentences = rng.choices(list(lengths), list(lengths.values()))[0]
+        if not is_long:
+            sentences = min(sentences, most_sentences)
         try:
             example = _MAKERS[task](writer, sentences)
         except ExhaustedError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batches import IGNORED, Batch
+from batches import CHOICES, IGNORED, Batch
 from erniem_export.modeling import (
     ErnieMConfig,
     ErnieMForInformationExtraction,
@@ -25,6 +25,8 @@ from tasks import NER_LABELS, NLI_LABELS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers.modeling_outputs import ModelOutput
+
 HEADS: dict[str, type[ErnieMPreTrainedModel]] = {
     "base": ErnieMModel,
     "cls": ErnieMForSequenceClassification,
@@ -36,6 +38,7 @@ HEADS: dict[str, type[ErnieMPreTrainedModel]] = {
 LABELS: dict[str, Sequence[str]] = {"cls": NLI_LABELS, "ner": NER_LABELS}
 # A span or token loss sums over many easy tokens; the weights bring the five losses to one scale.
 _WEIGHTS = {"qa": 1.0, "ner": 1.0, "cls": 1.0, "mc": 1.0, "ie": 0.5}
+_NEVER = -1e4
 
 
 def make_config(vocab_size: int, head: str = "base") -> ErnieMConfig:
@@ -75,35 +78,27 @@ class Network(nn.Module):
         output = self.encoder(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
         )
-        losses = {}
-        for task, rows in batch.rows.items():
-            states, pooled = output.last_hidden_state, output.pooler_output
-            losses[task] = _WEIGHTS[task] * getattr(self, f"_{task}_loss")(
-                pooled if task in ("cls", "mc") else states[rows], rows, batch.targets[task], batch.attention_mask
-            )
-        return losses
+        return {task: _WEIGHTS[task] * self._loss(task, output, batch) for task in batch.rows}
 
-    def _cls_loss(self, pooled: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return functional.cross_entropy(self.cls(pooled[rows]), target, reduction="sum")
-
-    def _mc_loss(self, pooled: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        scores = self.mc(pooled).squeeze(-1)[rows].view(-1, 4)
-        return functional.cross_entropy(scores.masked_fill(rows.view(-1, 4) < 0, -1e4), target, reduction="sum")
-
-    def _ner_loss(self, states: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        losses = functional.cross_entropy(
-            self.ner(states).flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return (losses.view(target.shape).sum(1) / mask[rows].sum(1)).sum()
-
-    def _qa_loss(self, states: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        scores = self.qa(states).masked_fill(mask[rows][..., None] == 0, -1e4)
-        return functional.cross_entropy(scores, target, reduction="sum") / 2
-
-    def _ie_loss(self, states: Tensor, rows: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def _loss(self, task: str, output: ModelOutput, batch: Batch) -> Tensor:
+        rows, target = batch.rows[task], batch.targets[task]
+        if task == "cls":
+            return functional.cross_entropy(self.cls(output.pooler_output[rows]), target, reduction="sum")
+        if task == "mc":
+            scores = self.mc(output.pooler_output).squeeze(-1)[rows].view(-1, CHOICES)
+            absent = rows.view(-1, CHOICES) < 0
+            return functional.cross_entropy(scores.masked_fill(absent, _NEVER), target, reduction="sum")
+        states, mask = output.last_hidden_state[rows], batch.attention_mask[rows]
+        if task == "ner":
+            scores = self.ner(states).transpose(1, 2)
+            losses = functional.cross_entropy(scores, target, ignore_index=IGNORED, reduction="none")
+            return (losses.sum(1) / mask.sum(1)).sum()
+        if task == "qa":
+            scores = self.qa(states).masked_fill(mask[..., None] == 0, _NEVER)
+            return functional.cross_entropy(scores, target, reduction="sum") / 2
         scores = torch.stack([self.ie_start(states).squeeze(-1), self.ie_end(states).squeeze(-1)], 1)
         losses = functional.binary_cross_entropy_with_logits(scores, target, reduction="none")
-        return (losses * mask[rows][:, None]).sum() / 2
+        return (losses * mask[:, None]).sum() / 2
 
     def checkpoint(self, head: str) -> ErnieMPreTrainedModel:
         """An ordinary model of this head with the trained weights."""
@@ -124,7 +119,7 @@ def _initialise(encoder: ErnieMModel) -> None:
     """Start where a small network learns fast.
 
     Positions start as sinusoids, so that neighbours are alike; queries and keys of the first two layers start
-    equal, so that a token looks at its own copies (the mimetic initialisation of Trockman and Kolter, 2023).
+    equal, so that a token looks at its own copies (compare the mimetic initialisation of Trockman and Kolter, 2023).
     """
     embeddings = encoder.embeddings
     table = embeddings.position_embeddings.weight

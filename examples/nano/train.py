@@ -89,36 +89,37 @@ def write_checkpoints(network: Network, tokenizer: Path, output: Path, record: d
 
 def _train(network: Network, tokenizer: Path, args: argparse.Namespace) -> int:
     """Take up to ``args.steps`` steps; return how many were taken within ``args.minutes``."""
-    optimizer = torch.optim.AdamW(_groups(network), lr=args.rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, args.steps))
-    loader = DataLoader(Batches(tokenizer, args.seed, args.tokens), batch_size=None, num_workers=1, prefetch_factor=40)
+    optimizer = torch.optim.AdamW(_groups(network), betas=(0.9, 0.98))
+    batches = Batches(tokenizer, args.seed, args.tokens, args.steps)
+    loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=40)
     means = dict.fromkeys(_TASKS, 0.0)
-    deadline = time.monotonic() + 60 * args.minutes
+    started = time.monotonic()
     network.train()
     with tqdm(total=args.steps, unit="step", mininterval=5, file=sys.stdout) as progress:
         for step, batch in enumerate(loader):
+            done = max(step / args.steps, (time.monotonic() - started) / (60 * args.minutes))
+            if done >= 1:
+                return step
+            for group in optimizer.param_groups:
+                group["lr"] = args.rate * _schedule(step, done)
             losses = network(batch)
             counts = {task: len(batch.targets[task]) for task in losses}
             (sum(losses.values()) / sum(counts.values())).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
             for task, loss in losses.items():
                 means[task] += 0.02 * (loss.item() / counts[task] - means[task])
             progress.update()
             if step % 50 == 0:
                 progress.set_postfix_str(" ".join(f"{task} {mean:.3f}" for task, mean in means.items()))
-            if step + 1 == args.steps or time.monotonic() > deadline:
-                return step + 1
     raise AssertionError("the stream of batches has no end")
 
 
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up over 200 steps, then a cosine to a hundredth."""
-    if step < 200:
-        return (step + 1) / 200
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - 200) / max(1, steps - 200)))
+def _schedule(step: int, done: float) -> float:
+    """Linear warm-up over 200 steps, then a cosine to a hundredth of the peak; ``done`` goes from 0 to 1."""
+    warm = min(1.0, (step + 1) / 200)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _groups(network: Network) -> list[dict[str, object]]:
@@ -132,11 +133,11 @@ def _groups(network: Network) -> list[dict[str, object]]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=40.0, help="stop after so long, whatever --steps says")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--minutes", type=float, default=38.0, help="time limit; the rate falls in time for it")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch, padding included")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--tokens", type=int, default=3072, help="tokens in a batch, padding included")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--output", type=Path, default=HERE / "checkpoints")
     return parser.parse_args(argv)

@@ -80,24 +80,28 @@ def _write_vocabulary(folder: Path, model: bytes) -> None:
 
 
 def _write_settings(folder: Path) -> None:
-    names = {f"{name}_token": token for name, token in _SPECIAL_TOKENS.items()}
+    """The two files that ``ErnieMTokenizer.save_pretrained`` of transformers 4.57.6 writes, key for key."""
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    tokens = {f"{name}_token": token for name, token in _SPECIAL_TOKENS.items()}
+    added = {
+        str(i): {"content": token, **flags, "special": True}
+        for i, token in enumerate(vocabulary)
+        if token in _SPECIAL_TOKENS.values()
+    }
     settings = {
-        "added_tokens_decoder": {
-            str(i): {"content": token, **flags}
-            for i, token in enumerate(vocabulary)
-            if token in _SPECIAL_TOKENS.values()
-        },
+        "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
         "do_lower_case": False,
         "encoding": "utf8",
+        "extra_special_tokens": {},
         "model_max_length": MAX_LENGTH,
         "sp_model_kwargs": {},
         "tokenizer_class": "ErnieMTokenizer",
-        **names,
+        **tokens,
     }
-    for file, content in {"tokenizer_config.json": settings, "special_tokens_map.json": names}.items():
+    special = {name: {"content": token, **flags} for name, token in tokens.items()}
+    for file, content in {"tokenizer_config.json": settings, "special_tokens_map.json": special}.items():
         text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / file).write_text(text + "\n", encoding="utf-8")
 
