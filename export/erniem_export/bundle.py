@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import importlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import erniem_rt
+from erniem_export.config_file import without_paths
 from erniem_export.encoder import POSITION_OFFSET
-from erniem_export.errors import ExportError
+from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import OPSET
 from erniem_export.sources import CONFIG_FILE, tokenizer_files
@@ -21,42 +22,60 @@ from erniem_rt.manifest import HEADS, Limits, Manifest, hash_file
 
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
+    from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["build_manifest", "copy_companions", "install", "staging"]
+__all__ = ["build_manifest", "copy_companions", "install", "limits_of", "staging"]
 
 _STAGE_PREFIX = ".erniem-export-"
+
+# Not by the names of their packages: onnxruntime may have come as onnxruntime-gpu.
+_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
 
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
     """Yield an empty folder beside the final files, on the same disk; it is gone afterwards, whatever happens.
 
+    So is ``output`` itself, if it was not there before and nothing was installed in it.
+
     Raises:
         ExportError: ``output`` cannot be written, or the disk is full.
     """
-    created = [folder for folder in (output, *output.parents) if not folder.exists()]
+    created: list[Path] = []
+    stage: Path | None = None
     try:
+        created += [folder for folder in (output, *output.parents) if not folder.exists()]
         output.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=_STAGE_PREFIX, dir=output))
-    except OSError as error:
-        raise ExportError(f"cannot write to {output}: {error.strerror or error}; choose another --output") from error
-    try:
         yield stage
     except OSError as error:
-        raise ExportError(f"cannot write to {output}: {error.strerror or error}; nothing was left there") from error
+        raise ExportError(
+            f"cannot write to {output}: {error.strerror or error}; nothing was left there: "
+            "make room, or choose another --output"
+        ) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
         for folder in created:
             with contextlib.suppress(OSError):  # not empty: the export succeeded
                 folder.rmdir()
 
 
 def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
-    """Put the config and the tokenizer's files beside the graph."""
+    """Put the config and the tokenizer's files beside the graph.
+
+    Raises:
+        CheckpointError: A tokenizer's file cannot be read.
+    """
     (stage / CONFIG_FILE).write_text(checkpoint.config_text, encoding="utf-8")
-    if checkpoint.tokenizer_dir is not None:
-        for file in tokenizer_files(checkpoint.tokenizer_dir):
-            shutil.copyfile(file, stage / file.name)
+    for file in tokenizer_files(checkpoint.tokenizer_dir) if checkpoint.tokenizer_dir else ():
+        try:
+            content = file.read_bytes()
+            if file.suffix == ".json":
+                content = without_paths(content.decode("utf-8")).encode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        (stage / file.name).write_bytes(content)
 
 
 def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
@@ -68,11 +87,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         task=HEADS[head].task,
         labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in ("cls", "ner") else None,
         problem_type=config.problem_type if head == "cls" else None,
-        limits=Limits(
-            max_length=config.max_position_embeddings - POSITION_OFFSET,
-            vocab_size=config.vocab_size,
-            pad_token_id=config.pad_token_id,
-        ),
+        limits=limits_of(config),
         inputs=graph_inputs(head, config, graph),
         outputs=graph_outputs(head, config, graph),
         precision={"weights": "fp32", "embedding": "fp32"},
@@ -87,38 +102,78 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         },
         versions={
             "erniem_rt": erniem_rt.__version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
+            **{name: str(importlib.import_module(name).__version__) for name in _LIBRARIES},
         },
         engine=None,
         parity={},
     )
 
 
+def limits_of(config: ErnieMConfig) -> Limits:
+    """The bounds on ids and positions."""
+    return Limits(
+        max_length=config.max_position_embeddings - POSITION_OFFSET,
+        vocab_size=config.vocab_size,
+        pad_token_id=config.pad_token_id,
+    )
+
+
 def install(stage: Path, output: Path, manifest: Manifest) -> None:
-    """Move a finished artifact from ``stage`` to ``output``; the manifest goes last and makes it valid.
+    """Move a finished artifact from ``stage`` to ``output``, in place of what was there for its head.
+
+    The old manifest goes first and the new one comes last: none ever stands beside the files of another export.
+    If anything fails, or is interrupted, ``output`` is as it was.
 
     Raises:
-        ExportError: Another head in ``output`` shares a file whose content differs (it came from another checkpoint).
+        ExportError: Another head in ``output`` shares a file whose content differs (it came from another
+            checkpoint), or a folder has the name of a file.
+        OSError: As the file system gives it.
     """
-    _refuse_conflicts(output, manifest)
-    name = f"{manifest.head}.json"
-    (output / name).unlink(missing_ok=True)  # from here on, what was there is being replaced
-    for file in sorted(stage.iterdir(), key=lambda file: file.name == name):
-        file.replace(output / file.name)
+    others = {head: found for head in HEADS if head != manifest.head and (found := _manifest_of(output, head))}
+    _refuse_conflicts(output, manifest, others)
+    arriving = [*manifest.files, f"{manifest.head}.json"]
+    previous = _manifest_of(output, manifest.head)
+    stale = {*previous.files} - {file for other in others.values() for file in other.files} if previous else set()
+    leaving = [*reversed(arriving), *sorted(stale.difference(arriving))]
+    folders = [name for name in leaving if (output / name).is_dir()]
+    if folders:
+        raise ExportError(f"{output / folders[0]} is a folder, and a file of that name must go there: move it away")
+    _exchange(stage, output, leaving, arriving)
 
 
-def _refuse_conflicts(output: Path, manifest: Manifest) -> None:
-    for head in HEADS:
-        path = output / f"{head}.json"
-        if head == manifest.head or not path.is_file():
-            continue
-        try:
-            other = Manifest.load(path)
-        except ArtifactError:
-            continue  # it is broken already, or not ours
+def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]) -> None:
+    """Move ``leaving`` out of ``output`` and ``arriving`` in; back again if that fails half-way."""
+    backup = stage / "replaced"
+    backup.mkdir()
+    try:
+        for name in leaving:
+            if (output / name).exists():
+                (output / name).replace(backup / name)
+        for name in arriving:
+            (stage / name).replace(output / name)
+    except BaseException:
+        # By what lies where, so it does not matter how far it had come.
+        for name in reversed(arriving):
+            if not (stage / name).exists():
+                (output / name).unlink()
+        for name in reversed(leaving):
+            if (backup / name).exists():
+                (backup / name).replace(output / name)
+        raise
+
+
+def _refuse_conflicts(output: Path, manifest: Manifest, others: Mapping[str, Manifest]) -> None:
+    for head, other in others.items():
         clashes = [file for file in other.files if manifest.files.get(file, other.files[file]) != other.files[file]]
         if clashes:
             raise ExportError(
                 f"{output} holds head {head} of another checkpoint, with its own {', '.join(clashes)}: "
                 "choose another --output"
             )
+
+
+def _manifest_of(output: Path, head: str) -> Manifest | None:
+    try:
+        return Manifest.load(output / f"{head}.json")
+    except ArtifactError:
+        return None  # not there, broken already, or not ours

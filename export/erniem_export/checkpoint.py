@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,22 +12,22 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from erniem_export.configuration import ErnieMConfig
+from erniem_export.config_file import HEAD_OF_CLASS, read_config, without_paths
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.random_weights import SIZES, random_config, randomize
-from erniem_export.sources import CONFIG_FILE, find_folder, tokenizer_files, weight_files
+from erniem_export.sources import find_folder, tokenizer_files, weight_files
 from erniem_export.weights import Shapes, check_weights, read_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 _RANDOM = "random:"
-_HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
 
 
 @dataclass(frozen=True)
@@ -76,19 +75,22 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
     """
     if model.startswith(_RANDOM):
         return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
-    folder = find_folder(model)
-    config_text, config = _read_config(folder)
-    files = weight_files(folder)
-    shapes = read_shapes(files)
-    head = _resolve_head(head, config, shapes)
-    check_weights(head, config, shapes)
-    return Checkpoint(
-        model=_load(folder, head, config),
-        head=head,
-        source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
-        config_text=config_text,
-        tokenizer_dir=folder if tokenizer_files(folder) else None,
-    )
+    try:
+        folder = find_folder(model)
+        config_text, config = read_config(folder)
+        shapes = read_shapes(weight_files(folder))
+        head = _resolve_head(head, config, shapes)
+        check_weights(head, config, shapes)
+        return Checkpoint(
+            model=_load(folder, head, config),
+            head=head,
+            source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
+            config_text=config_text,
+            tokenizer_dir=folder if tokenizer_files(folder) else None,
+        )
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
 
 
 def _random(size: str, head: str) -> Checkpoint:
@@ -101,37 +103,16 @@ def _random(size: str, head: str) -> Checkpoint:
         model = cls(config)
     model.to_empty(device="cpu")
     randomize(model)
-    return Checkpoint(model.eval(), head, _RANDOM + size, config.to_json_string(use_diff=False), None)
-
-
-def _read_config(folder: Path) -> tuple[str, ErnieMConfig]:
-    path = folder / CONFIG_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    kind = content.get("model_type")
-    architectures = content.get("architectures") or []
-    if kind != "ernie_m" and not (kind is None and any(name in _HEAD_OF_CLASS for name in architectures)):
-        raise CheckpointError(f"{path} says model_type = {kind!r}; expected 'ernie_m'")
-    try:
-        return text, ErnieMConfig(**content)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
+    return Checkpoint(model.eval(), head, _RANDOM + size, without_paths(config.to_json_string(use_diff=False)), None)
 
 
 def _resolve_head(head: str, config: ErnieMConfig, shapes: Shapes) -> str:
-    declared = [_HEAD_OF_CLASS[name] for name in config.architectures or [] if name in _HEAD_OF_CLASS]
+    declared = [HEAD_OF_CLASS[name] for name in config.architectures or [] if name in HEAD_OF_CLASS]
     if head == "auto":
         return declared[0] if declared else _head_of_weights(config, shapes)
     if head != "base" and declared and declared[0] not in ("base", head):
         raise CheckpointError(
-            f"--head {head} contradicts the checkpoint: config.json names {config.architectures[0]}, "
+            f"--head {head} contradicts the checkpoint: config.json names {CLASSES[declared[0]].__name__}, "
             f"which is head {declared[0]}"
         )
     return head
@@ -155,8 +136,13 @@ def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
 
 
 def _load(folder: Path, head: str, config: ErnieMConfig) -> ErnieMPreTrainedModel:
-    with _quiet_transformers():
-        model, info = CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True)
+    # Said outright: transformers 5 would round the weights to whatever dtype config.json names.
+    dtype = {"dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": torch.float32}
+    try:
+        with _quiet_transformers():
+            model, info = CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True, **dtype)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         raise CheckpointError(f"{folder} was not loaded whole: {info['missing_keys']} {info['mismatched_keys']}")
     loaded: ErnieMPreTrainedModel = model.float().eval()

@@ -50,7 +50,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from erniem_export.pipeline import verify
 
-    manifest = verify(Path(arguments.artifact), arguments.model, Terminal())
+    manifest = verify(arguments.artifact, arguments.model, Terminal())
     print(format_report(manifest.parity[manifest.artifact]))
 
 
@@ -65,7 +65,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         hidden_states=arguments.with_hidden_states,
         attentions=arguments.with_attentions,
     )
-    return ExportOptions(model=arguments.model, head=arguments.head, output=Path(arguments.output), graph=graph)
+    return ExportOptions(model=arguments.model, head=arguments.head, output=arguments.output, graph=graph)
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -75,6 +75,12 @@ def _run(command: Callable[[], None]) -> int:
         command()
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install 'erniem-rt[export]'", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory; nothing was written", file=sys.stderr)
         return 1
     except ErnieMError as error:
         if isinstance(error, ParityError) and error.report is not None:
@@ -90,6 +96,13 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
 def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="erniem-export",
@@ -103,7 +116,9 @@ def _export_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto reads it from the checkpoint; " + ", ".join(f"{name}: {head.task}" for name, head in HEADS.items()),
     )
-    parser.add_argument("--output", default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)")
+    parser.add_argument(
+        "--output", type=_path, default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)"
+    )
     inputs = parser.add_argument_group("optional inputs of the graph")
     inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
     inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
@@ -119,6 +134,6 @@ def _verify_parser() -> argparse.ArgumentParser:
         prog="erniem-verify", description="Compare an exported artifact with the checkpoint it came from, again."
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
-    parser.add_argument("artifact", metavar="ARTIFACT", help="HEAD.onnx in the exported folder")
+    parser.add_argument("artifact", type=_path, metavar="ARTIFACT", help="HEAD.onnx in the exported folder")
     parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help=_MODEL_HELP)
     return parser

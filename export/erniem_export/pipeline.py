@@ -5,16 +5,25 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from erniem_export.bundle import build_manifest, copy_companions, install, staging
+import torch
+
+from erniem_export.bundle import build_manifest, copy_companions, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import ExportError
+from erniem_export.errors import ExportError, ParityError
+from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
 from erniem_export.parity.gate import check_parity
+from erniem_export.parity.measures import THRESHOLDS
+from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx_ir as ir
+
+    from erniem_export.checkpoint import Checkpoint
+    from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
 
@@ -34,7 +43,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
         progress.step(f"tracing {checkpoint.architecture} (head {head})")
-        graph = trace(model, head, options.graph)
+        graph = _traced(model, head, options.graph)
         progress.step(f"writing {head}.onnx and its weights")
         write(graph, stage / f"{head}.onnx")
         del graph
@@ -60,15 +69,52 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
     Raises:
         ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
     """
+    if artifact.is_dir():
+        raise ArtifactError(f"{artifact} is a folder; give the artifact in it, for example {artifact / 'qa.onnx'}")
     manifest = Manifest.load(artifact.with_suffix(".json"))
+    precision = manifest.precision.get("weights")
+    if precision not in THRESHOLDS:
+        raise ArtifactError(f"{artifact} has weights in {precision}; expected one of {', '.join(THRESHOLDS)}")
     progress.step(f"loading {model}")
     checkpoint = load_checkpoint(model, manifest.head)
+    _refuse_other_sizes(artifact, manifest, checkpoint)
     progress.step(f"comparing {artifact.name} with PyTorch")
     report = check_parity(
         artifact.with_name(manifest.artifact),
         checkpoint.model,
-        precision=manifest.precision["weights"],
+        precision=precision,
         tokenizer_dir=checkpoint.tokenizer_dir,
         progress=lambda cases: progress.track(cases, "case"),
     )
     return dataclasses.replace(manifest, parity={manifest.artifact: report.to_json()})
+
+
+def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:
+    try:
+        return trace(model, head, graph)
+    except torch.onnx.OnnxExporterError as error:
+        cause = next((line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), "")
+        raise ExportError(f"torch cannot trace this model: {cause}; is its hidden_act one of PyTorch's?") from error
+
+
+def _refuse_other_sizes(artifact: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise :class:`ParityError` if no input could be made that both the artifact and the checkpoint take."""
+    given = {spec.name for spec in manifest.inputs}
+    options = GraphOptions(
+        **{name: name in given for name in ("position_ids", "head_mask", "inputs_embeds")},
+        **{
+            kind: any(spec.name.startswith(f"{kind}.") for spec in manifest.outputs)
+            for kind in ("hidden_states", "attentions")
+        },
+    )
+    config, head = checkpoint.config, manifest.head
+    for name, expected, found in (
+        ("limits", limits_of(config), manifest.limits),
+        ("inputs", graph_inputs(head, config, options), manifest.inputs),
+        ("outputs", graph_outputs(head, config, options), manifest.outputs),
+    ):
+        if found != expected:
+            raise ParityError(
+                f"{artifact} was exported from another checkpoint: its {name} are {found}, "
+                f"and those of {checkpoint.source} are {expected}"
+            )

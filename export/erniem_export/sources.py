@@ -20,7 +20,12 @@ TOKENIZER_FILES = (
 # In the order in which transformers prefers them.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_HUB_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
+_SAFE_FILES = (_SINGLE_FILES[0], _INDEX_FILES[0])
+# Not "model*": model.fp16.safetensors and the like are variants that nobody asked for.
+_HUB_PATTERNS = (
+    ("model.safetensors", "model-*.safetensors", _INDEX_FILES[0]),
+    ("pytorch_model.bin", "pytorch_model-*.bin", _INDEX_FILES[1]),
+)
 
 
 def find_folder(model: str) -> Path:
@@ -29,7 +34,10 @@ def find_folder(model: str) -> Path:
     Raises:
         CheckpointError: There is no such folder, and no such model on the hub or in its local cache.
     """
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"there is no folder {model}: {_first_line(error)}") from error
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -56,20 +64,28 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer's files that are there."""
+    """Return the tokenizer's files that are there; none without the sentencepiece model."""
+    if not (folder / TOKENIZER_FILES[0]).is_file():
+        return []
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [index.parent / name for name in names]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
-    files = [index.parent / name for name in names]
+    if not files:
+        raise CheckpointError(f"{index} lists no weight files")
     missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise CheckpointError(f"{index} lists {', '.join(missing) or 'no files'}; {len(missing)} of them missing")
+    if missing:
+        raise CheckpointError(f"{index} lists {', '.join(missing)}, which {_be(missing)} not there: fetch them again")
     return files
+
+
+def _be(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _looks_like_path(model: str) -> bool:
@@ -78,24 +94,34 @@ def _looks_like_path(model: str) -> bool:
 
 def _download(model: str) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     def fetch(*patterns: str) -> Path:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(patterns)))
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[CONFIG_FILE, *TOKENIZER_FILES, *patterns]))
 
     safetensors, pickled = _HUB_PATTERNS
     try:
-        folder = fetch(CONFIG_FILE, *TOKENIZER_FILES, _INDEX_FILES[0], safetensors)
-        return folder if any(folder.glob(safetensors)) else fetch(_INDEX_FILES[1], pickled)
+        folder = fetch(*safetensors)
+        return folder if any((folder / name).is_file() for name in _SAFE_FILES) else fetch(*pickled)
     except HFValidationError as error:
-        raise CheckpointError(f"{model!r} is neither a local folder nor a hub id: {_first_line(error)}") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
+        reason = f"{model!r} is neither a local folder nor a hub id: {_first_line(error)}"
+    except GatedRepoError:
+        reason = f"{model} is gated: accept its terms on the hub and log in, or pass the folder of a copy"
+    except RepositoryNotFoundError:
+        reason = f"there is no folder {model}, and no such model on the hub, unless it is private: then log in first"
+    except LocalEntryNotFoundError:
+        reason = (
             f"there is no folder {model}, and the hub cannot be reached; "
             "download the model where there is a network and pass its folder"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"there is no folder {model}, and the hub refused it: {_first_line(error)}") from error
+        )
+    except Exception as error:  # the network's errors have no common class, and other ones in each version of the hub
+        reason = f"there is no folder {model}, and the download from the hub failed: {_first_line(error)}"
+    raise CheckpointError(reason)
 
 
 def _first_line(error: Exception) -> str:

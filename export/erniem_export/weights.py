@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 import re
+import zipfile
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,8 @@ __all__ = ["Shapes", "check_weights", "expected_shapes", "read_shapes"]
 Shapes = dict[str, tuple[int, ...]]
 
 PREFIX = "ernie_m."
+
+_LFS_POINTER = b"version https://git-lfs"
 
 # What another head, or a pooler that this head does not use, leaves in a checkpoint.
 _OTHER_HEADS = re.compile(r"(pooler\.dense|classifier|qa_outputs|linear_start|linear_end)\.(weight|bias)$")
@@ -50,38 +53,43 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
     """
     shapes: Shapes = {}
     for file in files:
-        try:
-            shapes.update(_safetensors_shapes(file) if file.suffix == ".safetensors" else _pickled_shapes(file))
-        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{file} is truncated or not a weight file: {reason}; fetch it again") from error
+        with file.open("rb") as content:
+            if content.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull")
+        shapes.update(_safetensors_shapes(file) if file.suffix == ".safetensors" else _pickled_shapes(file))
     if not shapes:
         raise CheckpointError("the weight files hold no tensors")
     return shapes
 
 
 def expected_shapes(head: str, config: ErnieMConfig) -> Shapes:
-    """Return name to shape of every parameter of a head's class under ``config``."""
+    """Return name to shape of every parameter of a head's class under ``config``; a ``qa`` head has two labels."""
+    if head == "qa":
+        config = copy.deepcopy(config)
+        config.num_labels = 2
     try:
         with torch.device("meta"):
             model = CLASSES[head](config)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise CheckpointError(f"config.json describes no ErnieM model: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check_weights(head: str, config: ErnieMConfig, found: Shapes) -> None:
     """Raise :class:`CheckpointError`, naming what contradicts what, unless ``found`` fits head and config."""
-    expected = expected_shapes(head, config)
     found = _with_prefix_of(head, found)
-    if not any("word_embeddings" in name for name in found):
-        raise CheckpointError(f"these are not ErnieM weights: no word_embeddings among {_some(found)}")
+    for part in ("word_embeddings.", "encoder.layers."):
+        if not any(part in name for name in found):
+            raise CheckpointError(f"these are not ErnieM weights: no {part}* among {_some(found)}")
     _check_depth(config, found)
+    if head == "qa" and config.num_labels != 2 and "qa_outputs.weight" in found:
+        raise CheckpointError(
+            f"config.json says num_labels = {config.num_labels}, but a qa head scores 2 things, start and end"
+        )
+    expected = expected_shapes(head, config)
     missing = expected.keys() - found.keys()
     if missing:
         raise CheckpointError(_missing(head, missing))
-    if head == "qa" and config.num_labels != 2:
-        raise CheckpointError(f"a qa head scores start and end: config.json must say 2 labels, not {config.num_labels}")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(_mismatch(head, config, name, shape, found[name]))
@@ -91,14 +99,24 @@ def check_weights(head: str, config: ErnieMConfig, found: Shapes) -> None:
 
 
 def _safetensors_shapes(file: Path) -> Shapes:
-    with safe_open(file, framework="pt") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or not a safetensors file ({error}): fetch it again") from error
 
 
 def _pickled_shapes(file: Path) -> Shapes:
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        # Files in torch's format from before 1.6 are no archives, and cannot be mapped.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged pickle raises anything
+        raise CheckpointError(
+            f"{file} is damaged, or holds more than tensors, which is not loaded because it could run code: "
+            "fetch it again, or convert it to safetensors where you trust it"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError("expected a state dict, name to tensor")
+        raise CheckpointError(f"{file} holds no state dict: expected tensors by name, without anything around them")
     return {name: tuple(tensor.shape) for name, tensor in content.items()}
 
 

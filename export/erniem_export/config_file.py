@@ -1,0 +1,106 @@
+"""A checkpoint's ``config.json``: read, checked, and freed of the paths of the machine that wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from erniem_export.configuration import ErnieMConfig
+from erniem_export.encoder import POSITION_OFFSET
+from erniem_export.errors import CheckpointError
+from erniem_export.heads import CLASSES
+from erniem_export.sources import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["HEAD_OF_CLASS", "read_config", "without_paths"]
+
+HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
+
+# The smallest value that makes sense.
+_SIZES = {
+    "vocab_size": 1,
+    "hidden_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "max_position_embeddings": POSITION_OFFSET + 1,
+    "pad_token_id": 0,
+}
+# Keys under which the library notes where files lay.
+_PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
+
+
+def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
+    """Return the text of ``config.json`` without paths, and the configuration.
+
+    Raises:
+        CheckpointError: It is not there, damaged, not ErnieM, or describes a model that cannot be.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    _check_kind(path, content)
+    try:
+        config = ErnieMConfig(**content)
+        _check_values(config)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
+    return without_paths(text), config
+
+
+def without_paths(text: str) -> str:
+    """Return a JSON object without the entries that say where files lay on some machine; other text as it is."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(content, dict):
+        return text
+    kept = {key: value for key, value in content.items() if not (key.endswith(_PATH_KEYS) and _is_path(value))}
+    return text if len(kept) == len(content) else json.dumps(kept, ensure_ascii=False, indent=2) + "\n"
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and (
+        PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith(("~", "."))
+    )
+
+
+def _check_kind(path: Path, content: dict[str, Any]) -> None:
+    architectures = content.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise CheckpointError(f"{path} says architectures = {architectures!r}; expected a list of names")
+    kind = content.get("model_type")
+    if kind != "ernie_m" and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
+        raise CheckpointError(f"{path} says model_type = {kind!r}; expected 'ernie_m'")
+    if content.get("quantization_config"):
+        raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
+
+
+def _check_values(config: ErnieMConfig) -> None:
+    """Raise :class:`ValueError` naming the key whose value no model can be built, traced or served with."""
+    for key, least in _SIZES.items():
+        value = getattr(config, key)
+        if type(value) is not int or value < least:
+            raise ValueError(f"{key} = {value!r}, expected an integer from {least} up")
+    for bound in ("vocab_size", "max_position_embeddings"):
+        if config.pad_token_id >= getattr(config, bound):
+            raise ValueError(f"pad_token_id = {config.pad_token_id} is not below {bound} = {getattr(config, bound)}")
+    if not isinstance(config.layer_norm_eps, (int, float)) or not config.layer_norm_eps >= 0:
+        raise ValueError(f"layer_norm_eps = {config.layer_norm_eps!r}, expected a number from 0 up")
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise ValueError(
+            f"id2label must name the labels 0 to {config.num_labels - 1}, and names {list(config.id2label)}"
+        )

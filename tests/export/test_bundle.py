@@ -1,0 +1,313 @@
+"""The artifact's folder: all of an export or nothing, whatever goes wrong, and whatever was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniem_export import bundle, pipeline
+from erniem_export.errors import ExportError
+from erniem_rt import Session
+from erniem_rt.manifest import Manifest
+
+Write = Callable[..., Path]
+Fails = Callable[..., str]
+Run = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("quick_trace")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Write, tokenizer_dir: Path) -> Path:
+    """A checkpoint of head cls, with a tokenizer, to be copied."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("original") / "checkpoint")
+    shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original_export(original: Path, traced: Any, erniem_export: Run) -> Path:
+    """An artifact that passed the gate, to be copied."""
+    output = original.parent / "exported"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "trace", lambda *_: traced)
+        result = erniem_export("--model", original, "--output", output)
+    assert result.code == 0, result.err
+    return output
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, original: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(original, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def exported(tmp_path: Path, original_export: Path) -> Path:
+    """A folder that holds an artifact already."""
+    return Path(shutil.copytree(original_export, tmp_path / "exported"))
+
+
+@contextlib.contextmanager
+def failing(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException, at: str = ""
+) -> Iterator[None]:
+    """Let a function fail where one of its arguments ends with ``at``; before that it does its work."""
+    original = getattr(owner, name)
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        if any(str(argument).endswith(at) for argument in arguments):
+            raise error
+        return original(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        yield
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+STEPS = [
+    (pipeline, "trace", ""),
+    (pipeline, "write", ""),
+    (Path, "write_text", "config.json"),
+    (Path, "write_bytes", "sentencepiece.bpe.model"),
+    (Path, "write_bytes", "vocab.txt"),
+    (Manifest, "save", ""),
+    (pipeline, "check_parity", ""),
+    (Path, "replace", "out/config.json"),
+    (Path, "replace", "out/cls.onnx.data"),
+    (Path, "replace", "out/cls.json"),
+]
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize(("owner", "name", "at"), STEPS, ids=[f"{name}-{at}" for _, name, at in STEPS])
+@pytest.mark.parametrize("error", [NO_SPACE, KeyboardInterrupt()], ids=["disk full", "interrupted"])
+@pytest.mark.parametrize("before", ["nothing", "an artifact"])
+def test_an_export_that_ends_in_the_middle_leaves_nothing(
+    owner: Any,
+    name: str,
+    at: str,
+    error: BaseException,
+    before: str,
+    tmp_path: Path,
+    checkpoint: Path,
+    exported: Path,
+    export_fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "new" / "out"
+    if before == "an artifact":
+        output.parent.mkdir()
+        exported.rename(output)
+    with failing(monkeypatch, owner, name, error, at):
+        message = export_fails(checkpoint)
+    if error is NO_SPACE:
+        assert message.startswith(f"cannot write to {output}: No space left on device; nothing was left there")
+    else:
+        assert message == "interrupted; nothing was written"
+    if before == "an artifact":
+        Session(output / "cls.onnx").close()
+
+
+def test_the_system_refuses_to_write_more(tmp_path: Path, checkpoint: Path, export_fails: Fails) -> None:
+    """A limit on the size of files stands for a full disk: nothing of ours is replaced."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        message = export_fails(checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.startswith(f"cannot write to {tmp_path}/new/out: File too large")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written(
+    number: int, checkpoint: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with failing(monkeypatch, Path, "mkdir", OSError(number, os.strerror(number)), "out"):
+        assert f"out: {os.strerror(number)}; nothing was left there" in export_fails(checkpoint)
+
+
+def test_a_folder_that_takes_no_files(checkpoint: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(bundle.tempfile, "mkdtemp", refuse)
+    assert "Permission denied" in export_fails(checkpoint)
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_made(output: str, tmp_path: Path, checkpoint: Path, erniem_export: Run) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = erniem_export("--model", checkpoint, "--output", tmp_path / output)
+    assert result.code == 1
+    assert result.err.startswith(f"error: cannot write to {tmp_path / output}: ")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", "checkpoint"}
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, checkpoint: Path, export_fails: Fails) -> None:
+    (tmp_path / "out" / "cls.onnx").mkdir(parents=True)
+    (tmp_path / "out" / "cls.onnx" / "mine").touch()
+    assert "cls.onnx is a folder, and a file of that name must go there" in export_fails(
+        checkpoint, output=tmp_path / "out"
+    )
+
+
+def test_the_folder_holds_the_artifact_and_its_companions(exported: Path) -> None:
+    assert sorted(file.name for file in exported.iterdir()) == [
+        "cls.json",
+        "cls.onnx",
+        "cls.onnx.data",
+        "config.json",
+        "sentencepiece.bpe.model",
+        "vocab.txt",
+    ]
+    umask_mode = (exported / "cls.json").stat().st_mode
+    assert all(file.stat().st_mode == umask_mode for file in exported.iterdir())
+
+
+def test_the_manifest_tells_the_truth(exported: Path, checkpoint: Path) -> None:
+    manifest = json.loads((exported / "cls.json").read_text())
+    for name, record in manifest["files"].items():
+        content = (exported / name).read_bytes()
+        assert record == {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    assert manifest["files"].keys() == {file.name for file in exported.iterdir()} - {"cls.json"}
+    assert manifest["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert manifest["limits"] == {"max_length": 128, "vocab_size": 1000, "pad_token_id": 1}
+    assert manifest["checkpoint"] == {
+        "source": "checkpoint",
+        "architecture": "ErnieMForSequenceClassification",
+        "sha256": pipeline.load_checkpoint(str(checkpoint)).identity(),
+    }
+    assert manifest["parity"]["cls.onnx"]["passed"] is True
+    assert "real text, pairs" in manifest["parity"]["cls.onnx"]["cases"]
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_no_path_of_this_machine_is_anywhere(tmp_path: Path, checkpoint: Path, erniem_export: Run) -> None:
+    secrets = {"_name_or_path": str(tmp_path), "special_tokens_map_file": "/home/someone/.cache/map.json"}
+    for name in ("config.json", "tokenizer_config.json"):
+        path = checkpoint / name
+        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **secrets}))
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({**secrets, "do_lower_case": False}))
+    assert erniem_export("--model", checkpoint, "--output", tmp_path / "out").code == 0
+    for file in (tmp_path / "out").iterdir():
+        for secret in (str(tmp_path), str(Path.home()) + "/", "/home/", str(Path.cwd()), ".venv", "site-packages"):
+            assert secret.encode() not in file.read_bytes(), f"{file.name} holds {secret}"
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"do_lower_case": False}
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_export_again_replaces_and_leaves_nothing_stale(
+    tmp_path: Path, exported: Path, checkpoint: Path, erniem_export: Run
+) -> None:
+    (checkpoint / "vocab.txt").rename(checkpoint / "not-for-us.txt")
+    (checkpoint / "config.json").write_text(
+        json.dumps({**json.loads((checkpoint / "config.json").read_text()), "a": 1})
+    )
+    (exported / "notes.txt").write_text("mine")
+    (exported / "cls.onnx.data").write_bytes(b"damaged since")
+    assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+    # A vocabulary of the old checkpoint beside the new model would give wrong ids.
+    assert not (exported / "vocab.txt").exists()
+    assert (exported / "notes.txt").read_text() == "mine"
+    assert json.loads((exported / "config.json").read_text())["a"] == 1
+    Session(exported / "cls.onnx").close()
+
+
+def other_head(exported: Path) -> None:
+    """Turn the artifact into one of head ner, as far as anybody can see from outside."""
+    manifest = json.loads((exported / "cls.json").read_text())
+    manifest |= {"head": "ner", "task": "token-classification", "artifact": "ner.onnx"}
+    manifest["files"] = {name.replace("cls.", "ner."): record for name, record in manifest["files"].items()}
+    (exported / "ner.json").write_text(json.dumps(manifest))
+    for file in list(exported.glob("cls.*")):
+        if file.name == "cls.json":
+            file.unlink()
+        else:
+            file.rename(exported / file.name.replace("cls.", "ner."))
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_another_head_of_the_same_checkpoint_may_stay(exported: Path, checkpoint: Path, erniem_export: Run) -> None:
+    other_head(exported)
+    assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+    for head in ("ner", "cls"):
+        Manifest.load(exported / f"{head}.json").verify(exported)
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
+def test_another_head_of_another_checkpoint_is_not_broken(
+    name: str, exported: Path, checkpoint: Path, export_fails: Fails
+) -> None:
+    other_head(exported)
+    text = (checkpoint / name).read_text(encoding="utf-8")
+    (checkpoint / name).write_text(text.replace("{", '{"a": 1, ', 1) + "\n", encoding="utf-8")
+    message = export_fails(checkpoint, output=exported)
+    assert message == f"{exported} holds head ner of another checkpoint, with its own {name}: choose another --output"
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("text", ["", "{}", "[]", "not json"])
+def test_what_is_no_manifest_of_ours_is_no_obstacle(
+    text: str, tmp_path: Path, checkpoint: Path, erniem_export: Run
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "qa.json").write_text(text)
+    assert erniem_export("--model", checkpoint, "--output", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "qa.json").read_text() == text
+
+
+def test_a_damaged_tokenizer(tmp_path: Path, checkpoint: Path, export_fails: Fails) -> None:
+    (checkpoint / "sentencepiece.bpe.model").write_bytes(b"\x00\x01 no model")
+    assert "sentencepiece.bpe.model" in export_fails(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", b"\xff\xfe\x00"),
+        ("tokenizer_config.json", b'{"x": '),
+        ("special_tokens_map.json", b"[]"),
+        ("added_tokens.json", b"null"),
+        ("vocab.txt", b"\xff\xfe\x00"),
+        ("vocab.txt", b""),
+    ],
+)
+def test_damaged_files_of_a_tokenizer(name: str, content: bytes, checkpoint: Path, export_fails: Fails) -> None:
+    (checkpoint / name).write_bytes(content)
+    assert name in export_fails(checkpoint)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(checkpoint: Path, export_fails: Fails) -> None:
+    with (checkpoint / "vocab.txt").open("a", encoding="utf-8") as vocabulary:
+        vocabulary.writelines(f"extra{i}\n" for i in range(2000))
+    (checkpoint / "added_tokens.json").write_text(json.dumps({"Lisbon": 1500}))
+    assert "is 1500; it must be from 0 to 999" in export_fails(checkpoint)
+
+
+def test_errors_of_others_pass_through_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="mine"), bundle.staging(tmp_path / "a" / "b"):
+        raise ExportError("mine")
+    assert not (tmp_path / "a").exists()
+
+
+def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with bundle.staging(tmp_path / "a" / "b" / "c"):
+        assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert [file.name for file in tmp_path.rglob("*")] == ["a"]

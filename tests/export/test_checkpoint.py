@@ -1,0 +1,252 @@
+"""A checkpoint, loaded: config, head, precision, identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erniem_export import checkpoint as module
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.errors import CheckpointError
+from erniem_export.heads import CLASSES
+
+State = dict[str, torch.Tensor]
+Write = Callable[..., Path]
+Fails = Callable[..., str]
+HEADS = list(CLASSES)
+
+
+def test_a_folder_without_config(tmp_path: Path, export_fails: Fails) -> None:
+    assert export_fails(tmp_path) == f"{tmp_path} has no config.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "config.json cannot be read: Expecting value"),
+        ('{"model_type": ', "config.json cannot be read: Expecting value"),
+        ("[1, 2]", "config.json must hold a JSON object"),
+        ("{}", "says model_type = None; expected 'ernie_m'"),
+        ('{"model_type": "bert", "architectures": ["BertModel"]}', "says model_type = 'bert'; expected 'ernie_m'"),
+        ('{"model_type": "bert", "architectures": ["ErnieMModel"]}', "says model_type = 'bert'; expected 'ernie_m'"),
+    ],
+)
+def test_a_config_that_is_none(text: str, said: str, tmp_path: Path, export_fails: Fails) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert said in export_fails(tmp_path)
+
+
+def test_a_config_that_is_a_folder(tmp_path: Path, export_fails: Fails) -> None:
+    (tmp_path / "config.json").mkdir()
+    assert "config.json cannot be read: [Errno 21] Is a directory" in export_fails(tmp_path)
+
+
+def test_a_config_that_is_no_text(tmp_path: Path, export_fails: Fails) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{\x00}\x00")
+    assert "config.json cannot be read: 'utf-8' codec can't decode" in export_fails(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"hidden_size": "16"}, "hidden_size = '16', expected an integer from 1 up"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0, expected an integer from 1 up"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0, expected an integer from 1 up"),
+        ({"num_attention_heads": 3}, "num_attention_heads (3)"),
+        ({"vocab_size": -1}, "vocab_size = -1, expected an integer from 1 up"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings = 2, expected an integer from 3 up"),
+        ({"intermediate_size": 3.5}, "intermediate_size = 3.5, expected an integer"),
+        ({"pad_token_id": -1}, "pad_token_id = -1, expected an integer from 0 up"),
+        ({"pad_token_id": 200}, "pad_token_id = 200 is not below max_position_embeddings = 130"),
+        ({"pad_token_id": 5000}, "pad_token_id = 5000 is not below vocab_size = 1000"),
+        ({"layer_norm_eps": "1e-5"}, "layer_norm_eps = '1e-5', expected a number"),
+        ({"hidden_act": "nonesuch"}, "nonesuch"),
+        ({"hidden_dropout_prob": 7}, "dropout probability"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key' is not supported"),
+        ({"problem_type": "guessing"}, "guessing"),
+        ({"id2label": {"1": "yes", "2": "no", "3": "maybe"}}, "id2label must name the labels 0 to 2"),
+        ({"id2label": ["yes", "no"]}, "is no ErnieM config"),
+        ({"id2label": {"yes": 0}}, "is no ErnieM config"),
+        ({"architectures": "ErnieMModel"}, "says architectures = 'ErnieMModel'; expected a list of names"),
+        ({"dtype": "float99", "torch_dtype": "float99"}, "float99"),
+        ({"quantization_config": {"load_in_8bit": True}}, "expected a checkpoint that is not quantized"),
+    ],
+)
+def test_a_config_that_no_model_can_have(
+    config: dict[str, Any], said: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    assert said in export_fails(write_checkpoint(tmp_path / "model", **config))
+
+
+def test_null_for_padding(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "pad_token_id": None}))
+    assert "pad_token_id = None, expected an integer from 0 up" in export_fails(folder)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_is_found(head: str, named: bool, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", head, **({} if named else {"architectures": None}))
+    assert load_checkpoint(str(folder)).head == head
+    assert load_checkpoint(str(folder), head).head == head
+
+
+def test_the_class_stands_for_the_model_type(tmp_path: Path, write_checkpoint: Write) -> None:
+    assert load_checkpoint(str(write_checkpoint(tmp_path / "model", "ner", model_type=None))).head == "ner"
+
+
+def test_one_label_fits_two_heads(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+    one = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+    folder = write_checkpoint(tmp_path / "model", "mc", architectures=None, **one)
+    assert export_fails(folder).endswith("the weights fit cls and mc: say --head cls or mc")
+    assert load_checkpoint(str(folder), "mc").head == "mc"
+    assert load_checkpoint(str(folder), "cls").head == "cls"
+
+
+@pytest.mark.parametrize(("trained", "asked"), [(a, b) for a in HEADS for b in HEADS if a != b and b != "base"])
+def test_a_head_that_contradicts_the_checkpoint(
+    trained: str, asked: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", trained)
+    message = export_fails(folder, "--head", asked)
+    if trained == "base":
+        assert f"which head '{asked}' needs: this checkpoint was not trained for it" in message
+    else:
+        name = CLASSES[trained].__name__
+        assert (
+            message == f"--head {asked} contradicts the checkpoint: config.json names {name}, which is head {trained}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked"), [("ner", "cls"), ("qa", "ie"), ("ie", "qa"), ("mc", "cls"), ("cls", "mc")]
+)
+def test_a_head_that_contradicts_the_weights(
+    trained: str, asked: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", trained, architectures=None)
+    message = export_fails(folder, "--head", asked)
+    assert f"head '{asked}'" in message or "config.json says num_labels = 3, but classifier.weight has 1" in message
+
+
+@pytest.mark.parametrize("trained", ["cls", "mc", "ie"])
+def test_the_base_of_a_fine_tuned_checkpoint(trained: str, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", trained)
+    base, whole = load_checkpoint(str(folder), "base"), load_checkpoint(str(folder))
+    expected = whole.model.ernie_m.state_dict()
+    assert base.architecture == "ErnieMModel"
+    assert base.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in base.model.state_dict().items())
+
+
+@pytest.mark.parametrize("trained", ["qa", "ner"])
+def test_the_base_of_a_checkpoint_without_pooler(
+    trained: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    message = export_fails(write_checkpoint(tmp_path / "model", trained), "--head", "base")
+    assert message.startswith("the weights have no pooler.dense, which head 'base' needs")
+
+
+@pytest.mark.parametrize("said", ["float16", "float32", None])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_taken_as_they_are(
+    dtype: torch.dtype, said: str | None, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    def halve(state: State) -> State:  # as training leaves them: the norms stay in float32
+        return {name: tensor if "norm" in name else tensor.to(dtype) for name, tensor in state.items()}
+
+    folder = write_checkpoint(tmp_path / "model", edit=halve, dtype=said, torch_dtype=said)
+    loaded = load_checkpoint(str(folder)).model.state_dict()
+    expected = halve(load_checkpoint(str(write_checkpoint(tmp_path / "full"))).model.state_dict())
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    assert all(torch.equal(tensor, expected[name].float()) for name, tensor in loaded.items())
+
+
+def test_full_precision_weights_are_not_rounded_to_the_dtype_of_the_config(
+    tmp_path: Path, write_checkpoint: Write
+) -> None:
+    rounded = write_checkpoint(tmp_path / "rounded", dtype="float16", torch_dtype="float16")
+    plain = write_checkpoint(tmp_path / "plain", dtype=None, torch_dtype=None)
+    assert load_checkpoint(str(rounded)).identity() == load_checkpoint(str(plain)).identity()
+
+
+def test_identity_is_that_of_the_weights(tmp_path: Path, write_checkpoint: Write) -> None:
+    def identity(name: str, **options: Any) -> str:
+        return load_checkpoint(str(write_checkpoint(tmp_path / name, **options))).identity()
+
+    def nudged(state: State) -> State:
+        state["classifier.bias"][0] += 1e-6
+        return state
+
+    known = identity("safetensors")
+    assert identity("pickled", pickled=True) == known
+    assert identity("double", edit=lambda state: {name: t.double() for name, t in state.items()}) == known
+    assert identity("config", hidden_dropout_prob=0.3) == known
+    assert identity("nudged", edit=nudged) != known
+    assert identity("seed", seed=1) != known
+
+
+def test_random_models_are_the_same_every_time() -> None:
+    first, second = load_checkpoint("random:tiny", "qa"), load_checkpoint("random:tiny", "qa")
+    assert first.identity() == second.identity()
+    assert (first.source, first.head, first.config_text) == ("random:tiny", "qa", second.config_text)
+    assert load_checkpoint("random:tiny").head == "base"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_random_models_of_every_head(head: str) -> None:
+    assert load_checkpoint("random:tiny", head).architecture == CLASSES[head].__name__
+
+
+@pytest.mark.parametrize("model", ["random:nope", "random:"])
+def test_an_unknown_random_model(model: str, export_fails: Fails) -> None:
+    assert export_fails(model) == f"{model} is not known; expected one of random:tiny, random:base, random:large"
+
+
+def test_source_names_no_folders(tmp_path: Path, write_checkpoint: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path / "secret" / "my-model")
+    assert load_checkpoint(str(folder)).source == "my-model"
+    monkeypatch.chdir(folder)
+    assert load_checkpoint(".").source == "my-model"
+
+
+@pytest.mark.parametrize("key", ["_name_or_path", "tokenizer_file", "special_tokens_map_file"])
+@pytest.mark.parametrize("value", ["/home/someone/runs/7", "C:\\Users\\someone\\runs", "~/runs", "../runs"])
+def test_paths_are_left_out_of_the_config(key: str, value: str, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    original = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**original, key: value}))
+    assert json.loads(load_checkpoint(str(folder)).config_text) == original
+
+
+def test_a_config_without_paths_stays_as_it_is(tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", _name_or_path="someone/ernie-m", unk_token="/")
+    assert load_checkpoint(str(folder)).config_text == (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a\nb"), ImportError("no backend"), KeyError("act")])
+def test_what_the_library_refuses_is_a_checkpoint_error(
+    error: Exception, tmp_path: Path, write_checkpoint: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(module.CLASSES["cls"], "from_pretrained", refuse)
+    with pytest.raises(CheckpointError, match="transformers cannot load"):
+        load_checkpoint(str(write_checkpoint(tmp_path / "model")))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, write_checkpoint: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "model.safetensors")
+
+    monkeypatch.setattr(module, "read_shapes", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read: Permission denied \(model.safetensors\)"):
+        load_checkpoint(str(write_checkpoint(tmp_path / "model")))

@@ -1,0 +1,324 @@
+"""The two commands, as a user runs them: what they print, how they end, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+import erniem_rt
+from erniem_export import cli, pipeline
+from erniem_export.checkpoint import load_checkpoint
+from erniem_rt import Session
+
+Write = Callable[..., Path]
+Fails = Callable[..., str]
+Run = Callable[..., Any]
+
+OPTIONAL = ["--with-position-ids", "--with-head-mask", "--with-hidden-states", "--with-attentions"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, erniem_export: Run) -> tuple[Path, Any]:
+    """``random:tiny`` exported for question answering, and what the command printed."""
+    output = tmp_path_factory.mktemp("exported") / "new" / "out"
+    return output, erniem_export("--model", "random:tiny", "--head", "qa", "--output", output)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Write) -> Path:
+    """A cls checkpoint in float16."""
+    return write_checkpoint(
+        tmp_path_factory.mktemp("half"), edit=lambda state: {name: tensor.half() for name, tensor in state.items()}
+    )
+
+
+def test_an_export_reports_on_both_streams(exported: tuple[Path, Any]) -> None:
+    output, result = exported
+    assert result.code == 0, result.err
+    assert result.err.splitlines() == [
+        "loading random:tiny ...",
+        "tracing ErnieMForQuestionAnswering (head qa) ...",
+        "writing qa.onnx and its weights ...",
+        "comparing with PyTorch ...",
+    ]
+    head, columns, _, *rows, verdict, done = result.out.splitlines()
+    assert head.startswith(f"fp32 against PyTorch {torch.__version__.split('+')[0]}, float32, ")
+    assert columns.split()[:4] == ["output", "max", "mean", "p99"]
+    assert [row.split()[0] for row in rows] == ["start_logits", "end_logits"]
+    assert all(float(row.split()[1]) < 1e-4 for row in rows)
+    assert verdict.endswith("decisions the same; passed")
+    assert done.startswith(f"{output / 'qa.onnx'}: ")
+
+
+def test_the_manifest_names_the_versions(exported: tuple[Path, Any]) -> None:
+    manifest = json.loads((exported[0] / "qa.json").read_text())
+    assert manifest["versions"] == {
+        "erniem_rt": erniem_rt.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    assert manifest["checkpoint"]["source"] == "random:tiny"
+    assert manifest["checkpoint"]["sha256"] == load_checkpoint("random:tiny", "qa").identity()
+
+
+def test_a_random_model_leaves_no_path_of_this_machine(exported: tuple[Path, Any]) -> None:
+    for file in exported[0].iterdir():
+        for secret in (str(exported[0].parent), "/home/", str(Path.home()) + "/", str(Path.cwd()), "site-packages"):
+            assert secret.encode() not in file.read_bytes(), f"{file.name} holds {secret}"
+
+
+def test_verify_passes(exported: tuple[Path, Any], erniem_verify: Run) -> None:
+    result = erniem_verify(exported[0] / "qa.onnx", "--model", "random:tiny")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1].endswith("passed")
+    assert "comparing qa.onnx with PyTorch" in result.err
+
+
+def test_verify_names_the_weights_that_differ(exported: tuple[Path, Any], erniem_verify: Run, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    checkpoint = load_checkpoint("random:tiny", "qa")
+    state = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
+    state["ernie_m.encoder.layers.1.linear1.bias"] += 0.1
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(checkpoint.config_text)
+    result = erniem_verify(exported[0] / "qa.onnx", "--model", tmp_path)
+    assert result.code == 1
+    assert "FAILED" in result.out
+    message = result.err.splitlines()[-1]
+    assert message.startswith("error: qa.onnx does not compute what the PyTorch model computes: ")
+    assert "These weights are not the checkpoint's: ernie_m.encoder.layers.1.linear1.bias." in message
+
+
+def test_verify_against_another_size(
+    exported: tuple[Path, Any], erniem_verify: Run, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    result = erniem_verify(exported[0] / "qa.onnx", "--model", write_checkpoint(tmp_path / "model", "qa"))
+    assert result.code == 1
+    assert "qa.onnx was exported from another checkpoint: its limits are Limits(max_length=512" in result.err
+
+
+def test_verify_against_another_head(
+    exported: tuple[Path, Any], erniem_verify: Run, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    result = erniem_verify(exported[0] / "qa.onnx", "--model", write_checkpoint(tmp_path / "model", "ner"))
+    assert result.code == 1
+    assert "error: --head qa contradicts the checkpoint: config.json names ErnieMForTokenClassification" in result.err
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "", "no/such/qa.onnx", "."])
+def test_verify_what_is_not_there(name: str, tmp_path: Path, erniem_verify: Run) -> None:
+    result = erniem_verify(tmp_path / name if name else "", "--model", "random:tiny")
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("error: ")
+
+
+def test_verify_an_edited_artifact(exported: tuple[Path, Any], tmp_path: Path, erniem_verify: Run) -> None:
+    folder = shutil.copytree(exported[0], tmp_path / "edited")
+    data = folder / "qa.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x7f")
+    result = erniem_verify(folder / "qa.onnx", "--model", "random:tiny")
+    assert result.code == 1
+    assert "qa.onnx.data was changed after export" in result.err
+    manifest = json.loads((folder / "qa.json").read_text())
+    (folder / "qa.json").write_text(json.dumps({**manifest, "precision": {}}))
+    assert (
+        "has weights in None; expected one of fp32" in erniem_verify(folder / "qa.onnx", "--model", "random:tiny").err
+    )
+
+
+def test_half_precision_gives_the_same_artifact_as_its_upcast(half: Path, tmp_path: Path, erniem_export: Run) -> None:
+    """And the base of the same checkpoint goes into the same folder."""
+    for head in ("auto", "base"):
+        result = erniem_export("--model", half, "--head", head, "--output", tmp_path / "out")
+        assert result.code == 0, result.err
+    weights = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out" / "cls.onnx").graph.initializer}
+    for name, tensor in load_checkpoint(str(half)).model.state_dict().items():
+        stored = weights.get(name) or weights[f"{name}.T"]
+        values = onnx.numpy_helper.to_array(stored)
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values if stored.name == name else values.T, tensor.half().numpy())
+    for head in ("cls", "base"):
+        with Session(tmp_path / "out" / f"{head}.onnx") as session:
+            session.run(input_ids=[[0, 5, 2]])
+
+
+def test_optional_inputs_and_outputs(tmp_path: Path, write_checkpoint: Write, erniem_export: Run) -> None:
+    folder = write_checkpoint(tmp_path / "model", "mc")
+    result = erniem_export("--model", folder, "--output", tmp_path / "out", *OPTIONAL)
+    assert result.code == 0, result.err
+    with Session(tmp_path / "out" / "mc.onnx") as session:
+        assert {spec.name: spec.shape for spec in session.manifest.inputs} == {
+            "input_ids": ("batch", "choices", "sequence"),
+            "attention_mask": ("batch", "choices", "sequence"),
+            "position_ids": ("batch", "choices", "sequence"),
+            "head_mask": (2, 2),
+        }
+        found = session.run(input_ids=np.full((2, 4, 7), 5), head_mask=np.zeros((2, 2), np.float32))
+        assert {name: array.shape for name, array in found.items()} == {
+            "logits": (2, 4),
+            **{f"hidden_states.{i}": (8, 7, 16) for i in range(3)},
+            **{f"attentions.{i}": (8, 2, 7, 7) for i in range(2)},
+        }
+        assert not found["attentions.1"].any()
+
+
+def test_embeddings_instead_of_ids(tmp_path: Path, write_checkpoint: Write, erniem_export: Run) -> None:
+    folder = write_checkpoint(tmp_path / "model", "base")
+    result = erniem_export("--model", folder, "--output", tmp_path / "out", "--with-inputs-embeds")
+    assert result.code == 0, result.err
+    with Session(tmp_path / "out" / "base.onnx") as session:
+        assert [spec.name for spec in session.manifest.inputs] == ["inputs_embeds", "attention_mask"]
+        found = session.run(inputs_embeds=np.ones((2, 5, 16)))
+        assert {name: array.shape for name, array in found.items()} == {
+            "last_hidden_state": (2, 5, 16),
+            "pooler_output": (2, 16),
+        }
+
+
+def test_a_head_mask_for_a_pruned_model(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+    def prune(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for name in state:
+            if "layers.0.self_attn.self_attn." in name or "layers.0.self_attn.out_proj.weight" in name:
+                state[name] = (state[name][:, :8] if "out_proj" in name else state[name][:8]).clone()
+        return state
+
+    folder = write_checkpoint(tmp_path / "model", edit=prune, pruned_heads={"0": [1]})
+    assert load_checkpoint(str(folder)).config.pruned_heads == {0: [1]}
+    assert "this checkpoint is pruned" in export_fails(folder, "--with-head-mask")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--model"],
+        ["--model", "random:tiny", "--head", "mlm"],
+        ["--model", "random:tiny", "--with-everything"],
+        ["random:tiny"],
+        ["--model", "random:tiny", "--output", "~nobody-has-this-name/out"],
+    ],
+)
+def test_usage_errors(arguments: list[str], erniem_export: Run) -> None:
+    result = erniem_export(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("usage: erniem-export")
+    assert not result.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["qa.onnx"], ["--model", "random:tiny"]])
+def test_usage_errors_of_verify(arguments: list[str], erniem_verify: Run) -> None:
+    result = erniem_verify(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("usage: erniem-verify")
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, erniem_export: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(pipeline, "export", lambda options, _: asked.append(options) or sys.exit(5))
+    erniem_export("--model", "random:tiny", "--output", "~/out")
+    assert asked[0].output == tmp_path / "out"
+
+
+def in_a_process(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("function", ["main", "verify_main"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_are_quick(function: str, option: str) -> None:
+    code = (
+        "import sys, time; started = time.process_time()\n"
+        f"from erniem_export.cli import {function}\n"
+        "try:\n"
+        f"    {function}(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    print('torch' in sys.modules, 'numpy' in sys.modules, end.code, time.process_time() - started)"
+    )
+    result = in_a_process(code, option)
+    torch_loaded, numpy_loaded, status, seconds = result.stdout.splitlines()[-1].split()
+    assert (torch_loaded, numpy_loaded, status) == ("False", "False", "0")
+    assert float(seconds) < 0.5
+    assert "usage: erniem-" in result.stdout or f"erniem-rt {erniem_rt.__version__}" in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_without_the_packages_of_the_exporter(missing: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\nfrom erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    result = in_a_process(code, "--model", "random:tiny", "--output", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stderr == f"error: {missing} is not installed: pip install 'erniem-rt[export]'\n"
+
+
+def test_out_of_memory(tmp_path: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "trace", exhaust)
+    assert export_fails("random:tiny") == "out of memory; nothing was written"
+
+
+def test_what_torch_cannot_trace(export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise torch.onnx.OnnxExporterError("Failed to export the model\n with many\n lines")
+
+    monkeypatch.setattr(pipeline, "trace", refuse)
+    assert export_fails("random:tiny").startswith("torch cannot trace this model: Failed to export the model; ")
+
+
+@pytest.mark.parametrize(("number", "over"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_an_export_that_is_told_to_stop(
+    number: signal.Signals, over: bool, exported: tuple[Path, Any], tmp_path: Path
+) -> None:
+    """While it traces; the process ends by itself, and what was there before stays as it was."""
+    output = tmp_path / "out"
+    if over:
+        shutil.copytree(exported[0], output)
+    before = {file.name: file.read_bytes() for file in output.iterdir()} if over else None
+    code = "import sys; from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--model", "random:tiny", "--head", "qa", "--output", str(output)]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("tracing"):
+        assert process.poll() is None
+    time.sleep(0.2)
+    os.kill(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said == "error: interrupted; nothing was written\n"
+    assert before == ({file.name: file.read_bytes() for file in output.iterdir()} if output.exists() else None)
+
+
+def test_the_signal_handler_is_put_back(erniem_export: Run) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert erniem_export("--model", "random:nope").code == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_mistakes_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "load_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["--model", "random:tiny", "--output", os.devnull + "-never"])

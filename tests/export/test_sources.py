@@ -1,0 +1,195 @@
+"""Where checkpoints are looked for, and what is said when they are not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.errors import CheckpointError
+from erniem_export.sources import find_folder, tokenizer_files, weight_files
+
+SNAPSHOT = "huggingface_hub.snapshot_download"
+
+
+def hub_error(kind: type[Exception], text: str) -> Exception:
+    """An error as the hub's client raises it; its arguments differ between the client's versions."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "a/b/c", "nowhere/", "~/nowhere-at-all", "..\\x"])
+def test_a_path_that_is_not_there(model: str, export_fails: Callable[..., str]) -> None:
+    with mock.patch(SNAPSHOT, side_effect=AssertionError("the hub was asked for a path")):
+        assert export_fails(model) == f"there is no folder {model}"
+
+
+def test_the_home_of_nobody(export_fails: Callable[..., str]) -> None:
+    assert export_fails("~nobody-has-this-name/model").startswith("there is no folder ~nobody-has-this-name/model")
+
+
+def test_a_name_too_long_for_a_folder(export_fails: Callable[..., str]) -> None:
+    assert "cannot be read: File name too long" in export_fails("/" + "x" * 300)
+
+
+def test_a_file_is_no_folder(tmp_path: Path, export_fails: Callable[..., str]) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    assert "is a file; expected the folder that holds config.json" in export_fails(file)
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert find_folder("~/model") == tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (hub_error(RepositoryNotFoundError, "401 Client Error."), "no such model on the hub"),
+        (hub_error(GatedRepoError, "403 Client Error."), "is gated: accept its terms on the hub and log in"),
+        (hub_error(LocalEntryNotFoundError, "No network."), "the hub cannot be reached; download the model where"),
+        (ConnectionResetError("reset by peer"), "the download from the hub failed: reset by peer"),
+        (OSError(28, "No space left on device"), "the download from the hub failed: [Errno 28] No space left"),
+        (RuntimeError("\n\nfirst line\nsecond"), "the download from the hub failed: first line"),
+    ],
+)
+def test_the_hub_refuses(error: Exception, said: str, export_fails: Callable[..., str]) -> None:
+    with mock.patch(SNAPSHOT, side_effect=error):
+        message = export_fails("someone/ernie-m")
+    assert said in message
+    assert "someone/ernie-m" in message
+
+
+def test_a_name_that_cannot_be_a_hub_id(export_fails: Callable[..., str]) -> None:
+    assert "'two words' is neither a local folder nor a hub id" in export_fails("two words")
+
+
+def test_offline_without_a_copy(tmp_path: Path) -> None:
+    """With the hub's own client, and no network, in a process of its own: it reads the setting when imported."""
+    code = "import sys; from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--model", "someone/ernie-m", "--output", tmp_path / "out"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "error: there is no folder someone/ernie-m, and the hub cannot be reached" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+class FakeHub:
+    """Downloads as the hub's client does: into blobs, with links in a snapshot folder."""
+
+    def __init__(self, files: Path, cache: Path) -> None:
+        self.files, self.snapshot, self.blobs = files, cache / "snapshots" / "0a1b", cache / "blobs"
+        self.snapshot.mkdir(parents=True)
+        self.blobs.mkdir()
+
+    def download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+        assert repo_id == "someone/ernie-m"
+        for number, file in enumerate(sorted(self.files.iterdir())):
+            if any(file.match(pattern) for pattern in allow_patterns) and not (self.snapshot / file.name).exists():
+                blob = self.blobs / f"{file.stem}{number}"
+                blob.write_bytes(file.read_bytes())
+                (self.snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
+        return str(self.snapshot)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_download(
+    pickled: bool, tmp_path: Path, tokenizer_dir: Path, write_checkpoint: Callable[..., Path], monkeypatch: Any
+) -> None:
+    files = write_checkpoint(tmp_path / "remote", pickled=pickled)
+    (files / "vocab.txt").write_bytes((tokenizer_dir / "vocab.txt").read_bytes())
+    (files / "sentencepiece.bpe.model").write_bytes((tokenizer_dir / "sentencepiece.bpe.model").read_bytes())
+    for unwanted in ("model.fp16.safetensors", "tf_model.h5", "optimizer.pt", "README.md"):
+        (files / unwanted).write_text("unwanted")
+    if not pickled:
+        (files / "pytorch_model.bin").write_text("not needed")
+    hub = FakeHub(files, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.download)
+
+    checkpoint = load_checkpoint("someone/ernie-m")
+
+    assert checkpoint.identity() == load_checkpoint(str(files)).identity()
+    assert checkpoint.source == "someone/ernie-m"
+    assert {file.name for file in hub.snapshot.iterdir()} == {
+        "config.json",
+        "pytorch_model.bin" if pickled else "model.safetensors",
+        "sentencepiece.bpe.model",
+        "vocab.txt",
+    }
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_no_weights(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()  # a folder of that name is none either
+    with pytest.raises(CheckpointError, match=r"has no weights: expected model.safetensors or pytorch_model.bin"):
+        weight_files(tmp_path)
+
+
+def test_paddle_weights_are_pointed_at(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:
+    folder = write_checkpoint(tmp_path / "paddle")
+    (folder / "model.safetensors").rename(folder / "model_state.pdparams")
+    assert "model_state.pdparams holds Paddle weights, which must be converted" in export_fails(folder)
+
+
+def test_a_broken_link(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:
+    folder = write_checkpoint(tmp_path / "cleaned")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../blobs/gone")
+    assert "has no weights" in export_fails(folder)
+
+
+def test_safetensors_come_first(tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+def test_shards_come_from_their_index(tmp_path: Path) -> None:
+    shards = [tmp_path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"weight_map": {"a": shards[1].name, "b": shards[0].name, "c": shards[1].name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    shards[0].touch()
+    with pytest.raises(CheckpointError, match=r"lists model-00002-of-00002.safetensors, which is not there"):
+        weight_files(tmp_path)
+    shards[1].touch()
+    assert weight_files(tmp_path) == shards
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', "\xff"])
+def test_a_damaged_index(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="is not an index of weight files"):
+        weight_files(tmp_path)
+
+
+def test_an_empty_index(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match="lists no weight files"):
+        weight_files(tmp_path)
+
+
+def test_without_the_sentencepiece_model_there_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_files(tmp_path) == []
+    (tmp_path / "sentencepiece.bpe.model").touch()
+    assert [file.name for file in tokenizer_files(tmp_path)] == ["sentencepiece.bpe.model", "tokenizer_config.json"]
