@@ -1,0 +1,83 @@
+"""What the ``ie`` head is asked: a prompt for each name of a schema, alone or about an answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._uie_text import EncodedText, encode
+
+if TYPE_CHECKING:
+    from erniem_rt.pipelines._uie_schema import Node
+    from erniem_rt.tokenizer import Tokenizer
+
+__all__ = ["Prompt", "Prompter", "SchemaLanguage"]
+
+SchemaLanguage = Literal["auto", "zh", "en"]
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and, for a classification, where its options stand in it (code points)."""
+
+    encoded: EncodedText
+    options: tuple[range, ...]
+
+    @property
+    def text(self) -> str:
+        """The prompt in words."""
+        return self.encoded.text
+
+
+class Prompter:
+    """Makes prompts as the training of uie-m did.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        max_length: Most tokens in a row; a prompt must leave some for the text.
+        language: ``"zh"`` asks about an answer with ``ANSWER的NAME``, ``"en"`` with ``NAME of ANSWER``; ``"auto"`` as
+            the name is written, Chinese if it has a Han character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, language: SchemaLanguage) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._language = language
+        # The same prompts come again with every text.
+        self._encode = lru_cache(maxsize=1024)(self._encode_uncached)
+
+    def __call__(self, node: Node, answer: str | None = None) -> Prompt:
+        """Ask for ``node``; about ``answer``, if it is a child.
+
+        Raises:
+            InvalidInputError: The prompt leaves no room for a text, or nothing of it is left as tokens.
+        """
+        lead = self._lead(node, answer)
+        options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
+        return Prompt(self._encode(lead + node.choices), options)
+
+    def _lead(self, node: Node, answer: str | None) -> str:
+        """The prompt up to its options."""
+        if answer is None:
+            return node.label
+        if self._language == "zh" or (self._language == "auto" and _HAN.search(node.name)):
+            return f"{answer}的{node.label}"
+        return f"{node.label.rstrip()} of {answer} " if node.choices else f"{node.label} of {answer}"
+
+    def _encode_uncached(self, text: str) -> EncodedText:
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        encoded = encode(self._tokenizer, text, f"the prompt {shown!r}")
+        special = self._tokenizer.num_special_tokens_to_add(pair=True)
+        if len(encoded.ids) + special >= self._max_length:
+            raise InvalidInputError(
+                f"the prompt {shown!r} takes {len(encoded.ids)} tokens; the limit is {self._max_length}, of which "
+                f"{special} are special tokens and at least one is the text's. Use a shorter name or, where the prompt "
+                "holds an answer that is not one, a higher threshold."
+            )
+        return encoded

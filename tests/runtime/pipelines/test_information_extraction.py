@@ -1,0 +1,318 @@
+"""The pipeline on a scripted model: prompts, levels, positions, long texts, classifications, refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import erniem_rt
+from erniem_rt import InvalidInputError
+from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
+from erniem_rt.tokenizer import Encoding
+
+CLS, SEP, FIRST = 0, 2, 10
+STEVE = "In 1997, Steve was excited to become the CEO of Apple."
+
+
+class Mark(NamedTuple):
+    """What the scripted model marks for a prompt: these words, with this probability."""
+
+    words: str
+    probability: float = 0.81
+    in_prompt: bool = False
+
+
+Script = Mapping[str, Sequence[Mark]]
+
+
+class Letters:
+    """A tokenizer whose tokens are the visible characters, so that a row can be read back."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        assert not add_special_tokens
+        places = [i for i, char in enumerate(text) if char.isprintable() and not char.isspace()]
+        self.known += [text[i] for i in places if text[i] not in self.known]
+        ids = [FIRST + self.known.index(text[i]) for i in places]
+        return Encoding(ids, [1] * len(ids), [(i, i + 1) for i in places], [0] * len(ids), [0] * len(ids))
+
+    def build_inputs_with_special_tokens(self, first: Sequence[int], second: Sequence[int]) -> list[int]:
+        return [CLS, *first, SEP, SEP, *second, SEP]
+
+    def num_special_tokens_to_add(self, pair: bool) -> int:
+        return 4 if pair else 2
+
+    def text(self, ids: Sequence[int]) -> str:
+        return "".join(self.known[i - FIRST] for i in ids)
+
+
+class Model:
+    """Answers rows ``[CLS] prompt [SEP] [SEP] text [SEP]`` by what a script says of the prompt.
+
+    Start and end have the square root of a mark's probability; special tokens have 1, all else 0.
+    """
+
+    def __init__(self, tokenizer: Letters, script: Script) -> None:
+        self.tokenizer = tokenizer
+        self.script = {prompt.replace(" ", ""): marks for prompt, marks in script.items()}
+        self.asked: list[str] = []
+
+    def __call__(self, ids: list[int]) -> dict[str, np.ndarray]:
+        separator = ids.index(SEP)
+        prompt, text = self.tokenizer.text(ids[1:separator]), self.tokenizer.text(ids[separator + 2 : -1])
+        self.asked.append(prompt)
+        logits = np.full((2, len(ids)), -40.0)
+        logits[:, [0, separator, separator + 1, -1]] = 40.0
+        for words, probability, in_prompt in self.script.get(prompt, ()):
+            words = words.replace(" ", "")
+            first, part = (1, prompt) if in_prompt else (separator + 2, text)
+            for found in re.finditer(re.escape(words), part):
+                logits[0, first + found.start()] = logits[1, first + found.end() - 1] = _logit(probability**0.5)
+        return {"start_logits": logits[0], "end_logits": logits[1]}
+
+
+def _logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+@pytest.fixture
+def make(scripted_session: Callable[..., Any]) -> Callable[..., Any]:
+    """``make(script, *, max_length=64, **options)``: a pipeline and its model."""
+
+    def build(script: Script, *, max_length: int = 64, **options: Any) -> tuple[InformationExtractionPipeline, Model]:
+        tokenizer: Any = Letters()
+        model = Model(tokenizer, script)
+        session = scripted_session("ie", model, max_length=max_length)
+        return InformationExtractionPipeline(session, tokenizer, **options), model
+
+    return build
+
+
+def places(answers: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+    return [(answer["text"], answer["start"], answer["end"]) for answer in answers]
+
+
+def test_the_published_example(make: Callable[..., Any]) -> None:
+    """PaddleNLP's README: the spans and probabilities of uie-m-base."""
+    script = {
+        "Person": [Mark("Steve", 0.99984)],
+        "Company of Steve": [Mark("Apple", 0.98428)],
+        "Position of Steve": [Mark("CEO", 0.96288)],
+    }
+    pipe, _ = make(script, schema=[{"Person": ["Company", "Position"]}], schema_lang="en")
+    found = pipe(STEVE)
+    assert found == {
+        "Person": [
+            {
+                "text": "Steve",
+                "start": 9,
+                "end": 14,
+                "probability": pytest.approx(0.99984, abs=1e-6),
+                "relations": {
+                    "Company": [
+                        {"text": "Apple", "start": 48, "end": 53, "probability": pytest.approx(0.98428, abs=1e-6)}
+                    ],
+                    "Position": [
+                        {"text": "CEO", "start": 41, "end": 44, "probability": pytest.approx(0.96288, abs=1e-6)}
+                    ],
+                },
+            }
+        ]
+    }
+    assert type(found["Person"][0]["probability"]) is float
+
+
+def test_what_is_not_found_has_no_key_and_leads_to_no_question(make: Callable[..., Any]) -> None:
+    pipe, model = make({"Date": [Mark("1997")]}, schema=["Date", {"Person": ["Company"]}, {"Date2": "Month"}])
+    assert places(pipe(STEVE).pop("Date")) == [("1997", 3, 7)]
+    assert len(model.asked) == 3
+
+
+def test_levels_are_asked_breadth_first_and_answers_hang_under_their_parents(make: Callable[..., Any]) -> None:
+    text = "Ada met Bob in Oslo. Bob met Eva in Rome."
+    script = {
+        "P": [Mark("Ada"), Mark("Bob")],
+        "City": [Mark("Oslo"), Mark("Rome")],
+        "met of Ada": [Mark("Bob")],
+        "met of Bob": [Mark("Eva")],
+        "in of Eva": [Mark("Rome")],
+    }
+    pipe, model = make(script, schema=[{"P": {"met": "in"}}, "City"])
+    found = pipe(text)
+    assert places(found["P"]) == [("Ada", 0, 3), ("Bob", 8, 11), ("Bob", 21, 24)]
+    assert places(found["City"]) == [("Oslo", 15, 19), ("Rome", 36, 40)]
+    ada, first_bob, second_bob = found["P"]
+    assert places(ada["relations"]["met"]) == [("Bob", 8, 11), ("Bob", 21, 24)]
+    assert places(first_bob["relations"]["met"]) == places(second_bob["relations"]["met"]) == [("Eva", 29, 32)]
+    assert first_bob["relations"]["met"] is not second_bob["relations"]["met"]
+    assert places(first_bob["relations"]["met"][0]["relations"]["in"]) == [("Rome", 36, 40)]
+    assert sorted(model.asked[:2], key=str) == ["City", "P"]
+    # Both Bobs lead to the same prompt, which is asked once a level.
+    assert len(model.asked) == 2 + 2 + 2
+
+
+def test_positions_are_those_of_the_text_as_it_was_given(make: Callable[..., Any]) -> None:
+    text = "  “Ａｄａ”  和９点\u200b🦊 Ada"
+    pipe, _ = make({"P": [Mark("Ada")]}, schema="P")
+    found = pipe(text)["P"]
+    assert [text[answer["start"] : answer["end"]] for answer in found] == ["Ａｄａ", "Ada"]
+    assert [answer["text"] for answer in found] == ["Ａｄａ", "Ada"]
+
+
+def test_chinese_relations_and_opinions(make: Callable[..., Any]) -> None:
+    options = "情感倾向[正向，负向]"
+    script = {
+        "图书馆": [Mark("图书馆")],
+        "图书馆的开门": [Mark("9点")],
+        "图书馆的情感倾向[正向,负向]": [Mark("正向", 0.9, in_prompt=True), Mark("负向", 0.6, in_prompt=True)],
+    }
+    pipe, _ = make(script, schema={"图书馆": ["开门", options]})
+    (library,) = pipe("图书馆今天上午9点开门。")["图书馆"]
+    assert places(library["relations"]["开门"]) == [("9点", 7, 9)]
+    assert library["relations"][options] == [{"text": "正向", "probability": pytest.approx(0.9)}]
+
+
+def test_a_classification_is_answered_from_the_prompt_and_an_extraction_from_the_text(make: Callable[..., Any]) -> None:
+    script = {
+        "mood[good,bad]": [Mark("bad"), Mark("good", 0.7, in_prompt=True)],
+        "cat": [Mark("cat", in_prompt=True), Mark("Rome")],
+    }
+    pipe, _ = make(script, schema=["mood[good,bad]", "cat"])
+    found = pipe("a bad cat in Rome")
+    assert found["mood[good,bad]"] == [{"text": "good", "probability": pytest.approx(0.7)}]
+    assert places(found["cat"]) == [("Rome", 13, 17)]
+
+
+def test_a_long_text_is_split_and_its_answers_joined(make: Callable[..., Any]) -> None:
+    names = "ABCDEFGH"
+    text = "  ".join(f"{name} saw the {name.lower()}{i} then." for i, name in enumerate(names))
+    script = {
+        "P": [Mark(name) for name in names],
+        "thing of E": [Mark("e4")],
+        "thing of H": [Mark("the h7 then")],
+    }
+    pipe, model = make(script, max_length=48, schema={"P": "thing"}, batch_size=3)
+    found = pipe(text)["P"]
+    assert places(found) == [(name, text.index(name), text.index(name) + 1) for name in names]
+    assert [places(answer.get("relations", {}).get("thing", [])) for answer in found[4:]] == [
+        [("e4", text.index("e4"), text.index("e4") + 2)],
+        [],
+        [],
+        [("the h7 then", text.index("the h7"), text.index("the h7") + 11)],
+    ]
+    # 14 characters a sentence: three fit beside "P", two beside "thing of E".
+    assert len(model.asked) == 3 + 8 * 4
+    assert max(batch.shape[1] for batch in pipe.session.batches) == 1 + 3 * 14 + 4
+
+
+def test_a_row_is_as_long_as_the_longest_prompt_of_its_level_allows(make: Callable[..., Any]) -> None:
+    pipe, _ = make({}, max_length=32, schema=["a", "abcdefghi"])
+    pipe("三" * 60)
+    lengths = sorted(int((row != 1).sum()) for batch in pipe.session.batches for row in batch)
+    pieces = [19, 19, 19, 3]
+    assert lengths == sorted(prompt + 4 + piece for prompt in (1, 9) for piece in pieces)
+    assert max(lengths) == 32
+
+
+def test_pieces_vote_on_a_classification(make: Callable[..., Any]) -> None:
+    """Of three pieces two say the same, and the mean of the two is reported."""
+    prompt = "mood[good,bad]"
+    votes = iter([("good", 0.6), ("bad", 0.99), ("good", 0.8)])
+    pipe, model = make({}, max_length=30, schema=prompt, batch_size=1)
+
+    def vote(ids: list[int]) -> Any:
+        model.script = {prompt: [Mark(*next(votes), in_prompt=True)]}
+        return model(ids)
+
+    pipe.session._function = vote
+    room = 30 - 4 - len(prompt)
+    assert pipe("三" * 3 * room) == {prompt: [{"text": "good", "probability": pytest.approx(0.7)}]}
+
+
+def test_the_threshold_is_exclusive(make: Callable[..., Any]) -> None:
+    script = {"P": [Mark("Steve", 0.25), Mark("CEO", 0.26)]}
+    for threshold, expected in ((0.5, ["CEO"]), (0.49, ["Steve", "CEO"]), (0.6, [])):
+        pipe, _ = make(script, schema="P", threshold=threshold)
+        assert [answer["text"] for answer in pipe(STEVE).get("P", [])] == expected
+
+
+def test_one_text_a_list_and_a_stream(make: Callable[..., Any]) -> None:
+    pipe, _ = make({"P": [Mark("Ada")], "met of Ada": [Mark("Bob")]}, schema={"P": "met"}, batch_size=2)
+    texts = ["Ada met Bob", "nobody", "then Ada left"] * 8
+    told: list[tuple[int, int | None]] = []
+    answers = pipe(texts, progress=lambda done, total: told.append((done, total)))
+    assert answers == [pipe(text) for text in texts] == list(pipe(iter(texts)))
+    assert answers[1] == {}
+    assert told[-1] == (24, 24)
+    assert pipe([]) == []
+
+
+def test_a_schema_for_one_call(make: Callable[..., Any]) -> None:
+    pipe, _ = make({"P": [Mark("Ada")], "Q": [Mark("Bob")]}, schema="P")
+    assert list(pipe("Ada met Bob", schema=["Q"])) == ["Q"]
+    assert list(pipe("Ada met Bob")) == ["P"]
+
+
+def test_from_an_artifact(make_text_artifact: Callable[..., Any]) -> None:
+    artifact = make_text_artifact("ie")
+    with erniem_rt.pipeline(artifact.path, schema=["Person", {"Company": ["Founder"]}], threshold=0.4) as pipe:
+        assert isinstance(pipe, InformationExtractionPipeline)
+        found = pipe(STEVE)
+    assert found
+    assert all(STEVE[a["start"] : a["end"]] == a["text"] for answers in found.values() for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("", "text is empty"),
+        (" \n\t", "text is empty"),
+        ("\u200b", "text holds nothing that the tokenizer keeps"),
+        (3, "text must be str, got int"),
+        ({"text": "Ada"}, "text must be str, got dict"),
+        (["Ada", None], "input 1: text must be str, got NoneType"),
+        (["Ada", ""], "input 1: text is empty"),
+    ],
+)
+def test_texts_that_are_none(make: Callable[..., Any], inputs: Any, message: str) -> None:
+    pipe, _ = make({}, schema="P")
+    with pytest.raises(InvalidInputError, match=message):
+        pipe(inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schema": []}, "schema is empty"),
+        ({"schema": 3}, "schema must be a name, a list or a dict, got int"),
+        ({"schema": "5" * 70}, r"the prompt '555\d*…' takes \d+ tokens; the limit is 64"),
+        ({"schema_lang": "ch"}, "schema_lang must be one of auto, zh, en, got 'ch'"),
+        ({"threshold": 1}, "threshold must be a number from 0 to below 1, got 1"),
+        ({"threshold": float("nan")}, "threshold must be a number"),
+        ({"threshold": True}, "threshold must be a number"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_options_that_are_none(make: Callable[..., Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        make({}, **options)
+
+
+def test_no_schema(make: Callable[..., Any]) -> None:
+    pipe, _ = make({})
+    with pytest.raises(InvalidInputError, match="needs a schema"):
+        pipe(STEVE)
+    with pytest.raises(InvalidInputError, match=r"schema\[0\] must be a name or a dict, got int"):
+        pipe(STEVE, schema=[1])
+
+
+def test_an_answer_too_long_to_ask_about(make: Callable[..., Any]) -> None:
+    pipe, _ = make({"P": [Mark("8" * 60)]}, max_length=66, schema={"P": "met"})
+    with pytest.raises(InvalidInputError, match=r"the prompt 'met of 888\d*…' takes \d+ tokens; .* a higher threshold"):
+        pipe("8" * 60)

@@ -1,0 +1,121 @@
+"""The decoder against a slow and obvious one, and what becomes of spans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans
+from erniem_rt.pipelines._uie_text import EncodedText
+
+# Few values, so that many are equal, and equal to the threshold.
+PROBABILITIES = st.sampled_from([0.0, 0.1, 0.499, 0.5, 0.501, 0.7, 0.9, 1.0])
+ROWS = st.lists(st.tuples(PROBABILITIES, PROBABILITIES), max_size=24)
+THRESHOLDS = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95])
+
+
+def plain_spans(start: list[float], end: list[float], threshold: float) -> set[Span]:
+    """Every start takes the first end at or after it; the nearest of those that took the same end has it."""
+    taken: dict[int, list[int]] = {}
+    for first, probability in enumerate(start):
+        if not probability > threshold:
+            continue
+        for last in range(first, len(end)):
+            if end[last] > threshold:
+                taken.setdefault(last, []).append(first)
+                break
+    return {Span(max(firsts), last, start[max(firsts)] * end[last]) for last, firsts in taken.items()}
+
+
+def two_pointers(start: list[float], end: list[float], threshold: float) -> set[Span]:
+    """The same rule as PaddleNLP walks it."""
+    starts = [i for i, probability in enumerate(start) if probability > threshold]
+    ends = [i for i, probability in enumerate(end) if probability > threshold]
+    pairs = {}
+    while starts and ends:
+        if starts[0] > ends[0]:
+            ends.pop(0)
+            continue
+        pairs[ends[0]] = starts[0]
+        if starts.pop(0) == ends[0]:
+            ends.pop(0)
+    return {Span(first, last, start[first] * end[last]) for last, first in pairs.items()}
+
+
+@given(ROWS, THRESHOLDS)
+def test_spans_are_those_of_the_plain_decoders(row: list[tuple[float, float]], threshold: float) -> None:
+    start, end = [s for s, _ in row], [e for _, e in row]
+    found = find_spans(np.array(start), np.array(end), threshold)
+    assert set(found) == plain_spans(start, end, threshold) == two_pointers(start, end, threshold)
+    assert found == sorted(found)
+
+
+@given(ROWS.filter(lambda row: len(row) >= 6), st.data())
+def test_a_part_of_a_row_by_itself_is_the_row_without_what_straddles(
+    row: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    """Why it is enough to decode the prompt and the text apart, though the rule pairs over the whole row."""
+    begin = data.draw(st.integers(0, len(row) - 1))
+    stop = data.draw(st.integers(begin, len(row)))
+    start, end = [s for s, _ in row], [e for _, e in row]
+    inside = {span for span in plain_spans(start, end, 0.5) if begin <= span.first and span.last < stop}
+    part = find_spans(np.array(start[begin:stop]), np.array(end[begin:stop]), 0.5)
+    assert {Span(begin + first, begin + last, p) for first, last, p in part} == inside
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        ([0.9, 0, 0], [0, 0, 0.8], [(0, 2)]),
+        ([0.9, 0.9, 0], [0, 0, 0.8], [(1, 2)]),
+        ([0.9, 0, 0], [0.9, 0.9, 0.9], [(0, 0)]),
+        ([0.9, 0.9, 0.9], [0.9, 0.9, 0.9], [(0, 0), (1, 1), (2, 2)]),
+        ([0, 0.9, 0], [0.9, 0, 0], []),
+        ([0.5, 0, 0], [0, 0, 0.9], []),
+        ([], [], []),
+    ],
+)
+def test_the_pairing_rule(start: list[float], end: list[float], expected: list[tuple[int, int]]) -> None:
+    spans = find_spans(np.array(start, float), np.array(end, float), 0.5)
+    assert [(span.first, span.last) for span in spans] == expected
+    assert all(span.probability == start[span.first] * end[span.last] for span in spans)
+
+
+def test_answers_are_cut_from_the_text_in_its_order() -> None:
+    text = EncodedText("Ｓteve met ㍿", [1] * 5, [(0, 5), (5, 6), (6, 9), (10, 11), (10, 11)])
+    spans = [Span(3, 3, 0.6), Span(4, 4, 0.8), Span(1, 2, 0.9), Span(0, 0, 0.7), Span(1, 1, 0.99)]
+    assert cut_answers(text, spans) == [
+        {"text": "Ｓteve", "start": 0, "end": 5, "probability": 0.7},
+        {"text": "met", "start": 6, "end": 9, "probability": 0.9},
+        {"text": "㍿", "start": 10, "end": 11, "probability": 0.8},
+    ]
+
+
+PROMPT = EncodedText("mood[good,bad]", [1] * 6, [(0, 4), (4, 5), (5, 9), (9, 10), (10, 13), (13, 14)])
+OPTIONS = [range(5, 9), range(10, 13)]
+GOOD, BAD = 2, 4
+
+
+def votes(*pieces: list[tuple[int, float]]) -> list[tuple[str, float]]:
+    spans = [[Span(token, token, probability) for token, probability in piece] for piece in pieces]
+    return [(answer["text"], answer["probability"]) for answer in choose_option(PROMPT, OPTIONS, spans)]
+
+
+def test_one_option_is_chosen() -> None:
+    assert votes([(GOOD, 0.75)]) == [("good", 0.75)]
+    assert votes([(GOOD, 0.75), (BAD, 0.875)]) == [("bad", 0.875)]
+    assert votes([], []) == []
+
+
+def test_most_pieces_decide_then_the_sum_and_the_mean_is_reported() -> None:
+    assert votes([(GOOD, 0.625)], [(BAD, 0.99)], [], [(GOOD, 0.875)]) == [("good", 0.75)]
+    assert votes([(GOOD, 0.75)], [(BAD, 0.875)]) == [("bad", 0.875)]
+    assert votes([(GOOD, 0.75)], [(BAD, 0.75)]) == [("good", 0.75)]
+
+
+def test_a_span_that_is_not_of_one_option_counts_for_nothing() -> None:
+    label, both = Span(0, 1, 0.9), Span(GOOD, BAD, 0.9)
+    assert choose_option(PROMPT, OPTIONS, [[label, both]]) == []
+    assert choose_option(PROMPT, OPTIONS, [[Span(BAD, BAD + 1, 0.9)]]) == [{"text": "bad", "probability": 0.9}]
