@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from erniem_rt.batching import Outputs, run_rows
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._options import require_count
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -59,8 +60,7 @@ class Pipeline:
     __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidInputError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        require_count("batch_size", batch_size)
         self.session = session
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._options import require_choice, require_flag
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
 if TYPE_CHECKING:
@@ -48,10 +48,8 @@ class FeatureExtractionPipeline(Pipeline):
         batch_size: int = 16,
     ) -> None:
         super().__init__(session, tokenizer, batch_size=batch_size)
-        if pooling not in get_args(Pooling):
-            raise InvalidInputError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
-        if not isinstance(normalize, bool):
-            raise InvalidInputError(f"normalize must be True or False, got {normalize!r}.")
+        require_choice("pooling", pooling, Pooling)
+        require_flag("normalize", normalize)
         self.pooling = pooling
         self.normalize = normalize
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
+from erniem_rt.pipelines._options import require_choice
 from erniem_rt.pipelines._scores import sigmoid, softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
 
@@ -79,10 +80,8 @@ class TextClassificationPipeline(Pipeline):
         """
         if top_k not in (None, "best") and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise InvalidInputError(f"top_k must be a positive integer, None or 'best', got {top_k!r}.")
-        if function_to_apply is not None and function_to_apply not in get_args(Function):
-            raise InvalidInputError(
-                f"function_to_apply must be one of {', '.join(get_args(Function))} or None, got {function_to_apply!r}."
-            )
+        if function_to_apply is not None:
+            require_choice("function_to_apply", function_to_apply, Function)
         scored = _FUNCTIONS[function_to_apply or self._function]
 
         def finish(outputs: list[Outputs]) -> Any:

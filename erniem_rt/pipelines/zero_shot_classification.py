@@ -8,6 +8,7 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
+from erniem_rt.pipelines._options import require_flag
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
@@ -76,6 +77,7 @@ class ZeroShotClassificationPipeline(Pipeline):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
+        require_flag("multi_label", multi_label)
         candidates = _candidates(candidate_labels)
         if not isinstance(hypothesis_template, str) or _PLACE not in hypothesis_template:
             raise InvalidInputError(

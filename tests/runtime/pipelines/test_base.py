@@ -146,7 +146,7 @@ def test_threads_share_a_pipeline(make_text_artifact, sentences):
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "4"])
 def test_a_batch_size_that_is_none_is_refused(scripted_session, batch_size):
-    with pytest.raises(InvalidInputError, match="batch_size must be a positive integer"):
+    with pytest.raises(InvalidInputError, match="batch_size must be an integer of at least 1"):
         Sums(scripted_session("cls", None, labels=("a",)), None, batch_size=batch_size)
 
 

@@ -80,7 +80,10 @@ def test_answers_have_the_shapes_of_transformers(make_pipe):
 
 def test_ties_keep_the_order_of_the_labels(make_pipe):
     assert [a["label"] for a in make_pipe([1.0, 3.0, 3.0])("a", top_k=None)] == ["fair", "good", "bad"]
-    assert make_pipe([1.0, 1.0, 1.0])("a")[0]["label"] == "bad"
+    labels = tuple(f"label {i}" for i in range(40))
+    pipe = make_pipe([float(i % 2) for i in range(40)], labels)
+    assert [a["label"] for a in pipe("a", top_k=None)] == [*labels[1::2], *labels[::2]]
+    assert pipe("a")[0]["label"] == "label 1"
 
 
 def row_of(pipe):
@@ -110,6 +113,9 @@ def test_texts_over_the_limit_are_cut_at_the_longer_end(make_pipe, tokenizer, se
     pipe = make_pipe(max_length=20)
     pipe({"text": long, "text_pair": "Gestern"})
     assert row_of(pipe) == tokenizer(long, "Gestern", truncation="only_first", max_length=20).input_ids
+    pipe = make_pipe(max_length=20)
+    pipe({"text": "Gestern", "text_pair": long})
+    assert row_of(pipe) == tokenizer("Gestern", long, truncation="only_second", max_length=20).input_ids
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_bad_inputs_are_named(make_pipe, inputs, message):
         ({"top_k": 0}, "top_k must be a positive integer, None or 'best', got 0"),
         ({"top_k": True}, "top_k must be"),
         ({"top_k": "all"}, "top_k must be"),
-        ({"function_to_apply": "relu"}, "function_to_apply must be one of sigmoid, softmax, none or None, got 'relu'"),
+        ({"function_to_apply": "relu"}, "function_to_apply must be one of sigmoid, softmax, none, got 'relu'"),
     ],
 )
 def test_options_are_checked_before_anything_runs(make_pipe, options, message):

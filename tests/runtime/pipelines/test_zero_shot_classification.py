@@ -106,11 +106,14 @@ def test_labels_may_be_one_text_with_commas(make_pipe):
 
 
 def test_ties_keep_the_order_of_the_candidates(scripted_session, tokenizer):
-    session = scripted_session("cls", lambda ids: {"logits": [1, 1, 1]}, labels=NLI)
+    session = scripted_session("cls", lambda ids: {"logits": [ids[-2] % 2, 0, 0]}, labels=NLI)
     pipe = ZeroShotClassificationPipeline(session, tokenizer, batch_size=3)
+    candidates = [f"{number}" for number in range(40)]
+    last = {name: tokenizer(name, add_special_tokens=False).input_ids[-1] % 2 for name in candidates}
+    assert set(last.values()) == {0, 1}
     for multi_label in (False, True):
-        candidates = ["office", "a", "letters 1897", "März"]
-        assert pipe(TEXT, candidates, multi_label=multi_label)["labels"] == candidates
+        answer = pipe(TEXT, candidates, hypothesis_template="{}", multi_label=multi_label)
+        assert answer["labels"] == sorted(candidates, key=lambda name: -last[name])
 
 
 def test_extreme_logits_make_plain_scores(scripted_session, tokenizer):
@@ -175,6 +178,11 @@ def test_a_template_without_a_place_for_the_label_is_refused(make_pipe, template
         InvalidInputError, match=r"hypothesis_template must be text with \{\} where the label goes, got"
     ):
         make_pipe()(TEXT, ["a"], hypothesis_template=template)
+
+
+def test_multi_label_is_a_flag(make_pipe):
+    with pytest.raises(InvalidInputError, match="multi_label must be True or False, got 'no'"):
+        ask(make_pipe(), multi_label="no")
 
 
 @pytest.mark.parametrize("name", ["{", "a {} b", "{0.__class__}"])

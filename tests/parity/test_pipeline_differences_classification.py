@@ -1,0 +1,194 @@
+"""What transformers 4.57.6's pipelines and ours make of the same logits: the same, or a difference shown here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from erniem_rt import InvalidInputError, Tokenizer
+from erniem_rt.pipelines.text_classification import TextClassificationPipeline
+from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
+
+NLI = ("entailment", "neutral", "contradiction")
+LIMIT = 30
+CANDIDATES = ["sehr", "hoch"]
+
+
+class Answering:
+    """A session that gives these logits to rows of one length, in their order."""
+
+    def __init__(self, labels: tuple[str, ...], logits: Any, problem_type: str | None = None) -> None:
+        self.manifest = SimpleNamespace(
+            head="cls",
+            artifact="cls.onnx",
+            labels=labels,
+            problem_type=problem_type,
+            outputs=[SimpleNamespace(name="logits", shape=("batch", len(labels)))],
+            limits=SimpleNamespace(max_length=LIMIT, pad_token_id=1),
+        )
+        self._logits = np.asarray(logits, np.float32)
+
+    def run(self, *, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+        assert attention_mask.all()
+        assert len(input_ids) == len(self._logits)
+        return {"logits": self._logits}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir: Path) -> Tokenizer:
+    return Tokenizer.from_dir(tokenizer_dir)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "count"),
+    [
+        (None, 1),
+        (None, 2),
+        (None, 5),
+        ("regression", 1),
+        ("regression", 3),
+        ("single_label_classification", 1),
+        ("single_label_classification", 3),
+        ("multi_label_classification", 4),
+    ],
+)
+def test_every_problem_type_makes_the_same_scores(tokenizer: Tokenizer, problem_type: str | None, count: int) -> None:
+    from transformers import TextClassificationPipeline as Reference
+
+    labels = tuple(f"label {i}" for i in range(count))
+    config = SimpleNamespace(problem_type=problem_type, num_labels=count, id2label=dict(enumerate(labels)))
+    reference: Any = SimpleNamespace(model=SimpleNamespace(config=config), framework="pt")
+    for logits in np.random.default_rng(count).normal(scale=4, size=(200, 1, count)).astype(np.float32):
+        expected = Reference.postprocess(reference, {"logits": torch.tensor(logits)}, top_k=None, _legacy=False)
+        session: Any = Answering(labels, logits, problem_type)
+        answer = TextClassificationPipeline(session, tokenizer)("text", top_k=None)
+        assert [a["label"] for a in answer] == [a["label"] for a in expected]
+        np.testing.assert_allclose([a["score"] for a in answer], [a["score"] for a in expected], rtol=1e-5, atol=1e-7)
+
+
+def their_zero_shot(labels: tuple[str, ...], logits: list[list[float]], multi_label: bool = False) -> Any:
+    from transformers import ZeroShotClassificationPipeline as Reference
+
+    config = SimpleNamespace(label2id={label: i for i, label in enumerate(labels)})
+    reference: Any = SimpleNamespace(model=SimpleNamespace(config=config), framework="pt")
+    reference.entailment_id = Reference.entailment_id.fget(reference)
+    outputs = [
+        {"candidate_label": candidate, "sequence": "text", "logits": torch.tensor([row])}
+        for candidate, row in zip(CANDIDATES, logits, strict=False)
+    ]
+    return Reference.postprocess(reference, outputs, multi_label=multi_label)
+
+
+def our_zero_shot(
+    tokenizer: Tokenizer, labels: tuple[str, ...], logits: list[list[float]], multi_label: bool = False
+) -> Any:
+    session: Any = Answering(labels, logits)
+    return ZeroShotClassificationPipeline(session, tokenizer)(
+        "text", CANDIDATES[: len(logits)], hypothesis_template="{}", multi_label=multi_label
+    )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("labels", [NLI, ("contradiction", "neutral", "entailment"), ("not_entailment", "entailment")])
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_zero_shot_makes_the_same_scores(
+    tokenizer: Tokenizer, labels: tuple[str, ...], multi_label: bool, candidates: int
+) -> None:
+    for logits in np.random.default_rng(1).normal(scale=3, size=(50, candidates, len(labels))).tolist():
+        ours = our_zero_shot(tokenizer, labels, logits, multi_label)
+        theirs = their_zero_shot(labels, logits, multi_label)
+        assert ours.pop("scores") == pytest.approx(theirs.pop("scores"), rel=1e-5)
+        assert ours == theirs
+
+
+def test_contradiction_is_found_by_its_name(tokenizer: Tokenizer) -> None:
+    """The reference takes the first label, or the last where the first is entailment, whatever it is called."""
+    labels, logits = ("entailment", "contradiction", "neutral"), [[2.0, -1.0, 5.0]]
+    assert our_zero_shot(tokenizer, labels, logits)["scores"] == [pytest.approx(1 / (1 + np.exp(-3)))]
+    assert their_zero_shot(labels, logits)["scores"] == [pytest.approx(1 / (1 + np.exp(3)))]
+
+
+def test_labels_without_entailment_are_refused(tokenizer: Tokenizer) -> None:
+    """The reference warns and takes the last label."""
+    labels, logits = ("bad", "good"), [[2.0, -1.0], [5.0, 0.0]]
+    with pytest.raises(InvalidInputError, match="starts with 'entail'"):
+        our_zero_shot(tokenizer, labels, logits)
+    assert their_zero_shot(labels, logits)["labels"] == ["hoch", "sehr"]
+
+
+def test_ties_keep_the_order_of_the_candidates(tokenizer: Tokenizer) -> None:
+    """The reference turns it round."""
+    logits = [[1.0, 0.0, 0.0]] * 2
+    assert our_zero_shot(tokenizer, NLI, logits)["labels"] == CANDIDATES
+    assert their_zero_shot(NLI, logits)["labels"] == CANDIDATES[::-1]
+
+
+def test_large_logits_make_scores(tokenizer: Tokenizer) -> None:
+    """The reference's exponential overflows."""
+    logits = [[100.0, 0.0, 0.0], [90.0, 0.0, 0.0]]
+    second = 1 / (1 + np.exp(10))
+    assert our_zero_shot(tokenizer, NLI, logits)["scores"] == pytest.approx([1 - second, second])
+    with pytest.warns(RuntimeWarning, match="overflow|invalid"):
+        assert np.isnan(their_zero_shot(NLI, logits)["scores"]).all()
+
+
+def test_braces_of_a_template_are_text(tokenizer: Tokenizer) -> None:
+    """The reference reads the template as a format string and fails on other braces, and on a second place."""
+    from transformers.pipelines.zero_shot_classification import ZeroShotClassificationArgumentHandler
+
+    for template in ("{} {x}", "{} and {}", "{} {"):
+        session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
+        pipe = ZeroShotClassificationPipeline(session, tokenizer)
+        assert pipe("text", ["sehr"], hypothesis_template=template)["labels"] == ["sehr"]
+        with pytest.raises((KeyError, IndexError, ValueError)):
+            ZeroShotClassificationArgumentHandler()("text", ["sehr"], template)
+
+
+@pytest.fixture(scope="module")
+def reference_parts(reference: ModuleType, tokenizer_dir: Path) -> dict[str, Any]:
+    """A small random model of the reference with its tokenizer, for at most LIMIT tokens."""
+    from transformers.models.deprecated.ernie_m.tokenization_ernie_m import ErnieMTokenizer
+
+    tokenizer = ErnieMTokenizer.from_pretrained(tokenizer_dir, model_max_length=LIMIT)
+    config = reference.ErnieMConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=LIMIT + 2,
+        id2label=dict(enumerate(NLI)),
+        label2id={label: i for i, label in enumerate(NLI)},
+    )
+    return {"model": reference.ErnieMForSequenceClassification(config).eval(), "tokenizer": tokenizer, "device": "cpu"}
+
+
+def test_a_hypothesis_that_leaves_no_room_is_an_error(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+    """The reference then cuts nothing, and the model fails on a position."""
+    from transformers import ZeroShotClassificationPipeline as Reference
+
+    label = "Straßenfest " * LIMIT
+    session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
+    pipe = ZeroShotClassificationPipeline(session, tokenizer)
+    with pytest.raises(InvalidInputError, match=f"alone takes .* tokens; the limit is {LIMIT}"):
+        pipe("text", [label])
+    with pytest.raises(IndexError, match="index out of range"):
+        Reference(**reference_parts)("text", candidate_labels=[label])
+
+
+def test_long_texts_are_cut_without_asking(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+    """The reference's text classification needs ``truncation=True``; without it the model fails on a position."""
+    from transformers import TextClassificationPipeline as Reference
+
+    text = "Straßenfest " * LIMIT
+    session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
+    assert TextClassificationPipeline(session, tokenizer)(text)[0]["label"] == "entailment"
+    reference = Reference(**reference_parts)
+    with pytest.raises(IndexError, match="index out of range"):
+        reference(text)
+    assert reference(text, truncation=True)[0]["label"] in NLI
