@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from erniem_export.parity.layers import first_difference
 
@@ -25,7 +24,7 @@ __all__ = ["diagnose"]
 
 
 def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results: Sequence[Result]) -> list[str]:
-    """Return sentences on what is wrong and what to try; never empty unless nothing was compared.
+    """Return sentences on what is wrong and what to try, beyond what the report's own failures say.
 
     Args:
         artifact: The graph that failed.
@@ -35,7 +34,9 @@ def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, resul
     """
     if not results:
         return []
-    causes = [_swapped_outputs(results), _swapped_columns(results), _changed_weights(artifact, model)]
+    causes = [_swapped_outputs(results), _swapped_columns(results)]
+    if report.weights.changed:
+        causes.append("Export again, or pass the checkpoint that the artifact was exported from.")
     if not any(causes):
         causes += [_padding(report, results), _graph(artifact, model, report, results)]
     return [cause for cause in causes if cause]
@@ -75,28 +76,6 @@ def _same(results: Sequence[Result], name: str, other: str, columns: tuple[int, 
     return True
 
 
-def _changed_weights(artifact: Path, model: ErnieMPreTrainedModel) -> str:
-    """Which parameters are not the checkpoint's? The canonical graph names them as the checkpoint does."""
-    initializers = ir.load(artifact).graph.initializers
-    changed = []
-    for name, parameter in model.state_dict().items():
-        values = parameter.numpy()
-        for stored_name, expected in ((name, values), (f"{name}.T", values.T)):
-            stored = initializers.get(stored_name)
-            if stored is None or stored.const_value is None:
-                continue
-            array = stored.const_value.numpy()
-            if array.shape != expected.shape or not np.allclose(array, expected, 1e-5, 1e-7, equal_nan=True):
-                changed.append(name)
-    if not changed:
-        return ""
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return (
-        f"These weights are not the checkpoint's: {', '.join(changed[:3])}{more}. "
-        "Export again, or pass the checkpoint that the artifact was exported from."
-    )
-
-
 def _padding(report: Report, results: Sequence[Result]) -> str:
     """Do only batches fail in which something is masked?"""
     masked = {case.name for case, _, _ in results if not case.attend.all()}
@@ -105,7 +84,10 @@ def _padding(report: Report, results: Sequence[Result]) -> str:
     if failing and failing <= unattended:
         return "Only rows that are all padding fail: the value that masks must be finite, as in PyTorch."
     if failing and failing <= masked:
-        return f"Only batches with padding fail ({', '.join(sorted(failing))}): the attention mask is lost or wrong."
+        return (
+            f"Only batches with padding fail ({', '.join(sorted(failing))}): "
+            "the attention mask, or what follows from it, is wrong."
+        )
     if not failing and any(difference.excess(report.limits) > 1.0 for difference in report.invariance.values()):
         return "A row alone differs from the same row in a batch: something is computed across rows or from padding."
     return ""
@@ -113,9 +95,11 @@ def _padding(report: Report, results: Sequence[Result]) -> str:
 
 def _graph(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results: Sequence[Result]) -> str:
     """Which part of the graph differs, if it is not the weights?"""
-    _, worst, _ = report.worst()
+    _, worst, excess = report.worst()
+    if excess <= 1.0:
+        return ""
     where = first_difference(artifact, model, next(case for case, _, _ in results if case.name == worst), report.limits)
     return (
-        f"The weights that can be matched by name are the checkpoint's; the graph itself differs{where}. Export again "
-        "with other versions of torch and onnxruntime, and report it with the versions in the manifest."
+        f"The weights are the checkpoint's; the graph itself differs{where}. Export again with other versions of torch "
+        "and onnxruntime, and report it with the versions in the manifest."
     )

@@ -9,6 +9,7 @@ import torch
 
 from erniem_export.parity.decisions import Agreement
 from erniem_export.parity.measures import Difference, Thresholds
+from erniem_export.parity.weights import Weights
 
 __all__ = ["Report"]
 
@@ -23,6 +24,7 @@ class Report:
     agreement: Agreement = field(default_factory=Agreement)
     invariance: dict[str, Difference] = field(default_factory=dict)
     decides: bool = False
+    weights: Weights = field(default_factory=Weights)
 
     def worst(self) -> tuple[str, str, float]:
         """Output, case and excess of the worst difference."""
@@ -40,6 +42,10 @@ class Report:
         if not self.differences or not self.invariance:
             return ["nothing was compared"]
         problems = []
+        if not self.weights.compared:
+            problems.append("no weight was compared")
+        if self.weights.changed:
+            problems.append(f"these weights are not the checkpoint's: {self.weights.named()}")
         output, case, excess = self.worst()
         if excess > 1.0:
             problems.append(f"{output} on the case {case!r} {self._amount(self.differences[output, case])}")
@@ -92,6 +98,7 @@ class Report:
             "cases": list(dict.fromkeys(case for _, case in self.differences)),
             "outputs": self.by_output(),
             "decisions": asdict(self.agreement) if self.decides else None,
+            "weights": asdict(self.weights),
             "thresholds": asdict(self.limits),
             "passed": not self.failures(),
         }

@@ -13,6 +13,7 @@ from erniem_export.parity.decisions import compare_decisions
 from erniem_export.parity.diagnosis import diagnose
 from erniem_export.parity.findings import Report
 from erniem_export.parity.measures import THRESHOLDS, Difference, measure
+from erniem_export.parity.weights import compare_weights
 from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
@@ -64,6 +65,7 @@ def check_parity(
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
+    report.weights = compare_weights(artifact, model)
     problems = report.failures()
     if problems:
         causes = diagnose(artifact, model, report, results)
@@ -126,7 +128,10 @@ def _compare(
 ) -> None:
     for name, reference in expected.items():
         if found[name].shape != reference.shape:
-            raise ParityError(f"{name} has shape {found[name].shape} on {case.name!r}, expected {reference.shape}")
+            raise ParityError(
+                f"{manifest.artifact} gives {name} of shape {found[name].shape} on the case {case.name!r}, "
+                f"expected {reference.shape}"
+            )
         report.differences[name, case.name] = measure(found[name], reference)
     largest = (float(np.abs(array).max()) for array in _plain(manifest, expected).values())
     tie = 2 * report.limits.largest * max(1.0, *largest)
