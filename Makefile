@@ -23,8 +23,10 @@ help: ## List the targets
 
 setup: $(DEV) ## Prepare .venv, the environment for development
 
-demo: $(DEV) $(SERVE) ## Export the nano checkpoint, then answer questions in a process without torch
-	.venv/bin/erniem-export --model $(NANO)/qa --head qa --output out/demo
+demo: $(DEV) $(SERVE) ## Export the nano checkpoints, then answer real text in a process without torch
+	for head in qa cls ner mc ie base; do \
+		.venv/bin/erniem-export --model $(NANO)/$$head --output out/demo/$$head || exit 1; echo; \
+	done
 	.venv-serve/bin/python examples/demo.py out/demo
 
 test: $(DEV) ## Run all tests against the reference, transformers 4.57
