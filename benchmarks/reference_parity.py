@@ -1,0 +1,83 @@
+"""The six heads beside transformers 4.57's own classes: PyTorch against PyTorch, and the exported graph.
+
+Each head is loaded twice from one folder, by the reference's class and through the exporter, and the exported graph
+is run as its users run it. Same inputs as the parity gate. Writes a JSON file and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.deprecated import ernie_m as reference
+
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.heads import CLASSES
+from erniem_export.options import ExportOptions
+from erniem_export.parity.cases import build_cases
+from erniem_export.parity.gate import reference_outputs
+from erniem_export.pipeline import export
+from erniem_export.progress import Terminal
+from erniem_rt import Session
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Export every head and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="random:tiny", help="random:SIZE, or a folder with one folder per head")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "reference_parity.json")
+    options = parser.parse_args()
+    rows = {}
+    for head in CLASSES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows[head] = _compare(options.model, head, Path(folder))
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnxruntime")}
+    result = {"model": options.model, "versions": versions, "heads": rows}
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(_table(rows))
+
+
+def _compare(model: str, head: str, folder: Path) -> dict[str, Any]:
+    if model.startswith("random:"):
+        checkpoint = load_checkpoint(model, head)
+        source = folder / "checkpoint"
+        checkpoint.model.save_pretrained(source)
+    else:
+        source = Path(model) / head
+        checkpoint = load_checkpoint(str(source), head)
+    theirs = getattr(reference, type(checkpoint.model).__name__).from_pretrained(source).float().eval()
+    artifact, _ = export(ExportOptions(model=str(source), head=head, output=folder / "out"), Terminal())
+    torch_gap = graph_gap = 0.0
+    values = 0
+    with Session(artifact) as session:
+        for case in build_cases(session.manifest, checkpoint.tokenizer_dir):
+            expected = reference_outputs(theirs, session.manifest, case)
+            ours = reference_outputs(checkpoint.model, session.manifest, case)
+            graph = session.run(case.feeds)
+            for name, array in expected.items():
+                torch_gap = max(torch_gap, float(np.abs(ours[name] - array).max()))
+                graph_gap = max(graph_gap, float(np.abs(graph[name] - array).max()))
+                values += array.size
+    return {"class": type(theirs).__name__, "values": values, "pytorch": torch_gap, "onnx": graph_gap}
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = ["| head | class | values compared | our PyTorch | our ONNX |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| `{head}` | {row['class']} | {row['values']:,} | {row['pytorch']:.1e} | {row['onnx']:.1e} |"
+        for head, row in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
