@@ -111,6 +111,7 @@ def test_one_option_is_chosen() -> None:
 
 def test_most_pieces_decide_then_the_sum_and_the_mean_is_reported() -> None:
     assert votes([(GOOD, 0.625)], [(BAD, 0.99)], [], [(GOOD, 0.875)]) == [("good", 0.75)]
+    assert votes([(GOOD, 0.25)], [(BAD, 0.99)], [(GOOD, 0.25)]) == [("good", 0.25)]
     assert votes([(GOOD, 0.75)], [(BAD, 0.875)]) == [("bad", 0.875)]
     assert votes([(GOOD, 0.75)], [(BAD, 0.75)]) == [("good", 0.75)]
 
