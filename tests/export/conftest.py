@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from erniem_export import pipeline
-from erniem_export.cli import main, verify_main
+from erniem_export import cli, pipeline
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES, GraphOptions
 from erniem_export.onnx_export import trace
@@ -104,13 +103,13 @@ def write_checkpoint(micro_model: Callable[..., Any]) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def erniem_export() -> Callable[..., Result]:
     """``erniem-export`` with the given arguments."""
-    return lambda *arguments: run(main, *arguments)
+    return lambda *arguments: run(cli.main, *arguments)
 
 
 @pytest.fixture(scope="session")
 def erniem_verify() -> Callable[..., Result]:
     """``erniem-verify`` with the given arguments."""
-    return lambda *arguments: run(verify_main, *arguments)
+    return lambda *arguments: run(cli.verify_main, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +127,7 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
 
     def fail(model: object, *arguments: Any, output: Path = tmp_path / "new" / "out") -> str:
         before = contents(output), (tmp_path / "new").exists()
-        result = run(main, "--model", model, "--output", output, *arguments)
+        result = run(cli.main, "--model", model, "--output", output, *arguments)
         assert (contents(output), (tmp_path / "new").exists()) == before
         assert result.code == 1, result.err
         line = result.err.splitlines()[-1]
@@ -157,10 +156,11 @@ class _Passed:
 
     @staticmethod
     def to_json() -> dict[str, Any]:
-        return {"precision": "fp32", "reference": "", "cases": [], "outputs": {}, "decisions": None, "passed": True}
+        return {"passed": True}
 
 
 @pytest.fixture
 def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything pass, for tests of what comes before and after the gate."""
     monkeypatch.setattr(pipeline, "check_parity", lambda *_, **__: _Passed)
+    monkeypatch.setattr(cli, "format_report", str)

@@ -242,6 +242,16 @@ def other_head(exported: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_gate")
+def test_export_into_the_checkpoint_itself(checkpoint: Path, erniem_export: Run) -> None:
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    for _ in range(2):
+        assert erniem_export("--model", checkpoint, "--output", checkpoint).code == 0
+    after = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"cls.json", "cls.onnx", "cls.onnx.data"}
+
+
+@pytest.mark.usefixtures("quick_gate")
 def test_another_head_of_the_same_checkpoint_may_stay(exported: Path, checkpoint: Path, erniem_export: Run) -> None:
     other_head(exported)
     assert erniem_export("--model", checkpoint, "--output", exported).code == 0
