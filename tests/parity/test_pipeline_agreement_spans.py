@@ -117,8 +117,11 @@ def assert_same_answer(answer: dict[str, Any], theirs: dict[str, Any], context: 
 @pytest.mark.parametrize("options", [{}, {"max_seq_len": 80, "doc_stride": 16}, {"handle_impossible_answer": True}])
 def test_question_answering(heldout, ours, repaired, options) -> None:
     inputs = asked(heldout("qa", long_share=0.1))
-    answers = ours("qa", align_to_words=True, **options)(inputs)
+    pipe = ours("qa", align_to_words=True, **options)
+    answers = pipe(inputs)
     assert len(answers) == len(inputs) >= 200
+    lengths = [len(pipe.tokenizer(item["context"])) for item in inputs]
+    assert sum(length > options.get("max_seq_len", 100) for length in lengths) > 10  # several windows, or long rows
     for item, answer in zip(inputs, answers, strict=True):
         assert_same_answer(answer, repaired(**item, **options), item["context"])
 

@@ -55,6 +55,14 @@ def test_whitespace_inside_stays_as_it_is_and_around_is_left_out(make, tokenizer
     assert words(question=QUESTION, context="\n " + context)["answer"] == "March\t\n 2021"
 
 
+@pytest.mark.parametrize(("first", "last"), [("▁", "馆"), ("图", "▁"), ("图", "馆")])
+def test_a_token_of_whitespace_adds_nothing_to_the_answer(make, tokenizer, first, last):
+    context = "in 图书馆 开放"
+    assert tokenizer.tokenize(context).count("▁") == 2
+    answer = make({first: 9}, {last: 9})(question=QUESTION, context=context)
+    assert (answer["answer"], answer["start"], answer["end"]) == ("图书馆", 3, 6)
+
+
 def test_words_around_the_answer_on_request(make, tokenizer):
     pipe = make({"2021": 9})
     assert pipe(question=QUESTION, context=CONTEXT)["answer"] == "2021"
@@ -63,6 +71,8 @@ def test_words_around_the_answer_on_request(make, tokenizer):
     assert aligned(question=QUESTION, context=CONTEXT)["answer"] == "2021."
     assert aligned(question=QUESTION, context=CONTEXT, align_to_words=False)["answer"] == "2021"
     assert make({"馆": 9})(question=QUESTION, context="图书馆今天开放")["answer"] == "馆"
+    words = make({"2021": 9}, align_to_words=True)(question=QUESTION, context="In 2021? Yes.")
+    assert (words["answer"], words["start"], words["end"]) == ("2021?", 3, 8)
 
 
 def test_rows_are_question_then_context(make, tokenizer):
