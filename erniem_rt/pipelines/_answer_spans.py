@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from erniem_rt.pipelines._scores import softmax
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -69,7 +71,9 @@ def read(start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], fir
     ``pipelines/question_answering.py``.
     """
     context = slice(first, first + len(tokens))
-    start, end = (_softmax(np.append(logits[:1], logits[context])) for logits in (start_logits, end_logits))
+    start, end = (
+        softmax(np.append(logits[:1], logits[context]).astype(np.float64)) for logits in (start_logits, end_logits)
+    )
     return Reading(start[1:], end[1:], float(start[0] * end[0]), tokens)
 
 
@@ -105,10 +109,3 @@ def _best_in_window(reading: Reading, count: int, max_tokens: int) -> Iterator[S
         span = Span(int(starts[row, 0]), int(ends[row, column]), float(scores[row, column]))
         yield span
         scores[(starts == span.start) & (ends == span.end)] = -1.0
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max())
-    probabilities: NDArray[np.float64] = powers / powers.sum()
-    return probabilities

@@ -9,7 +9,9 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._entities import Strategy, Token, entities_of_tokens, entities_of_words, grouped
+from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_choice, require_count
+from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines._windows import best_parts, windows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
@@ -43,6 +45,10 @@ class TokenClassificationPipeline(Pipeline):
         ignore_labels: Labels to leave out, as they appear in the result: ``"B-PER"`` of tokens, ``"PER"`` of entities.
         stride: How many tokens neighbouring windows share; 128 or half a window, whichever is less, if left out.
         batch_size: Most rows in one run of the model.
+
+    Raises:
+        ArtifactError: The manifest does not name the labels.
+        InvalidInputError: An option is none of the above.
     """
 
     task = "token-classification"
@@ -59,17 +65,13 @@ class TokenClassificationPipeline(Pipeline):
         batch_size: int = 16,
     ) -> None:
         super().__init__(session, tokenizer, batch_size=batch_size)
-        if not self.manifest.labels:
-            raise InvalidInputError(
-                "the manifest names no labels; export the checkpoint with id2label in its config.json."
-            )
         require_choice("aggregation_strategy", aggregation_strategy, Strategy)
         self._room = self.max_length - tokenizer.num_special_tokens_to_add()
         stride = min(_STRIDE, self._room // 2) if stride is None else stride
         require_count("stride", stride, least=0)
         if stride >= self._room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {self._room} tokens of a window.")
-        self.labels = self.manifest.labels
+        self.labels = label_names(self.manifest)
         self._strategy: Strategy = aggregation_strategy
         self._ignored = _checked_labels(ignore_labels)
         self._step = self._room - stride
@@ -106,7 +108,7 @@ class TokenClassificationPipeline(Pipeline):
         rows = [make_row(encoding.input_ids[span.start : span.stop]) for span in spans]
 
         def finish(outputs: list[Outputs]) -> list[dict[str, Any]]:
-            scores = _merged(spans, [_softmax(output["logits"][1:-1]) for output in outputs])
+            scores = _merged(spans, [softmax(output["logits"][1:-1].astype(np.float64)) for output in outputs])
             tokens = [Token(*place, row) for place, row in zip(encoding.offsets, scores, strict=True)]
             found = self._tokens(text, tokens) if strategy == "none" else self._groups(text, tokens, strategy)
             return [item for item in found if item.get("entity", item.get("entity_group")) not in ignored]
@@ -145,10 +147,3 @@ def _merged(spans: list[range], scores: list[NDArray[np.float64]]) -> NDArray[np
             for span, part, rows in zip(spans, best_parts(spans), scores, strict=True)
         ]
     )
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
