@@ -66,6 +66,20 @@ class TextSplitter:
         kept = [token.content for token in self._added.values() if token.normalized and not token.special]
         self._case_kept = _any_of([*special_tokens, *kept], longest_first=False)
 
+    def whole(self, texts: Sequence[str]) -> list[str | None]:
+        """Texts that are one segment, lower-cased if asked to and position by position.
+
+        None for a text with added tokens, and for one in which lower-casing moves characters.
+        """
+        runs: list[str | None] = list(texts)
+        if self._do_lower_case:
+            lowered = [self._lowered(text).text for text in texts]
+            runs = [run if len(run) == len(text) else None for run, text in zip(lowered, texts, strict=True)]
+        if self._pattern:
+            search = self._pattern.search
+            runs = [None if run is None or search(run) else run for run in runs]
+        return runs
+
     def split(self, text: str) -> list[Segment]:
         """Segments in order, without empty ones."""
         whole = Segment(text, range(len(text)))

@@ -1,24 +1,19 @@
-"""Rows of ids: special tokens around one or two texts, truncation, padding."""
+"""One row of ids, what truncation leaves of its texts, and how long padded rows get."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
-
-import numpy as np
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from ._settings import Side
 
 Truncation = Literal["longest_first", "only_first", "only_second"]
 Padding = Literal["longest", "max_length"]
-_Value = TypeVar("_Value")
 
 
 class TokenizedText(NamedTuple):
@@ -27,9 +22,8 @@ class TokenizedText(NamedTuple):
     ids: list[int]
     offsets: list[tuple[int, int]]
 
-    def without(self, count: int, side: Side) -> TokenizedText:
-        """A copy that lost ``count`` tokens on one side."""
-        kept = slice(count, None) if side == "left" else slice(0, len(self.ids) - count)
+    def part(self, kept: slice) -> TokenizedText:
+        """A copy of some of the tokens."""
         return TokenizedText(self.ids[kept], self.offsets[kept])
 
 
@@ -56,89 +50,59 @@ class Encoding:
         return len(self.input_ids)
 
 
-@dataclass(frozen=True)
-class BatchEncoding:
-    """Rows of one length, as arrays and one by one.
-
-    Attributes:
-        encodings: The padded rows.
-        input_ids: ``(batch, sequence)`` int64.
-        attention_mask: ``(batch, sequence)`` int64, 1 for a token and 0 for padding.
-    """
-
-    encodings: tuple[Encoding, ...]
-    input_ids: NDArray[np.int64] = field(init=False, repr=False, compare=False)
-    attention_mask: NDArray[np.int64] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("input_ids", "attention_mask"):
-            rows = np.array([getattr(row, name) for row in self.encodings], dtype=np.int64)
-            object.__setattr__(self, name, rows.reshape(len(self.encodings), -1))
-
-    def __len__(self) -> int:
-        return len(self.encodings)
-
-
-def truncate(
-    first: TokenizedText, second: TokenizedText | None, *, excess: int, strategy: Truncation, side: Side
-) -> tuple[TokenizedText, TokenizedText | None]:
-    """Remove ``excess`` tokens from the texts.
+def kept_tokens(
+    length: int, other: int | None, *, excess: int, strategy: Truncation | None, side: Side
+) -> tuple[slice, slice]:
+    """What is left of a text and of the second one when a row is ``excess`` tokens too long.
 
     ``longest_first`` shortens the longer text to the other's length, then both alike (the second loses the odd one).
+
+    Args:
+        length: Tokens of the first text.
+        other: Tokens of the second, None where there is none.
+        excess: How many to remove; nothing is removed where it is not above 0.
+        strategy: What may be shortened. None if nothing has to be.
+        side: Which end is cut off.
 
     Raises:
         InvalidInputError: The text that ``only_first`` or ``only_second`` may shorten is too short for it.
     """
-    length, other = len(first.ids), len(second.ids) if second else 0
-    if strategy == "only_first" or (strategy == "longest_first" and second is None):
-        from_first, from_second = excess, 0
+    if excess <= 0:
+        return slice(0, length), slice(0, other or 0)
+    if strategy == "only_first" or (strategy == "longest_first" and other is None):
+        removed = excess, 0
     elif strategy == "only_second":
-        from_first, from_second = 0, excess
+        removed = 0, excess
     else:
-        level = min(abs(length - other), excess)
-        from_first = (excess - level) // 2 + (level if length > other else 0)
-        from_second = excess - from_first
-    for name, available, removed in (("first", length, from_first), ("second", other, from_second)):
-        if removed > available:
+        level = min(abs(length - (other or 0)), excess)
+        from_first = (excess - level) // 2 + (level if length > (other or 0) else 0)
+        removed = from_first, excess - from_first
+    for name, available, count in zip(("first", "second"), (length, other or 0), removed, strict=True):
+        if count > available:
             raise InvalidInputError(
-                f"truncation={strategy!r} would have to remove {removed} tokens, but the {name} text has {available}. "
+                f"truncation={strategy!r} would have to remove {count} tokens, but the {name} text has {available}. "
                 "Use a larger max_length or truncation='longest_first'."
             )
-    return first.without(from_first, side), second and second.without(from_second, side)
+    return _shortened(length, removed[0], side), _shortened(other or 0, removed[1], side)
 
 
-def pad(row: Encoding, length: int, *, pad_id: int, side: Side) -> Encoding:
-    """The row with padding up to ``length`` tokens on one side."""
-    count = length - len(row)
-    if count == 0:
-        return row
-
-    def padded(values: list[_Value], filler: _Value) -> list[_Value]:
-        padding = [filler] * count
-        return padding + values if side == "left" else values + padding
-
-    return Encoding(
-        input_ids=padded(row.input_ids, pad_id),
-        attention_mask=padded(row.attention_mask, 0),
-        offsets=padded(row.offsets, (0, 0)),
-        special_tokens_mask=padded(row.special_tokens_mask, 1),
-        sequence_ids=padded(row.sequence_ids, None),
-    )
+def _shortened(length: int, count: int, side: Side) -> slice:
+    return slice(count, length) if side == "left" else slice(0, length - count)
 
 
 def padded_length(
-    rows: Sequence[Encoding], padding: Padding | None, max_length: int | None, multiple_of: int | None
+    lengths: Sequence[int], padding: Padding | None, max_length: int | None, multiple_of: int | None
 ) -> int:
     """The length that all rows of a batch get.
 
     Raises:
         InvalidInputError: A row is longer, rows differ while no padding is asked for, or the length is unknown.
     """
-    longest = max(len(row) for row in rows)
+    longest = max(lengths)
     if padding is None:
         if multiple_of is not None:
             raise InvalidInputError("pad_to_multiple_of needs padding='longest' or padding='max_length'.")
-        if min(len(row) for row in rows) != longest:
+        if min(lengths) != longest:
             raise InvalidInputError(
                 "Rows of different lengths make no array without padding. Pass padding='longest', or call the "
                 "tokenizer on each text."

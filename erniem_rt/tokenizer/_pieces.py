@@ -7,20 +7,28 @@ pieces further at CJK characters, punctuation and digits. Positions are followed
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import sentencepiece
+    from numpy.typing import NDArray
 
 WORD_START = "▁"
 _PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_CACHED_PIECE = 64
+_PARTS_PER_THREAD = 4  # so that threads end together although texts differ in length
+_SMALLEST_PART = 16
 
 
 class TokenSpan(NamedTuple):
@@ -37,31 +45,70 @@ class SentencePieceModel:
     def __init__(self, path: Path) -> None:
         self._processor = _load(path)
         self._is_dropped = lru_cache(maxsize=4096)(self._normalizes_to_nothing)
+        self.size: int = self._processor.get_piece_size()
+        self.unknown_id: int = self._processor.unk_id()
 
     def pieces(self) -> list[str]:
         """Every piece of the model, by id."""
-        return [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
+        return [self.piece(i) for i in range(self.size)]
+
+    def piece(self, index: int) -> str:
+        """The piece with this id."""
+        return str(self._processor.id_to_piece(index))
+
+    def piece_id(self, piece: str) -> int:
+        """The id of a piece, ``unknown_id`` if the model lacks it."""
+        return int(self._processor.piece_to_id(piece))
 
     def serialized(self) -> bytes:
         """The model file's content."""
         return bytes(self._processor.serialized_model_proto())
 
-    def tokenize(self, text: str) -> list[TokenSpan]:
-        """Cut ``text`` (no added tokens in it) into tokens with their ranges in ``text``.
+    def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The piece ids of all (readable) runs, one after the other, and where each run ends among them."""
+        size = max(-(-len(runs) // (threads * _PARTS_PER_THREAD)), _SMALLEST_PART)
+        parts = [list(runs[i : i + size]) for i in range(0, len(runs), size)]
+        if threads == 1 or len(parts) == 1:
+            encoded = [self._encode_part(list(runs))]
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                encoded = list(pool.map(self._encode_part, parts))
+        pieces = [row for row, _ in encoded]
+        return np.concatenate(pieces), np.cumsum(np.concatenate([sizes for _, sizes in encoded]))
 
-        Lone surrogates cannot be written as UTF-8; they are read as U+FFFD.
-        """
-        text = _LONE_SURROGATE.sub("\ufffd", text)
-        pieces = self._processor.encode(text, out_type=str)
-        _, origins = self._processor.normalize(text, with_offsets=True)
-        tokens = []
-        position = 0  # in the normalised text, which the pieces spell out one after the other
-        for index, piece in enumerate(pieces):
-            for token, start, end in _kept_tokens(pieces, index):
-                span = self._source_span(text, origins, position + start, position + end)
-                tokens.append(TokenSpan(token, *span))
+    def _encode_part(self, runs: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # sentencepiece works outside the interpreter's lock; what it found is turned into arrays inside it, which
+        # other parts overlap with only if sentencepiece is called once for each of them.
+        rows = self._processor.encode(runs, out_type=int, num_threads=1)
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=sizes.sum()), sizes
+
+    def tokenize(self, run: str) -> tuple[list[str], list[tuple[int, int]]]:
+        """Cut ``run`` (no added tokens in it) into tokens, each with its range in ``run``."""
+        run = readable(run)
+        pieces = self._processor.encode(run, out_type=str)
+        tokens: list[str] = []
+        spans: list[tuple[int, int]] = []
+        position = 0  # in the normalised run, which the pieces spell out one after the other
+        for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
+            # A lone mark counts in mid-text only, and only if the next piece does not bring a mark of its own.
+            if piece != WORD_START or (position and not following.startswith(WORD_START)):
+                for token, start, end in _split_once(piece):
+                    tokens.append(token)
+                    spans.append((position + start, position + end))
             position += len(piece)
-        return tokens
+        return tokens, self.source_spans(run, spans)
+
+    def source_spans(self, run: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The ranges of a (readable) run that became these ranges of what the model normalises it to."""
+        _, origins = self._processor.normalize(run, with_offsets=True)
+        if origins == [0, *range(len(run) + 1)]:
+            return [(max(start - 1, 0), end - 1) for start, end in spans]
+        return [self._source_span(run, origins, start, end) for start, end in spans]
+
+    def only_marks_spaces(self, run: str) -> bool:
+        """Whether normalisation changes no more than to put the word-start mark before the run and for its spaces."""
+        return bool(self._processor.normalize(run) == WORD_START + run.replace(" ", WORD_START))
 
     def _source_span(self, text: str, origins: list[int], start: int, end: int) -> tuple[int, int]:
         """The range of ``text`` that became the normalised characters ``start`` to ``end``.
@@ -106,25 +153,15 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     return processor
 
 
-def _kept_tokens(pieces: list[str], index: int) -> tuple[TokenSpan, ...]:
-    """The tokens of one piece, with ranges in that piece that leave out a leading word-start mark.
+def _split_once(piece: str) -> tuple[TokenSpan, ...]:
+    return split_piece(piece) if len(piece) > _LONGEST_CACHED_PIECE else _remembered_split(piece)
 
-    A lone mark counts as a token in mid-text only, and only if the next piece does not bring a mark of its own.
+
+def split_piece(piece: str) -> tuple[TokenSpan, ...]:
+    """Cut a piece as the reference does: CJK characters and punctuation stand alone, runs of digits are apart.
+
+    The ranges are those in the piece, without a leading word-start mark unless the mark is all there is.
     """
-    piece = pieces[index]
-    if piece == WORD_START:
-        next_piece = pieces[index + 1] if index + 1 < len(pieces) else ""
-        if index == 0 or next_piece.startswith(WORD_START):
-            return ()
-        return (TokenSpan(WORD_START, 0, 1),)
-    if len(piece) > _LONGEST_CACHED_PIECE:
-        return _split_piece.__wrapped__(piece)
-    return _split_piece(piece)
-
-
-@lru_cache(maxsize=1 << 16)
-def _split_piece(piece: str) -> tuple[TokenSpan, ...]:
-    """Cut a piece as the reference does: CJK characters and punctuation stand alone, runs of digits are apart."""
     cuts = []
     begin = 0
     for i, char in enumerate(piece):
@@ -142,6 +179,18 @@ def _split_piece(piece: str) -> tuple[TokenSpan, ...]:
     if begin < len(piece):
         cuts.append((begin, len(piece)))
     return tuple(_without_mark(piece, start, end) for start, end in cuts)
+
+
+_remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
+
+
+def readable(run: str) -> str:
+    """The run with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
+    try:
+        run.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", run)
+    return run
 
 
 def _without_mark(piece: str, start: int, end: int) -> TokenSpan:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from ._settings import TokenizerSettings
@@ -21,25 +21,20 @@ class Vocabulary:
     """
 
     def __init__(self, tokens: Sequence[str], settings: TokenizerSettings) -> None:
-        self._lines = tuple(tokens)
-        self.base = {token: i for i, token in enumerate(tokens)}
+        self._lines = tokens
+        self.base = dict(zip(tokens, range(len(tokens)), strict=True))
         self.added = dict(settings.added_tokens)
-        known = {**self.base, **{token.content: i for i, token in self.added.items()}}
-        next_id = len(known)
-        for token in settings.all_special_tokens:
-            if token.content not in known:
-                known[token.content] = next_id
-                next_id += 1
-            self.added[known[token.content]] = replace(token, special=True)
         self.added_ids = {token.content: i for i, token in self.added.items()}
-        self._token_of = {i: token for token, i in self.base.items()} | {
-            i: token.content for i, token in self.added.items()
-        }
+        for token in settings.all_special_tokens:
+            index = self.added_ids.get(token.content, self.base.get(token.content, len(self)))
+            self.added[index] = replace(token, special=True)
+            self.added_ids[token.content] = index
+        self.added_ids = {token.content: i for i, token in self.added.items()}
         self.unk_token = settings.special_tokens["unk_token"].content
         self._unk_id = self.id_of(self.unk_token)
 
     def __len__(self) -> int:
-        return len(self.all())
+        return len(self.base) + sum(token not in self.base for token in self.added_ids)
 
     def all(self) -> dict[str, int]:
         """Every token with its id, added ones included."""
@@ -50,9 +45,18 @@ class Vocabulary:
         added = self.added_ids.get(token)
         return self.base.get(token, self._unk_id) if added is None else added
 
+    def ids_of(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of several tokens."""
+        added, base, unknown = self.added_ids, self.base, self._unk_id
+        return [added[token] if token in added else base.get(token, unknown) for token in tokens]
+
     def token_of(self, index: int) -> str:
         """The id's token, or the unknown token."""
-        return self._token_of.get(index, self.unk_token)
+        if index in self.added:
+            return self.added[index].content
+        token = self._lines[index] if 0 <= index < len(self._lines) else self.unk_token
+        # A token that is listed twice has the id of its last line; the others name nothing.
+        return token if self.base.get(token) == index else self.unk_token
 
     def text(self) -> str:
         """The content of a ``vocab.txt`` with the base vocabulary, a token per line."""
@@ -66,10 +70,9 @@ def read_vocabulary(path: Path) -> list[str]:
         ArtifactError: The file is missing, empty or not UTF-8.
     """
     try:
-        with path.open(encoding="utf-8") as lines:
-            tokens = [line.rstrip("\n") for line in lines]
+        content = path.read_bytes().decode().replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not a readable vocabulary (UTF-8, a token per line): {error}") from error
-    if not tokens:
+    if not content:
         raise ArtifactError(f"{path} is empty; expected a vocabulary with a token per line.")
-    return tokens
+    return content.removesuffix("\n").split("\n")
