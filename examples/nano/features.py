@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 
     from erniem_rt import Tokenizer
     from erniem_rt.tokenizer import Encoding
-    from passages import Span
+    from passages import Entity, Span
 
 MAX_ANSWER_TOKENS = 30
 THRESHOLD = 0.5
+IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Unit:
     """One training unit: a row of ids, or one per choice, and its target.
 
-    ``target`` is the label (``cls``, ``mc``), a label per token (``ner``), or ``(first, last)`` token index pairs
-    (``qa``: exactly one, ``ie``: any number).
+    ``target`` is the label (``cls``, ``mc``) or ``(first, last)`` token index pairs (``qa``: exactly one, ``ie``: any
+    number), None for ``ner``. ``tags`` are the entity labels of each row's tokens, IGNORED outside of the passage:
+    every passage teaches what a name is, whatever else is asked of it.
     """
 
     task: str
     rows: tuple[list[int], ...]
-    target: int | list[int] | list[Span]
+    tags: tuple[list[int], ...]
+    target: int | list[Span] | None
 
     @property
     def length(self) -> int:
@@ -65,15 +68,16 @@ def encode(tokenizer: Tokenizer, task: str, example: Example) -> Unit:
     """Token ids and token labels of an example."""
     encodings = [tokenizer(*texts) for texts in texts_of(example)]
     rows = tuple(encoding.input_ids for encoding in encodings)
+    passage = 1 if isinstance(example, (QuestionExample, ExtractionExample)) else 0
+    tags = tuple(_tags(encoding, passage, example.entities) for encoding in encodings)
+    target: int | list[Span] | None = None
     if isinstance(example, (InferenceExample, ChoiceExample)):
-        return Unit(task, rows, example.label)
-    if isinstance(example, EntityExample):
-        return Unit(task, rows, _token_labels(encodings[0], example.entities))
-    if isinstance(example, QuestionExample):
-        return Unit(task, rows, [_token_span(encodings[0], 1, example.start, example.end)])
-    if isinstance(example, ExtractionExample):
-        return Unit(task, rows, [_token_span(encodings[0], 1, *span) for span in example.spans])
-    raise TypeError(f"no features for a {type(example).__name__}")
+        target = example.label
+    elif isinstance(example, QuestionExample):
+        target = [_token_span(encodings[0], passage, example.start, example.end)]
+    elif isinstance(example, ExtractionExample):
+        target = [_token_span(encodings[0], passage, *span) for span in example.spans]
+    return Unit(task, rows, tags, target)
 
 
 def best_answer(encoding: Encoding, start: NDArray[np.float32], end: NDArray[np.float32]) -> Span:
@@ -127,10 +131,10 @@ def _token_span(encoding: Encoding, sequence: int, start: int, end: int) -> Span
     return covered[0], covered[-1]
 
 
-def _token_labels(encoding: Encoding, found: tuple[tuple[int, int, str], ...]) -> list[int]:
-    labels = [0] * len(encoding.input_ids)
+def _tags(encoding: Encoding, passage: int, found: tuple[Entity, ...]) -> list[int]:
+    labels = [0 if sequence == passage else IGNORED for sequence in encoding.sequence_ids]
     for start, end, kind in found:
-        first, last = _token_span(encoding, 0, start, end)
+        first, last = _token_span(encoding, passage, start, end)
         labels[first] = NER_LABELS.index(f"B-{kind}")
         labels[first + 1 : last + 1] = [NER_LABELS.index(f"I-{kind}")] * (last - first)
     return labels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batches import CHOICES, IGNORED, Batch
+from batches import CHOICES, SEPARATOR, UNKNOWN, Batch
 from erniem_export.modeling import (
     ErnieMConfig,
     ErnieMForInformationExtraction,
@@ -20,6 +20,7 @@ from erniem_export.modeling import (
     ErnieMModel,
     ErnieMPreTrainedModel,
 )
+from features import IGNORED
 from tasks import NER_LABELS, NLI_LABELS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ HEADS: dict[str, type[ErnieMPreTrainedModel]] = {
     "ie": ErnieMForInformationExtraction,
 }
 LABELS: dict[str, Sequence[str]] = {"cls": NLI_LABELS, "ner": NER_LABELS}
-# A span or token loss sums over many easy tokens; the weights bring the five losses to one scale.
+# The ie loss sums over the many tokens that start nothing; the weights bring the five losses to one scale.
 _WEIGHTS = {"qa": 1.0, "ner": 1.0, "cls": 1.0, "mc": 1.0, "ie": 0.5}
 _NEVER = -1e4
 
@@ -59,7 +60,10 @@ def make_config(vocab_size: int, head: str = "base") -> ErnieMConfig:
 
 
 class Network(nn.Module):
-    """A shared encoder and pooler with the output layers of five tasks."""
+    """A shared encoder and pooler with the output layers of five tasks.
+
+    ``seen`` is no task: it has the lower layers compare the two texts of a pair, which all tasks but ``ner`` rest on.
+    """
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
@@ -71,14 +75,35 @@ class Network(nn.Module):
         self.qa = nn.Linear(size, 2)
         self.ie_start = nn.Linear(size, 1)
         self.ie_end = nn.Linear(size, 1)
+        self.seen = nn.Linear(size, 1)
         _initialise(self.encoder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of each task in the batch, summed over its examples."""
+        """The loss of each task in the batch, summed over its examples (``ner``, ``seen``: over all rows)."""
         output = self.encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            output_hidden_states=True,
         )
-        return {task: _WEIGHTS[task] * self._loss(task, output, batch) for task in batch.rows}
+        losses = {task: _WEIGHTS[task] * self._loss(task, output, batch) for task in batch.targets}
+        scores = self.ner(output.last_hidden_state).transpose(1, 2)
+        tagged = functional.cross_entropy(scores, batch.tags, ignore_index=IGNORED, reduction="none").sum(1)
+        losses["ner"] = _WEIGHTS["ner"] * (tagged / (batch.tags != IGNORED).sum(1)).sum()
+        losses["seen"] = len(batch.input_ids) * self._seen_loss(output.hidden_states[2], batch.input_ids)
+        return losses
+
+    def _seen_loss(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Does a token occur in the other text of its pair? Half-way up the encoder, and only while it trains."""
+        separators = ids == SEPARATOR
+        second = (separators.cumsum(1) - separators.long()) > 0
+        ordinary = ids > UNKNOWN
+        elsewhere = (second[:, :, None] != second[:, None, :]) & ordinary[:, None, :]
+        seen = ((ids[:, :, None] == ids[:, None, :]) & elsewhere).any(2)
+        asked = ordinary & (separators.sum(1) == 3)[:, None]
+        scores = self.seen(states).squeeze(-1)
+        losses = functional.binary_cross_entropy_with_logits(scores, seen.to(scores.dtype), reduction="none")
+        return (losses * asked).sum() / asked.sum().clamp(min=1)
 
     def _loss(self, task: str, output: ModelOutput, batch: Batch) -> Tensor:
         rows, target = batch.rows[task], batch.targets[task]
@@ -89,10 +114,6 @@ class Network(nn.Module):
             absent = rows.view(-1, CHOICES) < 0
             return functional.cross_entropy(scores.masked_fill(absent, _NEVER), target, reduction="sum")
         states, mask = output.last_hidden_state[rows], batch.attention_mask[rows]
-        if task == "ner":
-            scores = self.ner(states).transpose(1, 2)
-            losses = functional.cross_entropy(scores, target, ignore_index=IGNORED, reduction="none")
-            return (losses.sum(1) / mask.sum(1)).sum()
         if task == "qa":
             scores = self.qa(states).masked_fill(mask[..., None] == 0, _NEVER)
             return functional.cross_entropy(scores, target, reduction="sum") / 2
@@ -127,7 +148,7 @@ def _initialise(encoder: ErnieMModel) -> None:
     angles = torch.arange(rows)[:, None] * torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
     with torch.no_grad():
         nn.init.normal_(embeddings.word_embeddings.weight, std=0.1)
-        table[:, 0::2], table[:, 1::2] = 0.06 * angles.sin(), 0.06 * angles.cos()
+        table[:, 0::2], table[:, 1::2] = 0.08 * angles.sin(), 0.08 * angles.cos()
         for layer in encoder.encoder.layers[:2]:
             attention = layer.self_attn.self_attn
             nn.init.normal_(attention.q_proj.weight, std=0.1)

@@ -15,7 +15,7 @@ from languages import (
     allowed,
     load,
 )
-from passages import ExhaustedError, Fact, Passage, Span, Writer, join
+from passages import Entity, ExhaustedError, Fact, Passage, Span, Writer, join
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NER_LABELS = ("O", *(f"{part}-{kind}" for kind in ("PER", "LOC", "ORG", "DATE") for part in "BI"))
@@ -25,10 +25,15 @@ _FOREIGN_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """What all examples share: the language and the template-filler pairs that the texts were made of."""
+    """What all examples share.
+
+    The language, the template-filler pairs that the texts were made of, and the named entities of the passage (its
+    ``context``, ``text``, ``premise`` or ``prompt``) as ``(start, end, type)`` in code points.
+    """
 
     language: str
     pairs: tuple[Pair, ...]
+    entities: tuple[Entity, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +48,9 @@ class QuestionExample(Example):
 
 @dataclass(frozen=True, kw_only=True)
 class EntityExample(Example):
-    """Entities are ``(start, end, type)`` in code points."""
+    """A text whose ``entities`` are to be found."""
 
     text: str
-    entities: tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ def question_example(writer: Writer, sentences: int) -> QuestionExample:
     return QuestionExample(
         language=writer.language.code,
         pairs=passage.pairs + question.pairs,
+        entities=passage.entities,
         question=question.text,
         context=passage.text,
         start=span[0],
@@ -95,8 +100,9 @@ def question_example(writer: Writer, sentences: int) -> QuestionExample:
 def entity_example(writer: Writer, sentences: int) -> EntityExample:
     """The named entities of a passage."""
     passage = writer.passage(sentences)
-    entities = tuple((entity.start, entity.end, entity.type) for entity in passage.entities)
-    return EntityExample(language=writer.language.code, pairs=passage.pairs, text=passage.text, entities=entities)
+    return EntityExample(
+        language=writer.language.code, pairs=passage.pairs, entities=passage.entities, text=passage.text
+    )
 
 
 def inference_example(writer: Writer, sentences: int) -> InferenceExample:
@@ -110,6 +116,7 @@ def inference_example(writer: Writer, sentences: int) -> InferenceExample:
     return InferenceExample(
         language=writer.language.code,
         pairs=passage.pairs + hypothesis.pairs,
+        entities=passage.entities,
         premise=passage.text,
         hypothesis=hypothesis.text,
         label=label,
@@ -137,6 +144,7 @@ def choice_example(writer: Writer, sentences: int) -> ChoiceExample:
     return ChoiceExample(
         language=writer.language.code,
         pairs=pairs + tuple(pair for choice in choices for pair in choice.pairs),
+        entities=passage.entities,
         prompt=prompt,
         choices=tuple(choice.text for choice in choices),
         label=choices.index(right),
@@ -167,6 +175,7 @@ def _extraction(
     return ExtractionExample(
         language=writer.language.code,
         pairs=passage.pairs + pairs,
+        entities=passage.entities,
         prompt=prompt,
         text=passage.text,
         spans=tuple(sorted(spans)),
@@ -302,6 +311,7 @@ def _topic_example(writer: Writer, sentences: int) -> InferenceExample:
     return InferenceExample(
         language=writer.language.code,
         pairs=premise.pairs + hypothesis.pairs,
+        entities=premise.entities,
         premise=premise.text,
         hypothesis=hypothesis.text,
         label=0 if follows else 2,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 VOCABULARY_SIZE = 3400
-_TASKS = ("qa", "ner", "cls", "mc", "ie")
+_LOSSES = ("qa", "ner", "cls", "mc", "ie", "seen")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +92,7 @@ def _train(network: Network, tokenizer: Path, args: argparse.Namespace) -> int:
     optimizer = torch.optim.AdamW(_groups(network), betas=(0.9, 0.98))
     batches = Batches(tokenizer, args.seed, args.tokens, args.steps)
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=40)
-    means = dict.fromkeys(_TASKS, 0.0)
+    means = dict.fromkeys(_LOSSES, 0.0)
     started = time.monotonic()
     network.train()
     with tqdm(total=args.steps, unit="step", mininterval=5, file=sys.stdout) as progress:
@@ -103,8 +103,8 @@ def _train(network: Network, tokenizer: Path, args: argparse.Namespace) -> int:
             for group in optimizer.param_groups:
                 group["lr"] = args.rate * _schedule(step, done)
             losses = network(batch)
-            counts = {task: len(batch.targets[task]) for task in losses}
-            (sum(losses.values()) / sum(counts.values())).backward()
+            counts = {task: len(batch.targets.get(task, batch.tags)) for task in losses}
+            (sum(losses.values()) / sum(map(len, batch.targets.values()))).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -136,7 +136,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--minutes", type=float, default=38.0, help="time limit; the rate falls in time for it")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=3072, help="tokens in a batch, padding included")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch, padding included")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--output", type=Path, default=HERE / "checkpoints")
