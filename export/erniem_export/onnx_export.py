@@ -11,6 +11,7 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from erniem_rt.manifest import TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
@@ -86,7 +89,7 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
         )
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
-    graph = _tidy(program.model)
+    graph = _tidy(program.model, model)
     _check(graph, inputs, outputs)
     return graph
 
@@ -115,7 +118,7 @@ def _quiet_tracer() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tidy(model: ir.Model) -> ir.Model:
+def _tidy(model: ir.Model, source: nn.Module) -> ir.Model:
     """Sign the graph, name its weights as the checkpoint does, and remove the tracer's notes (stack traces)."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -126,26 +129,36 @@ def _tidy(model: ir.Model) -> ir.Model:
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "erniem-rt", None
     model.graph.name = "ernie_m"
-    _name_weights(model.graph)
+    _name_weights(model.graph, source)
     return model
 
 
-def _name_weights(graph: ir.Graph) -> None:
+def _name_weights(graph: ir.Graph, model: nn.Module) -> None:
     """Give each initializer the name of its parameter; a transposed weight gets ``.T`` behind it.
 
-    The tracer stores the weight of a linear layer transposed, under a number. Its bias, added next, tells the name.
+    The tracer stores the weight of a linear layer transposed, under a number: it is found by its values. Parameters
+    with equal values (the zero biases of a fresh model) share one initializer, under the name of one of them.
     """
     for name, value in list(graph.initializers.items()):
         if name.startswith(_MODEL_PREFIX):
             value.name = name.removeprefix(_MODEL_PREFIX)
-    for node in graph:
-        if node.op_type != "MatMul" or node.inputs[1] is None or not node.inputs[1].is_initializer():
+    parameters = {name: tensor.numpy() for name, tensor in model.state_dict().items() if tensor.ndim == 2}
+    for value in list(graph.initializers.values()):
+        if value.name in parameters or value.const_value is None or len(value.const_value.shape) != 2:
             continue
-        biases = [operand for use in node.outputs[0].uses() for operand in use.node.inputs if operand is not None]
-        names = [value.name for value in biases if value.is_initializer() and str(value.name).endswith(".bias")]
-        weight = f"{names[0].removesuffix('.bias')}.weight.T" if len(names) == 1 and names[0] else None
-        if weight and weight not in graph.initializers:
-            node.inputs[1].name = weight
+        array = value.const_value.numpy()
+        found = next((name for name, parameter in parameters.items() if _is_transposed(array, parameter)), None)
+        if found is not None:
+            value.name = f"{found}.T"
+
+
+def _is_transposed(array: NDArray[Any], parameter: NDArray[Any]) -> bool:
+    # The first column decides nearly always, and spares reading the rest.
+    return (
+        array.shape == parameter.T.shape
+        and np.array_equal(array[:, 0], parameter[0])
+        and np.array_equal(array, parameter.T)
+    )
 
 
 def _check(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
