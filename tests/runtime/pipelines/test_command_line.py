@@ -1,0 +1,161 @@
+"""``python -m erniem_rt``: lines in, lines out, and what happens to bad ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from erniem_rt._cli import main
+from erniem_rt.pipelines import pipeline
+
+NLI = ("entailment", "neutral", "contradiction")
+Answers = tuple[int, list[Any], str]
+
+
+@pytest.fixture
+def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answers]:
+    """Run the command on lines; return the exit code, the parsed output lines and standard error."""
+
+    def run(artifact: Path, lines: list[bytes | Any], *options: str) -> Answers:
+        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        source.write_bytes(
+            b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+        )
+        code = main([str(artifact), "--input", str(source), "--output", str(target), *options])
+        answers = [json.loads(line) for line in target.read_bytes().splitlines()] if target.exists() else []
+        return code, answers, capsys.readouterr().err
+
+    return run
+
+
+def test_answers_are_those_of_the_pipeline_in_input_order(make_text_artifact, answer, sentences) -> None:
+    artifact = make_text_artifact("cls", labels=("good", "bad")).path
+    texts = [*sentences, *reversed(sentences)] * 3
+
+    code, answers, errors = answer(artifact, texts, "--batch-size", "4")
+
+    with pipeline(artifact) as expected:
+        # Other batches round the last digits of a score differently.
+        assert answers == [{**line, "score": pytest.approx(line["score"], abs=1e-6)} for line in expected(texts)]
+    assert (code, errors) == (0, "")
+
+
+def test_a_bad_line_is_named_and_loses_no_other(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("cls", labels=("good", "bad")).path
+    lines = ["one", b"{not json", "", b"", {"text": "two"}, 17, b"\xff\xfe", {"text": "x", "other": "y"}, "three"]
+
+    code, answers, errors = answer(artifact, lines)
+
+    assert code == 1
+    assert [line.get("line") for line in answers] == [None, 2, 3, None, 6, 7, 8, None]
+    assert answers[0] == answer(artifact, ["one"])[1][0]
+    assert answers[3] == answer(artifact, ["two"])[1][0]
+    assert answers[7] == answer(artifact, ["three"])[1][0]
+    assert "line 2: expected a JSON string or object in UTF-8" in errors
+    assert "line 3: text is empty" in errors
+    assert "error: 5 of 8 lines could not be answered" in errors
+
+
+def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("cls", labels=("good", "bad")).path
+    texts: list[Any] = [f"number {i}" for i in range(50)]
+    texts[30] = 5
+
+    code, answers, _ = answer(artifact, texts, "--batch-size", "2")
+
+    assert code == 1
+    assert [i for i, line in enumerate(answers) if "error" in line] == [30]
+    assert len(answers) == 50
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "options", "key"),
+    [
+        ("qa", {"question": "Who?", "context": "Maria wrote it."}, ["--top-k", "2"], "answer"),
+        ("ner", "Maria wrote it.", ["--aggregation-strategy", "simple"], "entity_group"),
+        ("mc", {"prompt": "Maria wrote it.", "choices": ["yes", "no"]}, [], "index"),
+        ("ie", "Maria wrote it.", ["--schema", '["Person"]', "--threshold", "0"], "Person"),
+        ("cls", "Maria wrote it.", ["--candidate-labels", "art,sport"], "scores"),
+    ],
+)
+def test_every_task_has_its_options(make_text_artifact, answer, head, line, options, key) -> None:
+    labels = {"ner": ("O", "B-PER"), "cls": NLI}.get(head)
+    artifact = make_text_artifact(head, labels=labels).path
+
+    code, answers, errors = answer(artifact, [line], *options)
+
+    assert (code, errors) == (0, "")
+    first = answers[0][0] if isinstance(answers[0], list) else answers[0]
+    assert key in first
+
+
+def test_vectors_are_lists_of_numbers(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("base").path
+
+    code, answers, _ = answer(artifact, ["Maria wrote it."], "--normalize")
+
+    assert code == 0
+    assert np.linalg.norm(answers[0]) == pytest.approx(1.0)
+
+
+def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+    command = [sys.executable, "-m", "erniem_rt", str(artifact), "--candidate-labels", "a,b"]
+
+    result = subprocess.run(command, input=b'"x \\ud800 y"\n', capture_output=True, check=False, timeout=60)
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["sequence"] == "x \ud800 y"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top-k", "1"], "zero-shot-classification takes no --top-k"),
+        (["--task", "zero-shot"], "task 'zero-shot' is not known"),
+        (["--threads", "0"], "threads must be a positive integer"),
+        (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
+        (["--device", "tpu"], "device"),
+    ],
+)
+def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+
+    code, answers, errors = answer(artifact, ["text"], "--candidate-labels", "a,b", *options)
+
+    assert (code, answers) == (1, [])
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+
+    code, _, errors = answer(artifact, ["text"], "--task", "zero-shot-classification")
+
+    assert code == 1
+    assert "needs --candidate-labels" in errors
+
+
+def test_missing_files_end_in_one_line(make_text_artifact, tmp_path: Path, capsys) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+
+    assert main([str(tmp_path / "none" / "qa.onnx")]) == 1
+    assert main([str(artifact), "--input", str(tmp_path / "none.jsonl")]) == 1
+    assert all(line.startswith("error: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_usage_errors_exit_with_2(capsys) -> None:
+    for arguments in ([], ["x.onnx", "--schema", "{not json"], ["x.onnx", "--unknown"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+    assert "expected JSON" in capsys.readouterr().err
