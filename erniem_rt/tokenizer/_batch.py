@@ -79,7 +79,7 @@ class BatchTokenizer:
     def __call__(self, texts: Sequence[str], threads: int) -> TokenizedTexts:
         """Tokenize ``texts`` on that many threads."""
         whole = self._splitter.whole(texts)
-        runs = [readable(run) if run else "" for run in whole]
+        runs = readable([run or "" for run in whole])
         pieces, ends = self._model.encode(runs, threads)
         others = {i for i, run in enumerate(whole) if run is None}
         unknown = np.flatnonzero(pieces == self._model.unknown_id)

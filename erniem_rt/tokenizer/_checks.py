@@ -33,7 +33,7 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_batch(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    """Raise unless both are lists of one length, not empty."""
+    """Raise unless both are lists of str and of one length, not empty."""
     for name, values in (("texts", texts), ("pairs", pairs)):
         if values is not None and not isinstance(values, (list, tuple)):
             raise InvalidInputError(f"{name} must be a list of str, not {type(values).__name__}.")
@@ -41,6 +41,10 @@ def check_batch(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
         raise InvalidInputError("A batch needs at least one text.")
     if pairs is not None and len(pairs) != len(texts):
         raise InvalidInputError(f"There must be as many pairs as texts, not {len(pairs)} pairs for {len(texts)} texts.")
+    for name, values in (("text", texts), ("pair", pairs or ())):
+        if set(map(type, values)) - {str}:
+            for value in values:
+                check_text(name, value)
 
 
 def check_multiple(multiple_of: int | None, limit: int | None) -> None:

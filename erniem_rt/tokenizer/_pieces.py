@@ -7,7 +7,6 @@ pieces further at CJK characters, punctuation and digits. Positions are followed
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,8 +26,6 @@ WORD_START = "▁"
 _PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_CACHED_PIECE = 64
-_PARTS_PER_THREAD = 4  # so that threads end together although texts differ in length
-_SMALLEST_PART = 16
 
 
 class TokenSpan(NamedTuple):
@@ -66,26 +63,13 @@ class SentencePieceModel:
 
     def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The piece ids of all (readable) runs, one after the other, and where each run ends among them."""
-        size = max(-(-len(runs) // (threads * _PARTS_PER_THREAD)), _SMALLEST_PART)
-        parts = [list(runs[i : i + size]) for i in range(0, len(runs), size)]
-        if threads == 1 or len(parts) == 1:
-            encoded = [self._encode_part(list(runs))]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                encoded = list(pool.map(self._encode_part, parts))
-        pieces = [row for row, _ in encoded]
-        return np.concatenate(pieces), np.cumsum(np.concatenate([sizes for _, sizes in encoded]))
-
-    def _encode_part(self, runs: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        # sentencepiece works outside the interpreter's lock; what it found is turned into arrays inside it, which
-        # other parts overlap with only if sentencepiece is called once for each of them.
-        rows = self._processor.encode(runs, out_type=int, num_threads=1)
-        sizes = np.array([len(row) for row in rows], dtype=np.int64)
-        return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=sizes.sum()), sizes
+        rows = self._processor.encode(list(runs), out_type=int, num_threads=threads)
+        ends = np.cumsum([len(row) for row in rows])
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
 
     def tokenize(self, run: str) -> tuple[list[str], list[tuple[int, int]]]:
         """Cut ``run`` (no added tokens in it) into tokens, each with its range in ``run``."""
-        run = readable(run)
+        run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
         tokens: list[str] = []
         spans: list[tuple[int, int]] = []
@@ -184,13 +168,13 @@ def split_piece(piece: str) -> tuple[TokenSpan, ...]:
 _remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
 
 
-def readable(run: str) -> str:
-    """The run with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
+def readable(runs: Sequence[str]) -> list[str]:
+    """The runs with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
     try:
-        run.encode()
+        "".join(runs).encode()  # far faster than a search in each
     except UnicodeEncodeError:
-        return _LONE_SURROGATE.sub("\ufffd", run)
-    return run
+        return [_LONE_SURROGATE.sub("\ufffd", run) for run in runs]
+    return list(runs)
 
 
 def _without_mark(piece: str, start: int, end: int) -> TokenSpan:

@@ -158,9 +158,6 @@ class Tokenizer(SpecialTokens):
         check_choice("padding_side", padding_side, Side)
         check_choice("truncation", truncation, Truncation)
         check_batch(texts, pairs)
-        for name, values in (("text", texts), ("pair", pairs or ())):
-            for value in values:
-                check_text(name, value)
         check_count("threads", threads)
         limit = max_length
         if padding == "max_length" and limit is None:

@@ -71,6 +71,26 @@ def test_the_vocabulary_s_last_line_needs_no_newline(folder: Path) -> None:
     assert Tokenizer.from_dir(folder).get_vocab() == expected
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+def test_lines_may_end_as_on_other_systems(folder: Path, end: bytes) -> None:
+    vocabulary = folder / "vocab.txt"
+    expected = Tokenizer.from_dir(folder).get_vocab()
+    vocabulary.write_bytes(vocabulary.read_bytes().replace(b"\n", end))
+    assert Tokenizer.from_dir(folder).get_vocab() == expected
+
+
+def test_a_token_listed_twice_has_its_last_id(folder: Path) -> None:
+    vocabulary = folder / "vocab.txt"
+    size = Tokenizer.from_dir(folder).vocab_size
+    vocabulary.write_text(vocabulary.read_text("utf-8") + "▁The\n", "utf-8")
+    tokenizer = Tokenizer.from_dir(folder)
+    first = vocabulary.read_text("utf-8").split("\n").index("▁The")
+    assert tokenizer.convert_tokens_to_ids("▁The") == size
+    assert tokenizer.convert_ids_to_tokens([first, size, -1]) == ["[UNK]", "▁The", "[UNK]"]
+    assert tokenizer.vocab_size == size
+    assert tokenizer.batch(["The"]).input_ids.tolist() == [tokenizer("The").input_ids] == [[0, size, 2]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
