@@ -25,6 +25,7 @@ WORDS = ["The", " wrote ", "letters", " 1897,", " lighthouse keeper ", "图书�
 TEXTS = st.lists(st.sampled_from([*AWKWARD, *MARKUP, *WORDS * 4]) | st.characters(), max_size=16).map("".join)
 ADDED = TokenizerSettings(
     do_lower_case=True,
+    truncation_side="left",
     additional_special_tokens=(AddedToken("<ent>", lstrip=True), AddedToken("xx", single_word=True)),
 )
 
@@ -33,7 +34,9 @@ def load(folder: Path, options: TokenizerSettings) -> Tokenizer:
     return Tokenizer(folder / "sentencepiece.bpe.model", folder / "vocab.txt", settings=options)
 
 
-@pytest.fixture(scope="module", params=[TokenizerSettings(), ADDED], ids=["plain", "lower-cased with added tokens"])
+@pytest.fixture(
+    scope="module", params=[TokenizerSettings(), ADDED], ids=["plain", "lower-cased, added tokens, cut on the left"]
+)
 def tokenizer(tokenizer_dir: Path, request: pytest.FixtureRequest) -> Tokenizer:
     return load(tokenizer_dir, request.param)
 
@@ -141,7 +144,7 @@ def test_sentences(tokenizer: Tokenizer, sentences: tuple[str, ...]) -> None:
 )
 def test_models_of_other_kinds(sentences: tuple[str, ...], tmp_path: Path, options: dict[str, Any]) -> None:
     tokenizer = trained(tmp_path, sentences, vocab_size=600, **options)
-    texts = [*sentences, "  The  letters ", "The", " The", "\tThe\u3000", "▁", " ", "1 ▁ 2", "…ﬁ ½"]
+    texts = [*sentences, "  The  letters ", "The", " The", "\tThe\u3000", "▁", " ", "1 ▁ 2", "…ﬁ ½", "𠀀", "The"]
     check_batch(tokenizer, texts, texts[::-1], "right")
 
 
