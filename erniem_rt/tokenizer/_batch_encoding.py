@@ -11,6 +11,8 @@ import numpy as np
 from ._encoding import Encoding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from ._batch import TokenizedTexts
@@ -29,6 +31,24 @@ class Kept:
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
     rows: int
+
+    @classmethod
+    def of(
+        cls,
+        sizes: NDArray[np.int64],
+        rows: int,
+        room: int | None,
+        cut: Callable[[int, int | None], tuple[slice, slice]],
+    ) -> Kept:
+        """Texts of these sizes, with ``cut`` deciding for the rows of more than ``room`` tokens."""
+        kept = cls(np.zeros_like(sizes), sizes.copy(), rows)
+        by_row = sizes.reshape(-1, rows)
+        for row in [] if room is None else np.flatnonzero(by_row.sum(0) > room):
+            length, *other = by_row[:, row].tolist()
+            parts = cut(length, other[0] if other else None)
+            for text, part in zip(range(row, len(sizes), rows), parts, strict=False):
+                kept.starts[text], kept.sizes[text] = part.start, part.stop - part.start
+        return kept
 
     def lengths(self, specials: int) -> NDArray[np.int64]:
         """``(rows,)`` the tokens of each row, with so many special ones among them."""

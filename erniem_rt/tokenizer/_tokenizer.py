@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
@@ -13,24 +11,22 @@ from ._added_tokens import TextSplitter
 from ._batch import BatchTokenizer
 from ._batch_encoding import BatchEncoding, Kept, Layout
 from ._checks import check_batch, check_choice, check_count, check_multiple, check_text
-from ._decoding import decode
 from ._encoding import Encoding, Padding, TokenizedText, Truncation, kept_tokens, padded_length
 from ._pieces import SentencePieceModel
 from ._settings import Side, TokenizerSettings, read_settings
-from ._special_tokens import SpecialTokens, laid_out
+from ._special_tokens import laid_out
+from ._token_conversion import TokenConversion
 from ._vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
-
-    from ._batch import TokenizedTexts
+    from collections.abc import Sequence
 
 MODEL_FILE = "sentencepiece.bpe.model"
 VOCABULARY_FILE = "vocab.txt"
 
 
-class Tokenizer(SpecialTokens):
+class Tokenizer(TokenConversion):
     """Text to rows of ids and back, with the ids of the reference ``ErnieMTokenizer``.
 
     A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer never changes after it was made and may
@@ -59,11 +55,10 @@ class Tokenizer(SpecialTokens):
         *,
         settings: TokenizerSettings | None = None,
     ) -> None:
-        self.settings = settings or TokenizerSettings()
+        settings = settings or TokenizerSettings()
         self._model = SentencePieceModel(Path(sentencepiece_model))
         tokens = self._model.pieces() if vocab_file is None else read_vocabulary(Path(vocab_file))
-        self._vocabulary = Vocabulary(tokens, self.settings)
-        super().__init__(self._vocabulary, self.settings)
+        super().__init__(Vocabulary(tokens, settings), settings)
         self._splitter = TextSplitter(
             self._vocabulary.added.values(),
             [token.content for token in self.settings.all_special_tokens],
@@ -166,7 +161,11 @@ class Tokenizer(SpecialTokens):
         added = self.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
         limit = self._limit(limit, truncation, added)
         tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads)
-        kept = self._kept_of_batch(tokenized, len(texts), added, limit, truncation)
+
+        def cut(length: int, other: int | None) -> tuple[slice, slice]:
+            return self._kept(length, other, added, limit, truncation)
+
+        kept = Kept.of(tokenized.sizes, len(texts), None if limit is None else limit - added, cut)
         lengths = kept.lengths(added).tolist()
         layout = Layout(
             kept,
@@ -182,46 +181,6 @@ class Tokenizer(SpecialTokens):
         """The tokens of one text, without special tokens around them."""
         check_text("text", text)
         return self._token_spans(text)[0]
-
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
-        """Text from ids. Normalisation is not undone, and unknown ids read as the unknown token."""
-        return decode(ids, self._vocabulary, self.settings, skip_special_tokens=skip_special_tokens)
-
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
-
-    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """The id of a token, or those of several; the unknown token's where there is none."""
-        if isinstance(tokens, str):
-            return self._vocabulary.id_of(tokens)
-        return self._vocabulary.ids_of(tokens)
-
-    @overload
-    def convert_ids_to_tokens(self, ids: int) -> str: ...
-
-    @overload
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
-
-    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
-        """The token of an id, or those of several; the unknown token where there is none."""
-        if isinstance(ids, (int, np.integer)):
-            return self._vocabulary.token_of(int(ids))
-        return [self._vocabulary.token_of(int(i)) for i in ids]
-
-    @property
-    def vocab_size(self) -> int:
-        """The size of the base vocabulary, without added tokens. ``len(tokenizer)`` counts those too."""
-        return len(self._vocabulary.base)
-
-    def __len__(self) -> int:
-        return len(self._vocabulary)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Every token with its id, added tokens included."""
-        return self._vocabulary.all()
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
@@ -276,18 +235,6 @@ class Tokenizer(SpecialTokens):
                 "(or 'only_first', 'only_second') to cut it, or a larger max_length."
             )
         return kept_tokens(length, other, excess=excess, strategy=truncation, side=self.settings.truncation_side)
-
-    def _kept_of_batch(
-        self, texts: TokenizedTexts, rows: int, added: int, limit: int | None, truncation: Truncation | None
-    ) -> Kept:
-        kept = Kept(np.zeros_like(texts.sizes), texts.sizes.copy(), rows)
-        sizes = texts.sizes.reshape(-1, rows)
-        for row in [] if limit is None else np.flatnonzero(sizes.sum(0) + added > limit):
-            length, *other = sizes[:, row].tolist()
-            parts = self._kept(length, other[0] if other else None, added, limit, truncation)
-            for text, part in zip(range(row, len(kept.sizes), rows), parts, strict=False):
-                kept.starts[text], kept.sizes[text] = part.start, part.stop - part.start
-        return kept
 
     def _limit(self, max_length: int | None, truncation: Truncation | None, added: int) -> int | None:
         if max_length is None:
