@@ -1,0 +1,198 @@
+"""The tokenizer beside transformers' ErnieMTokenizer: seconds for the same texts, and what loading takes.
+
+All ways take turns in one process, round by round; a ratio is the median of the rounds' ratios. A way whose ids are not
+the reference's has no time. Wall time needs an idle machine; CPU time bears company, and what of it the main thread
+takes is what more threads cannot share. Loading is measured in fresh processes. Writes a JSON file, prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizer_data import make_texts, write_tokenizer
+from transformers.models.deprecated.ernie_m.tokenization_ernie_m import ErnieMTokenizer
+
+import erniem_rt
+from erniem_rt import Tokenizer
+from erniem_rt.tokenizer import BatchEncoding
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = "transformers"
+ONE_THREAD = "batch, 1 thread"
+_OTHERS = ("transformers", "sentencepiece", "numpy")
+Rows = list[list[int]]
+
+
+class Way(NamedTuple):
+    """A way to encode the texts, and how the rows of ids are read from what it returns."""
+
+    run: Callable[[], Any]
+    rows: Callable[[Any], Rows]
+
+
+_LOAD = """
+import json, sys, time
+from pathlib import Path
+import numpy, sentencepiece, erniem_rt.tokenizer
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before, wall, cpu = resident(), time.perf_counter(), time.process_time()
+if sys.argv[2] == "sentencepiece":
+    loaded = sentencepiece.SentencePieceProcessor()
+    loaded.LoadFromSerializedProto((Path(sys.argv[1]) / "sentencepiece.bpe.model").read_bytes())
+else:
+    loaded = erniem_rt.tokenizer.Tokenizer.from_dir(sys.argv[1])
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+print(json.dumps({"seconds": wall, "cpu_seconds": cpu, "added_mb": (resident() - before) / 1e6,
+                  "resident_mb": resident() / 1e6}))
+"""
+
+
+def main() -> None:
+    """Make texts and a vocabulary, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=1000, help="texts per call")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "tokenizer_speed.json")
+    options = parser.parse_args()
+    texts = make_texts(options.texts)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        ways = _ways(Path(folder), [texts[i : i + options.batch] for i in range(0, len(texts), options.batch)])
+        rows = _measure(ways, options.rounds)
+        loading = {what: _loading(folder, what) for what in ("sentencepiece", "erniem_rt")}
+    result = {
+        "texts": len(texts),
+        "characters": sum(map(len, texts)),
+        "texts_per_call": options.batch,
+        "rounds": options.rounds,
+        "machine": _machine(),
+        "versions": {
+            "erniem_rt": erniem_rt.__version__,
+            **{name: importlib.metadata.version(name) for name in _OTHERS},
+        },
+        "ways": rows,
+        "loading": loading,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(_table(rows, loading))
+
+
+def _ways(folder: Path, batches: list[list[str]]) -> dict[str, Way]:
+    reference = ErnieMTokenizer.from_pretrained(folder)
+    ours = Tokenizer.from_dir(folder)
+
+    def batch(threads: int) -> list[BatchEncoding]:
+        return [ours.batch(texts, threads=threads) for texts in batches]
+
+    def batch_with(attribute: str) -> list[BatchEncoding]:
+        encoded = batch(1)
+        for part in encoded:
+            getattr(part, attribute)
+        return encoded
+
+    return {
+        REFERENCE: Way(lambda: [reference(texts)["input_ids"] for texts in batches], _flat),
+        ONE_THREAD: Way(lambda: batch(1), _unpadded),
+        "batch, 2 threads": Way(lambda: batch(2), _unpadded),
+        "batch with .offsets": Way(lambda: batch_with("offsets"), _unpadded),
+        "batch with .encodings": Way(lambda: batch_with("encodings"), _unpadded),
+        "one by one, with offsets": Way(
+            lambda: [[ours(text) for text in texts] for texts in batches],
+            lambda rows: [row.input_ids for row in _flat(rows)],
+        ),
+    }
+
+
+def _flat(batches: Any) -> list[Any]:
+    return [row for batch in batches for row in batch]
+
+
+def _unpadded(batches: list[BatchEncoding]) -> Rows:
+    rows = _flat(zip(part.input_ids, part.attention_mask, strict=True) for part in batches)
+    return [ids[mask == 1].tolist() for ids, mask in rows]
+
+
+def _measure(ways: dict[str, Way], rounds: int) -> dict[str, dict[str, Any]]:
+    expected = ways[REFERENCE].rows(ways[REFERENCE].run())
+    correct = {name: way.rows(way.run()) == expected for name, way in ways.items()}  # warms every way as well
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    serial: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = time.perf_counter(), time.process_time(), time.thread_time()
+            way.run()
+            wall[name].append(time.perf_counter() - started[0])
+            cpu[name].append(time.process_time() - started[1])
+            serial[name].append(time.thread_time() - started[2])
+    return {
+        name: {
+            "correct": correct[name],
+            "seconds": statistics.median(wall[name]) if correct[name] else None,
+            "cpu_seconds": statistics.median(cpu[name]) if correct[name] else None,
+            "main_thread_cpu_seconds": statistics.median(serial[name]) if correct[name] else None,
+            "times_reference": _ratio(wall[REFERENCE], wall[name]) if correct[name] else None,
+            "times_reference_cpu": _ratio(cpu[REFERENCE], cpu[name]) if correct[name] else None,
+            "times_one_thread": _ratio(wall[ONE_THREAD], wall[name]) if correct[name] else None,
+            "times_one_thread_cpu": _ratio(cpu[ONE_THREAD], cpu[name]) if correct[name] else None,
+        }
+        for name in ways
+    }
+
+
+def _ratio(base: list[float], other: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(base, other, strict=True))
+
+
+def _loading(folder: str, what: str, rounds: int = 5) -> dict[str, float]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _LOAD, folder, what]
+    runs = [json.loads(subprocess.check_output(command, env=environment)) for _ in range(rounds)]
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def _machine() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }
+
+
+def _table(rows: dict[str, dict[str, Any]], loading: dict[str, dict[str, float]]) -> str:
+    lines = ["| | seconds | CPU seconds | of it main thread | x reference | by CPU |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for name, row in rows.items():
+        if row["correct"]:
+            numbers = f"{row['seconds']:.3f} | {row['cpu_seconds']:.3f} | {row['main_thread_cpu_seconds']:.3f}"
+            ratios = f"{row['times_reference']:.1f} | {row['times_reference_cpu']:.1f}"
+            lines.append(f"| {name} | {numbers} | {ratios} |")
+        else:
+            lines.append(f"| {name} | wrong ids | | | | |")
+    lines += ["", "| loading | seconds | CPU seconds | added | resident |", "| --- | --- | --- | --- | --- |"]
+    for what, row in loading.items():
+        seconds = f"{row['seconds']:.2f} | {row['cpu_seconds']:.2f}"
+        lines.append(f"| {what} | {seconds} | {row['added_mb']:.0f} MB | {row['resident_mb']:.0f} MB |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
