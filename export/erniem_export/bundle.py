@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import erniem_rt
@@ -18,13 +20,16 @@ from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import OPSET
 from erniem_export.sources import CONFIG_FILE, tokenizer_files
 from erniem_rt.errors import ArtifactError
-from erniem_rt.manifest import HEADS, Limits, Manifest, hash_file
+from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
 
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.configuration import ErnieMConfig
+    from erniem_export.vocabulary.pruning import Vocabulary
 
-__all__ = ["build_manifest", "copy_companions", "install", "limits_of", "staging"]
+__all__ = ["build_manifest", "copy_companions", "files_of", "install", "limits_of", "staging"]
+
+FULL_PRECISION: Mapping[str, str] = MappingProxyType({"weights": "fp32", "embedding": "fp32"})
 
 _STAGE_PREFIX = ".erniem-export-"
 
@@ -78,10 +83,19 @@ def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
         (stage / file.name).write_bytes(content)
 
 
-def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
-    """Describe what lies in ``stage``; the parity report is still empty."""
+def build_manifest(
+    checkpoint: Checkpoint,
+    graph: GraphOptions,
+    stage: Path,
+    *,
+    precision: Mapping[str, str] = FULL_PRECISION,
+    vocabulary: Vocabulary | None = None,
+) -> Manifest:
+    """Describe what lies in ``stage``; the parity report is still empty.
+
+    ``vocabulary`` says what was kept of it, where it is not whole.
+    """
     config, head = checkpoint.config, checkpoint.head
-    files = {file.name: hash_file(file) for file in sorted(stage.iterdir())}
     return Manifest(
         head=head,
         task=HEADS[head].task,
@@ -90,15 +104,16 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         limits=limits_of(config),
         inputs=graph_inputs(head, config, graph),
         outputs=graph_outputs(head, config, graph),
-        precision={"weights": "fp32", "embedding": "fp32"},
+        precision=dict(precision),
         opset=OPSET,
         target="any",
         artifact=f"{head}.onnx",
-        files=files,
+        files=files_of(stage),
         checkpoint={
             "source": checkpoint.source,
             "architecture": checkpoint.architecture,
             "sha256": checkpoint.identity(),
+            **({"vocabulary": dataclasses.asdict(vocabulary)} if vocabulary else {}),
         },
         versions={
             "erniem_rt": erniem_rt.__version__,
@@ -107,6 +122,11 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         engine=None,
         parity={},
     )
+
+
+def files_of(stage: Path) -> dict[str, FileRecord]:
+    """The files in ``stage``, with their sizes and hashes."""
+    return {file.name: hash_file(file) for file in sorted(stage.iterdir())}
 
 
 def limits_of(config: ErnieMConfig) -> Limits:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from erniem_export.errors import ParityError
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
+from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
     from erniem_export.options import ExportOptions
+    from erniem_rt.manifest import Manifest
 
 __all__ = ["main", "verify_main"]
 
@@ -42,7 +44,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     started = time.monotonic()
     artifact, manifest = export(_options(arguments), Terminal())
-    print(format_report(manifest.parity[manifest.artifact]))
+    _print_reports(manifest)
     size = sum(record.size for record in manifest.files.values()) / 1e6
     print(f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s")
 
@@ -50,13 +52,19 @@ def _export(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from erniem_export.pipeline import verify
 
-    manifest = verify(arguments.artifact, arguments.model, Terminal())
-    print(format_report(manifest.parity[manifest.artifact]))
+    _print_reports(verify(arguments.artifact, arguments.model, Terminal()))
+
+
+def _print_reports(manifest: Manifest) -> None:
+    for report in manifest.parity.values():
+        print(format_report(report))
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
     from erniem_export.heads import GraphOptions
     from erniem_export.options import ExportOptions
+    from erniem_export.precision import Precision
+    from erniem_export.vocabulary.selection import Keep
 
     graph = GraphOptions(
         position_ids=arguments.with_position_ids,
@@ -65,7 +73,14 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         hidden_states=arguments.with_hidden_states,
         attentions=arguments.with_attentions,
     )
-    return ExportOptions(model=arguments.model, head=arguments.head, output=arguments.output, graph=graph)
+    return ExportOptions(
+        model=arguments.model,
+        head=arguments.head,
+        output=arguments.output,
+        graph=graph,
+        precision=Precision(arguments.weights, arguments.embedding),
+        keep=Keep(arguments.languages, arguments.keep_tokens),
+    )
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -119,6 +134,7 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=_path, default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)"
     )
+    _add_size_options(parser)
     inputs = parser.add_argument_group("optional inputs of the graph")
     inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
     inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
@@ -127,6 +143,49 @@ def _export_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--with-hidden-states", action="store_true", help="add hidden_states.0, .1, ...")
     outputs.add_argument("--with-attentions", action="store_true", help="add attentions.0, .1, ...")
     return parser
+
+
+def _add_size_options(parser: argparse.ArgumentParser) -> None:
+    sizes = parser.add_argument_group("size and speed")
+    weights = sizes.add_mutually_exclusive_group()
+    for name, title in (("fp16", "float16"), ("bf16", "bfloat16")):
+        weights.add_argument(
+            f"--{name}",
+            dest="weights",
+            action="store_const",
+            const=name,
+            default="fp32",
+            help=f"weights and products of the layers in {title}, for GPUs; inputs and outputs stay float32",
+        )
+    sizes.add_argument(
+        "--embedding",
+        choices=["fp32", "fp16", "int8"],
+        help="how to store the word embeddings (default: as the weights)",
+    )
+    sizes.add_argument(
+        "--languages",
+        type=_languages,
+        default=(),
+        metavar="CODE,...",
+        help="keep only the tokens in the scripts and alphabets of these languages, such as en,zh",
+    )
+    sizes.add_argument(
+        "--keep-tokens",
+        type=_path,
+        metavar="FILE",
+        help="keep only the tokens that this text (UTF-8) is made of, and those of --languages; "
+        "special tokens and single characters are kept in any case",
+    )
+
+
+def _languages(text: str) -> tuple[str, ...]:
+    codes = tuple(code.strip().lower() for code in text.split(","))
+    unknown = [code for code in codes if code not in LANGUAGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"language {unknown[0]!r} is not known; known are {', '.join(sorted(LANGUAGES))}"
+        )
+    return codes
 
 
 def _verify_parser() -> argparse.ArgumentParser:

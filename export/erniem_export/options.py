@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from erniem_export.heads import GraphOptions
+from erniem_export.precision import Precision
+from erniem_export.vocabulary.selection import Keep
 
 __all__ = ["ExportOptions"]
 
@@ -15,10 +17,13 @@ class ExportOptions:
     """The choices of one ``erniem-export``.
 
     ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
-    that receives the artifact; ``graph`` the optional inputs and outputs.
+    that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
+    in; ``keep`` the part of the vocabulary to keep, all of it if it asks for nothing.
     """
 
     model: str
     head: str = "auto"
     output: Path = Path("out")
     graph: GraphOptions = field(default_factory=GraphOptions)
+    precision: Precision = field(default_factory=Precision)
+    keep: Keep = field(default_factory=Keep)

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from erniem_export.bundle import build_manifest, copy_companions, install, limits_of, staging
+from erniem_export.bundle import build_manifest, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
-from erniem_export.parity.gate import check_parity
-from erniem_export.parity.measures import THRESHOLDS
+from erniem_export.parity.cases import build_cases
+from erniem_export.parity.judge import judge
+from erniem_export.parity.measures import thresholds_of
+from erniem_export.precision import apply_precision
+from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
 
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "verify"]
 
+# Not the gate's: what was calibrated on some inputs must hold on others.
+_CALIBRATION_SEED = 1
+
 
 def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     """Export a checkpoint; return the path of the artifact and its manifest, with the parity report.
@@ -42,22 +48,30 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         head, model = checkpoint.head, checkpoint.model
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
+        vocabulary = None
+        if options.keep:
+            checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
+            progress.step(f"vocabulary: {vocabulary}")
         progress.step(f"tracing {checkpoint.architecture} (head {head})")
         graph = _traced(model, head, options.graph)
+        manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
+        cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+        precision = apply_precision(graph, options.precision, cases, stage)
         progress.step(f"writing {head}.onnx and its weights")
         write(graph, stage / f"{head}.onnx")
         del graph
         copy_companions(checkpoint, stage)
-        manifest = build_manifest(checkpoint, options.graph, stage)
+        manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage))
         manifest.save(stage / f"{head}.json")
         progress.step("comparing with PyTorch")
-        report = check_parity(
+        parity = judge(
             stage / manifest.artifact,
             model,
             tokenizer_dir=checkpoint.tokenizer_dir,
+            scratch=stage,
             progress=lambda cases: progress.track(cases, "case"),
         )
-        manifest = dataclasses.replace(manifest, parity={manifest.artifact: report.to_json()})
+        manifest = dataclasses.replace(manifest, parity=parity)
         manifest.save(stage / f"{head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
@@ -72,21 +86,20 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
     if artifact.is_dir():
         raise ArtifactError(f"{artifact} is a folder; give the artifact in it, for example {artifact / 'qa.onnx'}")
     manifest = Manifest.load(artifact.with_suffix(".json"))
-    precision = manifest.precision.get("weights")
-    if precision not in THRESHOLDS:
-        raise ArtifactError(f"{artifact} has weights in {precision}; expected one of {', '.join(THRESHOLDS)}")
+    thresholds_of(manifest.precision)  # an unknown one before anything large is loaded
     progress.step(f"loading {model}")
     checkpoint = load_checkpoint(model, manifest.head)
+    if "vocabulary" in manifest.checkpoint:
+        checkpoint = prune_like(checkpoint, artifact.parent)
     _refuse_other_sizes(artifact, manifest, checkpoint)
     progress.step(f"comparing {artifact.name} with PyTorch")
-    report = check_parity(
+    parity = judge(
         artifact.with_name(manifest.artifact),
         checkpoint.model,
-        precision=precision,
         tokenizer_dir=checkpoint.tokenizer_dir,
         progress=lambda cases: progress.track(cases, "case"),
     )
-    return dataclasses.replace(manifest, parity={manifest.artifact: report.to_json()})
+    return dataclasses.replace(manifest, parity=parity)
 
 
 def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:

@@ -83,7 +83,7 @@ STEPS = [
     (Path, "write_bytes", "sentencepiece.bpe.model"),
     (Path, "write_bytes", "vocab.txt"),
     (Manifest, "save", ""),
-    (pipeline, "check_parity", ""),
+    (pipeline, "judge", ""),
     (Path, "replace", "out/config.json"),
     (Path, "replace", "out/cls.onnx.data"),
     (Path, "replace", "out/cls.json"),

@@ -12,7 +12,7 @@ from erniem_export.parity.cases import Case, build_cases
 from erniem_export.parity.decisions import compare_decisions
 from erniem_export.parity.diagnosis import diagnose
 from erniem_export.parity.findings import Report
-from erniem_export.parity.measures import THRESHOLDS, Difference, measure
+from erniem_export.parity.measures import Difference, measure, thresholds_of
 from erniem_export.parity.weights import compare_weights
 from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS, Manifest
@@ -36,27 +36,28 @@ def check_parity(
     artifact: Path,
     model: ErnieMPreTrainedModel,
     *,
-    precision: str = "fp32",
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
 ) -> Report:
     """Compare an artifact, run as its users run it, with the PyTorch model in float32.
 
     Args:
-        artifact: ``HEAD.onnx``, beside its manifest and weights.
+        artifact: ``HEAD.onnx``, beside its weights and its manifest, whose ``precision`` says what to judge by.
         model: The model that it was exported from.
-        precision: Row of :data:`THRESHOLDS` to judge by.
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
 
     Raises:
         ParityError: The numbers are not the model's. Names the worst output and case and what may be wrong.
-        ArtifactError: The artifact cannot be loaded.
+        ArtifactError: The artifact cannot be loaded, or is of a precision that has no thresholds.
     """
-    limits = THRESHOLDS[precision]
     with Session(artifact) as session:
         manifest = session.manifest
-        report = Report(precision, limits, decides=manifest.head != "base" and not _is_regression(manifest))
+        report = Report(
+            _named(manifest),
+            thresholds_of(manifest.precision),
+            decides=manifest.head != "base" and not _is_regression(manifest),
+        )
         results = []
         for case in progress(build_cases(manifest, tokenizer_dir)):
             found = _run(session, case)  # before PyTorch, which checks no ids
@@ -65,7 +66,7 @@ def check_parity(
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
-    report.weights = compare_weights(artifact, model)
+    report.weights = compare_weights(artifact, model, manifest.precision)
     problems = report.failures()
     if problems:
         causes = diagnose(artifact, model, report, results)
@@ -75,6 +76,11 @@ def check_parity(
             report.to_json(),
         )
     return report
+
+
+def _named(manifest: Manifest) -> str:
+    weights, embedding = manifest.precision.get("weights", ""), manifest.precision.get("embedding", "")
+    return weights if weights == embedding else f"{weights}, embedding {embedding},"
 
 
 def _run(session: Session, case: Case) -> dict[str, NDArray[Any]]:

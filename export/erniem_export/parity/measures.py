@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from erniem_rt.errors import ArtifactError
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-__all__ = ["THRESHOLDS", "Difference", "Thresholds", "measure"]
+__all__ = ["EMBEDDING_THRESHOLDS", "THRESHOLDS", "Difference", "Thresholds", "measure", "thresholds_of"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,40 @@ class Thresholds:
 
 # fp32: 20 times what ONNX Runtime and torch differ by after 12 layers (largest 4e-6, relative L2 1e-6), and a tenth
 # of what Gelu by tanh in place of erf does to two layers.
-THRESHOLDS = {"fp32": Thresholds(largest=1e-4, relative_l2=2e-5, cosine=0.999999, agreement=1.0)}
+# fp16, bf16: about five times what rounding costs after 12 layers (fp16: largest 2.3e-3, relative L2 8.6e-4, 1 - cosine
+# 7.4e-7; bf16, with 3 bits fewer, 2.4e-2, 8.1e-3, 6.2e-5).
+THRESHOLDS = {
+    "fp32": Thresholds(largest=1e-4, relative_l2=2e-5, cosine=0.999999, agreement=1.0),
+    "fp16": Thresholds(largest=1e-2, relative_l2=5e-3, cosine=0.99999, agreement=1.0),
+    "bf16": Thresholds(largest=8e-2, relative_l2=4e-2, cosine=0.9995, agreement=1.0),
+}
+
+# What the word-embedding table's precision may cost on its own. int8: about five times what a scale per row costs
+# (largest 1.4e-2, relative L2 7e-3).
+EMBEDDING_THRESHOLDS = {
+    "fp32": THRESHOLDS["fp32"],
+    "fp16": THRESHOLDS["fp16"],
+    "bf16": THRESHOLDS["bf16"],
+    "int8": Thresholds(largest=6e-2, relative_l2=3e-2, cosine=0.9995, agreement=1.0),
+}
 
 # Below this root mean square, an output's direction is mostly rounding.
 _DIRECTION_FROM = 0.1
+
+
+def thresholds_of(precision: Mapping[str, str]) -> Thresholds:
+    """What an artifact of this precision (``weights`` and ``embedding``, as in the manifest) may cost.
+
+    Raises:
+        ArtifactError: There are no thresholds for one of the two.
+    """
+    rows = []
+    for part, table in (("weights", THRESHOLDS), ("embedding", EMBEDDING_THRESHOLDS)):
+        name = precision.get(part)
+        if name not in table:
+            raise ArtifactError(f"the artifact has {part} in {name}; expected one of {', '.join(table)}")
+        rows.append(table[name])
+    return max(rows, key=lambda row: row.largest)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def format_report(parity: Mapping[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     table.insert(1, "  ".join("-" * width for width in widths))
-    head = f"{parity['precision']} against {parity['reference']}, {len(parity['cases'])} cases"
+    how = f", {parity['method']}" if "method" in parity else ""
+    head = f"{parity['precision']} against {parity['reference']}, {len(parity['cases'])} cases{how}"
     return "\n".join([head, *table, _verdict(parity)])
 
 

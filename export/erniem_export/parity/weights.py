@@ -1,4 +1,4 @@
-"""Are the weights in the graph the checkpoint's, all of them and to the bit?
+"""Are the weights in the graph the checkpoint's, all of them and to the bit, or to the last bit that is stored?
 
 Running the graph cannot tell: a batch looks up a few thousand of 250002 embeddings, and some parameters, such as the
 keys' biases, cancel out.
@@ -7,19 +7,24 @@ keys' biases, cancel out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["Weights", "compare_weights"]
 
 _NAMED = 3
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+_HALF_STEP = 0.5001  # with room for the rounding of the product itself
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,31 @@ class Weights:
         return ", ".join(self.changed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def compare_weights(artifact: Path, model: ErnieMPreTrainedModel) -> Weights:
-    """Compare the float32 weights of a graph with the parameters that they are named after (``.T``: transposed)."""
+def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Mapping[str, str]) -> Weights:
+    """Compare the weights of a graph with the parameters that they are named after (``.T``: transposed).
+
+    A weight is stored in float32 or as ``precision`` (the manifest's) says; a rounded one must be the parameter
+    rounded, and an int8 one must be within half of its scale (``NAME.scale``).
+    """
     initializers = ir.load(artifact).graph.initializers
+    stored = {name: value.const_value.numpy() for name, value in initializers.items() if value.const_value is not None}
     compared, changed = 0, []
     for name, parameter in model.state_dict().items():
-        bits = parameter.contiguous().numpy().view(np.int32)  # equal to themselves even where they are NaN
-        for stored_name, expected in ((name, bits), (f"{name}.T", bits.T)):
-            value = initializers.get(stored_name)
-            if value is None or value.const_value is None:
-                continue
-            compared += 1
-            stored = value.const_value.numpy()
-            if stored.dtype != np.float32 or not np.array_equal(stored.view(np.int32), expected):
-                changed.append(name)
+        kind = precision["embedding" if name.endswith("word_embeddings.weight") else "weights"]
+        expected = parameter.contiguous().numpy()
+        for stored_name, values in ((name, expected), (f"{name}.T", expected.T)):
+            if stored_name in stored:
+                compared += 1
+                if not _is_same(stored[stored_name], values, kind, stored.get(f"{stored_name}.scale")):
+                    changed.append(name)
     return Weights(compared, tuple(changed))
+
+
+def _is_same(stored: NDArray[Any], expected: NDArray[np.float32], kind: str, scale: NDArray[np.float32] | None) -> bool:
+    if stored.shape != expected.shape or str(stored.dtype) not in ("float32", _DTYPES[kind]):
+        return False
+    if stored.dtype == np.int8:
+        return scale is not None and bool((np.abs(stored * scale - expected) <= scale * _HALF_STEP).all())
+    # As bits, a weight equals itself even where it is NaN.
+    bits = f"u{stored.dtype.itemsize}"
+    return np.array_equal(stored.view(bits), expected.astype(stored.dtype).view(bits))

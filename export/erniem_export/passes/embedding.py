@@ -1,0 +1,120 @@
+"""The word-embedding table in fewer bits: most of a multilingual model's file, and read a few rows at a time.
+
+Rows are looked up as they are stored and become float32 behind the lookup, so nothing else of the graph changes and
+no more than the rows of one batch is ever held in float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from erniem_export.errors import ExportError
+from erniem_export.passes.half import LARGEST
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EMBEDDING_TYPES", "quantize_rows", "store_embedding"]
+
+EMBEDDING_TYPES = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+    "int8": ir.DataType.INT8,
+}
+
+_TABLE = "word_embeddings.weight"
+_STEPS = 127
+_ROWS_AT_ONCE = 8192
+
+
+def store_embedding(model: ir.Model, precision: str) -> None:
+    """Store the word-embedding table as ``precision`` (a key of :data:`EMBEDDING_TYPES`), in place.
+
+    ``int8`` has one float32 scale per row, in ``NAME.scale`` of shape ``(vocabulary, 1)``.
+
+    Raises:
+        ExportError: The graph has no such table, or its values do not fit.
+    """
+    graph, dtype = model.graph, EMBEDDING_TYPES[precision]
+    if dtype == ir.DataType.FLOAT:
+        return
+    lookup, table, numbers = _lookup(graph)
+    words = lookup.outputs[0]
+    uses, axes = list(words.uses()), words.shape
+    words.name, words.type = f"{words.name}.{precision}", ir.TensorType(dtype)
+    cast = _node(graph, lookup, "Cast", [words], axes, f"{words.name}.float32", to=ir.DataType.FLOAT)
+    rows = cast.outputs[0]
+    if dtype == ir.DataType.INT8:
+        stored, scales = quantize_rows(numbers)
+        scale = _initializer(graph, f"{table.name}.scale", scales)
+        picked = _node(graph, lookup, "Gather", [scale, lookup.inputs[1]], None, f"{words.name}.scale", axis=0)
+        rows = _node(graph, cast, "Mul", [rows, picked.outputs[0]], axes, f"{words.name}.scaled").outputs[0]
+    else:
+        stored = _rounded(numbers, dtype)
+    table.const_value, table.type = ir.tensor(stored, name=table.name), ir.TensorType(dtype)
+    for use in uses:
+        use.node.replace_input_with(use.idx, rows)
+
+
+def quantize_rows(table: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize each row to int8 about zero: ``(rows, columns)`` to the integers and ``(rows, 1)`` float32 scales.
+
+    The largest magnitude of a row becomes 127; a row of zeros has scale 1. The error is at most half a scale.
+    """
+    scales = np.empty((len(table), 1), dtype=np.float32)
+    integers = np.empty(table.shape, dtype=np.int8)
+    for start in range(0, len(table), _ROWS_AT_ONCE):  # a table of 250002 rows is not held twice in float32
+        rows = table[start : start + _ROWS_AT_ONCE]
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        scale = np.where(largest > 0, largest / _STEPS, 1.0).astype(np.float32)
+        scales[start : start + _ROWS_AT_ONCE] = scale
+        integers[start : start + _ROWS_AT_ONCE] = np.clip(np.rint(rows / scale), -_STEPS, _STEPS)
+    return integers, scales
+
+
+def _lookup(graph: ir.Graph) -> tuple[ir.Node, ir.Value, NDArray[Any]]:
+    """The node that looks words up, the table and its numbers."""
+    for node in graph:
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        if table is not None and table.const_value is not None and str(table.name).endswith(_TABLE):
+            return node, table, table.const_value.numpy()
+    raise ExportError("the graph takes embeddings and holds none: --embedding has nothing to store")
+
+
+def _rounded(numbers: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
+    if float(max(numbers.max(), -numbers.min())) > LARGEST[dtype]:
+        raise ExportError(
+            f"{_TABLE} holds values above {LARGEST[dtype]:.6g}, too large for {dtype.name}: try --embedding int8"
+        )
+    return numbers.astype(dtype.numpy())
+
+
+def _node(
+    graph: ir.Graph,
+    after: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value | None],
+    shape: ir.Shape | None,
+    name: str,
+    **attributes: Any,
+) -> ir.Node:
+    node = ir.node(op_type, inputs, attributes, name=name)
+    node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].shape = shape
+    graph.insert_after(after, node)
+    return node
+
+
+def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(array.shape),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(value)
+    return value

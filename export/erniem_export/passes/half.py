@@ -1,0 +1,184 @@
+"""float16 or bfloat16 arithmetic inside the encoder's layers; float32 for everything that carries a result onwards.
+
+What runs in the half type: the products of each layer with their biases, the attention between them, and Gelu. What
+stays in float32: the residual sums and the norms behind them (each rounding of the sum would stay in it for all layers
+that follow), the embeddings, and what comes after the encoder (small next to a layer, and its output is the answer).
+A node also stays in float32 when a value that it reads or writes, or a weight of it, would not fit the half type.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from erniem_export.passes._casts import cast_uses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = ["HALF_TYPES", "LARGEST", "to_half"]
+
+HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+# The largest finite value of each.
+LARGEST = {
+    ir.DataType.FLOAT16: torch.finfo(torch.float16).max,
+    ir.DataType.BFLOAT16: torch.finfo(torch.bfloat16).max,
+}
+
+# Text that was not among the calibration's may go this much further.
+_HEADROOM = 4.0
+_NORM = "LayerNormalization"
+
+# encoder.layers.3.self_attn.out_proj.weight.T: the module is all but the last part, the layer its beginning.
+_PARAMETER = re.compile(r"(?P<module>(?P<layer>encoder\.layers\.\d+)\.[\w.]+?)\.(weight|bias)(\.T)?$")
+_TRIVIAL = frozenset({"Reshape", "Transpose", "Where"})
+
+
+def to_half(model: ir.Model, precision: str, ranges: Mapping[str, float]) -> tuple[str, ...]:
+    """Rewrite the encoder's layers to ``fp16`` or ``bf16``, in place; inputs and outputs stay float32.
+
+    The constant that masks becomes the lowest finite value of the type. As it overwrites scores (Where) and is not
+    added to them, it cannot overflow, and a row that is all padding keeps its uniform attention.
+
+    Args:
+        model: The canonical graph, or one derived from it.
+        precision: A key of :data:`HALF_TYPES`.
+        ranges: Largest magnitude of the graph's float32 values by name, as measured on calibration data; a value
+            that is not listed is taken to fit.
+
+    Returns:
+        What would have run in half but stays in float32, by the names of parameters (``encoder.layers.3.linear1``)
+        or the layer and the operation (``encoder.layers.3 Softmax``), in the order of computation.
+    """
+    dtype = HALF_TYPES[precision]
+    largest = LARGEST[dtype]
+    candidates = _layer_nodes(model.graph)
+    kept = [node for node in candidates if _overflows(node, ranges, largest)]
+    half = set(candidates) - set(kept)
+    _store_halves(model.graph, half, dtype, largest)
+    _convert_values(model.graph, half, dtype)
+    return _described(model.graph, kept)
+
+
+def _layer_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """Nodes with float results between two norms, other than norms and the residual sums that they read."""
+    after = _reach(graph, forward=True)
+    before = _reach(reversed(graph), forward=False)
+    return [
+        node
+        for node in graph
+        if node in after and node in before and node.op_type != _NORM and not _feeds_norm(node) and _is_float(node)
+    ]
+
+
+def _reach(nodes: Iterable[ir.Node], *, forward: bool) -> set[ir.Node]:
+    """The nodes that depend on a norm (``forward``) or that a norm depends on; ``nodes`` in the order to walk."""
+    reached: set[ir.Node] = set()
+    for node in nodes:
+        neighbours = node.predecessors() if forward else node.successors()
+        if any(other in reached or other.op_type == _NORM for other in neighbours):
+            reached.add(node)
+    return reached
+
+
+def _feeds_norm(node: ir.Node) -> bool:
+    return any(use.node.op_type == _NORM and use.idx == 0 for use in node.outputs[0].uses())
+
+
+def _is_float(node: ir.Node) -> bool:
+    return any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
+
+
+def _overflows(node: ir.Node, ranges: Mapping[str, float], largest: float) -> bool:
+    for value in (*node.inputs, *node.outputs):
+        if value is None or value.dtype != ir.DataType.FLOAT or _is_constant(value):
+            continue
+        if value.const_value is not None:
+            if _magnitude(value.const_value.numpy()) > largest:
+                return True
+        elif ranges.get(str(value.name), 0.0) * _HEADROOM > largest:
+            return True
+    return False
+
+
+def _described(graph: ir.Graph, kept: list[ir.Node]) -> tuple[str, ...]:
+    """Name nodes as a reader of the checkpoint would; those without parameters after the last ones before them."""
+    names: dict[str, None] = {}
+    chosen, layer = set(kept), "embeddings"
+    for node in graph:
+        parameters = [value for value in node.inputs if value is not None and value.is_initializer()]
+        found = [match for value in parameters if (match := _PARAMETER.search(str(value.name)))]
+        layer = found[0]["layer"] if found else layer
+        if node in chosen and node.op_type not in _TRIVIAL:
+            names[found[0]["module"] if found else f"{layer} {node.op_type}"] = None
+    return tuple(names)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """A number of the algorithm, not a weight: the value that masks, a divisor."""
+    return value.const_value is not None and value.const_value.size == 1
+
+
+def _store_halves(graph: ir.Graph, half: set[ir.Node], dtype: ir.DataType, largest: float) -> None:
+    """Store in ``dtype`` what nodes in ``half`` read from the file; a second copy if others read it as well."""
+    for value in list(graph.initializers.values()):
+        uses = [use for use in value.uses() if use.node in half]
+        if not uses or value.dtype != ir.DataType.FLOAT or value.const_value is None:
+            continue
+        numbers = np.clip(value.const_value.numpy(), -largest, largest).astype(dtype.numpy())
+        name = str(value.name)
+        if len(uses) == len(value.uses()):
+            value.const_value, value.type = ir.tensor(numbers, name=name), ir.TensorType(dtype)
+            continue
+        copy = ir.Value(
+            name=f"{name}.{dtype.name.lower()}",
+            type=ir.TensorType(dtype),
+            shape=value.shape,
+            const_value=ir.tensor(numbers, name=f"{name}.{dtype.name.lower()}"),
+        )
+        graph.register_initializer(copy)
+        for use in uses:
+            use.node.replace_input_with(use.idx, copy)
+
+
+def _convert_values(graph: ir.Graph, half: set[ir.Node], dtype: ir.DataType) -> None:
+    """Give the results of ``half`` their type, and put Casts where values cross between the two types."""
+    suffix = dtype.name.lower()
+    computed = [value for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+    for value in [*computed, *(value for value in graph.inputs if value.dtype == ir.DataType.FLOAT)]:
+        producer = value.producer()
+        if producer is None or producer not in half:
+            cast_uses(graph, value, dtype, where=half.__contains__, name=f"{value.name}.{suffix}")
+            continue
+        value.type = ir.TensorType(dtype)
+        if value.is_graph_output():
+            _output_in_float32(graph, producer, value, suffix)
+        cast_uses(
+            graph,
+            value,
+            ir.DataType.FLOAT,
+            where=lambda node: node not in half and node.op_type != "Cast",
+            name=f"{value.name}.float32",
+        )
+
+
+def _output_in_float32(graph: ir.Graph, producer: ir.Node, value: ir.Value, suffix: str) -> None:
+    """Let the graph's output of that name be the value's float32 form."""
+    name = str(value.name)
+    value.name = f"{name}.{suffix}"
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
+    output = cast.outputs[0]
+    output.name, output.type, output.shape = name, ir.TensorType(ir.DataType.FLOAT), value.shape
+    graph.insert_after(producer, cast)
+    graph.outputs[list(graph.outputs).index(value)] = output
+
+
+def _magnitude(array: NDArray[Any]) -> float:
+    return float(max(array.max(), -array.min())) if array.size else 0.0

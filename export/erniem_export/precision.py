@@ -1,0 +1,58 @@
+"""In how many bits an artifact computes and stores: the choice, and the passes that carry it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from erniem_export.passes.embedding import EMBEDDING_TYPES, store_embedding
+from erniem_export.passes.half import HALF_TYPES, to_half
+from erniem_export.ranges import measure_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from erniem_export.parity.cases import Case
+
+__all__ = ["EMBEDDINGS", "WEIGHTS", "Precision", "apply_precision"]
+
+WEIGHTS = ("fp32", *HALF_TYPES)
+# bf16 comes with --bf16 only: at the same size, fp16 holds an embedding more closely.
+EMBEDDINGS = tuple(name for name in EMBEDDING_TYPES if name != "bf16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``weights``: one of :data:`WEIGHTS`, for the products of the layers. ``embedding``: one of :data:`EMBEDDINGS`
+    for the word-embedding table, or None for the type of the weights.
+    """
+
+    weights: str = "fp32"
+    embedding: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        """As it stands in the manifest."""
+        return {"weights": self.weights, "embedding": self.embedding or self.weights}
+
+
+def apply_precision(model: ir.Model, precision: Precision, cases: Iterable[Case], scratch: Path) -> dict[str, str]:
+    """Rewrite the canonical graph, in place; return what the manifest says of its precision.
+
+    Args:
+        model: The canonical graph, in float32.
+        precision: What to make of it.
+        cases: Calibration data: what does not fit the half type on these stays in float32.
+        scratch: Folder for temporary files, with room for the weights.
+    """
+    facts = precision.to_json()
+    if precision.weights in HALF_TYPES:
+        batches = [{"attention_mask": case.attend.astype("int64"), **case.feeds} for case in cases]
+        kept = to_half(model, precision.weights, measure_ranges(model, batches, scratch))
+        if kept:
+            facts["kept_in_fp32"] = ", ".join(kept)
+    if any(value.name == "input_ids" for value in model.graph.inputs) or precision.embedding is not None:
+        store_embedding(model, facts["embedding"])
+    return facts

@@ -1,0 +1,73 @@
+"""The largest magnitude of every value of a graph, measured by running it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import onnxruntime
+
+from erniem_export.onnx_export import write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = ["measure_ranges"]
+
+_LOG_ERRORS = 3
+
+
+def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]], scratch: Path) -> dict[str, float]:
+    """Run a graph on ``batches`` (its inputs by name); return the largest magnitude of each float32 result by name.
+
+    What masked scores are overwritten with does not count: the scores themselves are measured before.
+
+    Args:
+        model: A graph in float32; left as it is.
+        batches: What to run, the calibration data.
+        scratch: Folder with room for the weights; nothing is left there.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".ranges-") as folder:
+        plain, observed = Path(folder) / "plain.onnx", Path(folder) / "observed.onnx"
+        write(model, plain)
+        copy = ir.load(plain)
+        names = [
+            str(value.name)
+            for node in copy.graph
+            for value in node.outputs
+            if value.dtype == ir.DataType.FLOAT and node.op_type != "Where"
+        ]
+        _observe(copy.graph, names)
+        ir.save(copy, observed)  # the weights stay where they are
+        return _run(observed, names, batches)
+
+
+def _run(path: Path, names: list[str], batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    largest = dict.fromkeys(names, 0.0)
+    for feeds in batches:
+        for name, value in zip(names, session.run(list(map(_maximum, names)), dict(feeds)), strict=True):
+            largest[name] = max(largest[name], float(value))
+    return largest
+
+
+def _observe(graph: ir.Graph, names: Iterable[str]) -> None:
+    """Add the maximum of the magnitude of each value to the graph's outputs."""
+    values = {value.name: value for node in graph for value in node.outputs}
+    for name in names:
+        magnitude = ir.node("Abs", [values[name]])
+        maximum = ir.node("ReduceMax", [magnitude.outputs[0]], {"keepdims": 0})
+        output = maximum.outputs[0]
+        output.name, output.type, output.shape = _maximum(name), ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        graph.extend([magnitude, maximum])
+        graph.outputs.append(output)
+
+
+def _maximum(name: str) -> str:
+    return f"{name}.largest"

@@ -1,0 +1,103 @@
+"""A checkpoint with a part of its vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from erniem_export.errors import CheckpointError
+from erniem_export.vocabulary.selection import Keep, select
+from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
+from erniem_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from erniem_export.checkpoint import Checkpoint
+
+__all__ = ["Vocabulary", "prune", "prune_like"]
+
+# What a config may say about tokens by their ids.
+_ID_KEYS = tuple(f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "pad", "unk", "mask"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What became of the vocabulary: tokens kept, and bytes of the embedding in float32 before and after."""
+
+    kept: int
+    of: int
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        before, after = self.bytes_before / 1e6, self.bytes_after / 1e6
+        return f"kept {self.kept} of {self.of} tokens: {after:.1f} MB of embeddings in float32, {before:.1f} before"
+
+
+def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint, Vocabulary]:
+    """Return the checkpoint with the tokens that ``keep`` asks for; its tokenizer's files are written to ``folder``.
+
+    The model is edited in place: its embedding keeps the rows of these tokens, and nothing else changes, so it
+    computes exactly what it did before on text that is made of them.
+
+    Raises:
+        InvalidInputError: As :func:`select`.
+        CheckpointError: There is no tokenizer to tell tokens by, or it does not fit the model.
+    """
+    source = checkpoint.tokenizer_dir
+    if source is None:
+        raise CheckpointError(
+            f"{checkpoint.source} has no tokenizer; without one it cannot be told which tokens to keep"
+        )
+    tokenizer, size = Tokenizer.from_dir(source), checkpoint.config.vocab_size
+    tokens = tokenizer.get_vocab()
+    wanted = select(tokenizer, keep) | {checkpoint.config.pad_token_id}
+    wanted |= {tokens[token] for token in pieces_at_the_ends(source) if token in tokens}
+    kept = sorted(wanted)
+    if kept[-1] >= size or checkpoint.config.pad_token_id not in tokens.values():
+        raise CheckpointError(f"{source} has a tokenizer of {len(tokenizer)} tokens, and its model knows {size}")
+    write_part(source, kept, folder)
+    row = checkpoint.config.hidden_size * 4
+    return (
+        dataclasses.replace(_with_rows(checkpoint, kept), tokenizer_dir=folder),
+        Vocabulary(len(kept), size, size * row, len(kept) * row),
+    )
+
+
+def prune_like(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return the checkpoint with the vocabulary of the tokenizer in ``folder``, an artifact of it.
+
+    Raises:
+        CheckpointError: It has no tokenizer, or another one.
+    """
+    if checkpoint.tokenizer_dir is None:
+        raise CheckpointError(f"{checkpoint.source} has no tokenizer, and the artifact holds a part of its vocabulary")
+    kept = original_ids(checkpoint.tokenizer_dir, folder)
+    if max(kept) >= checkpoint.config.vocab_size:
+        raise CheckpointError(f"{checkpoint.source} has fewer tokens than the vocabulary that was exported")
+    return dataclasses.replace(_with_rows(checkpoint, kept), tokenizer_dir=folder)
+
+
+def _with_rows(checkpoint: Checkpoint, kept: Sequence[int]) -> Checkpoint:
+    model, config = checkpoint.model, checkpoint.config
+    new_ids = {old: new for new, old in enumerate(kept)}
+    table = model.get_input_embeddings()
+    rows = table.weight.detach()[torch.tensor(kept)]
+    config.vocab_size, config.pad_token_id = len(kept), new_ids[config.pad_token_id]
+    smaller = nn.Embedding(rows.shape[0], rows.shape[1], padding_idx=config.pad_token_id)
+    smaller.weight = nn.Parameter(rows)
+    model.set_input_embeddings(smaller)
+    content: dict[str, Any] = json.loads(checkpoint.config_text)
+    content |= {key: new_ids.get(content[key]) for key in _ID_KEYS if key in content}
+    content |= {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
+    return dataclasses.replace(checkpoint, config_text=_text(content))
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
