@@ -1,15 +1,17 @@
-"""Fixtures that runtime and parity tests share: real sentences and a tokenizer trained on them."""
+"""Fixtures that several folders share: real sentences and a tokenizer trained on them, and nano, exported."""
 
 from __future__ import annotations
 
 import io
 import random
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+NANO = Path(__file__).parents[1] / "examples" / "nano"
 
 SENTENCES = (
     "The lighthouse keeper wrote 3 letters in 1897, none of which ever arrived.",
@@ -83,3 +85,39 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model:
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     (folder / "sentencepiece.bpe.model").write_bytes(sentencepiece_model)
     return folder
+
+
+@pytest.fixture(scope="session")
+def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``nano_artifact(head)``: nano's checkpoint of this head, exported once in float32 to ``out/HEAD/HEAD.onnx``."""
+    from erniem_export.options import ExportOptions
+    from erniem_export.pipeline import export
+    from erniem_export.progress import Terminal
+
+    folder = tmp_path_factory.mktemp("nano") / "out"
+    done: dict[str, Path] = {}
+
+    def make(head: str) -> Path:
+        if head not in done:
+            options = ExportOptions(model=str(NANO / "checkpoints" / head), head=head, output=folder / head)
+            done[head], _ = export(options, Terminal())
+        return done[head]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def nano_heldout() -> Iterator[Callable[..., list[Any]]]:
+    """``nano_heldout(task, seed, count, long_share=0.0)``: nano's held-out examples, ``count`` in each language."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(NANO))
+        before = set(sys.modules)
+        from generate import generate
+        from languages import CODES
+
+        yield lambda task, seed, count, long_share=0.0: [
+            example for code in CODES for example in generate(task, code, "heldout", seed, count, long_share=long_share)
+        ]
+        for name in set(sys.modules) - before:
+            if NANO in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
+                del sys.modules[name]

@@ -101,3 +101,25 @@ def test_long_passages_are_longer():
 
     texts = [len(e.context) for e in islice(generate("qa", "en", "train", 0, 20, long_share=1.0), 20)]
     assert min(texts) > 400
+
+
+@pytest.mark.parametrize("task", ["qa", "ner", "ie"])
+def test_labels_survive_the_tokenizer(task):
+    import numpy as np
+
+    from erniem_rt import Tokenizer
+    from features import best_answer, encode, entities, extracted, texts_of
+
+    tokenizer = Tokenizer.from_dir(NANO / "checkpoints" / task)
+    for example in examples(task, "heldout", count=15):
+        encoding = tokenizer(*texts_of(example)[0])
+        unit = encode(tokenizer, task, example)
+        marks = np.zeros((2, len(encoding)), np.float32)
+        for start, end in unit.target or []:
+            marks[0, start] = marks[1, end] = 1
+        if task == "qa":
+            assert best_answer(encoding, *marks) == (example.start, example.end)
+        elif task == "ie":
+            assert extracted(encoding, *marks) == set(example.spans)
+        else:
+            assert entities(encoding, np.maximum(unit.tags[0], 0)) == set(example.entities)

@@ -7,8 +7,7 @@ none and is compared with the reference model, asked one input at a time. Where 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,36 +26,14 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def heldout() -> Iterator[Callable[[str], list[Any]]]:
+def heldout(nano_heldout: Callable[..., list[Any]]) -> Callable[[str], list[Any]]:
     """``heldout(task)``: held-out examples, as many in each language."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(NANO))
-        before = set(sys.modules)
-        from generate import generate
-        from languages import CODES
-
-        yield lambda task: [example for code in CODES for example in generate(task, code, "heldout", 3, EACH)]
-        for name in set(sys.modules) - before:
-            if NANO in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
-                del sys.modules[name]
+    return lambda task: nano_heldout(task, 3, EACH)
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``artifact(head)`` exports nano's checkpoint of this head in float32."""
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.progress import Terminal
-
-    folder, done = tmp_path_factory.mktemp("nano"), {}
-
-    def make(head: str) -> Path:
-        if head not in done:
-            options = ExportOptions(model=str(NANO / "checkpoints" / head), head=head, output=folder / head)
-            done[head], _ = export(options, Terminal())
-        return done[head]
-
-    return make
+def artifact(nano_artifact: Callable[[str], Path]) -> Callable[[str], Path]:
+    return nano_artifact
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ so those are ours, of the same ids.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -130,32 +129,15 @@ def assert_same(found: Any, expected: Any) -> int:
 
 
 @pytest.fixture(scope="module")
-def heldout() -> Iterator[Callable[..., list[Any]]]:
+def heldout(nano_heldout: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     """``heldout(count, long_share=0.0)``: held-out examples, as many in each language."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(NANO))
-        before = set(sys.modules)
-        from generate import generate
-        from languages import CODES
-
-        yield lambda count, long_share=0.0: [
-            example for code in CODES for example in generate("ie", code, "heldout", 5, count, long_share=long_share)
-        ]
-        for name in set(sys.modules) - before:
-            if NANO in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
-                del sys.modules[name]
+    return lambda count, long_share=0.0: nano_heldout("ie", 5, count, long_share)
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Our pipeline on nano's checkpoint, exported in float32."""
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.progress import Terminal
-
-    folder = tmp_path_factory.mktemp("nano") / "ie"
-    artifact, _ = export(ExportOptions(model=str(CHECKPOINT), head="ie", output=folder), Terminal())
-    with erniem_rt.pipeline(artifact, threads=1) as pipe:
+def ours(nano_artifact: Callable[[str], Path]) -> Iterator[Any]:
+    """Our pipeline on nano's checkpoint."""
+    with erniem_rt.pipeline(nano_artifact("ie"), threads=1) as pipe:
         yield pipe
 
 

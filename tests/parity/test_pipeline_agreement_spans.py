@@ -7,7 +7,6 @@ transformers' question answering fails on ErnieM's tokenizer. It is compared wit
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
@@ -32,36 +31,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 
 @pytest.fixture(scope="module")
-def heldout() -> Iterator[Callable[..., list[Any]]]:
+def heldout(nano_heldout: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     """``heldout(task, long_share)``: held-out examples, as many in each language."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(NANO))
-        before = set(sys.modules)
-        from generate import generate
-        from languages import CODES
-
-        yield lambda task, long_share=0.0: [
-            example for code in CODES for example in generate(task, code, "heldout", 5, EACH, long_share=long_share)
-        ]
-        for name in set(sys.modules) - before:
-            if NANO in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
-                del sys.modules[name]
+    return lambda task, long_share=0.0: nano_heldout(task, 5, EACH, long_share)
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """``ours(head, **options)``: our pipeline on nano's checkpoint, which is exported once."""
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.progress import Terminal
-
-    folder, artifacts, opened = tmp_path_factory.mktemp("nano"), {}, []
+def ours(nano_artifact: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
+    """``ours(head, **options)``: our pipeline on nano's checkpoint."""
+    opened = []
 
     def make(head: str, **options: Any) -> Any:
-        if head not in artifacts:
-            settings = ExportOptions(model=str(NANO / "checkpoints" / head), head=head, output=folder / head)
-            artifacts[head], _ = export(settings, Terminal())
-        opened.append(erniem_rt.pipeline(artifacts[head], threads=1, **options))
+        opened.append(erniem_rt.pipeline(nano_artifact(head), threads=1, **options))
         return opened[-1]
 
     yield make
