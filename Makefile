@@ -14,9 +14,10 @@ SOURCES := pyproject.toml README.md LICENSE \
 DEV := .venv/.stamp
 TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
+BENCH := .venv-bench/.stamp
 NANO := examples/nano/checkpoints
 
-.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval wheel clean clean-all
+.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval bench bench-quick wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +57,14 @@ nano-train: $(DEV) ## Train the nano checkpoints from scratch
 nano-eval: $(DEV) ## Measure the nano checkpoints on their held-out data
 	.venv/bin/python examples/nano/evaluate.py $(ARGS)
 
+bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
+	.venv-bench/bin/python -m benchmarks.bench $(ARGS)
+	.venv-bench/bin/python benchmarks/plots.py
+	.venv-bench/bin/python benchmarks/tables.py --write-readme
+
+bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
+	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
+
 wheel: dist/.stamp ## Build the wheel into dist/
 
 clean: ## Remove outputs and caches, keep the environments
@@ -63,7 +72,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve
+	rm -rf .venv .venv-tf5 .venv-serve .venv-bench
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -88,6 +97,10 @@ $(DEV): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requirements/transformers5.txt
 	$(call install,.venv-tf5,transformers5)
 	$(call install-package,.venv-tf5,--no-build-isolation --editable .)
+
+$(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirements/bench.txt
+	$(call install,.venv-bench,bench)
+	$(call install-package,.venv-bench,--no-build-isolation --editable .)
 
 .venv-serve/.pins: requirements/serve.txt
 	$(call install,.venv-serve,serve)

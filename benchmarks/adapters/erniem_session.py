@@ -1,0 +1,33 @@
+"""Ours: one batch through Session.run, more than one through batching.run_rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+import erniem_rt
+from benchmarks.adapters.base import Adapter, Array, Rows, pad
+from erniem_rt.batching import run_rows
+
+
+class ErnieMSession(Adapter):
+    def __init__(self, artifact: Path, threads: int) -> None:
+        self.versions = {"erniem_rt": erniem_rt.__version__, "onnxruntime": onnxruntime.__version__}
+        self._session = erniem_rt.Session(artifact / "cls.onnx", threads=threads)
+
+    def run(self, rows: Rows, batch_size: int) -> Array:
+        if batch_size == 1:
+            return np.concatenate([self._run_batch([row]) for row in rows])
+        if len(rows) <= batch_size:
+            return self._run_batch(rows)
+        logits = dict(run_rows(self._session, rows))
+        return np.stack([logits[i]["logits"] for i in range(len(rows))])
+
+    def _run_batch(self, rows: Rows) -> Array:
+        input_ids, attention_mask = pad(rows)
+        return self._session.run(input_ids=input_ids, attention_mask=attention_mask)["logits"]
+
+
+load = ErnieMSession

@@ -1,0 +1,29 @@
+"""The reference: transformers' own class, eager or compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.deprecated.ernie_m import ErnieMForSequenceClassification
+
+from benchmarks.adapters.base import Array, PaddedAdapter
+
+
+class TorchReference(PaddedAdapter):
+    def __init__(self, artifact: Path, threads: int, compiled: bool = False) -> None:
+        torch.set_num_threads(threads)
+        self.versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        model = ErnieMForSequenceClassification.from_pretrained(artifact).eval()
+        self._model: Any = torch.compile(model) if compiled else model
+
+    @torch.inference_mode()
+    def run_batch(self, input_ids: Array, attention_mask: Array) -> Array:
+        inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+        logits: Array = self._model(**inputs).logits.numpy()
+        return logits
+
+
+load = TorchReference

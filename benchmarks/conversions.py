@@ -1,0 +1,192 @@
+"""How each artifact is made: the calls that the engines' own documentation gives, nothing tuned for this benchmark."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import has_vnni
+from benchmarks.workloads import build_workloads
+
+# Between the released sizes and a toy: enough work per call that products and not calls decide, yet done in seconds.
+SMALL: dict[str, Any] = {
+    "vocab_size": 30000,
+    "hidden_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+LABELS = 3
+
+
+def checkpoint(_: Path, target: Path, model: str) -> None:
+    """Write a checkpoint of head ``cls`` with seeded weights, as transformers 4 writes it."""
+    if model != "small":
+        from erniem_export.checkpoint import load_checkpoint
+
+        load_checkpoint(model, "cls").model.save_pretrained(target)
+        return
+    from erniem_export.configuration import ErnieMConfig
+    from erniem_export.modeling import ErnieMForSequenceClassification
+    from erniem_export.random_weights import randomize
+
+    network = ErnieMForSequenceClassification(ErnieMConfig(**SMALL, num_labels=LABELS))
+    randomize(network)
+    network.save_pretrained(target)
+
+
+def onnx_plain(folder: Path, target: Path, _: str) -> None:
+    """Export transformers' own class with torch.onnx.export and its defaults."""
+    import torch
+
+    network = _reference(folder)
+    network.config.return_dict = False
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
+    torch.onnx.export(
+        network,
+        kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        f=target / "model.onnx",
+        input_names=["input_ids", "attention_mask"],
+        output_names=["logits"],
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        external_data=True,
+    )
+    shutil.copy(folder / "checkpoint" / "config.json", target)
+
+
+def onnx_optimized(folder: Path, target: Path, _: str) -> None:
+    """Run onnxruntime's stock transformer optimiser for BERT."""
+    from onnxruntime.transformers import optimizer
+
+    config = _reference(folder).config
+    optimized = optimizer.optimize_model(
+        str(folder / "onnx-plain" / "model.onnx"),
+        model_type="bert",
+        num_heads=config.num_attention_heads,
+        hidden_size=config.hidden_size,
+    )
+    print(optimized.get_fused_operator_statistics())
+    optimized.save_model_to_file(str(target / "model.onnx"), use_external_data_format=True)
+
+
+def onnx_int8(folder: Path, target: Path, _: str) -> None:
+    """Quantise the plain export as onnxruntime's documentation recommends: pre-processed, dynamic, per channel."""
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    processed = folder / "onnx-int8.work" / "model.onnx"
+    processed.parent.mkdir(exist_ok=True)
+    plain = str(folder / "onnx-plain" / "model.onnx")
+    quant_pre_process(plain, str(processed), save_as_external_data=True, all_tensors_to_one_file=True)
+    quantize_dynamic(
+        processed,
+        target / "model.onnx",
+        per_channel=True,
+        reduce_range=not has_vnni(),
+        use_external_data_format=True,
+    )
+    shutil.rmtree(processed.parent)
+
+
+def openvino_fp32(folder: Path, target: Path, _: str) -> None:
+    """Convert the plain export, weights left in fp32."""
+    import openvino
+
+    network = openvino.convert_model(folder / "onnx-plain" / "model.onnx")
+    openvino.save_model(network, target / "model.xml", compress_to_fp16=False)
+
+
+def openvino_int8(folder: Path, target: Path, _: str) -> None:
+    """Quantise with NNCF after training, weights and activations, its preset for transformers, its 300 samples."""
+    import nncf
+    import openvino
+
+    network = openvino.Core().read_model(folder / "openvino" / "model.xml")
+    samples = nncf.Dataset(list(_calibration_rows(_reference(folder).config.vocab_size)))
+    quantized = nncf.quantize(network, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=300)
+    openvino.save_model(quantized, target / "model.xml", compress_to_fp16=False)
+
+
+def ctranslate2_fp32(folder: Path, target: Path, _: str) -> None:
+    """Convert for CTranslate2."""
+    _ctranslate2(folder, target, None)
+
+
+def ctranslate2_int8(folder: Path, target: Path, _: str) -> None:
+    """Convert for CTranslate2, weights in int8."""
+    _ctranslate2(folder, target, "int8")
+
+
+def erniem_rt(folder: Path, target: Path, _: str) -> None:
+    """Export with our own command."""
+    _erniem_export(folder, target)
+
+
+def erniem_rt_int8(folder: Path, target: Path, _: str) -> None:
+    """Export with our own command, in int8."""
+    _erniem_export(folder, target, "--int8")
+
+
+STEPS: dict[str, Callable[[Path, Path, str], None]] = {
+    "checkpoint": checkpoint,
+    "onnx-plain": onnx_plain,
+    "onnx-optimized": onnx_optimized,
+    "onnx-int8": onnx_int8,
+    "openvino": openvino_fp32,
+    "openvino-int8": openvino_int8,
+    "ctranslate2": ctranslate2_fp32,
+    "ctranslate2-int8": ctranslate2_int8,
+    "erniem-rt": erniem_rt,
+    "erniem-rt-int8": erniem_rt_int8,
+}
+
+
+def _reference(folder: Path) -> Any:
+    from transformers.models.deprecated.ernie_m import ErnieMForSequenceClassification
+
+    return ErnieMForSequenceClassification.from_pretrained(folder / "checkpoint").eval()
+
+
+def _calibration_rows(vocab_size: int) -> Iterator[dict[str, Any]]:
+    """Rows drawn as the mixed workload's are, with other ids."""
+    from benchmarks.adapters.base import pad
+
+    for seed in range(1, 6):
+        (mixed,) = build_workloads(("mixed",), vocab_size, seed)
+        for row in mixed.rows[:60]:
+            input_ids, attention_mask = pad([row])
+            yield {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _ctranslate2(folder: Path, target: Path, quantization: str | None) -> None:
+    """Hand the weights over as XLM-R's, which computes the same on rows padded on the right."""
+    from ctranslate2.converters.transformers import XLMRobertaLoader
+
+    from benchmarks.xlm_roberta import as_xlm_roberta
+
+    network = _reference(folder)
+    loader = XLMRobertaLoader()
+    spec = loader.get_model_spec(as_xlm_roberta(network))
+    spec.config.unk_token = "3"
+    spec.config.layer_norm_epsilon = network.config.layer_norm_eps
+    # The encoder is given ids; the vocabulary only has to have the right size.
+    loader.set_vocabulary(spec, [str(i) for i in range(network.config.vocab_size)])
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    spec.save(str(target))
+    weight, bias = (tensor.detach().numpy() for tensor in (network.classifier.weight, network.classifier.bias))
+    np.savez(target / "classifier.npz", weight=weight, bias=bias)
+
+
+def _erniem_export(folder: Path, target: Path, *flags: str) -> None:
+    command = Path(sys.executable).with_name("erniem-export")
+    done = subprocess.run([command, "--model", folder / "checkpoint", "--output", target, *flags], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)

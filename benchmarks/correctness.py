@@ -1,0 +1,34 @@
+"""Whether an engine computed what PyTorch computes. A wrong engine has no time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines import Precision
+
+# fp32: the largest difference of a logit, relative to the largest logit. int8: the cosine over all logits after the
+# reference's mean of each label was taken off both; without that the biases alone would make any engine look right.
+MAX_RELATIVE_DIFFERENCE = 5e-4
+MIN_COSINE = 0.98
+
+Logits = Sequence[Sequence[float]]
+
+
+def compare(found: Logits, expected: Logits, precision: Precision) -> dict[str, Any]:
+    """Judge logits ``(rows, labels)`` against the reference's."""
+    ours, theirs = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+        return {"correct": False, "max_relative_difference": None, "cosine": None}
+    difference = float(np.abs(ours - theirs).max() / max(1e-9, np.abs(theirs).max()))
+    cosine = _centred_cosine(ours, theirs)
+    correct = difference <= MAX_RELATIVE_DIFFERENCE if precision == "fp32" else cosine >= MIN_COSINE
+    return {"correct": bool(correct), "max_relative_difference": difference, "cosine": cosine}
+
+
+def _centred_cosine(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    center = theirs.mean(axis=0)
+    a, b = (ours - center).ravel(), (theirs - center).ravel()
+    return float(a @ b / max(1e-30, np.linalg.norm(a) * np.linalg.norm(b)))

@@ -1,0 +1,164 @@
+"""Pictures from the results, and nothing in them that is not in the results.
+
+Usage: python benchmarks/plots.py [--results FILE] [--output FOLDER] (needs matplotlib)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Results = dict[str, Any]
+Points = list[tuple[float, float]]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
+OUTPUT = ROOT / "docs" / "images"
+
+_OURS, _INT8, _OTHERS = "#1f6f5c", "#8a8a8a", "#c4c4c4"
+_MARKERS = "osD^vP*X<>hd"
+
+
+def bar_panels(results: Results) -> dict[str, list[tuple[str, float]]]:
+    """Per workload: texts per second of each engine that has a time, in the order of the results."""
+    panels: dict[str, list[tuple[str, float]]] = {}
+    for name, workload in results["workloads"].items():
+        if name.startswith("padding-"):
+            continue
+        timed = [(key, seconds) for key, seconds in _timed(results, name).items() if seconds]
+        panels[workload["label"]] = [(key, workload["texts"] / seconds) for key, seconds in timed]
+    return panels
+
+
+def padding_lines(results: Results) -> dict[str, Points]:
+    """Per engine: share of padding in a batch of 8×128, in per cent, and real tokens per second."""
+    lines: dict[str, Points] = {}
+    for name, workload in results["workloads"].items():
+        if name.startswith("padding-"):
+            for key, seconds in _timed(results, name).items():
+                lines.setdefault(key, []).append((100 * workload["padding_share"], workload["tokens"] / seconds))
+    return lines
+
+
+def accuracy_points(results: Results) -> dict[str, tuple[float, float]]:
+    """Per engine: megabytes on disk, and the distance of its logits from PyTorch's (one minus the cosine)."""
+    points = {}
+    for key, engine in results["engines"].items():
+        verdict = engine["results"].get("mixed", {})
+        if engine["bytes"] and verdict.get("cosine") is not None:
+            points[key] = (engine["bytes"] / 1e6, max(1e-12, 1 - verdict["cosine"]))
+    return points
+
+
+def digest(content: bytes) -> str:
+    """What a picture says about the results that it was drawn from."""
+    return f"drawn from results with SHA-256 {hashlib.sha256(content).hexdigest()}"
+
+
+def _timed(results: Results, workload: str) -> dict[str, float]:
+    verdicts = {key: engine["results"].get(workload, {}) for key, engine in results["engines"].items()}
+    return {key: verdict["seconds"]["median"] for key, verdict in verdicts.items() if "seconds" in verdict}
+
+
+def _color(results: Results, key: str) -> str:
+    if key.startswith("erniem-rt"):
+        return _OURS
+    return _INT8 if results["engines"][key]["precision"] == "int8" else _OTHERS
+
+
+def draw_bars(results: Results) -> Any:
+    """One panel per workload."""
+    from matplotlib.figure import Figure
+
+    panels = bar_panels(results)
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(11, 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, found) in zip(axes, panels.items(), strict=False):
+        labels = [results["engines"][key]["label"] for key, _ in found]
+        bars = axis.barh(labels, [value for _, value in found], color=[_color(results, key) for key, _ in found])
+        axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=0.18)
+        axis.set_title(f"{title}, texts/s", fontsize=10)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_padding(results: Results) -> Any:
+    """One line per engine."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    for (key, points), marker in zip(padding_lines(results).items(), _MARKERS, strict=False):
+        ours = key.startswith("erniem-rt")
+        axis.plot(
+            *zip(*points, strict=True),
+            marker=marker,
+            linewidth=2.5 if ours else 1.2,
+            linestyle="--" if results["engines"][key]["precision"] == "int8" else "-",
+            color=_OURS if ours else None,
+            label=results["engines"][key]["label"],
+        )
+    axis.set(xlabel="padding in a batch of 8×128, %", ylabel="real tokens per second", ylim=(0, None))
+    return _finish(figure, axis)
+
+
+def draw_accuracy(results: Results) -> Any:
+    """One point per engine."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    for (key, (size, distance)), marker in zip(accuracy_points(results).items(), _MARKERS, strict=False):
+        color = _OURS if key.startswith("erniem-rt") else None
+        axis.scatter(size, distance, marker=marker, s=70, color=color, label=results["engines"][key]["label"])
+    axis.set(xlabel="on disk, MB", ylabel="1 − cosine of the logits to PyTorch's", yscale="log", xlim=(0, None))
+    return _finish(figure, axis)
+
+
+def _finish(figure: Any, axis: Any) -> Any:
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[Results], Any]] = {
+    "bench-workloads.svg": draw_bars,
+    "bench-padding.svg": draw_padding,
+    "bench-accuracy.svg": draw_accuracy,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args(argv)
+    import matplotlib
+
+    # The same results give the same bytes, and text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "erniem-rt", "svg.fonttype": "none", "font.family": "sans-serif"})
+    content = options.results.read_bytes()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        metadata = {"Date": None, "Description": digest(content)}
+        draw(json.loads(content)).savefig(options.output / name, metadata=metadata)
+        print(f"wrote {options.output / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The artifacts: one checkpoint in the form that each engine reads, made as its users would make it.
+
+Usage: python -m benchmarks.prepare STEP FOLDER MODEL (one process per step, so that a crash costs one engine).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKER = "complete.json"
+# What a step is made from, and the packages whose versions decide whether it must be made again.
+SOURCES = {
+    "checkpoint": (),
+    "onnx-plain": ("checkpoint",),
+    "onnx-optimized": ("onnx-plain",),
+    "onnx-int8": ("onnx-plain",),
+    "openvino": ("onnx-plain",),
+    "openvino-int8": ("openvino",),
+    "ctranslate2": ("checkpoint",),
+    "ctranslate2-int8": ("checkpoint",),
+    "erniem-rt": ("checkpoint",),
+    "erniem-rt-int8": ("checkpoint",),
+}
+PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "ctranslate2")
+
+
+def prepare(step: str, folder: Path, model: str) -> str | None:
+    """Make one artifact in ``folder / step`` and what it needs, unless they are there; return why it cannot be had."""
+    for source in SOURCES[step]:
+        gap = prepare(source, folder, model)
+        if gap is not None:
+            return gap
+    target = folder / step
+    signature = _signature(step, model)
+    marker = target / MARKER
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == signature:
+        return None
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    command = [sys.executable, "-m", "benchmarks.prepare", step, str(folder), model]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (folder / f"{step}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        return f"preparing {step} failed: {last_line(done.stderr) or f'exit code {done.returncode}'}"
+    marker.write_text(json.dumps(signature), encoding="utf-8")
+    return None
+
+
+def last_line(text: str) -> str:
+    """Return the line that says what went wrong: the last one that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def artifact_bytes(folder: Path) -> int:
+    """Size of all files that the engine is given."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+
+
+def _signature(step: str, model: str) -> dict[str, str]:
+    versions = {name: _version(name) for name in PACKAGES}
+    if step.startswith("erniem-rt"):
+        versions["sources"] = _sources_digest()
+    return {"model": model, **versions}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for folder in ("erniem_rt", "export/erniem_export"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def main(argv: list[str]) -> None:
+    """Run one step in this process."""
+    from benchmarks import conversions
+
+    step, folder, model = argv[0], Path(argv[1]), argv[2]
+    conversions.STEPS[step](folder, folder / step, model)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,126 @@
+"""The bars that the project sets itself, computed from the results of one run and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.summary import median_ratio
+from benchmarks.workloads import FIXED, workload_label
+
+Results = dict[str, Any]
+
+OURS, OURS_INT8 = "erniem-rt", "erniem-rt-int8"
+# (workload, ours, rivals, at least): how many times the speed of the fastest of the rivals ours must have.
+_SPEED = [
+    ("mixed", OURS_INT8, ("ctranslate2-int8",), 1.25),
+    ("mixed", OURS_INT8, ("torch-eager",), 5.0),
+    ("mixed", OURS_INT8, ("optimum",), 4.5),
+    ("mixed", OURS, ("ctranslate2",), 1.2),
+    ("mixed", OURS, ("optimum",), 2.5),
+    *((name, OURS, ("ort-plain",), 1.0) for name in FIXED),
+    *((name, OURS_INT8, ("ctranslate2-int8", "openvino-int8"), 1.0) for name in FIXED),
+]
+# Tokens per second on mixed lengths, against those on a batch without padding.
+_PADDING_BAR = 0.95
+_COLD_START_BAR, _COLD_SECONDS, _COLD_MB = 8.0, 0.6, 300.0
+_TEXT_BAR = 5.0
+
+
+class _MissingError(Exception):
+    """A figure is not there; says which and why."""
+
+
+def ratios(results: Results) -> list[dict[str, Any]]:
+    """Return every bar as ``{"bar", "at_least" or "at_most", "value", "met", "gap"}``.
+
+    A value that cannot be formed is None, and ``gap`` says what is missing and why.
+    """
+    engines = results["engines"]
+    bars = []
+    for workload, ours, rivals, limit in _SPEED:
+        against = " or ".join(engines[name]["label"] for name in rivals)
+        title = f"{workload_label(workload)}: {engines[ours]['label']} against {against}"
+        bars.append(_bar(title, "at_least", limit, _speed, results, workload, ours, rivals))
+    for ours in (OURS, OURS_INT8):
+        title = f"tokens/s on mixed lengths against 8×128: {engines[ours]['label']}"
+        bars.append(_bar(title, "at_least", _PADDING_BAR, _mixed_against_full, results, ours))
+    label = engines[OURS_INT8]["label"]
+    title = f"cold start: {label} against transformers + torch"
+    bars.append(_bar(title, "at_least", _COLD_START_BAR, _cold_start_ratio, results))
+    bars.append(_bar(f"cold start, s: {label}", "at_most", _COLD_SECONDS, _cold_start_seconds, results))
+    bars.append(_bar(f"resident after the first answer, MB: {label}", "at_most", _COLD_MB, _resident_mb, results))
+    title = "text to answer on nano: erniem-rt's pipeline against transformers'"
+    bars.append(_bar(title, "at_least", _TEXT_BAR, _text_to_answer, results))
+    return bars
+
+
+def _bar(title: str, kind: str, limit: float, value: Callable[..., float], *arguments: Any) -> dict[str, Any]:
+    try:
+        found = value(*arguments)
+    except _MissingError as error:
+        return {"bar": title, kind: limit, "value": None, "met": None, "gap": str(error)}
+    met = found >= limit if kind == "at_least" else found <= limit
+    return {"bar": title, kind: limit, "value": found, "met": met, "gap": None}
+
+
+def _speed(results: Results, workload: str, ours: str, rivals: tuple[str, ...]) -> float:
+    samples = _samples(results, ours, workload)
+    return min(median_ratio(samples, _samples(results, name, workload)) for name in rivals)
+
+
+def _mixed_against_full(results: Results, ours: str) -> float:
+    tokens = {name: results["workloads"][name]["tokens"] for name in ("mixed", "8x128")}
+    scale = tokens["mixed"] / tokens["8x128"]
+    return float(scale) * median_ratio(_samples(results, ours, "mixed"), _samples(results, ours, "8x128"))
+
+
+def _cold_start_ratio(results: Results) -> float:
+    return median_ratio(_cold(results, OURS_INT8)["samples"], _cold(results, "torch-eager")["samples"])
+
+
+def _cold_start_seconds(results: Results) -> float:
+    seconds: float = _cold(results, OURS_INT8)["seconds"]["median"]
+    return seconds
+
+
+def _resident_mb(results: Results) -> float:
+    resident: float = _cold(results, OURS_INT8)["resident"]
+    return resident / 1e6
+
+
+def _text_to_answer(results: Results) -> float:
+    section = results["end_to_end"]
+    if section.get("gap"):
+        raise _MissingError(section["gap"])
+    ours, theirs = (section["engines"][name] for name in ("pipeline-erniem-rt", "pipeline-transformers"))
+    for engine in (ours, theirs):
+        if "samples" not in engine:
+            raise _MissingError(f"{engine['label']}: {engine['gap'] or 'wrong answers'}")
+    return median_ratio(ours["samples"], theirs["samples"])
+
+
+def _samples(results: Results, name: str, workload: str) -> list[float]:
+    engine = _engine(results, name)
+    verdict = engine["results"].get(workload)
+    if verdict is None:
+        raise _MissingError(f"{engine['label']} was not measured on {workload}")
+    if "samples" not in verdict:
+        raise _MissingError(f"{engine['label']} on {workload}: {verdict['gap'] or 'wrong answers'}")
+    samples: list[float] = verdict["samples"]
+    return samples
+
+
+def _cold(results: Results, name: str) -> dict[str, Any]:
+    engine = _engine(results, name)
+    cold: dict[str, Any] = engine["cold_start"]
+    if "samples" not in cold:
+        raise _MissingError(f"{engine['label']}, cold start: {cold.get('gap') or 'wrong answers'}")
+    return cold
+
+
+def _engine(results: Results, name: str) -> dict[str, Any]:
+    engine: dict[str, Any] = results["engines"][name]
+    if engine["gap"]:
+        raise _MissingError(f"{engine['label']}: {engine['gap']}")
+    return engine
