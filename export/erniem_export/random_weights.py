@@ -41,8 +41,8 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
     """Overwrite every parameter with seeded random values under which no part of the model can hide.
 
     Freshly initialised models have zero biases, trivial LayerNorms and all but uniform attention: a missing bias
-    or a wrong mask hardly shows in their output. Here biases and norms are random too, and queries and keys are
-    scaled up, so that attention has peaks.
+    or a wrong mask hardly shows in their output. Here biases and norms are random too, queries and keys are scaled
+    up, so that attention has peaks, and embeddings are small, so that a LayerNorm's epsilon counts.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -51,13 +51,13 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            gain = 1.5 if name.endswith(("q_proj", "k_proj")) else 1.0
+            gain = 2.0 if name.endswith(("q_proj", "k_proj")) else 1.0
             fill(module.weight, gain / math.sqrt(module.in_features))
             fill(module.bias, 0.2)
         elif isinstance(module, nn.LayerNorm):
             fill(module.weight, 0.2, mean=1.0)
             fill(module.bias, 0.2)
         elif isinstance(module, nn.Embedding):
-            fill(module.weight, 1.0)
+            fill(module.weight, 0.05)
             if module.padding_idx is not None:
                 module.weight[module.padding_idx] = 0.0
