@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,14 +23,22 @@ class WorkerError(Exception):
 class Client:
     """A running worker. ``started`` is when its process was created, on ``time.perf_counter``'s clock."""
 
-    def __init__(self, spec: EngineSpec, folder: Path, workloads: Path, threads: int, timeout: float = 600) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        folder: Path,
+        workloads: Path,
+        threads: int,
+        timeout: float = 600,
+        command: Sequence[str] = (sys.executable, "-m", "benchmarks.worker"),
+    ) -> None:
         self.spec = spec
         self._timeout = timeout
         self._log = folder / f"{spec.name}.worker.log"
         self.started = time.perf_counter()
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker"],
+                command,
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -80,6 +89,7 @@ class Client:
             raise self._failure() from None
         if not select.select([stdout], [], [], self._timeout)[0]:
             self._process.kill()
+            self.close()
             raise WorkerError(f"no answer within {self._timeout:.0f} s")
         line = stdout.readline()
         if not line:

@@ -34,7 +34,8 @@ class _MissingError(Exception):
 def ratios(results: Results) -> list[dict[str, Any]]:
     """Return every bar as ``{"bar", "at_least" or "at_most", "value", "met", "gap"}``.
 
-    A value that cannot be formed is None, and ``gap`` says what is missing and why.
+    A value that cannot be formed is None, and ``gap`` says what is missing and why; where only one of two rivals is
+    missing, the value is against the other and ``gap`` names the missing one.
     """
     engines = results["engines"]
     bars = []
@@ -55,18 +56,29 @@ def ratios(results: Results) -> list[dict[str, Any]]:
     return bars
 
 
-def _bar(title: str, kind: str, limit: float, value: Callable[..., float], *arguments: Any) -> dict[str, Any]:
+def _bar(title: str, kind: str, limit: float, value: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    gap = None
     try:
         found = value(*arguments)
     except _MissingError as error:
         return {"bar": title, kind: limit, "value": None, "met": None, "gap": str(error)}
+    if isinstance(found, tuple):
+        found, gap = found
     met = found >= limit if kind == "at_least" else found <= limit
-    return {"bar": title, kind: limit, "value": found, "met": met, "gap": None}
+    return {"bar": title, kind: limit, "value": found, "met": met, "gap": gap}
 
 
-def _speed(results: Results, workload: str, ours: str, rivals: tuple[str, ...]) -> float:
+def _speed(results: Results, workload: str, ours: str, rivals: tuple[str, ...]) -> tuple[float, str | None]:
     samples = _samples(results, ours, workload)
-    return min(median_ratio(samples, _samples(results, name, workload)) for name in rivals)
+    found, missing = [], []
+    for name in rivals:
+        try:
+            found.append(median_ratio(samples, _samples(results, name, workload)))
+        except _MissingError as error:
+            missing.append(str(error))
+    if not found:
+        raise _MissingError("; ".join(missing))
+    return min(found), "; ".join(missing) or None
 
 
 def _mixed_against_full(results: Results, ours: str) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def turn_order(names: Sequence[str], round_number: int) -> list[str]:
-    """Who runs when: each round starts one engine later, and every other round runs backwards.
+    """Who runs when: every other round runs the one before backwards, and each pair starts one engine later.
 
-    So no engine always follows the same neighbour, and slow drift of the machine falls on all of them.
+    So each engine comes first and last, follows each neighbour, and a machine that drifts does so for all of them.
     """
     if not names:
         return []
-    start = round_number % len(names)
+    start = round_number // 2 % len(names)
     order = [*names[start:], *names[:start]]
     return order[::-1] if round_number % 2 else order
 

@@ -94,8 +94,8 @@ def bars(results: Results) -> str:
     for bar in results["ratios"]:
         limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
         reached = EMPTY if bar["value"] is None else f"{bar['value']:.2f}"
-        verdict = {True: "met", False: "missed", None: bar["gap"]}[bar["met"]]
-        rows.append([bar["bar"], limit, reached, verdict])
+        verdict = {True: "met", False: "missed", None: ""}[bar["met"]]
+        rows.append([bar["bar"], limit, reached, "; without ".join(filter(None, (verdict, bar["gap"])))])
     return _table(["", "bar", "reached", ""], rows)
 
 

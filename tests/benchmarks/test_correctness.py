@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.correctness import compare
+
+EXPECTED = np.random.default_rng(0).normal(loc=(5.0, -3.0, 1.0), size=(64, 3)).tolist()
+
+
+def changed(by: float) -> list[list[float]]:
+    """The expected logits with seeded noise of this size."""
+    return (np.array(EXPECTED) + by * np.random.default_rng(1).normal(size=(64, 3))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("noise", "precision", "correct"),
+    [
+        (0.0, "fp32", True),
+        (1e-4, "fp32", True),
+        (1e-2, "fp32", False),
+        (1e-2, "int8", True),
+        (1.0, "int8", False),
+    ],
+)
+def test_verdicts(noise: float, precision: str, correct: bool) -> None:
+    assert compare(changed(noise), EXPECTED, precision)["correct"] is correct
+
+
+def test_answering_with_the_mean_of_each_label_is_not_int8() -> None:
+    mean = np.tile(np.mean(EXPECTED, axis=0), (64, 1)).tolist()
+    verdict = compare(mean, EXPECTED, "int8")
+    assert verdict["correct"] is False
+    assert verdict["cosine"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("found", [EXPECTED[:5], [[*row[:2], float("nan")] for row in EXPECTED]])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_wrong_shapes_and_numbers_that_are_none_are_wrong(found: list[list[float]], precision: str) -> None:
+    assert compare(found, EXPECTED, precision)["correct"] is False
