@@ -24,7 +24,7 @@ _LOG_ERRORS = 3
 def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]], scratch: Path) -> dict[str, float]:
     """Run a graph on ``batches`` (its inputs by name); return the largest magnitude of each float32 result by name.
 
-    What masked scores are overwritten with does not count: the scores themselves are measured before.
+    Where scores are masked, what they are overwritten with does not count: they are as large as they were before.
 
     Args:
         model: A graph in float32; left as it is.
@@ -43,7 +43,12 @@ def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]
         ]
         _observe(copy.graph, names)
         ir.save(copy, observed)  # the weights stay where they are
-        return _run(observed, names, batches)
+        largest = _run(observed, names, batches)
+    for node in copy.graph:
+        if node.op_type == "Where":
+            sources = (largest.get(str(value.name), 0.0) for value in node.inputs if value is not None)
+            largest[str(node.outputs[0].name)] = max(sources)
+    return largest
 
 
 def _run(path: Path, names: list[str], batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, float]:

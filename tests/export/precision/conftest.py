@@ -1,0 +1,123 @@
+"""Small graphs in every precision, run as they are or as a GPU would round them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from erniem_export.configuration import ErnieMConfig
+from erniem_export.heads import CLASSES, GraphOptions
+from erniem_export.onnx_export import trace, write
+from erniem_export.passes.emulation import emulate_half
+from erniem_export.random_weights import randomize
+
+SMALL = {
+    "vocab_size": 211,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 66,
+}
+
+Feeds = dict[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Handing work this small to a second thread takes longer than doing it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., Any]:
+    """A small random model of a head, the same each time; ``edit`` changed its parameters, by name."""
+
+    @functools.cache
+    def build(head: str = "base", edit: Callable[[dict[str, torch.Tensor]], None] | None = None) -> Any:
+        model = CLASSES[head](ErnieMConfig(**SMALL, num_labels=2 if head == "qa" else 3))
+        randomize(model)
+        if edit is not None:
+            with torch.no_grad():
+                edit(dict(model.named_parameters()))
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ir.Model]:
+    """Trace a model; by its file, so that each caller edits a graph of its own."""
+    cache: dict[tuple[int, str, GraphOptions], tuple[Any, Path]] = {}
+
+    def get(model: Any, head: str = "base", **flags: bool) -> ir.Model:
+        key = (id(model), head, GraphOptions(**flags))
+        if key not in cache:
+            path = tmp_path_factory.mktemp("graph") / "graph.onnx"
+            write(trace(model, head, key[2]), path)
+            cache[key] = model, path
+        return ir.load(cache[key][1])
+
+    return get
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Outputs]:
+    """Run a graph in onnxruntime; ``rounded`` runs what it computes on a GPU."""
+
+    def run_graph(model: ir.Model, feeds: Mapping[str, NDArray[Any]], *, rounded: bool = False) -> Outputs:
+        path = tmp_path / "graph.onnx"
+        write(model, path)
+        if rounded:
+            model = ir.load(path)
+            assert emulate_half(model)
+            write(model, tmp_path / "rounded.onnx")
+            path = tmp_path / "rounded.onnx"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+    return run_graph
+
+
+@pytest.fixture(scope="session")
+def feeds() -> Feeds:
+    """Four rows: full, padded on the right, padded in between, all padding."""
+    ids = np.random.default_rng(5).integers(2, SMALL["vocab_size"], (4, 12))
+    mask = np.ones_like(ids)
+    mask[1, 7:] = mask[2, 3:6] = mask[3] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[..., Outputs]:
+    """Run the PyTorch model."""
+
+    def forward(model: Any, feeds: Feeds, **flags: bool) -> Outputs:
+        with torch.no_grad():
+            result = model(
+                **{name: torch.from_numpy(array) for name, array in feeds.items()}, return_dict=True, **flags
+            )
+        return {name: value.numpy() for name, value in result.items() if isinstance(value, torch.Tensor)} | {
+            f"{name}.{i}": tensor.numpy()
+            for name, value in result.items()
+            if isinstance(value, tuple)
+            for i, tensor in enumerate(value)
+        }
+
+    return forward
