@@ -1,0 +1,128 @@
+"""The options of ``erniem-export`` on size and precision, and ``erniem-verify`` on what they made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+import erniem_rt
+from erniem_export.cli import main, verify_main
+from erniem_export.configuration import ErnieMConfig
+from erniem_export.heads import CLASSES
+from erniem_export.random_weights import randomize
+from erniem_rt.tokenizer import Tokenizer
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process: exit code, output, errors."""
+
+    def run(command: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        try:
+            code = command([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A checkpoint with a tokenizer."""
+    folder = shutil.copytree(tokenizer_dir, tmp_path_factory.mktemp("checkpoint") / "model")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = ErnieMConfig(
+        **sizes,
+        vocab_size=1000,
+        max_position_embeddings=66,
+        architectures=["ErnieMForSequenceClassification"],
+        num_labels=3,
+    )
+    model = CLASSES["cls"](config)
+    randomize(model)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(config.to_json_string())
+    return folder
+
+
+def test_fp16_with_int8_embeddings_of_two_languages(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
+    output = tmp_path / "out"
+    options = ("--fp16", "--embedding", "int8", "--languages", "de,en")
+    code, printed, log = call(main, "--model", checkpoint_dir, "--output", output, *options)
+    assert code == 0, log
+    manifest = json.loads((output / "cls.json").read_text())
+    assert manifest["precision"] == {"weights": "fp16", "embedding": "int8"}
+    assert [spec["dtype"] for spec in manifest["inputs"] + manifest["outputs"]] == ["int64", "int64", "float32"]
+    kept = len(Tokenizer.from_dir(output))
+    assert manifest["limits"]["vocab_size"] == kept < 1000
+    assert manifest["checkpoint"]["vocabulary"]["kept"] == kept
+    assert f"kept {kept} of 1000 tokens" in log
+    assert list(manifest["parity"]) == ["cls.onnx", "cls.onnx as onnxruntime runs it on CPU"]
+    assert all(report["passed"] for report in manifest["parity"].values())
+    assert "real text" in manifest["parity"]["cls.onnx"]["cases"]
+    assert "rounded as a GPU rounds it" in printed
+    with erniem_rt.Session(output / "cls.onnx") as session:
+        logits = session.run(input_ids=[Tokenizer.from_dir(output)("Straßenfest in Zürich").input_ids])["logits"]
+    assert logits.dtype == np.float32
+    code, printed, log = call(verify_main, output / "cls.onnx", "--model", checkpoint_dir)
+    assert code == 0, log
+    assert "fp16, embedding int8, against PyTorch" in printed
+
+
+def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
+    code, _, log = call(main, "--model", checkpoint_dir, "--output", tmp_path / "out", "--bf16")
+    assert code == 0, log
+    manifest = json.loads((tmp_path / "out" / "cls.json").read_text())
+    assert manifest["precision"] == {"weights": "bf16", "embedding": "bf16"}
+    assert list(manifest["parity"]) == ["cls.onnx"]
+    assert "by a float32 graph on CPU" in manifest["parity"]["cls.onnx"]["method"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted([*manifest["files"], "cls.json"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fp16", "--bf16"), "argument --bf16: not allowed with argument --fp16"),
+        (("--languages", "en,xx"), "argument --languages: language 'xx' is not known; known are af, am, ar,"),
+        (("--languages", ""), "argument --languages: language '' is not known"),
+        (("--embedding", "int4"), "argument --embedding: invalid choice: 'int4'"),
+    ],
+)
+def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Command) -> None:
+    code, _, log = call(main, "--model", "random:tiny", "--output", tmp_path / "out", *options)
+    assert code == 2
+    assert message in log
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--languages", "en"), "random:tiny has no tokenizer; without one it cannot be told which tokens to keep"),
+        (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes embeddings and holds none"),
+    ],
+)
+def test_what_cannot_be_done_leaves_nothing(
+    options: tuple[str, ...], message: str, tmp_path: Path, call: Command
+) -> None:
+    code, _, log = call(main, "--model", "random:tiny", "--output", tmp_path / "out", *options)
+    assert code == 1
+    assert f"error: {message}" in log
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_text_leaves_nothing(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
+    code, _, log = call(
+        main, "--model", checkpoint_dir, "--output", tmp_path / "out", "--keep-tokens", tmp_path / "none.txt"
+    )
+    assert code == 1
+    assert "none.txt, cannot be read: No such file or directory" in log
+    assert not (tmp_path / "out").exists()
