@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from erniem_export.random_weights import randomize
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_export.vocabulary.selection import Keep, select
-from erniem_export.vocabulary.tokenizer_files import original_ids, write_part
+from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer
 
@@ -164,13 +165,39 @@ def test_text_of_kept_tokens_is_cut_as_before_and_computes_the_same(
     assert exact > 10
 
 
-def test_text_that_needs_dropped_tokens_is_spelled_with_kept_ones(checkpoint: Any, tmp_path: Path) -> None:
-    prune(checkpoint(), Keep(("en",)), tmp_path)
+def test_text_that_needs_dropped_tokens_is_spelled_with_kept_ones(
+    checkpoint: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    part, _ = prune(checkpoint(), Keep(("en",)), tmp_path)
     smaller = Tokenizer.from_dir(tmp_path)
-    tokens = smaller.tokenize("İstanbul'da rüzgâr")
-    assert len(tokens) > 5
-    assert "".join(tokens).count("ü") == 1
-    assert smaller.unk_token not in tokens
+    name = "Straßenfest"
+    assert len(tokenizer.tokenize(name)) < len(smaller.tokenize(name))
+    assert smaller.unk_token_id not in smaller(name).input_ids
+    assert max(smaller(name).input_ids) < part.config.vocab_size
+
+
+def test_unknown_characters_cost_what_they_did(tmp_path: Path) -> None:
+    """A text is cut by scores, and the unknown's follows from the lowest one: of a piece that no text uses."""
+    scores = {"▁": -1.0, "xy": -15.0, "a": -14.9, "ya": -0.1, "qq": -100.0}
+    model = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
+    model.pieces.add(piece="<unk>", score=0.0, type=2)
+    for piece, score in scores.items():
+        model.pieces.add(piece=piece, score=score, type=1)
+    source, target, corpus = tmp_path / "source", tmp_path / "target", tmp_path / "corpus.txt"
+    source.mkdir()
+    target.mkdir()
+    (source / "sentencepiece.bpe.model").write_bytes(model.SerializeToString())
+    (source / "vocab.txt").write_text("\n".join([*SPECIAL, *scores, "filler"]), encoding="utf-8")
+    corpus.write_text("xya", encoding="utf-8")
+    whole = Tokenizer.from_dir(source)
+    assert whole.tokenize("xya") == ["xy", "a"]
+    ids = select(whole, Keep(text=corpus)) | {whole.get_vocab()[token] for token in pieces_at_the_ends(source)}
+    assert whole.get_vocab()["filler"] not in ids
+    write_part(source, sorted(ids), target)
+    assert Tokenizer.from_dir(target).tokenize("xya") == ["xy", "a"]
+    write_part(source, sorted(ids - {whole.get_vocab()["qq"]}), target)
+    assert Tokenizer.from_dir(target).tokenize("xya") != ["xy", "a"], "else this test would show nothing"
 
 
 @pytest.mark.parametrize("pad", [1, 6])
