@@ -80,6 +80,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         graph=graph,
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
+        target=arguments.target,
     )
 
 
@@ -157,6 +158,13 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
             default="fp32",
             help=f"weights and products of the layers in {title}, for GPUs; inputs and outputs stay float32",
         )
+    sizes.add_argument(
+        "--target",
+        choices=["any", "onnxruntime"],
+        default="any",
+        help="any: standard operators only (default); onnxruntime: fused attention and no work for padding, whose "
+        "positions come out as zeros",
+    )
     sizes.add_argument(
         "--embedding",
         choices=["fp32", "fp16", "int8"],

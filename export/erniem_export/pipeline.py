@@ -15,6 +15,8 @@ from erniem_export.onnx_export import trace, write
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
+from erniem_export.passes.half import HALF_TYPES
+from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
 from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_rt.errors import ArtifactError
@@ -48,12 +50,15 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         head, model = checkpoint.head, checkpoint.model
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
+        if options.target != "any" and options.precision.weights in HALF_TYPES:
+            raise ExportError(f"--target {options.target} computes in fp32; leave out --{options.precision.weights}")
         vocabulary = None
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
         progress.step(f"tracing {checkpoint.architecture} (head {head})")
         graph = _traced(model, head, options.graph)
+        engine = optimize_for(options.target, graph, head, model.config.num_hidden_layers, options.graph)
         manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
         cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
         precision = apply_precision(graph, options.precision, cases, stage)
@@ -61,7 +66,9 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         write(graph, stage / f"{head}.onnx")
         del graph
         copy_companions(checkpoint, stage)
-        manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage))
+        manifest = dataclasses.replace(
+            manifest, precision=precision, files=files_of(stage), target=options.target, engine=engine
+        )
         manifest.save(stage / f"{head}.json")
         progress.step("comparing with PyTorch")
         parity = judge(

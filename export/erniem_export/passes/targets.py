@@ -1,0 +1,44 @@
+"""Which passes make the graph of which target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from erniem_export.errors import FusionError
+from erniem_export.passes.attention import fuse_attention
+from erniem_export.passes.first_token import keep_first_tokens
+from erniem_export.passes.packing import pack_tokens
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from erniem_export.heads import GraphOptions
+
+__all__ = ["TARGETS", "optimize_for"]
+
+# any: the canonical graph, standard operators only. onnxruntime: with its own operators, for its CPU provider.
+TARGETS = ("any", "onnxruntime")
+
+_POOLED_HEADS = ("cls", "mc")
+
+
+def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: GraphOptions) -> dict[str, Any] | None:
+    """Rewrite the canonical graph for a target, in place; return what was done, for the manifest.
+
+    The passes are exact, but for positions of padding: a packed graph gives zeros there.
+
+    Raises:
+        FusionError: The graph has inputs or outputs that the passes cannot carry, or is not as expected.
+    """
+    if target == "any":
+        return None
+    if options.head_mask or options.attentions:
+        raise FusionError("attention weights that are an output, or masked by head, cannot be fused: use --target any")
+    done: dict[str, Any] = {"name": target, "fused_attention": fuse_attention(model, layers)}
+    if options.position_ids or options.inputs_embeds or options.hidden_states:
+        return {**done, "packed": False, "first_token_layer": False}
+    pack_tokens(model)
+    pooled = head in _POOLED_HEADS
+    if pooled:
+        keep_first_tokens(model)
+    return {**done, "packed": True, "first_token_layer": pooled}

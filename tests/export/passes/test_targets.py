@@ -1,0 +1,190 @@
+"""Graphs for ONNX Runtime: fused, packed, and the same numbers as PyTorch wherever somebody looks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.cli import main
+from erniem_export.errors import FusionError
+from erniem_export.heads import CLASSES, GraphOptions
+from erniem_export.onnx_export import trace, write
+from erniem_export.passes.attention import fuse_attention
+from erniem_export.passes.first_token import keep_first_tokens
+from erniem_export.passes.packing import pack_tokens
+from erniem_export.passes.targets import optimize_for
+from erniem_rt.manifest import HEADS, Manifest
+
+LAYERS = 2
+TOLERANCE = 1e-5
+Traced = tuple[Any, bytes]
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, ir.Model]]:
+    """``traced(head)``: a random model and a fresh copy of its canonical graph."""
+    folder, models = tmp_path_factory.mktemp("canonical"), {}
+
+    def load(head: str) -> tuple[Any, ir.Model]:
+        if head not in models:
+            models[head] = load_checkpoint("random:tiny", head).model
+            write(trace(models[head], head, GraphOptions()), folder / f"{head}.onnx")
+        return models[head], ir.load(folder / f"{head}.onnx")
+
+    return load
+
+
+def session_of(graph: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
+    write(graph, folder / "graph.onnx")
+    return onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
+
+
+def batch(head: str, seed: int, side: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    width = int(rng.integers(1, 40))
+    shape = (int(rng.integers(1, 6)), 3, width) if head == "mc" else (int(rng.integers(1, 6)), width)
+    mask = np.zeros(shape, np.int64)
+    for row in mask.reshape(-1, width):
+        length = int(rng.integers(0, width + 1))
+        if side == "scattered":
+            row[rng.permutation(width)[:length]] = 1
+        else:
+            row[slice(length) if side == "right" else slice(width - length, None)] = 1
+    return {"input_ids": rng.integers(2, 1000, shape), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("side", ["right", "left", "scattered"])
+@pytest.mark.parametrize("head", CLASSES)
+def test_numbers_are_those_of_pytorch(head: str, side: str, traced, tmp_path: Path) -> None:
+    model, graph = traced(head)
+    optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
+    session = session_of(graph, tmp_path)
+
+    for seed in range(5):
+        feeds = batch(head, seed, side)
+        with torch.no_grad():
+            expected = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        attend = feeds["attention_mask"].astype(bool)
+        for spec, found in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+            reference = expected[spec.name].numpy()
+            assert found.shape == reference.shape
+            if "sequence" in HEADS[head].outputs[spec.name]:
+                empty = ~attend.any(-1)
+                np.testing.assert_allclose(found[empty], reference[empty], atol=TOLERANCE)
+                left_out = ~attend & ~empty[:, None] & (np.arange(attend.shape[1]) > 0)
+                assert not found[left_out].any()
+                found, reference = found[attend], reference[attend]
+            np.testing.assert_allclose(found, reference, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("head", CLASSES)
+def test_every_attention_is_fused_and_the_rest_is_packed(head: str, traced) -> None:
+    _, graph = traced(head)
+
+    done = optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
+
+    counts = Counter(node.op_type for node in graph.graph)
+    assert counts["MultiHeadAttention"] == LAYERS
+    assert not counts["Softmax"] + counts["Where"] + counts["Transpose"]
+    assert done == {
+        "name": "onnxruntime",
+        "fused_attention": LAYERS,
+        "packed": True,
+        "first_token_layer": head in ("cls", "mc"),
+    }
+
+
+def test_only_first_tokens_pass_through_the_last_layer(traced, tmp_path: Path) -> None:
+    _, graph = traced("cls")
+    optimize_for("onnxruntime", graph, "cls", LAYERS, GraphOptions())
+    last = [node.outputs[0] for node in graph.graph if node.op_type == "Gelu"]
+    graph.graph.outputs.extend(last)
+    for value in last:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    session = session_of(graph, tmp_path)
+
+    ids = np.arange(2, 26).reshape(3, 8)
+    _, first, second = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+    assert (len(first), len(second)) == (24, 3)
+
+
+def test_padding_is_not_computed(traced, tmp_path: Path) -> None:
+    _, graph = traced("base")
+    optimize_for("onnxruntime", graph, "base", LAYERS, GraphOptions())
+    inner = next(node.outputs[0] for node in graph.graph if node.op_type == "Gelu")
+    inner.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.graph.outputs.append(inner)
+    mask = np.zeros((4, 50), np.int64)
+    mask[0, :7], mask[1, :50], mask[2, -3:] = 1, 1, 1
+
+    tokens = session_of(graph, tmp_path).run(
+        [str(inner.name)], {"input_ids": np.full((4, 50), 5), "attention_mask": mask}
+    )[0]
+
+    # 7 and 50; 3 and the first, which the pooler reads; all of the row that attends to nothing.
+    assert len(tokens) == 7 + 50 + 4 + 50
+
+
+def test_a_graph_that_is_not_as_expected_is_refused_with_layer_and_reason(traced) -> None:
+    _, graph = traced("qa")
+    with pytest.raises(FusionError, match="found 2 attentions in a model of 3 layers"):
+        fuse_attention(graph, 3)
+
+    _, graph = traced("qa")
+    second = [node for node in graph.graph if node.op_type == "Softmax"][1]
+    masked = second.inputs[0].producer()
+    second.replace_input_with(0, masked.inputs[2])  # the scores without the mask
+    with pytest.raises(FusionError, match="attention of layer 1, mask: expected Where, found MatMul"):
+        fuse_attention(graph, LAYERS)
+
+
+def test_passes_need_those_before_them(traced) -> None:
+    _, graph = traced("cls")
+    with pytest.raises(FusionError, match="packing needs fused attention"):
+        pack_tokens(graph)
+    fuse_attention(graph, LAYERS)
+    with pytest.raises(FusionError, match="the graph is not packed"):
+        keep_first_tokens(graph)
+
+    _, base = traced("base")
+    fuse_attention(base, LAYERS)
+    pack_tokens(base)
+    with pytest.raises(FusionError, match="more than the pooler reads the last layer"):
+        keep_first_tokens(base)
+
+
+def test_attention_weights_cannot_be_fused(traced) -> None:
+    for options in (GraphOptions(attentions=True), GraphOptions(head_mask=True)):
+        with pytest.raises(FusionError, match="use --target any"):
+            optimize_for("onnxruntime", traced("qa")[1], "qa", LAYERS, options)
+
+
+@pytest.mark.parametrize("options", [[], ["--with-position-ids", "--with-hidden-states"], ["--embedding", "int8"]])
+def test_exports_pass_the_gate_and_say_what_was_done(options: list[str], tmp_path: Path) -> None:
+    arguments = ["--model", "random:tiny", "--head", "base", "--output", str(tmp_path), "--target", "onnxruntime"]
+
+    assert main([*arguments, *options]) == 0
+
+    manifest = Manifest.load(tmp_path / "base.json")
+    assert manifest.target == "onnxruntime"
+    assert manifest.engine is not None
+    assert manifest.engine["fused_attention"] == LAYERS
+    assert manifest.engine["packed"] is ("--with-position-ids" not in options)
+
+
+def test_half_precision_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "random:tiny", "--output", str(tmp_path / "out"), "--target", "onnxruntime", "--fp16"]
+
+    assert main(arguments) == 1
+    assert "--target onnxruntime computes in fp32; leave out --fp16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
