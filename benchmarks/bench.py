@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import end_to_end, processes
+from benchmarks import accuracy, end_to_end, processes
 from benchmarks.client import Client
 from benchmarks.engines import ENGINES, QUICK, REFERENCE, EngineSpec
 from benchmarks.machine import describe_machine
@@ -99,9 +99,20 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     _add_processes(results, present, open_client, options.cold_rounds, say)
     say("from text to answer")
     results["end_to_end"] = end_to_end.end_to_end(options.folder, open_client, options.rounds, say)
+    results["accuracy"] = _accuracy(options, say)
     results["ratios"] = ratios(results)
     _drop_logits(results)
     return results
+
+
+def _accuracy(options: Options, say: Say) -> dict[str, Any]:
+    if options.quick:
+        return {"gap": "left out of this run"}
+
+    def open_client(spec: EngineSpec, folder: Path, rows: Path) -> Client:
+        return Client(spec, folder, rows, options.threads)
+
+    return accuracy.accuracy(ROOT / "build" / "bench" / accuracy.MODEL, open_client, say)
 
 
 def _drop_logits(results: dict[str, Any]) -> None:

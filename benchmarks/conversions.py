@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.adapters.base import pad
 from benchmarks.machine import has_vnni
+from benchmarks.minilm import build_checkpoint, tokenize
+from benchmarks.texts import calibration_texts
 from benchmarks.workloads import build_workloads
 
 # Between the released sizes and a toy: enough work per call that products and not calls decide, yet done in seconds.
@@ -23,10 +26,14 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 1536,
 }
 LABELS = 3
+CALIBRATION_ROWS = 300
 
 
 def checkpoint(_: Path, target: Path, model: str) -> None:
     """Write a checkpoint of head ``cls`` with seeded weights, as transformers 4 writes it."""
+    if model == "minilm":
+        build_checkpoint(target)
+        return
     if model != "small":
         from erniem_export.checkpoint import load_checkpoint
 
@@ -54,7 +61,7 @@ def onnx_plain(folder: Path, target: Path, _: str) -> None:
         kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
         f=target / "model.onnx",
         input_names=["input_ids", "attention_mask"],
-        output_names=["logits"],
+        output_names=_outputs(network),
         dynamic_shapes={"input_ids": axes, "attention_mask": axes},
         external_data=True,
     )
@@ -109,8 +116,9 @@ def openvino_int8(folder: Path, target: Path, _: str) -> None:
     import openvino
 
     network = openvino.Core().read_model(folder / "openvino" / "model.xml")
-    samples = nncf.Dataset(list(_calibration_rows(_reference(folder).config.vocab_size)))
-    quantized = nncf.quantize(network, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=300)
+    rows = _calibration_rows(folder / "checkpoint", _reference(folder).config.vocab_size)
+    samples = nncf.Dataset([dict(zip(("input_ids", "attention_mask"), pad([row]), strict=True)) for row in rows])
+    quantized = nncf.quantize(network, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
     openvino.save_model(quantized, target / "model.xml", compress_to_fp16=False)
 
 
@@ -149,20 +157,22 @@ STEPS: dict[str, Callable[[Path, Path, str], None]] = {
 
 
 def _reference(folder: Path) -> Any:
-    from transformers.models.deprecated.ernie_m import ErnieMForSequenceClassification
+    from transformers.models.deprecated import ernie_m
 
-    return ErnieMForSequenceClassification.from_pretrained(folder / "checkpoint").eval()
+    (architecture,) = ernie_m.ErnieMConfig.from_pretrained(folder / "checkpoint").architectures
+    return getattr(ernie_m, architecture).from_pretrained(folder / "checkpoint").eval()
 
 
-def _calibration_rows(vocab_size: int) -> Iterator[dict[str, Any]]:
-    """Rows drawn as the mixed workload's are, with other ids."""
-    from benchmarks.adapters.base import pad
+def _outputs(network: Any) -> list[str]:
+    return ["logits"] if hasattr(network, "classifier") else ["last_hidden_state", "pooler_output"]
 
-    for seed in range(1, 6):
-        (mixed,) = build_workloads(("mixed",), vocab_size, seed)
-        for row in mixed.rows[:60]:
-            input_ids, attention_mask = pad([row])
-            yield {"input_ids": input_ids, "attention_mask": attention_mask}
+
+def _calibration_rows(checkpoint: Path, vocab_size: int) -> Sequence[Sequence[int]]:
+    """NNCF's usual number of rows: of text where the model has a tokenizer, else drawn as the mixed workload's are."""
+    if (checkpoint / "tokenizer.json").exists():
+        return tokenize(checkpoint, calibration_texts()[:CALIBRATION_ROWS])
+    drawn = [row for seed in range(1, 6) for row in build_workloads(("mixed",), vocab_size, seed)[0].rows]
+    return drawn[:CALIBRATION_ROWS]
 
 
 def _ctranslate2(folder: Path, target: Path, quantization: str | None) -> None:
@@ -181,6 +191,8 @@ def _ctranslate2(folder: Path, target: Path, quantization: str | None) -> None:
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(str(target))
+    if not hasattr(network, "classifier"):
+        return
     weight, bias = (tensor.detach().numpy() for tensor in (network.classifier.weight, network.classifier.bias))
     np.savez(target / "classifier.npz", weight=weight, bias=bias)
 

@@ -46,13 +46,13 @@ def padding_lines(results: Results) -> dict[str, Points]:
 
 
 def accuracy_points(results: Results) -> dict[str, tuple[float, float]]:
-    """Per engine: megabytes on disk, and the distance of its logits from PyTorch's (one minus the cosine)."""
-    points = {}
-    for key, engine in results["engines"].items():
-        verdict = engine["results"].get("mixed", {})
-        if engine["bytes"] and verdict.get("cosine") is not None:
-            points[key] = (engine["bytes"] / 1e6, max(1e-12, 1 - verdict["cosine"]))
-    return points
+    """Per engine: megabytes on disk, base size, and relative L2 of the hidden states to fp32 on trained weights."""
+    judged = results["accuracy"].get("engines", {})
+    return {
+        key: (engine["bytes"] / 1e6, judged[key]["relative_l2"])
+        for key, engine in results["engines"].items()
+        if engine["bytes"] and key in judged and judged[key]["gap"] is None
+    }
 
 
 def digest(content: bytes) -> str:
@@ -123,7 +123,8 @@ def draw_accuracy(results: Results) -> Any:
     for (key, (size, distance)), marker in zip(accuracy_points(results).items(), _MARKERS, strict=False):
         color = _OURS if key.startswith("erniem-rt") else None
         axis.scatter(size, distance, marker=marker, s=70, color=color, label=results["engines"][key]["label"])
-    axis.set(xlabel="on disk, MB", ylabel="1 − cosine of the logits to PyTorch's", yscale="log", xlim=(0, None))
+    axis.set(xlabel="base model on disk, MB", xlim=(0, None), ylim=(-0.01, None))
+    axis.set_ylabel("relative L2 of hidden states to fp32, trained weights")
     return _finish(figure, axis)
 
 

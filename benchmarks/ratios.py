@@ -25,6 +25,11 @@ _SPEED = [
 _PADDING_BAR = 0.95
 _COLD_START_BAR, _COLD_SECONDS, _COLD_MB = 8.0, 0.6, 300.0
 _TEXT_BAR = 5.0
+_ACCURACY = {
+    "relative_l2": ("relative L2 of the hidden states", "at_most", 0.08),
+    "same_neighbour": ("nearest neighbour unchanged", "at_least", 0.95),
+    "worst_alone": ("a text alone and in a batch, worst cosine", "at_least", 0.9995),
+}
 
 
 class _MissingError(Exception):
@@ -53,6 +58,8 @@ def ratios(results: Results) -> list[dict[str, Any]]:
     bars.append(_bar(f"resident after the first answer, MB: {label}", "at_most", _COLD_MB, _resident_mb, results))
     title = "text to answer on nano: erniem-rt's pipeline against transformers'"
     bars.append(_bar(title, "at_least", _TEXT_BAR, _text_to_answer, results))
+    for key, (what, kind, limit) in _ACCURACY.items():
+        bars.append(_bar(f"trained weights, {what}: {label}", kind, limit, _accuracy, results, key))
     return bars
 
 
@@ -110,6 +117,17 @@ def _text_to_answer(results: Results) -> float:
         if "samples" not in engine:
             raise _MissingError(f"{engine['label']}: {engine['gap'] or 'wrong answers'}")
     return median_ratio(ours["samples"], theirs["samples"])
+
+
+def _accuracy(results: Results, key: str) -> float:
+    section = results["accuracy"]
+    if section["gap"]:
+        raise _MissingError(section["gap"])
+    found = section["engines"][OURS_INT8]
+    if found["gap"]:
+        raise _MissingError(found["gap"])
+    value: float = found[key]
+    return value
 
 
 def _samples(results: Results, name: str, workload: str) -> list[float]:

@@ -29,6 +29,7 @@ def markdown(results: Results) -> str:
         ("### Time per workload, ms", times(results)),
         ("### Size, memory, cold start", costs(results)),
         ("### From text to answer", text_to_answer(results)),
+        ("### Accuracy on trained weights", accuracy(results)),
         ("### Bars", bars(results)),
         ("### Gaps", gaps(results)),
     ]
@@ -88,12 +89,29 @@ def text_to_answer(results: Results) -> str:
     return _table([f"{section['texts']} pairs of texts, {section['model']}", "texts/s"], rows)
 
 
+def accuracy(results: Results) -> str:
+    """Hidden states and neighbours on trained weights, against fp32."""
+    section = results["accuracy"]
+    if section["gap"]:
+        return f"Not measured: {section['gap']}."
+    rows = []
+    for name, found in section["engines"].items():
+        label = results["engines"][name]["label"]
+        if found["gap"]:
+            rows.append([label, found["gap"], EMPTY, EMPTY])
+            continue
+        neighbour = f"{100 * found['same_neighbour']:.1f} %"
+        rows.append([label, f"{found['relative_l2']:.4f}", neighbour, f"{found['worst_alone']:.5f}"])
+    header = ["", "relative L2 of hidden states", "nearest neighbour unchanged", "alone and in a batch, worst cosine"]
+    return f"{section['model']} on {section['texts']} texts: {section['source']}.\n\n{_table(header, rows)}"
+
+
 def bars(results: Results) -> str:
     """Every bar: what was asked, what was reached."""
     rows = []
     for bar in results["ratios"]:
         limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
-        reached = EMPTY if bar["value"] is None else f"{bar['value']:.2f}"
+        reached = EMPTY if bar["value"] is None else f"{bar['value']:.4g}"
         verdict = {True: "met", False: "missed", None: ""}[bar["met"]]
         rows.append([bar["bar"], limit, reached, "; without ".join(filter(None, (verdict, bar["gap"])))])
     return _table(["", "bar", "reached", ""], rows)

@@ -41,6 +41,14 @@ class Worker:
         logits = [self._adapter.run(rows[i : i + batch], workload["batch_size"]) for i in range(0, len(rows), batch)]
         return {"logits": [row.tolist() for part in logits for row in part]}
 
+    def hidden_states(self, request: Request) -> Request:
+        """Write the hidden states of all rows, one array per row, into the file ``to``."""
+        import numpy as np
+
+        rows = self._workloads[request["workload"]]["rows"]
+        np.savez(request["to"], *self._adapter.hidden_states(rows, request["batch_size"]))
+        return {"versions": self._adapter.versions}
+
     def time(self, request: Request) -> Request:
         """Do the workload ``untimed`` times, then ``calls`` times on the clock: seconds of each call."""
         workload = self._workloads[request["workload"]]
@@ -60,6 +68,7 @@ class Worker:
 _OPERATIONS: dict[str, Callable[[Worker, Request], Request]] = {
     "first": Worker.first,
     "check": Worker.check,
+    "hidden_states": Worker.hidden_states,
     "time": Worker.time,
     "memory": Worker.memory,
 }

@@ -24,7 +24,10 @@ _EMBEDDINGS = {"layer_norm": "LayerNorm"}
 
 
 def as_xlm_roberta(network: Any) -> Any:
-    """Return an ``XLMRobertaForSequenceClassification`` with a pooler that has the encoder weights of ``network``."""
+    """Return an ``XLMRobertaForSequenceClassification`` with a pooler that has the encoder weights of ``network``.
+
+    ``network`` is an ``ErnieMModel`` or has one as ``ernie_m``.
+    """
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaModel
 
     config = network.config
@@ -38,12 +41,12 @@ def as_xlm_roberta(network: Any) -> Any:
             max_position_embeddings=config.max_position_embeddings,
             type_vocab_size=1,
             layer_norm_eps=config.layer_norm_eps,
-            pad_token_id=config.pad_token_id,
+            pad_token_id=1,  # XLM-R's positions start behind it: at 2, as ErnieM's do whatever its padding
             hidden_act=config.hidden_act,
         )
     )
     target.roberta = XLMRobertaModel(target.config, add_pooling_layer=True)
-    state = {_renamed(name): tensor for name, tensor in network.ernie_m.state_dict().items()}
+    state = {_renamed(name): tensor for name, tensor in getattr(network, "ernie_m", network).state_dict().items()}
     state["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.hidden_size)
     missing, unexpected = target.roberta.load_state_dict(state, strict=False)
     buffers = {"embeddings.position_ids", "embeddings.token_type_ids"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,33 @@ class Adapter(ABC):
     def run(self, rows: Rows, batch_size: int) -> Array:
         """Answer rows in order of arrival: logits, float32 ``(rows, labels)``."""
 
+    def hidden_states(self, rows: Rows, batch_size: int) -> list[Array]:
+        """For a model without a head: per row the last hidden states, float32 ``(tokens, hidden)``."""
+        raise NotImplementedError(f"{type(self).__name__} answers with logits only")
+
 
 class PaddedAdapter(Adapter):
     """An engine that takes arrays: each batch padded to its longest row."""
 
     @abstractmethod
-    def run_batch(self, input_ids: Array, attention_mask: Array) -> Array:
-        """Answer int64 ids and mask ``(batch, sequence)``: logits, float32 ``(batch, labels)``."""
+    def run_batch(self, input_ids: Array, attention_mask: Array, output: str) -> Array:
+        """Answer int64 ids and mask ``(batch, sequence)`` with the named output of the model."""
 
     def run(self, rows: Rows, batch_size: int) -> Array:
-        batches = (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-        return np.concatenate([self.run_batch(*pad(batch)) for batch in batches])
+        return np.concatenate([self.run_batch(*pad(batch), "logits") for batch in batches(rows, batch_size)])
+
+    def hidden_states(self, rows: Rows, batch_size: int) -> list[Array]:
+        found: list[Array] = []
+        for batch in batches(rows, batch_size):
+            states = self.run_batch(*pad(batch), "last_hidden_state")
+            found += [state[: len(row)] for state, row in zip(states, batch, strict=True)]
+        return found
+
+
+def batches(rows: Rows, batch_size: int) -> Iterator[Rows]:
+    """Cut rows into batches, in order."""
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]
 
 
 def pad(rows: Rows) -> tuple[Array, Array]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
 
-from benchmarks.adapters.base import Adapter, Array, Rows
+from benchmarks.adapters.base import Adapter, Array, Rows, batches
 
 
 class CTranslate2Encoder(Adapter):
@@ -16,18 +17,26 @@ class CTranslate2Encoder(Adapter):
         self._encoder = ctranslate2.Encoder(
             str(artifact), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
         )
-        head = np.load(artifact / "classifier.npz")
-        self._weight, self._bias = head["weight"].T.copy(), head["bias"]
+        classifier = artifact / "classifier.npz"
+        if classifier.exists():
+            head = np.load(classifier)
+            self._weight, self._bias = head["weight"].T.copy(), head["bias"]
 
     def run(self, rows: Rows, batch_size: int) -> Array:
-        batches = (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-        return np.concatenate([self._run_batch(batch) for batch in batches])
-
-    def _run_batch(self, rows: Rows) -> Array:
-        # Lists, not arrays: CTranslate2 pads them itself and knows where the padding is.
-        output = self._encoder.forward_batch([list(row) for row in rows])
-        logits: Array = np.asarray(output.pooler_output) @ self._weight + self._bias
+        pooled = [np.asarray(self._forward(batch).pooler_output) for batch in batches(rows, batch_size)]
+        logits: Array = np.concatenate(pooled) @ self._weight + self._bias
         return logits
+
+    def hidden_states(self, rows: Rows, batch_size: int) -> list[Array]:
+        found: list[Array] = []
+        for batch in batches(rows, batch_size):
+            states = np.asarray(self._forward(batch).last_hidden_state)
+            found += [state[: len(row)] for state, row in zip(states, batch, strict=True)]
+        return found
+
+    def _forward(self, rows: Rows) -> Any:
+        # Lists, not arrays: CTranslate2 pads them itself and knows where the padding is.
+        return self._encoder.forward_batch([list(row) for row in rows])
 
 
 load = CTranslate2Encoder

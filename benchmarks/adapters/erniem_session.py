@@ -8,14 +8,15 @@ import numpy as np
 import onnxruntime
 
 import erniem_rt
-from benchmarks.adapters.base import Adapter, Array, Rows, pad
+from benchmarks.adapters.base import Adapter, Array, Rows, batches, pad
 from erniem_rt.batching import run_rows
 
 
 class ErnieMSession(Adapter):
     def __init__(self, artifact: Path, threads: int) -> None:
         self.versions = {"erniem_rt": erniem_rt.__version__, "onnxruntime": onnxruntime.__version__}
-        self._session = erniem_rt.Session(artifact / "cls.onnx", threads=threads)
+        (graph,) = artifact.glob("*.onnx")
+        self._session = erniem_rt.Session(graph, threads=threads)
 
     def run(self, rows: Rows, batch_size: int) -> Array:
         if batch_size == 1:
@@ -24,6 +25,13 @@ class ErnieMSession(Adapter):
             return self._run_batch(rows)
         logits = dict(run_rows(self._session, rows))
         return np.stack([logits[i]["logits"] for i in range(len(rows))])
+
+    def hidden_states(self, rows: Rows, batch_size: int) -> list[Array]:
+        found: list[Array] = []
+        for batch in batches(rows, batch_size):
+            states = dict(run_rows(self._session, batch, batch_size=batch_size))
+            found += [states[i]["last_hidden_state"] for i in range(len(batch))]
+        return found
 
     def _run_batch(self, rows: Rows) -> Array:
         input_ids, attention_mask = pad(rows)

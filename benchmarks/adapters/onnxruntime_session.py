@@ -18,10 +18,10 @@ class OnnxRuntimeSession(PaddedAdapter):
         graph = str(artifact / "model.onnx")
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def run_batch(self, input_ids: Array, attention_mask: Array) -> Array:
+    def run_batch(self, input_ids: Array, attention_mask: Array, output: str) -> Array:
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        logits: Array = self._session.run(["logits"], feeds)[0]
-        return logits
+        found: Array = self._session.run([output], feeds)[0]
+        return found
 
 
 load = OnnxRuntimeSession

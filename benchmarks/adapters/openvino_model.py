@@ -19,10 +19,10 @@ class OpenVinoModel(PaddedAdapter):
         }
         self._model = openvino.Core().compile_model(artifact / "model.xml", "CPU", settings)
 
-    def run_batch(self, input_ids: Array, attention_mask: Array) -> Array:
+    def run_batch(self, input_ids: Array, attention_mask: Array, output: str) -> Array:
         outputs = self._model({"input_ids": input_ids, "attention_mask": attention_mask})
-        logits: Array = outputs["logits"].copy()  # a view of memory that the next run overwrites
-        return logits
+        found: Array = outputs[output].copy()  # a view of memory that the next run overwrites
+        return found
 
 
 load = OpenVinoModel

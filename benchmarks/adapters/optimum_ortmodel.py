@@ -22,9 +22,9 @@ class OptimumModel(PaddedAdapter):
             artifact, file_name="model.onnx", session_options=options, provider="CPUExecutionProvider"
         )
 
-    def run_batch(self, input_ids: Array, attention_mask: Array) -> Array:
-        output = self._model(input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(attention_mask))
-        logits: Array = output.logits.numpy()
+    def run_batch(self, input_ids: Array, attention_mask: Array, output: str) -> Array:
+        found = self._model(input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(attention_mask))
+        logits: Array = found[output].numpy()
         return logits
 
 

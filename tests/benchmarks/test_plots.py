@@ -24,11 +24,13 @@ def test_padding_lines_count_real_tokens(results: dict[str, Any]) -> None:
     assert line == [(0.0, pytest.approx(1024 / 0.32)), (50.0, pytest.approx(512 / 0.32))]
 
 
-def test_accuracy_is_shown_for_wrong_engines_too(results: dict[str, Any]) -> None:
+def test_accuracy_is_of_the_trained_weights_and_size_of_the_base_model(results: dict[str, Any]) -> None:
     points = plots.accuracy_points(results)
-    assert points["ort-int8"] == (280.0, pytest.approx(0.5))
-    assert points["erniem-rt"] == (1112.0, 1e-12)
-    assert "optimum" not in points
+    assert points["ort-int8"] == (280.0, 0.17)
+    assert points["erniem-rt"] == (1112.0, 1e-6)
+    assert "openvino-int8" not in points
+    results["accuracy"] = {"gap": "not installed"}
+    assert plots.accuracy_points(results) == {}
 
 
 def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

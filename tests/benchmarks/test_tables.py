@@ -31,16 +31,32 @@ def test_times_are_medians_with_their_range_in_milliseconds(results: dict[str, A
 
 
 def test_every_row_has_as_many_cells_as_the_header(results: dict[str, Any]) -> None:
-    for table in (tables.times, tables.costs, tables.bars, tables.text_to_answer):
-        counts = {line.count("|") for line in table(results).splitlines()}
+    for table in (tables.times, tables.costs, tables.bars, tables.text_to_answer, tables.accuracy):
+        rows = [line for line in table(results).splitlines() if line.startswith("|")]
+        counts = {line.count("|") for line in rows}
         assert len(counts) == 1, table
 
 
 def test_bars_say_met_missed_or_why_not(results: dict[str, Any]) -> None:
     lines = tables.bars(results).splitlines()
     assert "| 64 texts of mixed length: erniem-rt against CTranslate2 | ≥ 1.2 | 1.25 | met |" in lines
-    assert any(line.endswith("| ≥ 0.95 | 0.37 | missed |") for line in lines)
+    assert any(line.endswith("| ≥ 0.95 | 0.3705 | missed |") for line in lines)
     assert any("| – | optimum ORTModel: could not be loaded" in line for line in lines)
+
+
+def test_a_bar_is_not_rounded_into_being_met(results: dict[str, Any]) -> None:
+    lines = tables.bars(results).splitlines()
+    alone = "| trained weights, a text alone and in a batch, worst cosine: erniem-rt, int8 | ≥ 0.9995 | 0.9996 | met |"
+    assert alone in lines
+    assert "| trained weights, nearest neighbour unchanged: erniem-rt, int8 | ≥ 0.95 | 0.9495 | missed |" in lines
+
+
+def test_accuracy_names_what_is_missing(results: dict[str, Any]) -> None:
+    lines = tables.accuracy(results).splitlines()
+    assert "| CTranslate2, int8 | 0.0970 | 93.9 % | 1.00000 |" in lines
+    assert "| OpenVINO, int8 | preparing openvino-int8 failed: No module named 'nncf' | – | – |" in lines
+    results["accuracy"] = {"gap": "the trained weights are not installed"}
+    assert tables.accuracy(results) == "Not measured: the trained weights are not installed."
 
 
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path, results: dict[str, Any]) -> None:

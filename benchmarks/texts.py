@@ -1,0 +1,68 @@
+"""Texts in several languages for judging int8: Debian's ``fortunes`` if they are installed, else nano's sentences."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.prepare import ROOT
+
+FORTUNES = Path("/usr/share/games/fortunes")
+_FILES = {
+    "en": ("literature", "fortunes", "computers"),
+    "de": ("de/*",),
+    "es": ("es/*",),
+    "it": ("it/*", "italia"),
+    "ru": ("ru/*",),
+    "zh": ("tang300", "song100", "chinese"),
+    "cs": ("cs/*",),
+    "pl": ("pl/*",),
+}
+NANO_LANGUAGES = ("ar", "de", "en", "es", "ru", "zh")
+COUNT = 343
+
+
+def real_texts(folder: Path = FORTUNES) -> tuple[str, list[str]]:
+    """Return where the texts come from, and up to ``COUNT`` of them, seeded, spread evenly over the languages."""
+    per_language = {language: _fortunes(folder, patterns) for language, patterns in _FILES.items()}
+    found = {language: texts for language, texts in per_language.items() if texts}
+    if sum(map(len, found.values())) >= COUNT:
+        return f"Debian's fortunes in {', '.join(found)}", _spread(found)
+    generated = {language: _generated(language) for language in NANO_LANGUAGES}
+    return f"sentences generated for nano in {', '.join(generated)}", _spread(generated)
+
+
+def calibration_texts() -> list[str]:
+    """Sentences of nano's training split, for engines that calibrate: none of them is judged."""
+    return _spread({language: _generated(language, "train") for language in NANO_LANGUAGES})
+
+
+def _spread(texts: dict[str, list[str]]) -> list[str]:
+    """Take one text per language in turn, until there are enough."""
+    rng = random.Random(0)
+    shuffled = [rng.sample(found, len(found)) for found in texts.values()]
+    in_turn = [found[i] for i in range(COUNT) for found in shuffled if i < len(found)]
+    return in_turn[:COUNT]
+
+
+def _fortunes(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    texts = set()
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        if path.suffix or not path.is_file():  # the index beside each file has one
+            continue
+        for entry in path.read_text(encoding="utf-8", errors="ignore").split("\n%\n"):
+            text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", entry).split())
+            if 15 < len(text) < 500:
+                texts.add(text)
+    return sorted(texts)
+
+
+def _generated(language: str, split: str = "heldout") -> list[str]:
+    command = [sys.executable, str(ROOT / "examples" / "nano" / "generate.py"), "--task", "ner"]
+    command += ["--split", split, "--count", "80", "--language", language]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return sorted({json.loads(line)["text"] for line in done.stdout.splitlines()})
