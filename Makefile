@@ -80,7 +80,7 @@ define install
 	{ echo 'Expected Python 3.11 or newer with the venv module as "$(PYTHON)": the pinned tools need it. Install it' \
 	'(on Debian and Ubuntu also python3-venv), or name another one: make PYTHON=/path/to/python' >&2; exit 1; }
 @echo 'installing requirements/$(2).txt into $(1) (once, about a minute)'
-@$(PYTHON) -m venv $(1)
+@$(PYTHON) -m venv --clear $(1)
 @$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/$(2).txt
 endef
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 TARGETS = {
+    "bench",
+    "bench-quick",
     "check",
     "clean",
     "clean-all",
