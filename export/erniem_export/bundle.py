@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import importlib
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import OPSET
-from erniem_export.sources import CONFIG_FILE, tokenizer_files
+from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
 
@@ -146,18 +147,22 @@ def install(stage: Path, output: Path, manifest: Manifest) -> None:
 
     Raises:
         ExportError: Another head in ``output`` shares a file whose content differs (it came from another
-            checkpoint), or a folder has the name of a file.
+            checkpoint), a file of the same name but other content is not an export's, or a folder has the name of
+            a file.
         OSError: As the file system gives it.
     """
     others = {head: found for head in HEADS if head != manifest.head and (found := _manifest_of(output, head))}
     _refuse_conflicts(output, manifest, others)
     arriving = [*manifest.files, f"{manifest.head}.json"]
     previous = _manifest_of(output, manifest.head)
-    stale = {*previous.files} - {file for other in others.values() for file in other.files} if previous else set()
+    ours = _ours(output, previous, others)
+    shared = {file for other in others.values() for file in other.files}
+    stale = ours.intersection(previous.files) - shared if previous else set()
     leaving = [*reversed(arriving), *sorted(stale.difference(arriving))]
     folders = [name for name in leaving if (output / name).is_dir()]
     if folders:
         raise ExportError(f"{output / folders[0]} is a folder, and a file of that name must go there: move it away")
+    _refuse_losses(stage, output, [name for name in arriving if name not in ours])
     _exchange(stage, output, leaving, arriving)
 
 
@@ -190,6 +195,21 @@ def _refuse_conflicts(output: Path, manifest: Manifest, others: Mapping[str, Man
                 f"{output} holds head {head} of another checkpoint, with its own {', '.join(clashes)}: "
                 "choose another --output"
             )
+
+
+def _ours(output: Path, previous: Manifest | None, others: Mapping[str, Manifest]) -> set[str]:
+    """The files in ``output`` that came from exports and may be replaced."""
+    manifests = {**others, **({previous.head: previous} if previous else {})}
+    listed = {file for manifest in manifests.values() for file in manifest.files}
+    listed |= {f"{head}.json" for head in manifests}
+    # In a checkpoint's own folder, an export lists companions that were there before it.
+    return listed.difference((CONFIG_FILE, *TOKENIZER_FILES) if holds_weights(output) else ())
+
+
+def _refuse_losses(stage: Path, output: Path, names: list[str]) -> None:
+    for name in names:
+        if (output / name).exists() and not filecmp.cmp(stage / name, output / name, shallow=False):
+            raise ExportError(f"{output / name} is not from an export and would be lost: choose another --output")
 
 
 def _manifest_of(output: Path, head: str) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local folder, the hub, or a seed."""
+"""Where a checkpoint comes from: a local folder or the hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from erniem_export.errors import CheckpointError
 
-__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "find_folder", "tokenizer_files", "weight_files"]
+__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "find_folder", "holds_weights", "tokenizer_files", "weight_files"]
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = (
@@ -61,6 +61,11 @@ def weight_files(folder: Path) -> list[Path]:
     paddle = next(iter(sorted(folder.glob("*.pdparams"))), None)
     hint = f"; {paddle.name} holds Paddle weights, which must be converted to PyTorch first" if paddle else ""
     raise CheckpointError(f"{folder} has no weights: expected {' or '.join(_SINGLE_FILES)}, or shards{hint}")
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether ``folder`` is a checkpoint's."""
+    return any((folder / name).is_file() for name in (*_SINGLE_FILES, *_INDEX_FILES))
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

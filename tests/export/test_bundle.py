@@ -252,6 +252,28 @@ def test_export_into_the_checkpoint_itself(checkpoint: Path, erniem_export: Run)
 
 
 @pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("before", ["nothing", "an export"])
+def test_a_checkpoint_is_not_replaced_by_a_part_of_it(
+    before: str, checkpoint: Path, exported: Path, export_fails: Fails
+) -> None:
+    """Nor where an export that listed the checkpoint's own files went there first."""
+    if before == "an export":
+        shutil.copytree(exported, checkpoint, dirs_exist_ok=True)
+    message = export_fails(checkpoint, "--languages", "en", output=checkpoint)
+    assert message.startswith(f"{checkpoint}/")
+    assert message.endswith(" is not from an export and would be lost: choose another --output")
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("name", ["config.json", "cls.onnx", "cls.json"])
+def test_files_of_others_stay(name: str, tmp_path: Path, checkpoint: Path, export_fails: Fails) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    message = export_fails(checkpoint, output=tmp_path / "out")
+    assert message == f"{tmp_path}/out/{name} is not from an export and would be lost: choose another --output"
+
+
+@pytest.mark.usefixtures("quick_gate")
 def test_another_head_of_the_same_checkpoint_may_stay(exported: Path, checkpoint: Path, erniem_export: Run) -> None:
     other_head(exported)
     assert erniem_export("--model", checkpoint, "--output", exported).code == 0
