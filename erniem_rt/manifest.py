@@ -47,11 +47,6 @@ class Head:
     axes: tuple[str, ...]
     outputs: Mapping[str, tuple[str, ...]]
 
-    @property
-    def inputs(self) -> tuple[str, str]:
-        """The inputs of a plain export, each with the axes of the ids."""
-        return ("input_ids", "attention_mask")
-
 
 _ROWS = ("batch", "sequence")
 _SPAN = MappingProxyType({"start_logits": _ROWS, "end_logits": _ROWS})

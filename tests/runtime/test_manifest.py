@@ -96,7 +96,6 @@ def test_every_head_is_in_the_table():
         "qa": ["start_logits", "end_logits"],
         "ie": ["start_logits", "end_logits"],
     }
-    assert all(spec.inputs == ("input_ids", "attention_mask") for spec in HEADS.values())
 
 
 @pytest.mark.parametrize("key", EXAMPLE)

@@ -100,7 +100,7 @@ def make_manifest(
         labels=labels,
         problem_type=problem_type,
         limits=Limits(max_length=max_length, vocab_size=VOCAB, pad_token_id=PAD),
-        inputs=tuple(TensorSpec(name, "int64", HEADS[head].axes) for name in HEADS[head].inputs),
+        inputs=tuple(TensorSpec(name, "int64", HEADS[head].axes) for name in ("input_ids", "attention_mask")),
         outputs=tuple(
             TensorSpec(name, "float32", tuple(sizes.get(axis, axis) for axis in axes))
             for name, axes in HEADS[head].outputs.items()
