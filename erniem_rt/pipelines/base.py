@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -114,7 +115,11 @@ class Pipeline:
                 progress(done + answered, total)
 
         while chunk := list(islice(iterator, _BATCHES_PER_CHUNK * self.batch_size)):
-            answers = self._run([_named(prepare, item, done + i) for i, item in enumerate(chunk)], report)
+            jobs = []
+            for index, item in enumerate(chunk, start=done):
+                with _naming(index):
+                    jobs.append(_named(prepare(item), index))
+            answers = self._run(jobs, report)
             done += len(chunk)
             yield from answers
 
@@ -170,8 +175,21 @@ def require_mapping(task: str, value: object, required: Sequence[str], optional:
     return dict(value)
 
 
-def _named(prepare: Callable[[Any], Job[Answer]], item: Any, index: int) -> Job[Answer]:
+@contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """Let errors say which input they are about."""
     try:
-        return prepare(item)
+        yield
     except InvalidInputError as error:
         raise InvalidInputError(f"input {index}: {error}") from error
+
+
+def _named(job: Job[Answer], index: int) -> Job[Answer]:
+    """The same job; its errors, and those of the jobs that it leads to, say which input they are about."""
+
+    def finish(outputs: list[Outputs]) -> Answer | Job[Answer]:
+        with _naming(index):
+            result = job.finish(outputs)
+        return _named(result, index) if isinstance(result, Job) else result
+
+    return Job(job.rows, finish)

@@ -134,6 +134,30 @@ def test_an_error_names_the_input_of_a_list_or_stream(sums):
         next(stream)
 
 
+def test_an_error_about_an_answer_names_the_input_too(scripted_session):
+    """Errors may come up late: in making something of the outputs, or of those of a further question."""
+
+    class Deep(Pipeline):
+        def __call__(self, inputs):
+            return self._answer(inputs, lambda depth: self.job(depth), None)
+
+        def job(self, depth):
+            def finish(outputs):
+                if depth == 0:
+                    raise InvalidInputError("the answer is too long.")
+                return "fine" if depth < 0 else self.job(depth - 1)
+
+            return Job([[1]], finish)
+
+    deep = Deep(scripted_session("cls", lambda ids: {"logits": [0]}, labels=("a",)), None, batch_size=BATCH)
+    assert deep([-1, -1]) == ["fine", "fine"]
+    for depth in (0, 1, 2):
+        with pytest.raises(InvalidInputError, match=r"^the answer is too long\.$"):
+            deep(depth)
+        with pytest.raises(InvalidInputError, match=rf"^input {CHUNK + 1}: the answer is too long\.$"):
+            deep([-1] * (CHUNK + 1) + [depth])
+
+
 def test_threads_share_a_pipeline(make_text_artifact, sentences):
     artifact = make_text_artifact("cls", labels=("a", "b", "c"), max_length=128)
     with pipeline(artifact.path, threads=1, batch_size=4) as classify:
