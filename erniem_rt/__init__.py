@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from erniem_rt.errors import ArtifactError, EngineUnavailableError, ErnieMError, InvalidInputError
+    from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, ErnieMError, InvalidInputError
     from erniem_rt.pipelines import pipeline
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
 __all__ = [
     "ArtifactError",
+    "EngineError",
     "EngineUnavailableError",
     "ErnieMError",
     "InvalidInputError",

@@ -5,14 +5,15 @@
     ErnieMError
     ├── InvalidInputError        (also a ValueError)   arguments that cannot be answered
     ├── ArtifactError                                  a file that is missing, damaged or not ours
-    └── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
+    ├── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
+    └── EngineError              (also a RuntimeError) a run that the engine could not finish
 
 Each message says what was expected, what came, and what to do about it.
 """
 
 from __future__ import annotations
 
-__all__ = ["ArtifactError", "EngineUnavailableError", "ErnieMError", "InvalidInputError"]
+__all__ = ["ArtifactError", "EngineError", "EngineUnavailableError", "ErnieMError", "InvalidInputError"]
 
 
 class ErnieMError(Exception):
@@ -29,3 +30,7 @@ class ArtifactError(ErnieMError):
 
 class EngineUnavailableError(ErnieMError, ImportError):
     """A package, a driver or a device that the request needs is not there."""
+
+
+class EngineError(ErnieMError, RuntimeError):
+    """The engine failed while it computed: out of memory, or a fault of its own."""

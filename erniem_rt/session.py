@@ -12,7 +12,7 @@ from erniem_rt._inputs import prepare
 from erniem_rt._signature import check_signature
 from erniem_rt.engines import check_suffix, open_engine
 from erniem_rt.engines.base import Device, Engine
-from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class Session:
         (``(layers, heads)``, real; default ones), ``inputs_embeds`` (``(batch, sequence, hidden)``, real, instead of
         ``input_ids``; the mask's default is then all ones).
 
-        Returns the outputs of the manifest by name. Raises :class:`InvalidInputError`, and leaves the arrays
-        that were given as they are.
+        Returns the outputs of the manifest by name, and leaves the arrays that were given as they are. Raises
+        :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for want of memory for example.
         """
         if self._closed:
             raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
@@ -122,9 +122,14 @@ def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, v
         hashes = pool.submit(manifest.verify, path.parent) if verify else None
         try:
             engine = open_engine(path, device=device, threads=threads)
-        except ArtifactError:
+        except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.
+            if device.kind == "cpu" and "bf16" in manifest.precision.values():
+                raise EngineUnavailableError(
+                    f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
+                    'device="cuda", or export with --fp16 or in float32.'
+                ) from error
             raise
         try:
             if hashes is not None:

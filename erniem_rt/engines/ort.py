@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
+from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ __all__ = ["OrtEngine"]
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _INSTALL_GPU = 'pip install "erniem-rt[gpu]"'
-_LOG_ERRORS = 3
+# What fails is raised; onnxruntime would write it to standard error as well.
+_LOG_FATAL = 4
 # ONNX Runtime's names of the element types whose names differ from numpy's.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -42,13 +43,21 @@ class OrtEngine:
         self.inputs = tuple(map(_spec, session.get_inputs()))
         self.outputs = tuple(map(_spec, session.get_outputs()))
         self._session: Any = session
+        self._device = device
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Compute ``outputs`` in the order given."""
+        """Compute ``outputs`` in the order given; :class:`EngineError` if onnxruntime cannot."""
         session = self._session
         if session is None:
             raise InvalidInputError("the engine is closed; open the artifact again.")
-        results: list[NDArray[Any]] = session.run(list(outputs), dict(feeds))
+        try:
+            results: list[NDArray[Any]] = session.run(list(outputs), dict(feeds))
+        # The errors of onnxruntime have no common base below Exception.
+        except Exception as error:
+            raise EngineError(
+                f"onnxruntime failed on {self._device}: {_reason(error)}. If memory ran out, give it fewer or shorter "
+                "rows at once (a smaller batch_size), or more memory."
+            ) from error
         return results
 
     def close(self) -> None:
@@ -78,7 +87,7 @@ def _require_cuda(ort: Any) -> None:
 
 def _create(ort: Any, path: Path, device: Device, threads: int | None) -> Any:
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS
+    options.log_severity_level = _LOG_FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
     providers: list[Any] = [_CPU]
@@ -95,14 +104,18 @@ def _create(ort: Any, path: Path, device: Device, threads: int | None) -> Any:
         )
     except MemoryError:
         raise
-    # The errors of onnxruntime have no common base below Exception.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _reason(error)
         if device.kind == "cuda" and "cuda" in reason.lower():
             raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
         raise ArtifactError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}. Restore the file or export again."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, without a full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _spec(node: Any) -> TensorSpec:

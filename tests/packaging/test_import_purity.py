@@ -79,6 +79,7 @@ def test_a_slow_import_is_seen(tmp_path):
 def test_the_public_names_are_these():
     assert erniem_rt.__all__ == [
         "ArtifactError",
+        "EngineError",
         "EngineUnavailableError",
         "ErnieMError",
         "InvalidInputError",

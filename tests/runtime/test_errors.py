@@ -15,6 +15,7 @@ from erniem_rt import errors
         ("InvalidInputError", (errors.ErnieMError, ValueError)),
         ("ArtifactError", (errors.ErnieMError,)),
         ("EngineUnavailableError", (errors.ErnieMError, ImportError)),
+        ("EngineError", (errors.ErnieMError, RuntimeError)),
     ],
 )
 def test_each_error_has_the_root_and_the_fitting_builtin(name, bases):

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session
+from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session
 from erniem_rt.engines.base import Device
 from erniem_rt.engines.ort import OrtEngine
 from erniem_rt.manifest import TensorSpec
@@ -76,6 +76,32 @@ def test_outputs_come_in_the_order_asked_for(heads):
     engine.close()
     with pytest.raises(InvalidInputError, match="the engine is closed; open the artifact again"):
         engine.run(feeds, ["start_logits"])
+
+
+def test_a_run_that_fails_is_said_once(heads, capfd):
+    """By the exception, and not by onnxruntime on standard error as well."""
+    engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
+    feeds = {"input_ids": np.array([[10**6]]), "attention_mask": np.ones((1, 1), np.int64)}
+    with pytest.raises(EngineError) as caught:
+        engine.run(feeds, ["start_logits"])
+    assert str(caught.value).startswith("onnxruntime failed on cpu: ")
+    assert "indices element out of data bounds" in str(caught.value)
+    assert str(caught.value).endswith("(a smaller batch_size), or more memory.")
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, RuntimeError)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("bad allocation\nmore"), RuntimeError()])
+def test_whatever_a_run_fails_with_is_one_error(heads, failure):
+    def fail(*_):
+        raise failure
+
+    engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
+    engine._session = SimpleNamespace(run=fail)
+    reason = (str(failure) or type(failure).__name__).splitlines()[0]
+    with pytest.raises(EngineError, match=rf"^onnxruntime failed on cpu: {reason}\. If memory ran out, give it fewer"):
+        engine.run({}, ["start_logits"])
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 0), (1, 1), (3, 3)])

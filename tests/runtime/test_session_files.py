@@ -6,7 +6,9 @@ import shutil
 import threading
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from erniem_rt import ArtifactError, EngineUnavailableError, Session
 from erniem_rt.manifest import Manifest
@@ -105,6 +107,32 @@ def test_a_broken_protobuf(artifact):
     artifact.path.write_bytes(b"this is no protobuf at all")
     artifact.rehash()
     refuses(artifact.path, "qa.onnx cannot be loaded by onnxruntime", "Restore the file or export again.")
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp32"])
+def test_arithmetic_in_bfloat16_is_not_a_cpus(artifact, weights):
+    model = onnx.load(artifact.path, load_external_data=False)
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", ["projection"], ["short"], to=TensorProto.BFLOAT16),
+            helper.make_node("Transpose", ["short"], ["turned"]),
+            helper.make_node("MatMul", ["short", "turned"], ["product"]),
+            helper.make_node("Cast", ["product"], ["unused"], to=TensorProto.FLOAT),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, [8, 8]))
+    onnx.save(model, artifact.path)
+    artifact.rehash()
+    artifact.edit(lambda m: m["precision"].update(weights=weights))
+    if weights == "fp32":
+        refuses(artifact.path, "cannot be loaded by onnxruntime", "NOT_IMPLEMENTED")
+    else:
+        refuses(
+            artifact.path,
+            "qa.onnx is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
+            'device="cuda", or export with --fp16 or in float32.',
+            error=EngineUnavailableError,
+        )
 
 
 def test_one_head_under_the_name_of_another(heads, tmp_path):

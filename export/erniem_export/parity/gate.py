@@ -14,7 +14,7 @@ from erniem_export.parity.diagnosis import diagnose
 from erniem_export.parity.findings import Report
 from erniem_export.parity.measures import Difference, measure, thresholds_of
 from erniem_export.parity.weights import compare_weights
-from erniem_rt.errors import ErnieMError
+from erniem_rt.errors import EngineError
 from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
 
@@ -86,12 +86,8 @@ def _named(manifest: Manifest) -> str:
 def _run(session: Session, case: Case) -> dict[str, NDArray[Any]]:
     try:
         return session.run(case.feeds)
-    except (ErnieMError, MemoryError):
-        raise
-    # The errors of the engines have no common base below Exception.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ParityError(f"{session.manifest.artifact} cannot run the case {case.name!r}: {reason}") from error
+    except EngineError as error:
+        raise ParityError(f"{session.manifest.artifact} cannot run the case {case.name!r}: {error}") from error
 
 
 def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
