@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ MODEL, BATCH = "minilm", 16
 JUDGED = ("ort-int8", "openvino-int8", "ctranslate2-int8", "erniem-rt", "erniem-rt-int8")
 
 
-def accuracy(folder: Path, open_client: Callable[[EngineSpec, Path, Path], Client], say: Say) -> dict[str, Any]:
+def accuracy(
+    folder: Path, names: Sequence[str], open_client: Callable[[EngineSpec, Path, Path], Client], say: Say
+) -> dict[str, Any]:
     """Return per engine what :func:`judge` finds; only a gap if the weights are not installed."""
     if find_weights() is None:
         return {"gap": GAP}
@@ -48,6 +50,9 @@ def accuracy(folder: Path, open_client: Callable[[EngineSpec, Path, Path], Clien
     expected = states(REFERENCE, BATCH)
     engines: dict[str, Any] = {}
     for name in JUDGED:
+        if name not in names:
+            engines[name] = {"gap": "left out of this run"}
+            continue
         say(f"accuracy on trained weights: {ENGINES[name].label}")
         gap = prepare(ENGINES[name].artifact, folder, MODEL)
         try:

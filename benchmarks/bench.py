@@ -112,7 +112,7 @@ def _accuracy(options: Options, say: Say) -> dict[str, Any]:
     def open_client(spec: EngineSpec, folder: Path, rows: Path) -> Client:
         return Client(spec, folder, rows, options.threads)
 
-    return accuracy.accuracy(ROOT / "build" / "bench" / accuracy.MODEL, open_client, say)
+    return accuracy.accuracy(ROOT / "build" / "bench" / accuracy.MODEL, options.engines, open_client, say)
 
 
 def _drop_logits(results: dict[str, Any]) -> None:

@@ -133,13 +133,13 @@ def ctranslate2_int8(folder: Path, target: Path, _: str) -> None:
 
 
 def erniem_rt(folder: Path, target: Path, _: str) -> None:
-    """Export with our own command."""
-    _erniem_export(folder, target)
+    """Export with our own command for the engine that serves it here."""
+    _erniem_export(folder / "checkpoint", target)
 
 
 def erniem_rt_int8(folder: Path, target: Path, _: str) -> None:
-    """Export with our own command, in int8."""
-    _erniem_export(folder, target, "--int8")
+    """Export with our own command, products and word embeddings in int8."""
+    _erniem_export(folder / "checkpoint", target, "--int8", "--embedding", "int8")
 
 
 STEPS: dict[str, Callable[[Path, Path, str], None]] = {
@@ -197,8 +197,9 @@ def _ctranslate2(folder: Path, target: Path, quantization: str | None) -> None:
     np.savez(target / "classifier.npz", weight=weight, bias=bias)
 
 
-def _erniem_export(folder: Path, target: Path, *flags: str) -> None:
-    command = Path(sys.executable).with_name("erniem-export")
-    done = subprocess.run([command, "--model", folder / "checkpoint", "--output", target, *flags], check=False)
+def _erniem_export(checkpoint: Path, target: Path, *flags: str) -> None:
+    """Run erniem-export of this environment; leave with its exit code if it fails."""
+    command = [Path(sys.executable).with_name("erniem-export"), "--model", checkpoint, "--output", target]
+    done = subprocess.run([*command, "--target", "onnxruntime", *flags], check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -68,7 +68,10 @@ def _prepare(checkpoint: Path, folder: Path) -> str | None:
     link.symlink_to(checkpoint, target_is_directory=True)
     command = [str(Path(sys.executable).with_name("erniem-export")), "--model", str(checkpoint)]
     done = subprocess.run(
-        [*command, "--output", str(folder / OURS.artifact)], capture_output=True, text=True, check=False
+        [*command, "--target", "onnxruntime", "--output", str(folder / OURS.artifact)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return f"exporting nano failed: {last_line(done.stderr)}" if done.returncode else None
 
