@@ -1,4 +1,4 @@
-"""The six heads as the exporter sees them: class, example inputs, and the tensors of the exported graph.
+"""The six heads as the exporter sees them: the class, and the tensors of the exported graph.
 
 Names and axes come from :data:`erniem_rt.manifest.HEADS`, the table that the runtime reads too.
 """

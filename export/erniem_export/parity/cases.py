@@ -23,7 +23,7 @@ __all__ = ["Case", "build_cases"]
 
 _CHOICES = 3
 
-# Ten scripts; the pairs are read as question and context, premise and hypothesis, prompt and text.
+# Ten languages in eight scripts; the pairs are read as question and context, premise and hypothesis, prompt and text.
 TEXTS = (
     ("Who wrote the letter?", "Maria wrote the letter on 12 May 2003, in Lisbon."),
     ("Wo liegt das Museum?", "Das größte Museum der Stadt liegt seit 1891 am Fluss."),

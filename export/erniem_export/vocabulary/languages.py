@@ -1,4 +1,4 @@
-"""The languages that ErnieM was trained on, as far as a vocabulary shows them: their scripts and alphabets."""
+"""The languages that ``--languages`` knows, by what a vocabulary shows of them: their scripts and alphabets."""
 
 from __future__ import annotations
 
