@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "complete.json"
-# What a step is made from, and the packages whose versions decide whether it must be made again.
+# What a step is made from; then the code and the packages that decide whether it must be made again.
 SOURCES = {
     "checkpoint": (),
     "onnx-plain": ("checkpoint",),
@@ -28,6 +28,8 @@ SOURCES = {
     "erniem-rt": ("checkpoint",),
     "erniem-rt-int8": ("checkpoint",),
 }
+MADE_BY = ("conversions", "minilm", "texts", "workloads", "xlm_roberta")
+OUR_SOURCES = ("erniem_rt", "export/erniem_export")
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "ctranslate2")
 
 
@@ -65,10 +67,11 @@ def artifact_bytes(folder: Path) -> int:
 
 
 def _signature(step: str, model: str) -> dict[str, str]:
-    versions = {name: _version(name) for name in PACKAGES}
+    made_by = [ROOT / "benchmarks" / f"{name}.py" for name in MADE_BY]
     if step.startswith("erniem-rt"):
-        versions["sources"] = _sources_digest()
-    return {"model": model, **versions}
+        made_by += [path for folder in OUR_SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
+    versions = {name: _version(name) for name in PACKAGES}
+    return {"model": model, "made_by": _digest(made_by), **versions}
 
 
 def _version(package: str) -> str:
@@ -78,11 +81,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _sources_digest() -> str:
+def _digest(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    for folder in ("erniem_rt", "export/erniem_export"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in paths:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
