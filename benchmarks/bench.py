@@ -28,6 +28,7 @@ from benchmarks.workloads import ALL, FIXED, MIXED, Workload, build_workloads
 
 RESULTS = ROOT / "benchmarks" / "results"
 WORKERS = 4
+BUSY = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options, say: Say) -> dict[str, Any]:
     """Prepare, check, time; return everything that was found."""
+    machine = describe_machine()
+    if machine["load_before"] > BUSY:
+        say(f"the machine is busy (load {machine['load_before']}); figures will be off, and ratios less so")
     specs = [ENGINES[name] for name in ENGINES if name in options.engines]
     options.folder.mkdir(parents=True, exist_ok=True)
     gaps = {name: "left out of this run" for name in ENGINES if name not in options.engines}
@@ -88,7 +92,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         "format": 1,
         "quick": options.quick,
         "commit": _commit(),
-        "machine": describe_machine(),
+        "machine": machine,
         "threads": options.threads,
         "rounds": options.rounds,
         "model": _model(options.model, config),

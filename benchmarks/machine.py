@@ -12,7 +12,7 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx5
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, the flags that matter to it, cores, memory, system and Python."""
+    """CPU, the flags that matter to it, cores, memory, system, Python, and the load of the last minute."""
     info = _cpu_info()
     return {
         "cpu": info.get("model name", platform.processor() or "unknown"),
@@ -21,6 +21,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
     }
 
 
