@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from erniem_export.errors import CheckpointError
+from erniem_export.sources import CONFIG_FILE
 from erniem_export.vocabulary.selection import Keep, select
 from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
 from erniem_rt.tokenizer import Tokenizer
@@ -48,13 +49,15 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
 
     Raises:
         InvalidInputError: As :func:`select`.
-        CheckpointError: There is no tokenizer to tell tokens by, or it does not fit the model.
+        CheckpointError: There is no tokenizer to tell tokens by, it does not fit the model or itself, or the config
+            names a list of ids where one belongs.
     """
     source = checkpoint.tokenizer_dir
     if source is None:
         raise CheckpointError(
             f"{checkpoint.source} has no tokenizer; without one it cannot be told which tokens to keep"
         )
+    _require_single_ids(checkpoint)
     tokenizer, size = Tokenizer.from_dir(source), checkpoint.config.vocab_size
     tokens = tokenizer.get_vocab()
     wanted = select(tokenizer, keep) | {checkpoint.config.pad_token_id}
@@ -74,10 +77,11 @@ def prune_like(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Return the checkpoint with the vocabulary of the tokenizer in ``folder``, an artifact of it.
 
     Raises:
-        CheckpointError: It has no tokenizer, or another one.
+        CheckpointError: It has no tokenizer, or another one, or a config as :func:`prune` refuses it.
     """
     if checkpoint.tokenizer_dir is None:
         raise CheckpointError(f"{checkpoint.source} has no tokenizer, and the artifact holds a part of its vocabulary")
+    _require_single_ids(checkpoint)
     kept = original_ids(checkpoint.tokenizer_dir, folder)
     if max(kept) >= checkpoint.config.vocab_size:
         raise CheckpointError(f"{checkpoint.source} has fewer tokens than the vocabulary that was exported")
@@ -97,6 +101,13 @@ def _with_rows(checkpoint: Checkpoint, kept: Sequence[int]) -> Checkpoint:
     content |= {key: new_ids.get(content[key]) for key in _ID_KEYS if key in content}
     content |= {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
     return dataclasses.replace(checkpoint, config_text=_text(content))
+
+
+def _require_single_ids(checkpoint: Checkpoint) -> None:
+    content: dict[str, Any] = json.loads(checkpoint.config_text)
+    for key in _ID_KEYS:
+        if not isinstance(content.get(key), int | None):
+            raise CheckpointError(f"{CONFIG_FILE} of {checkpoint.source} has {key} = {content[key]}; expected one id")
 
 
 def _text(content: dict[str, Any]) -> str:

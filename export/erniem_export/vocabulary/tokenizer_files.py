@@ -29,7 +29,7 @@ def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
     """Write the files of the tokenizer in ``source`` to ``target`` so that ``kept[i]``, in rising order, becomes ``i``.
 
     Raises:
-        CheckpointError: The new files would not give the kept tokens these ids.
+        CheckpointError: The new files would not give the kept tokens these ids; the old ones contradict each other.
     """
     tokenizer = Tokenizer.from_dir(source)
     new_ids = {old: new for new, old in enumerate(kept)}
@@ -41,8 +41,13 @@ def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
     (target / _VOCABULARY).write_text(content, encoding="utf-8", newline="\n")
     lost = {token for token, index in tokenizer.get_vocab().items() if index not in new_ids}
     _drop_pieces(target / _MODEL, lost)
-    _renumber(target / _CONFIG, new_ids)
-    _renumber(target / _ADDED, new_ids)
+    for name in (_CONFIG, _ADDED):
+        try:
+            _renumber(target / name, new_ids)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{source / name} numbers added tokens otherwise than the tokenizer's other files: save it again"
+            ) from error
     if original_ids(source, target) != list(kept):
         raise CheckpointError(f"{source} has a tokenizer whose ids have gaps that a part of its vocabulary cannot keep")
 

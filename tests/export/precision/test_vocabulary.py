@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -232,6 +233,29 @@ def test_files_that_number_added_tokens_follow(checkpoint: Any, tokenizer_dir: P
     target.mkdir()
     part, _ = prune(checkpoint(source), Keep(("ru",)), target)
     assert Tokenizer.from_dir(target).convert_tokens_to_ids("<ent>") == part.config.vocab_size - 1
+
+
+@pytest.mark.parametrize("added", [{"<ent>": 5000}, {"<ent>": [1]}])
+def test_files_that_number_added_tokens_differently(
+    added: Any, checkpoint: Any, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tokenizer_dir, tmp_path / "source")
+    size = len(Tokenizer.from_dir(source))
+    config = {"added_tokens_decoder": {str(size): {"content": "<ent>", "special": True}}}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "part").mkdir()
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json numbers added tokens otherwise"):
+        prune(checkpoint(source), Keep(("ru",)), tmp_path / "part")
+
+
+def test_a_list_of_ids_in_the_config(checkpoint: Any, tmp_path: Path) -> None:
+    whole = checkpoint()
+    content = {**json.loads(whole.config_text), "eos_token_id": [2, 3]}
+    whole = dataclasses.replace(whole, config_text=json.dumps(content))
+    for call in (lambda: prune(whole, Keep(("de",)), tmp_path), lambda: prune_like(whole, tmp_path)):
+        with pytest.raises(CheckpointError, match=r"config\.json of test has eos_token_id = \[2, 3\]; expected one id"):
+            call()
 
 
 def test_a_tokenizer_without_vocab_txt_gets_one(tokenizer_dir: Path, checkpoint: Any, tmp_path: Path) -> None:
