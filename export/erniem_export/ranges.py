@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import onnxruntime
 
 from erniem_export.onnx_export import write
+from erniem_export.ort_session import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["measure_ranges"]
-
-_LOG_ERRORS = 3
 
 
 def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]], scratch: Path) -> dict[str, float]:
@@ -52,9 +50,7 @@ def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]
 
 
 def _run(path: Path, names: list[str], batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     largest = dict.fromkeys(names, 0.0)
     for feeds in batches:
         for name, value in zip(names, session.run(list(map(_maximum, names)), dict(feeds)), strict=True):

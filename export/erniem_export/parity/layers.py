@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 
+from erniem_export.ort_session import open_session
 from erniem_export.parity.measures import Thresholds, measure
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["first_difference"]
 
-_EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-_LOG_ERRORS = 3
-
 
 def first_difference(artifact: Path, model: ErnieMPreTrainedModel, case: Case, limits: Thresholds) -> str:
     """Say from which part of the model on the numbers differ, as the end of a sentence; empty if it cannot be told.
@@ -31,7 +28,11 @@ def first_difference(artifact: Path, model: ErnieMPreTrainedModel, case: Case, l
     Every part of the encoder ends in a LayerNorm, which the graph and the model know by the name of its weight.
     """
     expected = _model_norms(model, case)
-    found = _graph_norms(artifact, case)
+    try:
+        found = _graph_norms(artifact, case)
+    # Whatever the engine says of the edited graph, it is the gate's findings that must be reported.
+    except Exception:
+        return ""
     if not found:
         return ""
     for name, values in expected.items():
@@ -86,9 +87,6 @@ def _graph_norms(artifact: Path, case: Case) -> dict[str, NDArray[Any]]:
     }
     known = {value.name for value in graph.graph.output}
     graph.graph.output.extend(onnx.ValueInfoProto(name=value) for value in norms.values() if value not in known)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS
-    options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(artifact.parent.resolve()))
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(graph.SerializeToString(), weights=artifact.parent)
     feeds = {"attention_mask": case.attend.astype("int64"), **case.feeds}
     return dict(zip(norms, session.run(list(norms.values()), feeds), strict=True))

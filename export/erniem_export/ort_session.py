@@ -1,0 +1,24 @@
+"""onnxruntime as the exporter runs it: on the CPU, and quiet about what it makes of a graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["open_session"]
+
+_EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_LOG_ERRORS = 3
+
+
+def open_session(model: Path | bytes, weights: Path | None = None) -> onnxruntime.InferenceSession:
+    """Open a graph, by its file or serialized; then ``weights`` is the folder of its external data."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    if weights is not None:
+        options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(weights.resolve()))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
