@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import erniem_rt
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from erniem_export.vocabulary.pruning import Vocabulary
 
 __all__ = ["build_manifest", "copy_companions", "files_of", "install", "limits_of", "staging"]
-
-FULL_PRECISION: Mapping[str, str] = MappingProxyType({"weights": "fp32", "embedding": "fp32"})
 
 _STAGE_PREFIX = ".erniem-export-"
 
@@ -89,10 +86,9 @@ def build_manifest(
     graph: GraphOptions,
     stage: Path,
     *,
-    precision: Mapping[str, str] = FULL_PRECISION,
     vocabulary: Vocabulary | None = None,
 ) -> Manifest:
-    """Describe what lies in ``stage``; the parity report is still empty.
+    """Describe what lies in ``stage``, in full precision; the parity report is still empty.
 
     ``vocabulary`` says what was kept of it, where it is not whole.
     """
@@ -105,7 +101,7 @@ def build_manifest(
         limits=limits_of(config),
         inputs=graph_inputs(head, config, graph),
         outputs=graph_outputs(head, config, graph),
-        precision=dict(precision),
+        precision={"weights": "fp32", "embedding": "fp32"},
         opset=OPSET,
         target="any",
         artifact=f"{head}.onnx",

@@ -7,7 +7,7 @@ from typing import Any
 
 from erniem_rt.errors import ErnieMError
 
-__all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "ParityError"]
+__all__ = ["CheckpointError", "ExportError", "FusionError", "ParityError"]
 
 
 class CheckpointError(ErnieMError):
@@ -28,7 +28,3 @@ class ParityError(ErnieMError):
     def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.report = report
-
-
-class EngineBuildError(ErnieMError):
-    """A TensorRT parser or builder refused the graph."""

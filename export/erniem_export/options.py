@@ -19,7 +19,7 @@ class ExportOptions:
     ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
     that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
     in; ``keep`` the part of the vocabulary to keep, all of it if it asks for nothing; ``target`` the engine that the
-    graph is made for, see :data:`erniem_export.passes.targets.TARGETS`.
+    graph is made for, see :data:`erniem_export.choices.TARGETS`.
     """
 
     model: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from erniem_export.passes.embedding import EMBEDDING_TYPES, store_embedding
+from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.half import HALF_TYPES, to_half
 from erniem_export.ranges import measure_ranges
 
@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 
     from erniem_export.parity.cases import Case
 
-__all__ = ["EMBEDDINGS", "WEIGHTS", "Precision", "apply_precision"]
-
-WEIGHTS = ("fp32", *HALF_TYPES)
-# bf16 comes with --bf16 only: at the same size, fp16 holds an embedding more closely.
-EMBEDDINGS = tuple(name for name in EMBEDDING_TYPES if name != "bf16")
+__all__ = ["Precision", "apply_precision"]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """``weights``: one of :data:`WEIGHTS`, for the products of the layers. ``embedding``: one of :data:`EMBEDDINGS`
-    for the word-embedding table, or None for the type of the weights.
+    """``weights``: fp32 or one of :data:`HALVES`, for the products of the layers. ``embedding``: one of
+    :data:`EMBEDDINGS` for the word-embedding table, or None for the type of the weights; both from
+    :mod:`erniem_export.choices`.
     """
 
     weights: str = "fp32"

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from erniem_export.errors import ExportError
-from erniem_export.passes.half import LARGEST
+from erniem_export.passes.half import HALF_TYPES, LARGEST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +21,7 @@ __all__ = ["EMBEDDING_TYPES", "quantize_rows", "store_embedding"]
 
 EMBEDDING_TYPES = {
     "fp32": ir.DataType.FLOAT,
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
+    **HALF_TYPES,
     "int8": ir.DataType.INT8,
 }
 

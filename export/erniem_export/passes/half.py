@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from erniem_export.choices import HALVES
 from erniem_export.passes._casts import cast_uses
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HALF_TYPES", "LARGEST", "to_half"]
 
-HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+HALF_TYPES = {name: ir.DataType[title.upper()] for name, title in HALVES.items()}
 
 # The largest finite value of each.
 LARGEST = {

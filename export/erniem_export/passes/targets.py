@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
     from erniem_export.heads import GraphOptions
 
-__all__ = ["TARGETS", "optimize_for"]
-
-# any: the canonical graph, standard operators only. onnxruntime: with its own operators, for its CPU provider.
-TARGETS = ("any", "onnxruntime")
+__all__ = ["optimize_for"]
 
 _POOLED_HEADS = ("cls", "mc")
 

@@ -1,0 +1,14 @@
+"""The names of what can be chosen: for the command line, which loads no torch, and for what carries them out."""
+
+from __future__ import annotations
+
+__all__ = ["EMBEDDINGS", "HALVES", "TARGETS"]
+
+# Half types by the option that asks for them.
+HALVES = {"fp16": "float16", "bf16": "bfloat16"}
+
+# How to store the word embeddings. bf16 comes with --bf16 only: at the same size, fp16 holds them more closely.
+EMBEDDINGS = ("fp32", "fp16", "int8")
+
+# any: the canonical graph, standard operators only. onnxruntime: with its own operators, for its CPU provider.
+TARGETS = ("any", "onnxruntime")
