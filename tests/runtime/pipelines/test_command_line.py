@@ -28,8 +28,9 @@ def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
         source.write_bytes(
             b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
         )
+        target.write_bytes(b'"from before"\n')
         code = main([str(artifact), "--input", str(source), "--output", str(target), *options])
-        answers = [json.loads(line) for line in target.read_bytes().splitlines()] if target.exists() else []
+        answers = [json.loads(line) for line in target.read_bytes().splitlines()]
         return code, answers, capsys.readouterr().err
 
     return run
@@ -49,18 +50,19 @@ def test_answers_are_those_of_the_pipeline_in_input_order(make_text_artifact, an
 
 def test_a_bad_line_is_named_and_loses_no_other(make_text_artifact, answer) -> None:
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
-    lines = ["one", b"{not json", "", b"", {"text": "two"}, 17, b"\xff\xfe", {"text": "x", "other": "y"}, "three"]
+    deep = b"[" * 100_000
+    lines = ["one", b"{not json", "", b"", {"text": "two"}, 17, b"\xff\xfe", {"text": "x", "a": "y"}, "three", deep]
 
     code, answers, errors = answer(artifact, lines)
 
     assert code == 1
-    assert [line.get("line") for line in answers] == [None, 2, 3, None, 6, 7, 8, None]
+    assert [line.get("line") for line in answers] == [None, 2, 3, None, 6, 7, 8, None, 10]
     assert answers[0] == answer(artifact, ["one"])[1][0]
     assert answers[3] == answer(artifact, ["two"])[1][0]
     assert answers[7] == answer(artifact, ["three"])[1][0]
     assert "line 2: expected a JSON string or object in UTF-8" in errors
     assert "line 3: text is empty" in errors
-    assert "error: 5 of 8 lines could not be answered" in errors
+    assert "error: 6 of 9 lines could not be answered" in errors
 
 
 def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -> None:
@@ -83,6 +85,14 @@ def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -
         ("mc", {"prompt": "Maria wrote it.", "choices": ["yes", "no"]}, [], "index"),
         ("ie", "Maria wrote it.", ["--schema", '["Person"]', "--threshold", "0"], "Person"),
         ("cls", "Maria wrote it.", ["--candidate-labels", "art,sport"], "scores"),
+        ("cls", "Maria wrote it.", ["--function-to-apply", "none", "--top-k", "3"], "score"),
+        ("ner", "Maria wrote it.", ["--ignore-labels", "B-PER, ", "--stride", "0"], "entity"),
+        (
+            "qa",
+            {"question": "Who?", "context": "Maria wrote it."},
+            ["--max-answer-len", "1", "--align-to-words", "--max-seq-len", "32", "--doc-stride", "3"],
+            "answer",
+        ),
     ],
 )
 def test_every_task_has_its_options(make_text_artifact, answer, head, line, options, key) -> None:
@@ -94,6 +104,24 @@ def test_every_task_has_its_options(make_text_artifact, answer, head, line, opti
     assert (code, errors) == (0, "")
     first = answers[0][0] if isinstance(answers[0], list) else answers[0]
     assert key in first
+
+
+def test_options_do_something(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("qa").path
+    line = {"question": "Who?", "context": "Maria wrote it and Jo read it."}
+
+    def lengths(*options: str) -> list[int]:
+        _, answers, _ = answer(artifact, [line], "--top-k", "9", *options)
+        return [len(found["answer"].split()) for found in answers[0]]
+
+    assert 0 in lengths("--handle-impossible-answer", "--top-k", "99")
+    assert 0 not in lengths("--top-k", "99")
+    assert max(lengths("--align-to-words", "--max-answer-len", "1")) == 1
+
+    artifact = make_text_artifact("ner", labels=("O", "B-PER")).path
+    found = {entity["entity"] for entity in answer(artifact, ["Maria wrote it."], "--ignore-labels", "")[1][0]}
+    ignored = {entity["entity"] for entity in answer(artifact, ["Maria wrote it."], "--ignore-labels", "O,X")[1][0]}
+    assert (found, ignored) == ({"O", "B-PER"}, {"B-PER"})
 
 
 def test_vectors_are_lists_of_numbers(make_text_artifact, answer) -> None:
@@ -123,6 +151,9 @@ def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_ar
         (["--threads", "0"], "threads must be a positive integer"),
         (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
         (["--device", "tpu"], "device"),
+        (["--stride", "3"], "zero-shot-classification takes no option 'stride'"),
+        (["--align-to-words"], "zero-shot-classification takes no --align-to-words"),
+        (["--hypothesis-template", "no place"], "hypothesis_template must be text with {}"),
     ],
 )
 def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message) -> None:
@@ -130,7 +161,7 @@ def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, mess
 
     code, answers, errors = answer(artifact, ["text"], "--candidate-labels", "a,b", *options)
 
-    assert (code, answers) == (1, [])
+    assert (code, answers) == (1, ["from before"])
     assert errors.startswith("error: ")
     assert message in errors
     assert errors.count("\n") == 1
@@ -139,9 +170,9 @@ def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, mess
 def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
     artifact = make_text_artifact("cls", labels=NLI).path
 
-    code, _, errors = answer(artifact, ["text"], "--task", "zero-shot-classification")
+    code, answers, errors = answer(artifact, ["text"], "--task", "zero-shot-classification")
 
-    assert code == 1
+    assert (code, answers) == (1, ["from before"])
     assert "needs --candidate-labels" in errors
 
 
@@ -154,7 +185,12 @@ def test_missing_files_end_in_one_line(make_text_artifact, tmp_path: Path, capsy
 
 
 def test_usage_errors_exit_with_2(capsys) -> None:
-    for arguments in ([], ["x.onnx", "--schema", "{not json"], ["x.onnx", "--unknown"]):
+    for arguments in (
+        [],
+        ["x.onnx", "--schema", "{not json"],
+        ["x.onnx", "--schema", "[" * 100_000],
+        ["x.onnx", "--unknown"],
+    ):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2

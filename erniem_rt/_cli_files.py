@@ -1,0 +1,89 @@
+"""Where the command line reads and writes: lines as they come in, and a file that is there when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erniem_rt.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+    from typing import IO
+
+__all__ = ["chunks", "refuse_same_file", "replaced"]
+
+_BLOCK = 1 << 20
+
+
+def chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield lines with their numbers, from 1, without blank ones: as many as have come in, at most ``size`` at once.
+
+    A program at the other end of a pipe may thus wait for an answer before it writes its next line.
+    """
+    chunk: list[tuple[int, bytes]] = []
+    number = 0
+    for line in _lines(source):
+        if line is not None:
+            number += 1
+            if line.strip():
+                chunk.append((number, line))
+        if chunk and (line is None or len(chunk) == size):
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def refuse_same_file(source: str, target: str) -> None:
+    """Raise :class:`InvalidInputError` if both paths are one file; ``-`` is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if "-" not in (source, target) and Path(source).samefile(target):
+            raise InvalidInputError(f"--input and --output are both {target}: write the answers to another file.")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to be written; it takes the place of ``path`` when all went well, and is gone otherwise."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():  # a device or a named pipe, which is written as it is
+        with path.open("wb") as file:
+            yield file
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            if path.exists():
+                shutil.copymode(path, part)
+            yield file
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:
+    """Yield lines without their ends, and None where the next one has yet to come."""
+    begun: list[bytes] = []
+    while block := source.read1(_BLOCK):
+        *ends, last = block.split(b"\n")
+        for end in ends:
+            yield b"".join([*begun, end])
+            begun.clear()
+        begun.append(last)
+        if not _is_ready(source):
+            yield None
+    yield b"".join(begun)
+
+
+def _is_ready(source: io.BufferedReader) -> bool:
+    """Whether something can be read without waiting; False where the system cannot tell."""
+    try:
+        return bool(select.select([source], [], [], 0)[0])
+    except (OSError, ValueError):
+        return False
