@@ -45,8 +45,8 @@ class Stage:
 SHARES = {"qa": 80, "ner": 15, "cls": 140, "mc": 40, "ie": 70}
 # Short passages first: how to compare two texts is found far sooner where there is little to compare.
 CURRICULUM = (
-    Stage(until=0.2, sentences={"qa": 2, "ner": 2, "cls": 1, "mc": 1, "ie": 2}),
-    Stage(until=0.4, sentences={"qa": 3, "ner": 3, "cls": 2, "mc": 2, "ie": 3}),
+    Stage(until=0.15, sentences={"qa": 2, "ner": 2, "cls": 1, "mc": 1, "ie": 2}),
+    Stage(until=0.35, sentences={"qa": 3, "ner": 3, "cls": 2, "mc": 2, "ie": 3}),
     Stage(until=1.0, sentences={"qa": 6, "ner": 6, "cls": 3, "mc": 3, "ie": 6}, long_share=0.02, gap_share=0.2),
 )
 

@@ -131,7 +131,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints")
     parser.add_argument("--output", type=Path, default=HERE / "metrics.json")
     parser.add_argument("--seed", type=int, default=2024, help="seed of the held-out text")
-    parser.add_argument("--count", type=int, default=150, help="examples per task and language")
+    parser.add_argument("--count", type=int, default=500, help="examples per task and language")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(argv)
 

@@ -62,7 +62,7 @@ def make_config(vocab_size: int, head: str = "base") -> ErnieMConfig:
 class Network(nn.Module):
     """A shared encoder and pooler with the output layers of five tasks.
 
-    ``seen`` is no task: it has the lower layers compare the two texts of a pair, which all tasks but ``ner`` rest on.
+    ``seen`` and ``verdict`` are no tasks: they have the lower layers compare the two texts of a pair.
     """
 
     def __init__(self, config: ErnieMConfig) -> None:
@@ -76,6 +76,8 @@ class Network(nn.Module):
         self.ie_start = nn.Linear(size, 1)
         self.ie_end = nn.Linear(size, 1)
         self.seen = nn.Linear(size, 1)
+        self.verdict = nn.Linear(size, len(NLI_LABELS))
+        self.fits = nn.Linear(size, 1)
         _initialise(self.encoder)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -91,12 +93,36 @@ class Network(nn.Module):
         tagged = functional.cross_entropy(scores, batch.tags, ignore_index=IGNORED, reduction="none").sum(1)
         losses["ner"] = _WEIGHTS["ner"] * (tagged / (batch.tags != IGNORED).sum(1)).sum()
         losses["seen"] = len(batch.input_ids) * self._seen_loss(output.hidden_states[2], batch.input_ids)
+        losses["verdict"] = self._verdict_loss(output.hidden_states[3], batch)
         return losses
+
+    def _verdict_loss(self, states: Tensor, batch: Batch) -> Tensor:
+        """The label of ``cls`` and ``mc`` at each token of the second text: where the texts are compared.
+
+        A layer below the last, which is left to gather these verdicts in [CLS]. Only while it trains, as ``seen``.
+        """
+        asked = (_is_second(batch.input_ids) & (batch.input_ids > UNKNOWN)).float()
+        asked = asked / asked.sum(1, keepdim=True).clamp(min=1)
+        loss = states.new_zeros(())
+        if "cls" in batch.targets:
+            rows, target = batch.rows["cls"], batch.targets["cls"]
+            scores = self.verdict(states[rows]).transpose(1, 2)
+            spread = target[:, None].expand(-1, states.shape[1])
+            loss = loss + (functional.cross_entropy(scores, spread, reduction="none") * asked[rows]).sum()
+        if "mc" in batch.targets:
+            choices, target = batch.rows["mc"].view(-1, CHOICES), batch.targets["mc"]
+            right = functional.one_hot(target, CHOICES)[choices >= 0]
+            rows = choices[choices >= 0]
+            scores = self.fits(states[rows]).squeeze(-1)
+            spread = right[:, None].expand(-1, states.shape[1]).to(scores.dtype)
+            losses = functional.binary_cross_entropy_with_logits(scores, spread, reduction="none")
+            loss = loss + (losses * asked[rows]).sum()
+        return loss
 
     def _seen_loss(self, states: Tensor, ids: Tensor) -> Tensor:
         """Does a token occur in the other text of its pair? Half-way up the encoder, and only while it trains."""
         separators = ids == SEPARATOR
-        second = (separators.cumsum(1) - separators.long()) > 0
+        second = _is_second(ids)
         ordinary = ids > UNKNOWN
         elsewhere = (second[:, :, None] != second[:, None, :]) & ordinary[:, None, :]
         seen = ((ids[:, :, None] == ids[:, None, :]) & elsewhere).any(2)
@@ -134,6 +160,12 @@ class Network(nn.Module):
         trained.update({f"linear_end.{n}": v for n, v in self.ie_end.state_dict().items()})
         model.load_state_dict({name: trained[name] for name in own})
         return model
+
+
+def _is_second(ids: Tensor) -> Tensor:
+    """Behind the first separator; in a pair, that is the second text and its separators."""
+    separators = ids == SEPARATOR
+    return (separators.cumsum(1) - separators.long()) > 0
 
 
 def _initialise(encoder: ErnieMModel) -> None:

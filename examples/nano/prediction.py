@@ -41,6 +41,11 @@ def predict(
             output = model(input_ids=inputs, attention_mask=(inputs != 1).long())
         logits = torch.stack([output.start_logits, output.end_logits], 1) if task in ("qa", "ie") else output.logits
         for row, i in enumerate(chosen):
-            value = logits[row]
-            results[i] = value[..., : len(encodings[i])] if task in ("qa", "ie") else value
+            results[i] = _without_padding(logits[row], len(encodings[i]), task)
     return [results[i] for i in range(len(texts))]
+
+
+def _without_padding(logits: Tensor, length: int, task: str) -> Tensor:
+    if task in ("qa", "ie"):
+        return logits[:, :length]
+    return logits[:length] if task == "ner" else logits

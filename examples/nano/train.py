@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 VOCABULARY_SIZE = 3400
-_LOSSES = ("qa", "ner", "cls", "mc", "ie", "seen")
+_LOSSES = ("qa", "ner", "cls", "mc", "ie", "seen", "verdict")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_tokenizer(tokenizer, args.seed, VOCABULARY_SIZE)
         vocabulary = (tokenizer / "vocab.txt").read_text(encoding="utf-8").splitlines()
         network = Network(make_config(len(vocabulary)))
-        steps = _train(network, tokenizer, args)
+        taken = _train(network, tokenizer, args)
         record = {
             "seed": args.seed,
-            "steps": steps,
+            **taken,
             "tokens_per_step": args.tokens,
             "learning_rate": args.rate,
             "threads": args.threads,
@@ -74,10 +74,11 @@ def write_checkpoints(network: Network, tokenizer: Path, output: Path, record: d
             model = network.checkpoint(head)
             model.config.architectures = [type(model).__name__]
             # The weights are stored in half the space; loading widens them to the dtype that the config names.
-            model.config.torch_dtype = torch.float32
+            model.config.dtype = "float32"
             model.config.save_pretrained(folder)
             weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            (folder / "model.safetensors").chmod(0o644)
         (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         fresh.chmod(0o755)
         if output.exists():
@@ -87,28 +88,35 @@ def write_checkpoints(network: Network, tokenizer: Path, output: Path, record: d
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _train(network: Network, tokenizer: Path, args: argparse.Namespace) -> int:
-    """Take up to ``args.steps`` steps; return how many were taken within ``args.minutes``."""
+def _train(network: Network, tokenizer: Path, args: argparse.Namespace) -> dict[str, int]:
+    """Train for ``args.steps`` or ``args.minutes``; return how many batches were used and how many were skipped.
+
+    A batch whose gradient is not finite is skipped: trial runs met such a batch after thousands of good ones.
+    """
     optimizer = torch.optim.AdamW(_groups(network), betas=(0.9, 0.98))
     batches = Batches(tokenizer, args.seed, args.tokens, args.steps)
     loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=40)
     means = dict.fromkeys(_LOSSES, 0.0)
+    skipped = 0
     started = time.monotonic()
     network.train()
     with tqdm(total=args.steps, unit="step", mininterval=5, file=sys.stdout) as progress:
         for step, batch in enumerate(loader):
             done = max(step / args.steps, (time.monotonic() - started) / (60 * args.minutes))
             if done >= 1:
-                return step
+                return {"steps": step - skipped, "skipped": skipped}
             for group in optimizer.param_groups:
                 group["lr"] = args.rate * _schedule(step, done)
             losses = network(batch)
             counts = {task: len(batch.targets.get(task, batch.tags)) for task in losses}
             (sum(losses.values()) / sum(map(len, batch.targets.values()))).backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            if norm.isfinite():
+                optimizer.step()
+            else:
+                skipped += 1
             optimizer.zero_grad()
-            for task, loss in losses.items():
+            for task, loss in losses.items() if norm.isfinite() else ():
                 means[task] += 0.02 * (loss.item() / counts[task] - means[task])
             progress.update()
             if step % 50 == 0:
@@ -133,7 +141,7 @@ def _groups(network: Network) -> list[dict[str, object]]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--minutes", type=float, default=38.0, help="time limit; the rate falls in time for it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch, padding included")
