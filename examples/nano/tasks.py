@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from languages import (
     ENTITY_TYPES,
@@ -16,6 +17,9 @@ from languages import (
     load,
 )
 from passages import Entity, ExhaustedError, Fact, Passage, Span, Writer, join
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NER_LABELS = ("O", *(f"{part}-{kind}" for kind in ("PER", "LOC", "ORG", "DATE") for part in "BI"))
@@ -279,13 +283,13 @@ def _stranger(writer: Writer, passage: Passage, kind: str, *, female: bool | Non
     return writer.draw(kind, "", f"s:{kind}", named, female=female if kind == "person" else None)
 
 
-def _distinct(make: object, seen: set[str], count: int) -> list[Filled]:
+def _distinct(make: Callable[[], Filled], seen: set[str], count: int) -> list[Filled]:
     """So many results of ``make`` with different texts."""
     results: list[Filled] = []
     for _ in range(40):
         if len(results) == count:
             return results
-        result = make()  # type: ignore[operator]
+        result = make()
         if result.text not in seen:
             seen.add(result.text)
             results.append(result)
