@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.errors import ParityError
+from erniem_export.choices import EMBEDDINGS, HALVES, TARGETS
+from erniem_export.errors import ExportError, ParityError
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
 from erniem_export.vocabulary.languages import LANGUAGES
@@ -26,10 +31,15 @@ __all__ = ["main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
 
+# torch has no error of its own for this on a CPU.
+_TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re.IGNORECASE)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage)."""
-    options = _export_parser().parse_args(argv)
+    parser = _export_parser()
+    options = parser.parse_args(argv)
+    _refuse_contradictions(parser, options)
     return _run(lambda: _export(options))
 
 
@@ -44,20 +54,28 @@ def _export(arguments: argparse.Namespace) -> None:
 
     started = time.monotonic()
     artifact, manifest = export(_options(arguments), Terminal())
-    _print_reports(manifest)
     size = sum(record.size for record in manifest.files.values()) / 1e6
-    print(f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s")
+    _say(*_reports(manifest), f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from erniem_export.pipeline import verify
 
-    _print_reports(verify(arguments.artifact, arguments.model, Terminal()))
+    _say(*_reports(verify(arguments.artifact, arguments.model, Terminal())))
 
 
-def _print_reports(manifest: Manifest) -> None:
-    for report in manifest.parity.values():
-        print(format_report(report))
+def _reports(manifest: Manifest) -> list[str]:
+    return [format_report(report) for report in manifest.parity.values()]
+
+
+def _say(*lines: str) -> None:
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            # What is still buffered would fail once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ExportError(f"all is done, but the report cannot be printed: {error.strerror or error}") from error
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
@@ -85,27 +103,48 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 
 def _run(command: Callable[[], None]) -> int:
-    # Without a handler, SIGTERM would end the process with half-written files left behind.
+    try:
+        with _stopped_by_sigterm():
+            command()
+    except (Exception, KeyboardInterrupt) as error:
+        message = _explained(error)
+        if message is None:
+            raise
+        if isinstance(error, ParityError) and error.report is not None:
+            with contextlib.suppress(ExportError):
+                _say(format_report(error.report))
+        with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
+            print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _explained(error: BaseException) -> str | None:
+    """What the user can do something about; None for mistakes of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing was written"
+    if isinstance(error, ErnieMError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f'{error.name} is not installed: pip install "erniem-rt[export]"'
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _TORCH_OUT_OF_MEMORY.search(str(error))):
+        return "out of memory; nothing was written"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM interrupt; without a handler, it would end the process with half-written files left behind."""
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set one
+        yield
+        return
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        command()
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install 'erniem-rt[export]'", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory; nothing was written", file=sys.stderr)
-        return 1
-    except ErnieMError as error:
-        if isinstance(error, ParityError) and error.report is not None:
-            print(format_report(error.report))
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
@@ -146,10 +185,20 @@ def _export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.target == "any":
+        return
+    if options.weights in HALVES:
+        parser.error(f"--target {options.target} computes in fp32: leave out --{options.weights}")
+    for option in ("with_head_mask", "with_attentions"):
+        if getattr(options, option):
+            parser.error(f"--target {options.target} fuses attention: leave out --{option.replace('_', '-')}")
+
+
 def _add_size_options(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_argument_group("size and speed")
     weights = sizes.add_mutually_exclusive_group()
-    for name, title in (("fp16", "float16"), ("bf16", "bfloat16")):
+    for name, title in HALVES.items():
         weights.add_argument(
             f"--{name}",
             dest="weights",
@@ -160,14 +209,14 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         )
     sizes.add_argument(
         "--target",
-        choices=["any", "onnxruntime"],
+        choices=TARGETS,
         default="any",
         help="any: standard operators only (default); onnxruntime: fused attention and no work for padding, whose "
         "positions come out as zeros",
     )
     sizes.add_argument(
         "--embedding",
-        choices=["fp32", "fp16", "int8"],
+        choices=EMBEDDINGS,
         help="how to store the word embeddings (default: as the weights)",
     )
     sizes.add_argument(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +217,7 @@ def test_a_head_mask_for_a_pruned_model(tmp_path: Path, write_checkpoint: Write,
         ["--model", "random:tiny", "--with-everything"],
         ["random:tiny"],
         ["--model", "random:tiny", "--output", "~nobody-has-this-name/out"],
+        ["--model", "random:tiny", "--target", "tensorflow"],
     ],
 )
 def test_usage_errors(arguments: list[str], erniem_export: Run) -> None:
@@ -270,15 +273,55 @@ def test_without_the_packages_of_the_exporter(missing: str, tmp_path: Path) -> N
     )
     result = in_a_process(code, "--model", "random:tiny", "--output", tmp_path / "out")
     assert result.returncode == 1
-    assert result.stderr == f"error: {missing} is not installed: pip install 'erniem-rt[export]'\n"
+    assert result.stderr == f'error: {missing} is not installed: pip install "erniem-rt[export]"\n'
 
 
-def test_out_of_memory(tmp_path: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory: you tried to ..."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes."),
+    ],
+    ids=["Python", "torch", "torch on Linux"],
+)
+def test_out_of_memory(error: Exception, export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhaust(*_: Any) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(pipeline, "trace", exhaust)
     assert export_fails("random:tiny") == "out of memory; nothing was written"
+
+
+def test_no_room_for_temporary_files(erniem_verify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/a")
+
+    monkeypatch.setattr(pipeline, "verify", refuse)
+    result = erniem_verify("qa.onnx", "--model", "random:tiny")
+    assert (result.code, result.err) == (1, "error: /tmp/a: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_report_that_cannot_be_printed(exported: tuple[Path, Any]) -> None:
+    code = "import sys; from erniem_export.cli import verify_main; sys.exit(verify_main(sys.argv[1:]))"
+    arguments = [str(exported[0] / "qa.onnx"), "--model", "random:tiny"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: all is done, but the report cannot be printed: No space left on device"
+    )
+
+
+def test_outside_of_the_main_thread(exported: tuple[Path, Any], erniem_verify: Run) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(erniem_verify(exported[0] / "no.onnx", "--model", "x")))
+    thread.start()
+    thread.join()
+    assert found[0].code == 1
 
 
 def test_what_torch_cannot_trace(export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,17 @@ import torch
 
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.cli import main
-from erniem_export.errors import FusionError
+from erniem_export.errors import ExportError, FusionError
 from erniem_export.heads import CLASSES, GraphOptions
 from erniem_export.onnx_export import trace, write
+from erniem_export.options import ExportOptions
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.packing import pack_tokens
 from erniem_export.passes.targets import optimize_for
+from erniem_export.pipeline import export
+from erniem_export.precision import Precision
+from erniem_export.progress import Terminal
 from erniem_rt.manifest import HEADS, Manifest
 
 LAYERS = 2
@@ -182,9 +186,29 @@ def test_exports_pass_the_gate_and_say_what_was_done(options: list[str], tmp_pat
     assert manifest.engine["packed"] is ("--with-position-ids" not in options)
 
 
-def test_half_precision_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "random:tiny", "--output", str(tmp_path / "out"), "--target", "onnxruntime", "--fp16"]
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--fp16", "computes in fp32"),
+        ("--bf16", "computes in fp32"),
+        ("--with-head-mask", "fuses attention"),
+        ("--with-attentions", "fuses attention"),
+    ],
+)
+def test_options_that_the_target_cannot_have_are_wrong_usage(
+    option: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "random:tiny", "--output", str(tmp_path / "out"), "--target", "onnxruntime", option]
 
-    assert main(arguments) == 1
-    assert "--target onnxruntime computes in fp32; leave out --fp16" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+
+    assert f"--target onnxruntime {reason}: leave out {option}\n" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_is_refused_without_the_command_line_too(tmp_path: Path) -> None:
+    options = ExportOptions("random:tiny", output=tmp_path, target="onnxruntime", precision=Precision("fp16"))
+
+    with pytest.raises(ExportError, match="--target onnxruntime computes in fp32; leave out --fp16"):
+        export(options, Terminal())
