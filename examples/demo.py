@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import erniem_rt
+
+# Answers by name, each with answers of its own under "relations".
+Found = dict[str, list[dict[str, Any]]]
 
 CASES = Path(__file__).resolve().parent / "nano" / "demo.json"
 
@@ -75,18 +80,29 @@ def show_choices(pipeline: Any, cases: list[dict[str, Any]]) -> Iterator[tuple[s
 def show_extractions(pipeline: Any, cases: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
     """Texts and what a schema finds in them."""
     for case in cases:
-        found = pipeline(case["text"], schema=case["schema"])
-        shown = {name: [answer["text"] for answer in answers] for name, answers in found.items()}
-        # The expectations list the answers of the schema's first level by name, and deeper ones by their prompt.
-        expected = {name: case["expected"][name] for name in shown}
-        yield f"[{case['language']}] {case['text']}  {json.dumps(shown, ensure_ascii=False)}", shown, expected
+        found = dict(extracted(pipeline(case["text"], schema=case["schema"]), case["language"]))
+        shown = json.dumps(found, ensure_ascii=False)
+        # What was expected and not found is an empty list, as it is where nothing was expected.
+        given = {**{prompt: [] for prompt in case["expected"]}, **found}
+        yield f"[{case['language']}] {case['text']}  {shown}", given, case["expected"]
+
+
+def extracted(found: Found, language: str, parent: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yield each prompt that found something, and the answers' texts: ``Person``, then ``Founder of Acme``."""
+    for name, answers in found.items():
+        about = f"{parent}的{name}" if language == "zh" else f"{name} of {parent}"
+        yield name if parent is None else about, [answer["text"] for answer in answers]
+        for answer in answers:
+            yield from extracted(answer.get("relations", {}), language, answer["text"])
 
 
 def show_vectors(pipeline: Any, cases: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
-    """Texts and the shape of their vectors."""
-    vectors = pipeline([case["text"] for case in cases])
-    for case, vector in zip(cases, vectors, strict=True):
-        yield f"[{case['language']}] {case['text']}  {vector.shape}", vector.shape, vectors[0].shape
+    """Texts and their vectors, which have the size that the manifest says, and no infinity or NaN."""
+    shapes = {output.name: output.shape for output in pipeline.manifest.outputs}
+    expected = (shapes["last_hidden_state"][-1:], True)
+    for case, vector in zip(cases, pipeline([case["text"] for case in cases]), strict=True):
+        given = (vector.shape, bool(np.isfinite(vector).all()))
+        yield f"[{case['language']}] {case['text']}  {vector.shape}, norm {np.linalg.norm(vector):.2f}", given, expected
 
 
 SHOWS = {
