@@ -45,9 +45,11 @@ def encode_seconds(
     return seconds
 
 
-def pair_rows(tokenizer: Tokenizer, text: str, seconds: Sequence[SecondText]) -> list[list[int]]:
-    """Rows ``[CLS] text [SEP] [SEP] second [SEP]``, the text cut where the tokenizer cuts: at its end by default."""
-    first = tokenizer(text, add_special_tokens=False).input_ids
+def pair_rows(tokenizer: Tokenizer, first: list[int], seconds: Sequence[SecondText]) -> list[list[int]]:
+    """Rows ``[CLS] first [SEP] [SEP] second [SEP]``.
+
+    ``first``, the ids of a text without special tokens, is cut where the tokenizer cuts: at its end by default.
+    """
     from_left = tokenizer.settings.truncation_side == "left"
     return [
         tokenizer.build_inputs_with_special_tokens(

@@ -44,6 +44,10 @@ class Job(Generic[Answer]):
     finish: Callable[[list[Outputs]], Answer | Job[Answer]]
 
 
+# Makes a job of each input.
+Prepare = Callable[[list[Any]], list[Job[Answer]]]
+
+
 class Pipeline:
     """A session, its tokenizer, and a task. Safe to share between threads; a context manager.
 
@@ -95,8 +99,14 @@ class Pipeline:
         self, inputs: Any, prepare: Callable[[Any], Job[Answer]], progress: Progress | None
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Answer one input (text or mapping) with one answer, a list with a list, any other iterable as a stream."""
+        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], progress)
+
+    def _answer_together(
+        self, inputs: Any, prepare: Prepare[Answer], progress: Progress | None
+    ) -> Answer | list[Answer] | Iterator[Answer]:
+        """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
         if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
-            return self._run([prepare(inputs)], lambda _: None)[0]
+            return self._run(prepare([inputs]), lambda _: None)[0]
         if isinstance(inputs, Sequence):
             return list(self._stream(inputs, prepare, progress, len(inputs)))
         return self._stream(inputs, prepare, progress, None)
@@ -104,7 +114,7 @@ class Pipeline:
     def _stream(
         self,
         inputs: Iterable[Any],
-        prepare: Callable[[Any], Job[Answer]],
+        prepare: Prepare[Answer],
         progress: Progress | None,
         total: int | None,
     ) -> Iterator[Answer]:
@@ -115,11 +125,7 @@ class Pipeline:
                 progress(done + answered, total)
 
         while chunk := list(islice(iterator, _BATCHES_PER_CHUNK * self.batch_size)):
-            jobs = []
-            for index, item in enumerate(chunk, start=done):
-                with _naming(index):
-                    jobs.append(_named(prepare(item), index))
-            answers = self._run(jobs, report)
+            answers = self._run(_prepared(prepare, chunk, done), report)
             done += len(chunk)
             yield from answers
 
@@ -173,6 +179,18 @@ def require_mapping(task: str, value: object, required: Sequence[str], optional:
     if unknown:
         raise InvalidInputError(f"key {unknown[0]!r} is not known; {task} takes a mapping with {keys}.")
     return dict(value)
+
+
+def _prepared(prepare: Prepare[Answer], items: list[Any], first: int) -> list[Job[Answer]]:
+    """Jobs whose errors say which input they are about; the first one's index is ``first``."""
+    try:
+        jobs = prepare(items)
+    except InvalidInputError:
+        jobs = []  # One by one it comes out which of them is at fault.
+        for index, item in enumerate(items, start=first):
+            with _naming(index):
+                jobs += prepare([item])
+    return [_named(job, index) for index, job in enumerate(jobs, start=first)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from erniem_rt.pipelines._options import require_choice, require_flag
+from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
 if TYPE_CHECKING:
@@ -69,11 +70,11 @@ class FeatureExtractionPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        return self._answer(inputs, self._job, progress)
+        return self._answer_together(inputs, self._jobs, progress)
 
-    def _job(self, text: object) -> Job[NDArray[np.float32]]:
-        row = self.tokenizer(require_text("text", text), truncation="longest_first", max_length=self.max_length)
-        return Job([row.input_ids], self._finish)
+    def _jobs(self, items: list[object]) -> list[Job[NDArray[np.float32]]]:
+        texts = [require_text("text", item) for item in items]
+        return [Job([row], self._finish) for row in encode_rows(self.tokenizer, texts, max_length=self.max_length)]
 
     def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:
         # A copy, even of float32: the outputs are views that would keep a whole batch in memory.

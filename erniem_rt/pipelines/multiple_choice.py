@@ -62,7 +62,8 @@ class MultipleChoicePipeline(Pipeline):
             index = int(scores.argmax())
             return {"answer": choices[index], "index": index, "scores": [float(score) for score in scores]}
 
-        return Job(pair_rows(self.tokenizer, prompt, seconds), finish)
+        first = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        return Job(pair_rows(self.tokenizer, first, seconds), finish)
 
 
 def _choices(value: object) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_choice
+from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines._scores import sigmoid, softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
 
@@ -88,10 +89,13 @@ class TextClassificationPipeline(Pipeline):
             answers = self._ranked(scored(outputs[0]["logits"].astype(np.float64)))
             return answers[0] if top_k == "best" else answers[:top_k]
 
-        answer = self._answer(inputs, lambda item: Job([self._row(item)], finish), progress)
+        def prepare(items: list[object]) -> list[Job[Any]]:
+            return [Job([row], finish) for row in self._rows([self._texts(item) for item in items])]
+
+        answer = self._answer_together(inputs, prepare, progress)
         return [answer] if isinstance(inputs, str) and top_k == "best" else answer
 
-    def _row(self, item: object) -> list[int]:
+    def _texts(self, item: object) -> tuple[str, str | None]:
         pair = None
         if isinstance(item, Mapping):
             fields = require_mapping(self.task, item, ["text"], ["text_pair"])
@@ -100,7 +104,13 @@ class TextClassificationPipeline(Pipeline):
         text = require_text("text", item)
         if pair is not None:
             pair = require_text("text_pair", pair)
-        return self.tokenizer(text, pair, truncation="longest_first", max_length=self.max_length).input_ids
+        return text, pair
+
+    def _rows(self, texts: list[tuple[str, str | None]]) -> list[list[int]]:
+        pairs = [pair for _, pair in texts if pair is not None]
+        if pairs and len(pairs) < len(texts):  # what is encoded together is all texts or all pairs
+            return [row for text in texts for row in self._rows([text])]
+        return encode_rows(self.tokenizer, [text for text, _ in texts], pairs or None, max_length=self.max_length)
 
     def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
         order = np.argsort(-scores, kind="stable")

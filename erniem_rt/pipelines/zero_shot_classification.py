@@ -10,6 +10,7 @@ from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_flag
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
+from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
@@ -91,9 +92,7 @@ class ZeroShotClassificationPipeline(Pipeline):
         )
         contradiction = self._label_id("contra") if multi_label or len(candidates) == 1 else None
 
-        def prepare(text: object) -> Job[dict[str, Any]]:
-            sequence = require_text("text", text)
-
+        def job(sequence: str, ids: list[int]) -> Job[dict[str, Any]]:
             def finish(outputs: list[Outputs]) -> dict[str, Any]:
                 scores = self._scores(np.stack([output["logits"] for output in outputs]), contradiction)
                 order = np.argsort(-scores, kind="stable")
@@ -103,9 +102,14 @@ class ZeroShotClassificationPipeline(Pipeline):
                     "scores": [float(scores[i]) for i in order],
                 }
 
-            return Job(pair_rows(self.tokenizer, sequence, hypotheses), finish)
+            return Job(pair_rows(self.tokenizer, ids, hypotheses), finish)
 
-        return self._answer(inputs, prepare, progress)
+        def prepare(items: list[object]) -> list[Job[dict[str, Any]]]:
+            texts = [require_text("text", item) for item in items]
+            rows = encode_rows(self.tokenizer, texts, max_length=self.max_length, add_special_tokens=False)
+            return [job(text, ids) for text, ids in zip(texts, rows, strict=True)]
+
+        return self._answer_together(inputs, prepare, progress)
 
     def _scores(self, logits: NDArray[Any], contradiction: int | None) -> NDArray[np.float64]:
         """Scores ``(candidates,)`` from logits ``(candidates, labels)``."""
