@@ -54,7 +54,11 @@ class Engine(Protocol):
         """The outputs, likewise."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-        """Compute ``outputs``, in that order, from C-contiguous arrays of the declared dtypes and shapes."""
+        """Compute ``outputs``, in that order, from C-contiguous arrays of the declared dtypes and shapes.
+
+        Raises:
+            EngineError: The engine failed, for want of memory for example.
+        """
 
     def close(self) -> None:
         """Let go of the graph; runs under way in other threads finish. Closing twice is fine."""
