@@ -35,7 +35,7 @@ def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, resul
     if not results:
         return []
     causes = [_swapped_outputs(results), _swapped_columns(results)]
-    if report.weights.changed:
+    if report.weights.changed or report.weights.missing:
         causes.append("Export again, or pass the checkpoint that the artifact was exported from.")
     if not any(causes):
         causes += [_padding(report, results), _graph(artifact, model, report, results)]

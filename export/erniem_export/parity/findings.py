@@ -9,7 +9,7 @@ import torch
 
 from erniem_export.parity.decisions import Agreement
 from erniem_export.parity.measures import Difference, Thresholds
-from erniem_export.parity.weights import Weights
+from erniem_export.parity.weights import Weights, first_few
 
 __all__ = ["Report"]
 
@@ -45,7 +45,9 @@ class Report:
         if not self.weights.compared:
             problems.append("no weight was compared")
         if self.weights.changed:
-            problems.append(f"these weights are not the checkpoint's: {self.weights.named()}")
+            problems.append(f"these weights are not the checkpoint's: {first_few(self.weights.changed)}")
+        if self.weights.missing:
+            problems.append(f"these weights of the checkpoint are not in the graph: {first_few(self.weights.missing)}")
         output, case, excess = self.worst()
         if excess > 1.0:
             problems.append(f"{output} on the case {case!r} {self._amount(self.differences[output, case])}")

@@ -56,11 +56,11 @@ def check_parity(
         report = Report(
             _named(manifest),
             thresholds_of(manifest.precision),
-            decides=manifest.head != "base" and not _is_regression(manifest),
+            decides=_decides(manifest),
         )
         results = []
         for case in progress(build_cases(manifest, tokenizer_dir)):
-            found = _run(session, case)  # before PyTorch, which checks no ids
+            found = _run(session, case.name, case.feeds)  # before PyTorch, which checks no ids
             expected = _as_promised(manifest, case, reference_outputs(model, manifest, case))
             _compare(report, manifest, case, found, expected)
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
@@ -83,11 +83,11 @@ def _named(manifest: Manifest) -> str:
     return weights if weights == embedding else f"{weights}, embedding {embedding},"
 
 
-def _run(session: Session, case: Case) -> dict[str, NDArray[Any]]:
+def _run(session: Session, name: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     try:
-        return session.run(case.feeds)
+        return session.run(feeds)
     except EngineError as error:
-        raise ParityError(f"{session.manifest.artifact} cannot run the case {case.name!r}: {error}") from error
+        raise ParityError(f"{session.manifest.artifact} cannot run the case {name!r}: {error}") from error
 
 
 def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -131,8 +131,11 @@ def _as_promised(manifest: Manifest, case: Case, outputs: dict[str, NDArray[Any]
     return outputs
 
 
-def _is_regression(manifest: Manifest) -> bool:
-    return manifest.head == "cls" and manifest.outputs[0].shape[-1] == 1
+def _decides(manifest: Manifest) -> bool:
+    """Whether outputs lead to decisions; a single column (regression, one label) does by its sign at most."""
+    if manifest.problem_type == "multi_label_classification":
+        return True
+    return manifest.head != "base" and manifest.outputs[0].shape[-1] != 1
 
 
 def _compare(
@@ -169,7 +172,7 @@ def _invariance(session: Session, case: Case, batch: Mapping[str, NDArray[Any]])
         }
         if "inputs_embeds" in case.feeds:
             feeds["inputs_embeds"] = case.feeds["inputs_embeds"][row : row + 1, ..., :length, :]
-        result = session.run(feeds)
+        result = _run(session, f"{case.name}, row {row} alone", feeds)
         attended = case.attend[row : row + 1, ..., :length]
         for name, spec in plain.items():
             per_token = "sequence" in spec.shape and rank == 2

@@ -41,6 +41,6 @@ def format_report(parity: Mapping[str, Any]) -> str:
 def _verdict(parity: Mapping[str, Any]) -> str:
     decisions, weights = parity["decisions"], parity["weights"]
     same = weights["compared"] - len(weights["changed"])
-    exact = f"{same} of {weights['compared']} weights the same; "
+    exact = f"{same} of {weights['compared'] + len(weights['missing'])} weights the same; "
     agreed = f"{decisions['agreed']} of {decisions['compared']} decisions the same; " if decisions else ""
     return f"{exact}{agreed}{'passed' if parity['passed'] else 'FAILED'}"

@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
+
+from erniem_export.modeling import ErnieMForInformationExtraction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["Weights", "compare_weights"]
+__all__ = ["Weights", "compare_weights", "first_few"]
 
 _NAMED = 3
+_WORDS = "word_embeddings.weight"
+# What both half and full precision read is stored in both.
+_COPIES = ("", ".float16", ".bfloat16")
 _ROWS_AT_ONCE = 8192
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 _HALF_STEP = 0.5001  # with room for the rounding of the product itself
@@ -30,35 +36,69 @@ _HALF_STEP = 0.5001  # with room for the rounding of the product itself
 
 @dataclass(frozen=True)
 class Weights:
-    """How many parameters were found in the graph, and the names of those with other values."""
+    """How many parameters were found in the graph, and the names of those with other values or not found."""
 
     compared: int = 0
     changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
-    def named(self) -> str:
-        """The first few changed weights, for a message."""
-        more = len(self.changed) - _NAMED
-        return ", ".join(self.changed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+def first_few(names: Sequence[str]) -> str:
+    """Name weights in a message."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Mapping[str, str]) -> Weights:
-    """Compare the weights of a graph with the parameters that they are named after (``.T``: transposed).
+    """Compare the weights that a graph reads with the parameters that they are named after (``.T``: transposed).
 
     A weight is stored in float32 or as ``precision`` (the manifest's) says; a rounded one must be the parameter
-    rounded, and an int8 one must be within half of its scale (``NAME.scale``).
+    rounded, and an int8 one must be within half of its scale (``NAME.scale``). All parameters must be there, but for
+    those that the graph has no use for, and those that share the initializer of a parameter with the same values.
     """
-    initializers = ir.load(artifact).graph.initializers
-    stored = {name: value.const_value.numpy() for name, value in initializers.items() if value.const_value is not None}
-    compared, changed = 0, []
-    for name, parameter in model.state_dict().items():
-        kind = precision["embedding" if name.endswith("word_embeddings.weight") else "weights"]
-        expected = parameter.contiguous().numpy()
-        for stored_name, values in ((name, expected), (f"{name}.T", expected.T)):
-            if stored_name in stored:
-                compared += 1
-                if not _is_same(stored[stored_name], values, kind, stored.get(f"{stored_name}.scale")):
-                    changed.append(name)
-    return Weights(compared, tuple(changed))
+    graph = ir.load(artifact).graph
+    stored = _weights_read(graph)
+    takes_embeddings = any(value.name == "inputs_embeds" for value in graph.inputs)
+    parameters = model.state_dict()
+    found: dict[str, bool] = {}
+    for name, parameter in parameters.items():
+        kind = precision["embedding" if name.endswith(_WORDS) else "weights"]
+        results = _compare(name, parameter.contiguous().numpy(), stored, kind)
+        if results:
+            found[name] = all(results)
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if name not in found
+        and not _is_unused(name, model, takes_embeddings)
+        and not any(torch.equal(parameter, parameters[other]) for other in found)
+    ]
+    return Weights(len(found), tuple(name for name, same in found.items() if not same), tuple(missing))
+
+
+def _weights_read(graph: ir.Graph) -> dict[str, NDArray[Any]]:
+    return {
+        name: value.const_value.numpy()
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and (value.uses() or value.is_graph_output())
+    }
+
+
+def _compare(name: str, expected: NDArray[Any], stored: Mapping[str, NDArray[Any]], kind: str) -> list[bool]:
+    """Whether each form in which a parameter is stored has its values."""
+    return [
+        _is_same(stored[f"{base}{copy}"], values, kind, stored.get(f"{base}.scale"))
+        for base, values in ((name, expected), (f"{name}.T", expected.T))
+        for copy in _COPIES
+        if f"{base}{copy}" in stored
+    ]
+
+
+def _is_unused(name: str, model: ErnieMPreTrainedModel, takes_embeddings: bool) -> bool:
+    if name.endswith(_WORDS):
+        return takes_embeddings
+    # UIE's class has a pooler, as the checkpoints do, and reads every token's state instead.
+    return isinstance(model, ErnieMForInformationExtraction) and name.startswith("ernie_m.pooler.")
 
 
 def _is_same(stored: NDArray[Any], expected: NDArray[np.float32], kind: str, scale: NDArray[np.float32] | None) -> bool:

@@ -15,10 +15,10 @@ from onnx import helper, numpy_helper
 
 from erniem_export.cli import verify_main
 from erniem_export.errors import ParityError
-from erniem_export.parity import gate
+from erniem_export.parity import gate, layers
 from erniem_export.parity.gate import check_parity
 from erniem_export.parity.measures import THRESHOLDS
-from erniem_rt.errors import ArtifactError
+from erniem_rt.errors import ArtifactError, EngineError
 
 LAYER = "ernie_m.encoder.layers.{}"
 Edit = Callable[[onnx.ModelProto], None]
@@ -277,6 +277,73 @@ def test_other_names_are_no_excuse(exported: Any, damaged: Any) -> None:
 
     with pytest.raises(ParityError, match="no weight was compared"):
         check_parity(damaged(artifact, edit), artifact.model)
+
+
+@pytest.mark.parametrize("keep_the_right_one", [False, True])
+def test_one_other_name_is_no_excuse(keep_the_right_one: bool, exported: Any, damaged: Any) -> None:
+    """An embedding that no batch looks up is changed, in a table under another name."""
+    artifact = exported("qa")
+    table = "ernie_m.embeddings.word_embeddings.weight"
+
+    def edit(graph: onnx.ModelProto) -> None:
+        right = next(tensor for tensor in graph.graph.initializer if tensor.name == table)
+        original = copy.deepcopy(right)
+        weight(table, padding_embedding)(graph)
+        rename(graph, {table: "table"})
+        right.name = "table"
+        if keep_the_right_one:
+            graph.graph.initializer.append(original)
+
+    with pytest.raises(ParityError, match=f"weights of the checkpoint are not in the graph: {table}") as caught:
+        check_parity(damaged(artifact, edit), artifact.model)
+    assert caught.value.report is not None
+    assert caught.value.report["weights"]["missing"] == (table,)
+
+
+def test_what_the_graph_has_no_use_for_may_be_missing(exported: Any) -> None:
+    for head, flags, count in (("ie", {}, 2), ("base", {"inputs_embeds": True}, 1)):
+        artifact = exported(head, **flags)
+        weights = check_parity(artifact.path, artifact.model).weights
+        assert weights.missing == ()
+        assert weights.compared == len(artifact.model.state_dict()) - count
+
+
+def test_one_label_leaves_nothing_to_decide(export_model: Any, make_model: Any) -> None:
+    for head, problem_type, decides in (
+        ("ner", None, False),
+        ("cls", "single_label_classification", False),
+        ("cls", "multi_label_classification", True),
+    ):
+        artifact = export_model(head, make_model(head, num_labels=1, problem_type=problem_type))
+        report = check_parity(artifact.path, artifact.model)
+        assert report.decides is decides
+        assert (report.agreement.compared > 0) is decides
+
+
+def test_a_row_that_cannot_run_alone_is_named(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = exported("qa")
+    run = gate.Session.run
+
+    def fail(session: Any, feeds: Any) -> Any:
+        if feeds["input_ids"].shape == (1, 5):
+            raise EngineError("out of memory")
+        return run(session, feeds)
+
+    monkeypatch.setattr(gate.Session, "run", fail)
+    with pytest.raises(ParityError, match="cannot run the case 'padding on the right, row 2 alone': out of memory"):
+        check_parity(artifact.path, artifact.model)
+
+
+def test_a_probe_that_fails_loses_no_finding(exported: Any, damaged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such graph")
+
+    monkeypatch.setattr(layers, "open_session", fail)
+    artifact = exported("qa")
+    path = damaged(artifact, attribute("Gelu", approximate="tanh"))
+    with pytest.raises(ParityError, match="the graph itself differs\\. Export again") as caught:
+        check_parity(path, artifact.model)
+    assert caught.value.report is not None
 
 
 def test_untouched_copy_passes(exported: Any, damaged: Any) -> None:

@@ -46,6 +46,10 @@ FAILURES = {
     "nothing alone": ({"invariance": {}}, "nothing was compared"),
     "no weight": ({"weights": Weights()}, "no weight was compared"),
     "weights": ({"weights": Weights(40, tuple("abcde"))}, "these weights are not the checkpoint's: a, b, c and 2 more"),
+    "weights that are not there": (
+        {"weights": Weights(40, missing=tuple("abcd"))},
+        "these weights of the checkpoint are not in the graph: a, b, c and 1 more",
+    ),
     "numbers": (
         {"differences": {("logits", "a"): measure(ONES + 0.01, ONES)}},
         r"logits on the case 'a' differs by up to 1\.00e-02 \(limit 1e-04\), relative L2 1\.0e-02",
@@ -99,7 +103,7 @@ def test_json_keeps_the_worst_of_every_output() -> None:
     assert row["max_abs"] == pytest.approx(3e-5, rel=1e-2)
     assert row["padding_invariance"] == 0
     assert content["outputs"]["other"]["padding_invariance"] is None
-    assert content["weights"] == {"compared": 40, "changed": ()}
+    assert content["weights"] == {"compared": 40, "changed": (), "missing": ()}
 
 
 def test_table() -> None:
@@ -109,6 +113,7 @@ def test_table() -> None:
     assert " ".join(lines[1].split()) == "output max mean p99 rel. L2 cosine NaN/inf padding worst case"
     assert lines[3].split()[0] == "logits"
     assert lines[-1] == "40 of 40 weights the same; 5 of 5 decisions the same; passed"
+    assert "40 of 42 weights the same" in format_report(report(weights=Weights(40, missing=("a", "b"))).to_json())
     assert "decisions" not in format_report(report(decides=False).to_json())
 
 
