@@ -50,11 +50,11 @@ def refuse_same_file(source: str, target: str) -> None:
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """Open a file to be written; it takes the place of ``path`` when all went well, and is gone otherwise."""
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():  # a device or a named pipe, which is written as it is
+    if path.exists() and not path.is_file():  # a device or a pipe, which is written as it is
         with path.open("wb") as file:
             yield file
         return
+    path = Path(os.path.realpath(path))  # a link stays one
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as file:

@@ -99,6 +99,16 @@ def test_a_device_stays_one() -> None:
     assert Path(os.devnull).is_char_device()
 
 
+def test_a_pipe_is_written_as_it_is() -> None:
+    """Such as ``--output /dev/stdout``."""
+    reading, writing = os.pipe()
+    with replaced(Path(f"/dev/fd/{writing}")) as file:
+        file.write(b"x")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as source:
+        assert source.read() == b"x"
+
+
 def test_a_program_may_wait_for_each_answer(artifact) -> None:
     """It writes a line, reads the answer, and only then writes the next."""
     command = [sys.executable, "-m", "erniem_rt", str(artifact)]
