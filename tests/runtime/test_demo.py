@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,9 +23,33 @@ def demo() -> ModuleType:
     return module
 
 
-@pytest.fixture
-def cases(demo) -> list[dict[str, Any]]:
-    return json.loads(demo.CASES.read_text(encoding="utf-8"))["ie"]
+CASES = [
+    {
+        "language": "en",
+        "text": "Samuel Foster founded Beacon Energy. Beacon Energy is based in Houston and is led by Diana Ramsey.",
+        "schema": ["Person", "Location", {"Organization": ["Founder", "Headquarters", "Product"]}],
+        "expected": {
+            "Person": ["Samuel Foster", "Diana Ramsey"],
+            "Location": ["Houston"],
+            "Organization": ["Beacon Energy", "Beacon Energy"],
+            "Founder of Beacon Energy": ["Samuel Foster"],
+            "Headquarters of Beacon Energy": ["Houston"],
+            "Product of Beacon Energy": [],
+        },
+    },
+    {
+        "language": "zh",
+        "text": "宏达汽车的总部位于武汉。宏达汽车由周文博创办，生产电池。",
+        "schema": ["人物", "地点", {"组织机构": ["创始人", "总部"]}],
+        "expected": {
+            "人物": ["周文博"],
+            "地点": ["武汉"],
+            "组织机构": ["宏达汽车", "宏达汽车"],
+            "宏达汽车的创始人": ["周文博"],
+            "宏达汽车的总部": ["武汉"],
+        },
+    },
+]
 
 
 def answers(*texts: str, **relations: Any) -> list[dict[str, Any]]:
@@ -57,8 +80,8 @@ def verdicts(demo: ModuleType, cases: list[dict[str, Any]], *found: dict[str, An
     return [given == expected for _, given, expected in shown]
 
 
-def test_extractions_that_are_right_count(demo, cases) -> None:
-    assert verdicts(demo, cases, english(), chinese()) == [True, True]
+def test_extractions_that_are_right_count(demo) -> None:
+    assert verdicts(demo, CASES, english(), chinese()) == [True, True]
 
 
 def wrong(change: Any) -> dict[str, Any]:
@@ -79,8 +102,8 @@ def wrong(change: Any) -> dict[str, Any]:
         wrong(lambda found: found["Person"][0].update(relations={"Founder": answers("Houston")})),
     ],
 )
-def test_extractions_that_are_wrong_do_not(demo, cases, found) -> None:
-    assert verdicts(demo, cases[:1], found) == [False]
+def test_extractions_that_are_wrong_do_not(demo, found) -> None:
+    assert verdicts(demo, CASES[:1], found) == [False]
 
 
 @pytest.mark.parametrize(

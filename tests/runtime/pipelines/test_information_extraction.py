@@ -316,3 +316,5 @@ def test_an_answer_too_long_to_ask_about(make: Callable[..., Any]) -> None:
     pipe, _ = make({"P": [Mark("8" * 60)]}, max_length=66, schema={"P": "met"})
     with pytest.raises(InvalidInputError, match=r"the prompt 'met of 888\d*…' takes \d+ tokens; .* a higher threshold"):
         pipe("8" * 60)
+    with pytest.raises(InvalidInputError, match=r"^input 1: the prompt 'met of 888"):
+        pipe(["nobody", "8" * 60])
