@@ -50,7 +50,7 @@ def prepare(step: str, folder: Path, model: str) -> str | None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     (folder / f"{step}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
-        return f"preparing {step} failed: {last_line(done.stderr) or f'exit code {done.returncode}'}"
+        return f"preparing {step} failed with exit code {done.returncode}: {last_line(done.stderr)}"
     marker.write_text(json.dumps(signature), encoding="utf-8")
     return None
 
