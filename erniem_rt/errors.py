@@ -29,7 +29,7 @@ class ArtifactError(ErnieMError):
 
 
 class EngineUnavailableError(ErnieMError, ImportError):
-    """A package, a driver or a device that the request needs is not there."""
+    """A package, a driver or a device that the request needs is not there, or cannot do what it needs."""
 
 
 class EngineError(ErnieMError, RuntimeError):

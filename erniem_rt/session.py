@@ -36,7 +36,7 @@ class Session:
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
-        EngineUnavailableError: the engine's package or the device is not there.
+        EngineUnavailableError: the engine's package or the device is not there, or the device cannot compute the graph.
         InvalidInputError: ``device`` or ``threads`` is none of the above.
     """
 

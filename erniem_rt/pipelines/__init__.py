@@ -52,7 +52,7 @@ def pipeline(
 
     Raises:
         ArtifactError: A file is missing or damaged.
-        EngineUnavailableError: A package or the device is not there.
+        EngineUnavailableError: A package or the device is not there, or the device cannot compute the graph.
         InvalidInputError: The task is unknown or belongs to another head, or an option does not exist.
     """
     wanted = None if task is None else _class(task)
