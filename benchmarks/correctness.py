@@ -11,8 +11,10 @@ from benchmarks.engines import Precision
 
 # fp32: the largest difference of a logit, relative to the largest logit. int8: the cosine over all logits after the
 # reference's mean of each label was taken off both; without that the biases alone would make any engine look right.
+# The bound finds wrong computation (a cosine near 0), not coarse rounding: random weights magnify that, and how good
+# an int8 is shows on trained ones (accuracy.py).
 MAX_RELATIVE_DIFFERENCE = 5e-4
-MIN_COSINE = 0.98
+MIN_COSINE = 0.9
 
 Logits = Sequence[Sequence[float]]
 
