@@ -35,7 +35,7 @@ def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, resul
     if not results:
         return []
     causes = [_swapped_outputs(results), _swapped_columns(results)]
-    if report.weights.changed or report.weights.missing:
+    if report.weights.changed:
         causes.append("Export again, or pass the checkpoint that the artifact was exported from.")
     if not any(causes):
         causes += [_padding(report, results), _graph(artifact, model, report, results)]
@@ -97,9 +97,10 @@ def _graph(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results
     """Which part of the graph differs, if it is not the weights?"""
     _, worst, excess = report.worst()
     if excess <= 1.0:
-        return ""
+        return "Export again." if report.weights.missing else ""
     where = first_difference(artifact, model, next(case for case, _, _ in results if case.name == worst), report.limits)
+    start = "The graph" if report.weights.missing else "The weights are the checkpoint's; the graph"
     return (
-        f"The weights are the checkpoint's; the graph itself differs{where}. Export again with other versions of torch "
+        f"{start} itself differs{where}. Export again with other versions of torch "
         "and onnxruntime, and report it with the versions in the manifest."
     )
