@@ -55,7 +55,7 @@ def _compare(model: str, head: str, folder: Path) -> dict[str, Any]:
         checkpoint = load_checkpoint(str(source), head)
     theirs = getattr(reference, type(checkpoint.model).__name__).from_pretrained(source).float().eval()
     artifact, _ = export(ExportOptions(model=str(source), head=head, output=folder / "out"), Terminal())
-    torch_gap = graph_gap = 0.0
+    torch_gap = graph_gap = largest = 0.0
     values = 0
     with Session(artifact) as session:
         for case in build_cases(session.manifest, checkpoint.tokenizer_dir):
@@ -65,14 +65,21 @@ def _compare(model: str, head: str, folder: Path) -> dict[str, Any]:
             for name, array in expected.items():
                 torch_gap = max(torch_gap, float(np.abs(ours[name] - array).max()))
                 graph_gap = max(graph_gap, float(np.abs(graph[name] - array).max()))
+                largest = max(largest, float(np.abs(array).max()))
                 values += array.size
-    return {"class": type(theirs).__name__, "values": values, "pytorch": torch_gap, "onnx": graph_gap}
+    return {
+        "class": type(theirs).__name__,
+        "values": values,
+        "largest": largest,
+        "pytorch": torch_gap,
+        "onnx": graph_gap,
+    }
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ["| head | class | values compared | our PyTorch | our ONNX |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| head | values compared | largest value | our PyTorch | our ONNX |", "| --- | --- | --- | --- | --- |"]
     lines += [
-        f"| `{head}` | {row['class']} | {row['values']:,} | {row['pytorch']:.1e} | {row['onnx']:.1e} |"
+        f"| `{head}` | {row['values']:,} | {row['largest']:.1f} | {row['pytorch']:.1e} | {row['onnx']:.1e} |"
         for head, row in rows.items()
     ]
     return "\n".join(lines)
