@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,8 @@ class Tokenizer(TokenConversion):
         settings: TokenizerSettings | None = None,
     ) -> None:
         settings = settings or TokenizerSettings()
-        self._model = SentencePieceModel(Path(sentencepiece_model))
-        tokens = self._model.pieces() if vocab_file is None else read_vocabulary(Path(vocab_file))
-        super().__init__(Vocabulary(tokens, settings), settings)
+        self._model, vocabulary = _load(Path(sentencepiece_model), vocab_file, settings)
+        super().__init__(vocabulary, settings)
         self._splitter = TextSplitter(
             self._vocabulary.added.values(),
             [token.content for token in self.settings.all_special_tokens],
@@ -263,3 +263,20 @@ class Tokenizer(TokenConversion):
             special_tokens_mask=row([0] * count, [0] * other_count, 1, 1),
             sequence_ids=row([0] * count, [1] * other_count, None, None),
         )
+
+
+def _load(
+    model: Path, vocab_file: str | os.PathLike[str] | None, settings: TokenizerSettings
+) -> tuple[SentencePieceModel, Vocabulary]:
+    """Load both files side by side: sentencepiece leaves Python free while it builds its tables."""
+    if vocab_file is None:
+        loaded = SentencePieceModel(model)
+        return loaded, Vocabulary(loaded.pieces(), settings)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        loading = pool.submit(SentencePieceModel, model)
+        try:
+            vocabulary = Vocabulary(read_vocabulary(Path(vocab_file)), settings)
+        except ArtifactError:
+            loading.result()  # A fault of the model, or a missing sentencepiece, comes first.
+            raise
+        return loading.result(), vocabulary
