@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EMBEDDINGS", "HALVES", "TARGETS"]
+__all__ = ["CPUS", "EMBEDDINGS", "HALVES", "TARGETS"]
 
 # Half types by the option that asks for them.
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -12,3 +12,6 @@ EMBEDDINGS = ("fp32", "fp16", "int8")
 
 # any: the canonical graph, standard operators only. onnxruntime: with its own operators, for its CPU provider.
 TARGETS = ("any", "onnxruntime")
+
+# What an int8 artifact may be made for; auto: the CPU that exports it.
+CPUS = ("auto", "avx2", "vnni")

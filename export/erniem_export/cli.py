@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.choices import EMBEDDINGS, HALVES, TARGETS
+from erniem_export.choices import CPUS, EMBEDDINGS, HALVES, TARGETS
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
@@ -82,6 +82,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     from erniem_export.heads import GraphOptions
     from erniem_export.options import ExportOptions
     from erniem_export.precision import Precision
+    from erniem_export.quantization.quantize import Int8
     from erniem_export.vocabulary.selection import Keep
 
     graph = GraphOptions(
@@ -99,6 +100,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
         target=arguments.target,
+        int8=Int8(arguments.cpu or "auto", arguments.calibration),
     )
 
 
@@ -186,6 +188,10 @@ def _export_parser() -> argparse.ArgumentParser:
 
 
 def _refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.weights != "int8" and (options.cpu or options.calibration):
+        parser.error("--cpu and --calibration are for --int8")
+    if options.weights == "int8":
+        options.target = "onnxruntime"
     if options.target == "any":
         return
     if options.weights in HALVES:
@@ -207,6 +213,24 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
             default="fp32",
             help=f"weights and products of the layers in {title}, for GPUs; inputs and outputs stay float32",
         )
+    weights.add_argument(
+        "--int8",
+        dest="weights",
+        action="store_const",
+        const="int8",
+        help="products of the layers in int8, for onnxruntime on a CPU; implies --target onnxruntime",
+    )
+    sizes.add_argument(
+        "--cpu",
+        choices=CPUS,
+        help="what --int8 is to run on: avx2 runs everywhere, vnni is faster where it is; auto: as here (default)",
+    )
+    sizes.add_argument(
+        "--calibration",
+        type=_path,
+        metavar="FILE",
+        help="text (UTF-8, one a line) like what will be served, to calibrate --int8 on (default: 200 lines of ours)",
+    )
     sizes.add_argument(
         "--target",
         choices=TARGETS,

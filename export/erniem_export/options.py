@@ -7,6 +7,7 @@ from pathlib import Path
 
 from erniem_export.heads import GraphOptions
 from erniem_export.precision import Precision
+from erniem_export.quantization.quantize import Int8
 from erniem_export.vocabulary.selection import Keep
 
 __all__ = ["ExportOptions"]
@@ -29,3 +30,4 @@ class ExportOptions:
     precision: Precision = field(default_factory=Precision)
     keep: Keep = field(default_factory=Keep)
     target: str = "any"
+    int8: Int8 = field(default_factory=Int8)

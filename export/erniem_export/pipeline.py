@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +19,12 @@ from erniem_export.parity.measures import thresholds_of
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
+from erniem_export.quantization.quantize import quantize
 from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import onnx_ir as ir
 
     from erniem_export.checkpoint import Checkpoint
@@ -52,22 +52,26 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
         if options.target != "any" and options.precision.weights in HALF_TYPES:
             raise ExportError(f"--target {options.target} computes in fp32; leave out --{options.precision.weights}")
+        # int8 products are onnxruntime's own operators.
+        target = "onnxruntime" if options.precision.weights == "int8" else options.target
         vocabulary = None
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
         progress.step(f"tracing {checkpoint.architecture} (head {head})")
         graph = _traced(model, head, options.graph)
-        engine = optimize_for(options.target, graph, head, model.config.num_hidden_layers, options.graph)
+        engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
         manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
         cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+        if options.precision.weights == "int8" and engine is not None:
+            engine["int8"] = quantize(graph, checkpoint, Path(options.model), options.int8, manifest.limits, progress)
         precision = apply_precision(graph, options.precision, cases, stage)
         progress.step(f"writing {head}.onnx and its weights")
         write(graph, stage / f"{head}.onnx")
         del graph
         copy_companions(checkpoint, stage)
         manifest = dataclasses.replace(
-            manifest, precision=precision, files=files_of(stage), target=options.target, engine=engine
+            manifest, precision=precision, files=files_of(stage), target=target, engine=engine
         )
         manifest.save(stage / f"{head}.json")
         progress.step("comparing with PyTorch")

@@ -153,7 +153,7 @@ def _compare(
             )
         report.differences[name, case.name] = measure(found[name], reference)
     largest = (float(np.abs(array).max()) for array in _plain(manifest, expected).values())
-    tie = 2 * report.limits.largest * max(1.0, *largest)
+    tie = report.limits.margin * max(1.0, *largest)
     report.agreement += compare_decisions(manifest, found, expected, case.attend, tie)
 
 

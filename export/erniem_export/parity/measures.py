@@ -31,6 +31,12 @@ class Thresholds:
     relative_l2: float
     cosine: float
     agreement: float
+    tie: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """By how much the reference must decide, in units of its largest value: ``tie``, or twice ``largest``."""
+        return 2 * self.largest if self.tie is None else self.tie
 
 
 # fp32: 20 times what ONNX Runtime and torch differ by after 12 layers (largest 4e-6, relative L2 1e-6), and a tenth
@@ -48,6 +54,7 @@ THRESHOLDS = {
     "fp32": Thresholds(largest=1e-4, relative_l2=2e-5, cosine=0.999999, agreement=1.0),
     "fp16": Thresholds(largest=2e-2, relative_l2=6e-3, cosine=0.99998, agreement=1.0),
     "bf16": Thresholds(largest=1.5e-1, relative_l2=7e-2, cosine=0.997, agreement=1.0),
+    "int8": Thresholds(largest=0.4, relative_l2=0.2, cosine=0.97, agreement=0.9, tie=0.1),
 }
 EMBEDDING_THRESHOLDS = {
     "fp32": THRESHOLDS["fp32"],

@@ -1,0 +1,29 @@
+"""What this machine's CPU can do with int8."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+__all__ = ["cpu_flags", "has_vnni"]
+
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+_X86 = frozenset({"x86_64", "amd64"})
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of the CPU by Linux's names; none where the system does not list them."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.split())
+
+
+def has_vnni() -> bool | None:
+    """Whether products of 8 bits are summed exactly; None if that cannot be told: not Linux, or not x86."""
+    flags = cpu_flags()
+    if not flags or platform.machine().lower() not in _X86:
+        return None
+    return not flags.isdisjoint(_VNNI)

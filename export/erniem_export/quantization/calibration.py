@@ -1,0 +1,135 @@
+"""The inputs that int8 is calibrated on: text, ours or the user's, as the model's token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from erniem_export.errors import ExportError
+from erniem_export.sources import tokenizer_files
+from erniem_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from erniem_rt.manifest import Limits
+
+__all__ = ["Calibration", "calibration_for", "read_texts"]
+
+_BUILT_IN = "calibration.txt"
+# More would change the scales little; the activations of all of them are held in memory, one layer at a time.
+_MOST_TEXTS = 400
+_LONGEST = 128
+_BATCH_SIZE = 16
+# Tokenizers with a fast tokenizer's file only, such as those of other encoders' checkpoints.
+_FAST_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``source`` in words, for the report; ``batches`` of ``(input_ids, attend)``, each ``(batch, sequence)``."""
+
+    source: str
+    batches: tuple[tuple[Tensor, Tensor], ...]
+
+
+class _Encode(Protocol):
+    def __call__(self, text: str, pair: str | None = None) -> Sequence[int]: ...
+
+
+def calibration_for(
+    text: Path | None, folder: Path | None, limits: Limits, special: tuple[int, int] = (0, 2)
+) -> Calibration:
+    """Return what to calibrate on.
+
+    Args:
+        text: A file of texts, one on each line; None for the built-in ones, 200 lines in 60 languages.
+        folder: Where the tokenizer's files are. Without any, ids are drawn at random, from a fixed seed.
+        limits: The model's.
+        special: First and last id of rows that are drawn at random.
+
+    Raises:
+        ExportError: The file cannot be read or holds no text, or there is no tokenizer to read it with.
+    """
+    texts = read_texts(text)
+    encode = _tokenizer(folder, min(_LONGEST, limits.max_length))
+    if encode is None:
+        if text is not None:
+            raise ExportError(f"--calibration {text} cannot be read: the checkpoint has no tokenizer")
+        return Calibration("random ids, for want of a tokenizer", _batches(_random_rows(limits, special), limits))
+    rows = [list(encode(first, second)) for first, second in _arranged(texts)]
+    source = "built-in text" if text is None else text.name
+    return Calibration(f"{source}, {len(texts)} lines", _batches(rows, limits))
+
+
+def read_texts(path: Path | None) -> list[str]:
+    """Return the lines of a file that are not blank, at most 400 of them, evenly spread; None: the built-in text.
+
+    Raises:
+        ExportError: There is no such file, it is not UTF-8, or it holds nothing but blanks.
+    """
+    try:
+        source = files(__package__).joinpath(_BUILT_IN) if path is None else path
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ExportError(f"--calibration {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"--calibration {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ExportError(f"--calibration {path} holds no text: give it sentences like those to be served, one a line")
+    if len(texts) > _MOST_TEXTS:
+        texts = [texts[i * len(texts) // _MOST_TEXTS] for i in range(_MOST_TEXTS)]
+    return texts
+
+
+def _arranged(texts: list[str]) -> list[tuple[str, str | None]]:
+    """Every text alone, some as pairs, and some joined into longer ones."""
+    alone: list[tuple[str, str | None]] = [(text, None) for text in texts]
+    pairs: list[tuple[str, str | None]] = list(zip(texts[::7], texts[1::7], strict=False))
+    joined: list[tuple[str, str | None]] = [(" ".join(texts[i : i + 8]), None) for i in range(0, len(texts), 48)]
+    return [*alone, *pairs, *joined]
+
+
+def _tokenizer(folder: Path | None, longest: int) -> _Encode | None:
+    if folder is None:
+        return None
+    if tokenizer_files(folder):
+        ours = Tokenizer.from_dir(folder)
+        return lambda text, pair=None: ours(text, pair, truncation="longest_first", max_length=longest).input_ids
+    if not (folder / _FAST_TOKENIZER).is_file():
+        return None
+    fast: Any = import_module("tokenizers").Tokenizer.from_file(str(folder / _FAST_TOKENIZER))
+    fast.no_padding()
+    fast.enable_truncation(longest)
+    return lambda text, pair=None: fast.encode(text, pair).ids
+
+
+def _random_rows(limits: Limits, special: tuple[int, int]) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    first, last = special
+    longest = min(_LONGEST, limits.max_length)
+    lengths = np.clip(rng.lognormal(3.0, 0.7, 120), 3, longest).astype(int)
+    return [[first, *rng.integers(0, limits.vocab_size, max(length - 2, 0)).tolist(), last] for length in lengths]
+
+
+def _batches(rows: list[list[int]], limits: Limits) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Rows of about one length together."""
+    rows = sorted((row[: limits.max_length] for row in rows), key=len)
+    batches = []
+    for start in range(0, len(rows), _BATCH_SIZE):
+        batch = rows[start : start + _BATCH_SIZE]
+        ids = torch.full((len(batch), max(map(len, batch))), limits.pad_token_id)
+        attend = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, row in enumerate(batch):
+            ids[i, : len(row)], attend[i, : len(row)] = torch.tensor(row), True
+        batches.append((ids, attend))
+    return tuple(batches)

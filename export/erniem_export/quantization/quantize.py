@@ -1,0 +1,82 @@
+"""``--int8``: calibrate, rewrite the graph, say what was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from erniem_export.errors import ExportError
+from erniem_export.passes.int8 import to_int8
+from erniem_export.quantization.calibration import calibration_for
+from erniem_export.quantization.encoder import quantize_encoder
+from erniem_rt._cpu import cpu_flags, has_vnni
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from erniem_export.checkpoint import Checkpoint
+    from erniem_export.progress import Progress
+    from erniem_rt.manifest import Limits
+
+__all__ = ["Int8", "quantize"]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """``cpu``: one of :data:`erniem_export.choices.CPUS`, what the artifact will run on; ``calibration``: a file
+    of texts, one on each line, or None for the built-in ones.
+    """
+
+    cpu: str = "auto"
+    calibration: Path | None = None
+
+    def resolved_cpu(self) -> str:
+        """``avx2`` or ``vnni``; :class:`ExportError` for ``vnni`` where the artifact could not be checked."""
+        flags, vnni = cpu_flags(), has_vnni()
+        if vnni is not None and "avx2" not in flags:
+            raise ExportError("--int8 needs a CPU with AVX2, which this one has not: leave it out")
+        if self.cpu == "auto":
+            return "vnni" if vnni else "avx2"
+        if self.cpu == "vnni" and vnni is False:
+            raise ExportError("--cpu vnni cannot be checked here, on a CPU without VNNI: leave it out")
+        return self.cpu
+
+
+def quantize(
+    graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
+) -> dict[str, Any]:
+    """Put the encoder's products into int8, in place; return what was done, for the manifest.
+
+    Args:
+        graph: The checkpoint's graph.
+        checkpoint: The model and its tokenizer.
+        folder: Where the checkpoint is, for a tokenizer of another kind than ErnieM's.
+        options: For which CPU, and on what text.
+        limits: Of the ids.
+        progress: Is told of the layers.
+
+    Raises:
+        ExportError: The calibration text cannot be used, or the CPU is not fit.
+        FusionError: A product is not in the graph.
+    """
+    cpu = options.resolved_cpu()
+    calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
+    progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
+    found = quantize_encoder(checkpoint.model, calibration, lambda layers: progress.track(layers, "layer"))
+    to_int8(graph, found.products, unsigned=cpu == "avx2")
+    return {
+        "cpu": cpu,
+        "calibration": calibration.source,
+        "relative_l2": found.error,
+        "products": {
+            name: {
+                "error": product.error,
+                "input_scale": product.entering.scale,
+                "input_zero_point": product.entering.zero_point,
+                "evened_channels": product.evened_channels(),
+            }
+            for name, product in found.products.items()
+        },
+    }

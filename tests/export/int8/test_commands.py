@@ -1,0 +1,79 @@
+"""``erniem-export --int8``, from the command to the session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from erniem_export.quantization import quantize
+from erniem_rt import Session, _cpu
+
+Command = Callable[..., Any]
+
+
+@pytest.mark.parametrize("cpu", ["auto", "avx2"])
+def test_an_export_passes_the_gate_and_says_what_was_done(
+    write_checkpoint: Callable[..., Path], erniem_export: Command, tmp_path: Path, cpu: str
+) -> None:
+    model = write_checkpoint(tmp_path / "model", "ner")
+    result = erniem_export("--model", model, "--int8", "--cpu", cpu, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
+    assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
+    assert manifest["target"] == "onnxruntime"
+    done = manifest["engine"]["int8"]
+    assert done["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
+    assert done["calibration"].startswith("random ids")
+    assert 0 < done["relative_l2"] < 0.1
+    assert len(done["products"]) == 12
+    assert "int8 against PyTorch" in result.out
+    with Session(tmp_path / "out" / "ner.onnx") as session:
+        assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--int8", "--fp16"], "not allowed with argument"),
+        (["--cpu", "avx2"], "--cpu and --calibration are for --int8"),
+        (["--calibration", "x"], "--cpu and --calibration are for --int8"),
+        (["--int8", "--with-head-mask"], "leave out --with-head-mask"),
+        (["--int8", "--cpu", "sse2"], "invalid choice"),
+    ],
+)
+def test_what_contradicts_itself_is_a_usage_error(erniem_export: Command, arguments: list[str], message: str) -> None:
+    result = erniem_export("--model", "random:tiny", *arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "vnni", "cpu", "message"),
+    [
+        ({"avx2"}, False, "vnni", "--cpu vnni cannot be checked here"),
+        ({"sse4_1"}, False, "auto", "needs a CPU with AVX2"),
+    ],
+)
+def test_a_cpu_that_is_not_fit_is_one_clear_error(
+    export_fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: set[str],
+    vnni: bool,
+    cpu: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(quantize, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(quantize, "has_vnni", lambda: vnni)
+    assert message in export_fails("random:tiny", "--int8", "--cpu", cpu)
+
+
+def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert _cpu.cpu_flags(path) == {"fpu", "avx2", "avx_vnni"}
+    assert _cpu.cpu_flags(tmp_path / "missing") == frozenset()

@@ -1,0 +1,103 @@
+"""The graph with int8 products, against the float32 simulation of the same products."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from erniem_export.errors import FusionError
+from erniem_export.heads import GraphOptions
+from erniem_export.onnx_export import trace, write
+from erniem_export.passes.int8 import to_int8
+from erniem_export.passes.targets import optimize_for
+from erniem_export.quantization.calibration import calibration_for
+from erniem_export.quantization.encoder import Quantization, quantize_encoder
+from erniem_export.quantization.products import Int8Linear
+from erniem_rt.manifest import Limits
+
+LAYERS, PRODUCTS = 2, 12
+
+
+@pytest.fixture(scope="module")
+def model(micro_model: Callable[..., Any]) -> Any:
+    return micro_model("cls")
+
+
+@pytest.fixture(scope="module")
+def quantization(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Quantization:
+    return quantize_encoder(model, calibration_for(None, tmp_path_factory.mktemp("none"), Limits(64, 1000, 1)))
+
+
+def graph_of(model: Any, target: str, quantization: Quantization) -> ir.Model:
+    graph = trace(model, "cls", GraphOptions())
+    optimize_for(target, graph, "cls", LAYERS, GraphOptions())
+    # Unsigned weights are exact on every CPU.
+    assert to_int8(graph, quantization.products, unsigned=True) == PRODUCTS
+    return graph
+
+
+def run(graph: ir.Model, folder: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    write(graph, folder / "graph.onnx")
+    session = onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    return result
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(0).integers(4, 1000, (4, 21))
+    mask = (np.arange(21) < np.array([[21], [4], [1], [13]])).astype(np.int64)
+    return ids, mask
+
+
+@pytest.mark.parametrize("target", ["any", "onnxruntime"])
+def test_it_computes_what_the_simulation_does(
+    model: Any, quantization: Quantization, tmp_path: Path, target: str
+) -> None:
+    simulated = copy.deepcopy(model)
+    for name, product in quantization.products.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(simulated.get_submodule(parent), attribute, Int8Linear(product))
+    ids, mask = batch()
+    with torch.no_grad():
+        expected = simulated(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+        exact = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+    found = run(graph_of(model, target, quantization), tmp_path, ids, mask)
+    # A value at the border of two steps may round either way.
+    assert np.abs(found - expected).max() < 0.02
+    assert 0 < np.abs(found - exact).max() < 0.2
+
+
+def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(
+    model: Any, quantization: Quantization
+) -> None:
+    graph = graph_of(model, "any", quantization)
+    counted = Counter(node.op_type for node in graph.graph)
+    assert counted["MatMulIntegerToFloat"] == PRODUCTS
+    assert counted["QuantizeLinear"] == 4 * LAYERS
+    assert not [name for name in graph.graph.initializers if "encoder" in name and name.endswith("weight.T")]
+
+
+def test_a_text_alone_is_the_text_in_a_batch(model: Any, quantization: Quantization, tmp_path: Path) -> None:
+    graph, (ids, mask) = graph_of(model, "onnxruntime", quantization), batch()
+    together = run(graph, tmp_path, ids, mask)
+    for row, length in enumerate(mask.sum(1)):
+        alone = run(graph, tmp_path, ids[row : row + 1, :length], mask[row : row + 1, :length])
+        np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+
+
+def test_a_product_that_is_not_there_is_named(model: Any, quantization: Quantization) -> None:
+    graph = trace(model, "cls", GraphOptions())
+    name, product = next(iter(quantization.products.items()))
+    with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one product"):
+        to_int8(
+            graph, {name.replace("layers.0.self_attn.self_attn.q_proj", "layers.9.linear1"): product}, unsigned=True
+        )

@@ -1,0 +1,72 @@
+"""One product in int8: its scales, its rounding, and what float32 says it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from erniem_export.quantization.products import Int8Linear, choose_input, round_product
+from erniem_export.quantization.rounding import round_against
+
+TOKENS, WIDTH, OUT = 600, 48, 32
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    """Correlated channels, one of which reaches a hundred times as far as the rest."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(TOKENS, 8, generator=generator) @ torch.randn(8, WIDTH, generator=generator)
+    mixed += 0.3 * torch.randn(TOKENS, WIDTH, generator=generator)
+    mixed[:, 5] *= 100
+    return mixed
+
+
+@pytest.fixture
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        made = nn.Linear(WIDTH, OUT)
+        made.weight[:, 5] /= 100
+    return made.requires_grad_(False)
+
+
+def test_a_channel_that_reaches_far_does_not_spoil_the_rest(inputs: torch.Tensor, linear: nn.Linear) -> None:
+    entering = choose_input(inputs, inputs, linear.weight.T)
+    assert entering.factors is not None
+    assert entering.factors[5] < 0.1
+    product = round_product("layer", linear, entering, (inputs, inputs))
+    found = Int8Linear(product)(inputs)
+    expected = linear(inputs)
+    assert (found - expected).norm() / expected.norm() < 0.01
+    assert 0 < product.error < 0.05
+    assert product.evened_channels() >= 1
+
+
+def test_even_channels_are_left_alone() -> None:
+    uniform = torch.rand(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)) - 0.5
+    entering = choose_input(uniform, uniform, torch.randn(WIDTH, OUT, generator=torch.Generator().manual_seed(1)))
+    assert entering.factors is None
+
+
+def test_the_simulation_computes_what_integers_give(inputs: torch.Tensor, linear: nn.Linear) -> None:
+    product = round_product("layer", linear, choose_input(inputs, inputs, linear.weight.T), (inputs, inputs))
+    entering = product.entering
+    steps = torch.round(entering.scaled(inputs) / entering.scale + entering.zero_point).clamp(0, 255).long()
+    whole = (steps - entering.zero_point) @ product.weight.long()
+    expected = whole * (entering.scale * product.scales) + product.bias
+    torch.testing.assert_close(Int8Linear(product)(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rounding_for_the_product_beats_rounding_each_weight(inputs: torch.Tensor, linear: nn.Linear) -> None:
+    weights = linear.weight.T.contiguous()
+    scales = weights.abs().amax(0) / 7  # coarse, for a clear difference
+    rounded = round_against(weights, scales, 7, inputs.T @ inputs)
+    nearest = torch.round(weights / scales)
+    assert rounded.dtype == torch.int8
+    assert rounded.abs().max() <= 7
+
+    def error(steps: torch.Tensor) -> float:
+        return float((inputs @ (steps * scales - weights)).norm())
+
+    assert error(rounded.float()) < 0.6 * error(nearest)
