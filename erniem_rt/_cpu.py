@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["cpu_flags", "has_vnni"]
+__all__ = ["cpu_flags", "has_vnni", "warn_of_cpu"]
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
@@ -27,3 +30,14 @@ def has_vnni() -> bool | None:
     if not flags or platform.machine().lower() not in _X86:
         return None
     return not flags.isdisjoint(_VNNI)
+
+
+def warn_of_cpu(engine: Mapping[str, Any] | None) -> None:
+    """Warn if the manifest's ``engine`` says int8 for VNNI and this CPU has none: its sums would overflow."""
+    int8 = (engine or {}).get("int8")
+    if isinstance(int8, Mapping) and int8.get("cpu") == "vnni" and has_vnni() is False:
+        warnings.warn(
+            "this artifact was exported for a CPU with VNNI, which this one has not: its results are less accurate "
+            "here. Export it again with --int8 --cpu avx2.",
+            stacklevel=3,
+        )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt._cpu import warn_of_cpu
 from erniem_rt._inputs import prepare
 from erniem_rt._signature import check_signature
 from erniem_rt.engines import check_suffix, open_engine
@@ -51,6 +52,8 @@ class Session:
         self._device = Device.parse(device)
         threads = _checked_threads(threads)
         self._path, self.manifest = _locate(Path(path))
+        if self._device.kind == "cpu":
+            warn_of_cpu(self.manifest.engine)
         self._engine = _load(self._path, self.manifest, self._device, threads, verify)
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False

@@ -77,3 +77,11 @@ def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     assert _cpu.cpu_flags(path) == {"fpu", "avx2", "avx_vnni"}
     assert _cpu.cpu_flags(tmp_path / "missing") == frozenset()
+
+
+def test_an_artifact_for_vnni_warns_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cpu, "has_vnni", lambda: False)
+    with pytest.warns(UserWarning, match="again with --int8 --cpu avx2"):
+        _cpu.warn_of_cpu({"int8": {"cpu": "vnni"}})
+    for engine in (None, {}, {"int8": {"cpu": "avx2"}}):
+        _cpu.warn_of_cpu(engine)
