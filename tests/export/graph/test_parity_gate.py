@@ -311,7 +311,7 @@ def test_what_the_graph_has_no_use_for_may_be_missing(exported: Any) -> None:
 def test_one_label_leaves_nothing_to_decide(export_model: Any, make_model: Any) -> None:
     for head, problem_type, decides in (
         ("ner", None, False),
-        ("cls", "single_label_classification", False),
+        ("cls", "regression", False),
         ("cls", "multi_label_classification", True),
     ):
         artifact = export_model(head, make_model(head, num_labels=1, problem_type=problem_type))
