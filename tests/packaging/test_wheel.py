@@ -40,9 +40,11 @@ def test_top_level_holds_the_two_packages_only(names: list[str]) -> None:
 @pytest.mark.parametrize("package", ["erniem_rt", "export/erniem_export"])
 def test_a_package_is_whole_and_typed(package: str, names: list[str], root: Path) -> None:
     folder = root / package
-    modules = {path.relative_to(folder.parent).as_posix() for path in folder.rglob("*.py")}
-    assert len(modules) > 3
-    assert {name for name in names if name.startswith(f"{folder.name}/")} == {*modules, f"{folder.name}/py.typed"}
+    kinds = (".py", ".txt", ".typed")  # modules, calibration text, the mark of a typed package
+    files = {path.relative_to(folder.parent).as_posix() for path in folder.rglob("*") if path.suffix in kinds}
+    assert len(files) > 3
+    assert f"{folder.name}/py.typed" in files
+    assert {name for name in names if name.startswith(f"{folder.name}/")} == files
 
 
 def test_metadata_folder_holds_the_licence_and_what_installers_need(names: list[str], wheel: Path, root: Path) -> None:
