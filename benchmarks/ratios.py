@@ -89,9 +89,9 @@ def _speed(results: Results, workload: str, ours: str, rivals: tuple[str, ...]) 
 
 
 def _mixed_against_full(results: Results, ours: str) -> float:
+    ratio = median_ratio(_samples(results, ours, "mixed"), _samples(results, ours, "8x128"))
     tokens = {name: results["workloads"][name]["tokens"] for name in ("mixed", "8x128")}
-    scale = tokens["mixed"] / tokens["8x128"]
-    return float(scale) * median_ratio(_samples(results, ours, "mixed"), _samples(results, ours, "8x128"))
+    return ratio * float(tokens["mixed"]) / float(tokens["8x128"])
 
 
 def _cold_start_ratio(results: Results) -> float:
