@@ -223,7 +223,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument(
         "--cpu",
         choices=CPUS,
-        help="what --int8 is to run on: avx2 runs everywhere, vnni is faster where it is; auto: as here (default)",
+        help="what --int8 is to run on: avx2, or vnni where the CPU has it; auto: as here (default)",
     )
     sizes.add_argument(
         "--calibration",

@@ -2,7 +2,7 @@
 
 Inputs are uint8 with a fixed scale and zero point, weights have a scale per column. On a CPU with VNNI weights are
 int8, which its instruction takes. Without, onnxruntime's kernel for that pairing adds two products in 16 bits, which
-overflow; its kernel for two unsigned operands is exact and a little slower, so there weights are uint8 about 128.
+overflow; its kernel for two unsigned operands should not, so there weights are uint8 about 128.
 Products that read the same value share one QuantizeLinear.
 """
 
