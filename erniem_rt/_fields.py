@@ -82,6 +82,20 @@ class Fields:
             raise self._wrong(key, "a list of strings")
         return tuple(value)
 
+    def boolean(self, key: str) -> bool:
+        """True or false."""
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def sizes(self, key: str, count: int) -> tuple[int, ...]:
+        """As many positive integers as ``count``."""
+        value = self.value(key)
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_size, value)):
+            raise self._wrong(key, f"a list of {count} positive integers")
+        return tuple(value)
+
     def axes(self, key: str) -> tuple[int | str, ...]:
         """A shape: sizes and names."""
         value = self.value(key)
@@ -132,8 +146,10 @@ class Fields:
 
 
 def _is_axis(value: object) -> bool:
-    if isinstance(value, str):
-        return bool(value)
+    return bool(value) if isinstance(value, str) else _is_size(value)
+
+
+def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_rt._fields import Fields, artifact_error
 from erniem_rt._files import FileRecord, check_hash, check_size, hash_file
+from erniem_rt.plan import Plan, Profile, parse_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,8 @@ __all__ = [
     "Head",
     "Limits",
     "Manifest",
+    "Plan",
+    "Profile",
     "TensorSpec",
     "hash_file",
 ]
@@ -95,7 +98,8 @@ class Manifest:
 
     ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
     ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
-    any JSON objects.
+    any JSON objects. ``plan`` is there where a TensorRT plan was built beside the graph; the file lacks the key
+    otherwise.
     """
 
     head: str
@@ -114,6 +118,7 @@ class Manifest:
     versions: Mapping[str, Any]
     engine: Mapping[str, Any] | None
     parity: Mapping[str, Any]
+    plan: Plan | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -129,6 +134,8 @@ class Manifest:
         """
         target = Path(path)
         content = {"format_version": self.format_version, **asdict(self)}
+        if self.plan is None:
+            del content["plan"]  # which versions before plans do not know
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         # Not tempfile: it makes files that only their owner may read.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -186,6 +193,7 @@ def _parse(fields: Fields) -> Manifest:
         versions=fields.section("versions").data,
         engine=None if fields.value("engine") is None else fields.section("engine").data,
         parity=fields.section("parity").data,
+        plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
     )
     fields.no_others(Manifest.__dataclass_fields__)
     _check_whole(manifest, fields.path)
@@ -200,10 +208,18 @@ def _parse_record(fields: Fields) -> FileRecord:
     return FileRecord(fields.sha256("sha256"), fields.integer("size", 0))
 
 
+def _parse_optional_plan(fields: Fields, head: str, max_length: int) -> Plan | None:
+    if fields.data.get("plan") is None:
+        return None
+    return parse_plan(fields.section("plan"), len(HEADS[head].axes), max_length)
+
+
 def _check_whole(manifest: Manifest, path: Path) -> None:
     """Check what no single key can tell: the keys agree with one another and with the head."""
     if manifest.artifact not in manifest.files:
         raise artifact_error(path, f"artifact is {manifest.artifact!r}, which files does not list")
+    if manifest.plan is not None:
+        _check_plan(manifest, manifest.plan, path)
     for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
@@ -212,6 +228,16 @@ def _check_whole(manifest: Manifest, path: Path) -> None:
     if missing:
         raise artifact_error(path, f"outputs lacks {', '.join(sorted(missing))} of head {manifest.head!r}")
     _check_inputs(manifest, path)
+
+
+def _check_plan(manifest: Manifest, plan: Plan, path: Path) -> None:
+    expected = Path(manifest.artifact).with_suffix(".plan").name
+    if plan.file != expected:
+        raise artifact_error(
+            path, f"key 'plan.file' must be {expected!r}, beside {manifest.artifact}, got {plan.file!r}"
+        )
+    if plan.file not in manifest.files:
+        raise artifact_error(path, f"plan.file is {plan.file!r}, which files does not list")
 
 
 def _check_inputs(manifest: Manifest, path: Path) -> None:
