@@ -1,4 +1,4 @@
-"""Are the weights in the graph the checkpoint's, all of them and to the bit, or to the last bit that is stored?
+"""Are the weights in the graph the checkpoint's, all of them and to the bit, or as nearly as their type can hold them?
 
 Running the graph cannot tell: a batch looks up a few thousand of 250002 embeddings, and some parameters, such as the
 keys' biases, cancel out.
@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from erniem_export.modeling import ErnieMForInformationExtraction
+from erniem_export.parity.int8_weights import compare_products
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,26 +54,27 @@ def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Map
     """Compare the weights that a graph reads with the parameters that they are named after (``.T``: transposed).
 
     A weight is stored in float32 or as ``precision`` (the manifest's) says; a rounded one must be the parameter
-    rounded, and an int8 one must be within half of its scale (``NAME.scale``). All parameters must be there, but for
-    those that the graph has no use for, those that share the initializer of a parameter with the same values, and
-    those of products in int8 (``LAYER.weight.int8``): rounded to suit each other, only results can judge them.
+    rounded, an int8 row of the table must be within half of its scale (``NAME.scale``), and products in int8 are judged
+    by :func:`compare_products`. All parameters must be there, but for those that the graph has no use for, biases of
+    zeros, and those that share the initializer of a parameter with the same values.
     """
     graph = ir.load(artifact).graph
     stored = _weights_read(graph)
     takes_embeddings = any(value.name == "inputs_embeds" for value in graph.inputs)
     parameters = model.state_dict()
-    found: dict[str, bool] = {}
+    found = compare_products(graph, {name: parameter.numpy() for name, parameter in parameters.items()})
     for name, parameter in parameters.items():
         kind = precision["embedding" if name.endswith(_WORDS) else "weights"]
         results = _compare(name, parameter.contiguous().numpy(), stored, kind)
         if results:
-            found[name] = all(results)
+            found[name] = all(results) and found.get(name, True)
     missing = [
         name
         for name, parameter in parameters.items()
         if name not in found
         and not _is_unused(name, model, takes_embeddings)
-        and f"{name.rpartition('.')[0]}.weight.int8" not in stored
+        # Adding zeros is left out by the tracer.
+        and not (name.endswith(".bias") and not parameter.any())
         and not any(torch.equal(parameter, parameters[other]) for other in found)
     ]
     return Weights(len(found), tuple(name for name, same in found.items() if not same), tuple(missing))

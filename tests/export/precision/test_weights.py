@@ -85,3 +85,20 @@ def test_a_second_copy_in_half_precision_is_compared_too(small_model: Any, graph
         write(graph, tmp_path / "graph.onnx")
         found = compare_weights(tmp_path / "graph.onnx", model, {"weights": "fp16", "embedding": "fp32"})
         assert (found.changed, found.missing) == (changed, ())
+
+
+def silence_the_pooler(parameters: dict[str, torch.Tensor]) -> None:
+    parameters["pooler.dense.bias"].zero_()
+
+
+def test_a_bias_of_zeros_need_not_be_in_the_graph(small_model: Any, graph_of: Any, tmp_path: Path) -> None:
+    """As in every checkpoint whose pooler was never trained."""
+    model = small_model(edit=silence_the_pooler)
+    graph = graph_of(model)
+    assert "pooler.dense.bias" not in graph.graph.initializers
+    write(graph, tmp_path / "graph.onnx")
+    full = {"weights": "fp32", "embedding": "fp32"}
+    assert compare_weights(tmp_path / "graph.onnx", model, full).missing == ()
+    with torch.no_grad():
+        model.pooler.dense.bias += 1
+    assert compare_weights(tmp_path / "graph.onnx", model, full).missing == ("pooler.dense.bias",)

@@ -1,0 +1,130 @@
+"""The weights of an int8 artifact, held against the checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from erniem_export.heads import GraphOptions
+from erniem_export.onnx_export import trace, write
+from erniem_export.parity.weights import Weights, compare_weights
+from erniem_export.passes.embedding import store_embedding
+from erniem_export.passes.int8 import to_int8
+from erniem_export.quantization.calibration import calibration_for
+from erniem_export.quantization.encoder import quantize_encoder
+from erniem_rt.manifest import Limits
+
+INT8 = {"weights": "int8", "embedding": "int8"}
+LAYER = "ernie_m.encoder.layers.1."
+VALUE, OUT = f"{LAYER}self_attn.self_attn.v_proj", f"{LAYER}self_attn.out_proj"
+PRODUCTS = tuple(LAYER + name for name in ("self_attn.self_attn.q_proj", "linear1", "linear2"))
+TABLE = "ernie_m.embeddings.word_embeddings.weight"
+
+Stored = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def model(micro_model: Callable[..., Any]) -> Any:
+    return micro_model("cls")
+
+
+@pytest.fixture(scope="module", params=["signed", "unsigned"])
+def quantized(request: pytest.FixtureRequest, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph as an export writes it, for a CPU with VNNI and for one without."""
+    folder = tmp_path_factory.mktemp("int8")
+    products = quantize_encoder(model, calibration_for(None, folder, Limits(64, 1000, 1))).products
+    assert any(product.fold for product in products.values()), "else factors that were moved are not tested"
+    graph = trace(model, "cls", GraphOptions())
+    to_int8(graph, products, unsigned=request.param == "unsigned")
+    store_embedding(graph, "int8")
+    write(graph, folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+@pytest.fixture
+def compared(quantized: Path, model: Any, tmp_path: Path) -> Callable[..., Weights]:
+    """Change what is stored, and compare with the model."""
+
+    def compare(edit: Callable[[Stored], None]) -> Weights:
+        graph = ir.load(quantized)
+        values = {name: value for name, value in graph.graph.initializers.items() if value.const_value is not None}
+        stored = {name: value.const_value.numpy().copy() for name, value in values.items() if value.const_value}
+        edit(stored)
+        for name, value in values.items():
+            value.const_value = ir.tensor(stored[name], name=name)
+        write(graph, tmp_path / "graph.onnx")
+        return compare_weights(tmp_path / "graph.onnx", model, INT8)
+
+    return compare
+
+
+def test_every_parameter_is_there_as_nearly_as_rounding_leaves_it(compared: Any, model: Any) -> None:
+    assert compared(lambda stored: None) == Weights(compared=len(model.state_dict()))
+
+
+@pytest.mark.parametrize("name", [*PRODUCTS, OUT])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda steps: steps[:, ::-1],
+        lambda steps: np.roll(steps, 1, axis=0),
+        lambda steps: 255 - steps if steps.dtype == np.uint8 else -steps,
+        lambda steps: np.full_like(steps, 128 if steps.dtype == np.uint8 else 0),
+    ],
+    ids=["columns in another order", "rows in another order", "the other sign", "zeros"],
+)
+def test_a_damaged_matrix_is_named(compared: Any, name: str, damage: Callable[[np.ndarray], np.ndarray]) -> None:
+    def edit(stored: Stored) -> None:
+        stored[f"{name}.weight.int8"] = np.ascontiguousarray(damage(stored[f"{name}.weight.int8"]))
+
+    assert f"{name}.weight" in compared(edit).changed
+
+
+def test_two_layers_in_each_others_place_are_named(compared: Any) -> None:
+    first, second = (f"ernie_m.encoder.layers.{i}.linear1" for i in (0, 1))
+
+    def edit(stored: Stored) -> None:
+        for part in (".weight.int8", ".weight.scale", ".bias.int8"):
+            stored[first + part], stored[second + part] = stored[second + part], stored[first + part]
+
+    expected = {f"{name}.{part}" for name in (first, second) for part in ("weight", "bias")}
+    assert expected <= set(compared(edit).changed)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 1.2, np.nan])
+@pytest.mark.parametrize(("name", "changed"), [*((name, name) for name in PRODUCTS), (VALUE, OUT), (OUT, OUT)])
+def test_one_scale_off_is_named(compared: Any, name: str, changed: str, factor: float) -> None:
+    def edit(stored: Stored) -> None:
+        stored[f"{name}.weight.scale"][3] *= factor
+
+    assert f"{changed}.weight" in compared(edit).changed
+
+
+def test_one_weight_off_is_named(compared: Any) -> None:
+    def edit(stored: Stored) -> None:
+        steps = stored[f"{PRODUCTS[1]}.weight.int8"]
+        steps[5, 7] += 12 if steps[5, 7] < 100 else -12
+
+    assert compared(edit).changed == (f"{PRODUCTS[1]}.weight",)
+
+
+@pytest.mark.parametrize("name", [PRODUCTS[0], VALUE, OUT])
+@pytest.mark.parametrize("damage", [np.zeros_like, lambda bias: bias[::-1].copy()], ids=["zeros", "reversed"])
+def test_a_damaged_bias_is_named(compared: Any, name: str, damage: Callable[[np.ndarray], np.ndarray]) -> None:
+    def edit(stored: Stored) -> None:
+        stored[f"{name}.bias.int8"] = damage(stored[f"{name}.bias.int8"])
+
+    assert compared(edit).changed == (f"{name}.bias",)
+
+
+def test_rows_of_the_table_in_each_others_place_are_named(compared: Any) -> None:
+    def edit(stored: Stored) -> None:
+        for name in (TABLE, f"{TABLE}.scale"):
+            stored[name][[900, 901]] = stored[name][[901, 900]]
+
+    assert compared(edit).changed == (TABLE,)
