@@ -22,6 +22,8 @@ _FILES = {
     "cs": ("cs/*",),
     "pl": ("pl/*",),
 }
+# The index beside each file, and a link to it.
+_NO_TEXT = (".dat", ".u8")
 NANO_LANGUAGES = ("ar", "de", "en", "es", "ru", "zh")
 COUNT = 343
 
@@ -52,7 +54,7 @@ def _spread(texts: dict[str, list[str]]) -> list[str]:
 def _fortunes(folder: Path, patterns: tuple[str, ...]) -> list[str]:
     texts = set()
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
-        if path.suffix or not path.is_file():  # the index beside each file has one
+        if path.suffix in _NO_TEXT or not path.is_file():
             continue
         for entry in path.read_text(encoding="utf-8", errors="ignore").split("\n%\n"):
             text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", entry).split())

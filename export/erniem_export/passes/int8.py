@@ -1,14 +1,14 @@
 """Products in int8 for ONNX Runtime on a CPU: QuantizeLinear, then MatMulIntegerToFloat with its bias.
 
-Inputs are uint8 with a fixed scale and zero point, weights have a scale per column. On a CPU with VNNI weights are
-int8, which its instruction takes. Without, onnxruntime's kernel for that pairing adds two products in 16 bits, which
-overflow; its kernel for two unsigned operands should not, so there weights are uint8 about 128.
-Products that read the same value share one QuantizeLinear.
+Inputs are uint8 with a fixed scale and zero point, weights int8 with a scale per column: the pairing that every kernel
+of onnxruntime's is fastest with. Without VNNI it adds two products in 16 bits; the weights were rounded for that.
+Products that read the same value share one QuantizeLinear. Channels that enter in float32 have weights of zero in int8,
+and a product of their own that is added.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -27,22 +27,27 @@ if TYPE_CHECKING:
 __all__ = ["to_int8"]
 
 
-_MIDDLE = 128
+class _Entry(NamedTuple):
+    """What enters: in uint8 with its scale and zero point, and the channels that enter in float32."""
+
+    steps: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+    exact: ir.Value | None
 
 
-def to_int8(model: ir.Model, products: Mapping[str, Int8Product], *, unsigned: bool) -> int:
+def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
     """Replace the products of linear layers by their int8 form, in place; return how many.
 
     Args:
         model: The canonical graph, or one derived from it by fusing attention and packing tokens.
         products: By the name of the linear layer.
-        unsigned: Store weights as uint8, for a CPU without VNNI.
 
     Raises:
         FusionError: A layer's product is not in the graph, or is not followed by its bias.
     """
     graph = model.graph
-    quantized: dict[tuple[ir.Value, int], ir.Value] = {}
+    entries: dict[tuple[ir.Value, int], _Entry] = {}
     for name, product in products.items():
         node = _product(graph, name)
         entering = node.inputs[0]
@@ -50,9 +55,9 @@ def to_int8(model: ir.Model, products: Mapping[str, Int8Product], *, unsigned: b
             raise FusionError(f"{name}: the product has no input")
         # Folded or not, products of one group hold the same object.
         key = (entering, id(product.entering))
-        if key not in quantized:
-            quantized[key] = _quantize(graph, node, entering, product)
-        _replace(graph, node, quantized[key], product, unsigned)
+        if key not in entries:
+            entries[key] = _quantize(graph, node, entering, product)
+        _replace(graph, node, entries[key], product)
     model.opset_imports[CONTRIB] = 1
     RemoveUnusedNodesPass()(model)
     return len(products)
@@ -66,7 +71,7 @@ def _product(graph: ir.Graph, name: str) -> ir.Node:
     return nodes[0]
 
 
-def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product) -> ir.Value:
+def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product) -> _Entry:
     rewriter, quantization = Rewriter(graph), product.entering
     values = entering
     if quantization.factors is not None and not product.fold:
@@ -76,38 +81,43 @@ def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8P
     scale, zero_point = _input_scale(graph, product.name, quantization)
     result = rewriter.op("QuantizeLinear", values, scale, zero_point, name=f"{product.name}.input_uint8")
     result.type = ir.TensorType(ir.DataType.UINT8)
+    exact = None
+    if len(quantization.exact):
+        channels = _stored(graph, f"{product.name}.exact_channels", quantization.exact.numpy())
+        exact = rewriter.op("Gather", values, channels, name=f"{product.name}.input_exact", axis=-1)
     rewriter.insert_before(node)
-    return result
+    return _Entry(result, scale, zero_point, exact)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product, unsigned: bool) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product) -> None:
     place = product.name
     added = single_use(node.outputs[0], "Add", place)
-    source = entering.producer()
-    if source is None:
-        raise FusionError(f"{place}: its input is not quantized")
-    weight, zero_point = product.weight.numpy(), None
-    if unsigned:
-        weight = (weight.astype(np.int16) + _MIDDLE).astype(np.uint8)
-        middle = np.full(weight.shape[1], _MIDDLE, dtype=np.uint8)
-        zero_point = _stored(graph, f"{place}.weight.zero_point", middle)
     rewriter = Rewriter(graph)
     result = rewriter.op(
         "MatMulIntegerToFloat",
-        entering,
-        _stored(graph, f"{place}.weight.int8", weight),
-        source.inputs[1],
+        entry.steps,
+        _stored(graph, f"{place}.weight.int8", product.weight.numpy()),
+        entry.scale,
         _stored(graph, f"{place}.weight.scale", product.scales.numpy()),
-        source.inputs[2],
-        zero_point,
+        entry.zero_point,
+        None,
         _stored(graph, f"{place}.bias.int8", product.bias.numpy()),
         name=f"{place}.int8",
         domain=CONTRIB,
     )
+    if entry.exact is not None:
+        exact_weight = _stored(graph, f"{place}.weight.exact", product.exact_weight.numpy())
+        result = _add_product(rewriter, place, entry.exact, exact_weight, result)
     replaced = added.outputs[0]
     result.shape, result.type = replaced.shape, ir.TensorType(ir.DataType.FLOAT)
     rewriter.insert_before(added)
     ir.convenience.replace_all_uses_with(replaced, result, replace_graph_outputs=True)
+
+
+def _add_product(rewriter: Rewriter, place: str, exact: ir.Value, weight: ir.Value, result: ir.Value) -> ir.Value:
+    """``exact @ weight + result``."""
+    product = rewriter.op("MatMul", exact, weight, name=f"{place}.exact")
+    return rewriter.op("Add", result, product, name=f"{place}.with_exact")
 
 
 def _input_scale(graph: ir.Graph, name: str, entering: QuantizedInput) -> tuple[ir.Value, ir.Value]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erniem_export.modeling import ErnieMModel
-from erniem_export.quantization.products import Int8Linear, Int8Product, choose_input, round_product
+from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +45,8 @@ def quantize_encoder(
     model: ErnieMPreTrainedModel,
     calibration: Calibration,
     track: Callable[[Sequence[ErnieMEncoderLayer]], Iterable[ErnieMEncoderLayer]] = iter,
+    *,
+    form: Form = "exact",
 ) -> Quantization:
     """Find the int8 form of the products of every encoder layer; ``model`` is left as it is.
 
@@ -52,6 +54,7 @@ def quantize_encoder(
         model: The float32 model.
         calibration: What to run it on.
         track: Wraps the layers, for a progress bar.
+        form: What computes the products.
     """
     base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
     prefix = "" if base is model else "ernie_m."
@@ -59,7 +62,7 @@ def quantize_encoder(
     exact = [base.embeddings(ids, None, None) for ids, _ in calibration.batches]
     found, result = exact, Quantization()
     for index, layer in enumerate(track(cast("list[ErnieMEncoderLayer]", list(base.encoder.layers)))):
-        pair = _Pair(layer, masks, exact, found)
+        pair = _Pair(layer, masks, exact, found, form)
         for group in _GROUPS:
             products = pair.quantize(group, f"{prefix}encoder.layers.{index}.")
             result.products |= {product.name: product for product in products}
@@ -74,8 +77,9 @@ class _Pair:
     """A layer in float32 and its copy that is being quantized, each on its own inputs."""
 
     def __init__(
-        self, layer: ErnieMEncoderLayer, masks: list[Tensor], exact: list[Tensor], found: list[Tensor]
+        self, layer: ErnieMEncoderLayer, masks: list[Tensor], exact: list[Tensor], found: list[Tensor], form: Form
     ) -> None:
+        self.form = form
         self.layer, self.quantized = layer, copy.deepcopy(layer)
         self.masks, self.exact, self.found = masks, exact, found
         self.exact_inputs, self.exact_outputs = _run(layer, [group[0] for group in _GROUPS], exact, masks)
@@ -86,7 +90,7 @@ class _Pair:
         inputs = _run(self.quantized, [first], self.found, self.masks)[0][first]
         linears = {name: cast("nn.Linear", self.layer.get_submodule(name)) for name in group}
         weights = torch.cat([linear.weight.T for linear in linears.values()], dim=1)
-        entering = choose_input(inputs, _sample(inputs), weights)
+        entering = choose_input(inputs, _sample(inputs), weights, folds=first == _OUT, form=self.form)
         products = []
         for name, linear in linears.items():
             product = round_product(prefix + name, linear, entering, (self.exact_inputs[first], inputs))
@@ -109,6 +113,7 @@ class _Pair:
         value = cast("Int8Linear", self.quantized.get_submodule(_VALUE)).product
         value.scales *= factors
         value.bias *= factors
+        value.exact_weight *= factors
         out.fold = True
 
 

@@ -1,61 +1,121 @@
 """One product of a layer in int8: weights with a scale per column, inputs with one fixed scale.
 
 Fixed, so that quantizing costs one cheap pass and a text's result cannot depend on the texts beside it. The price is
-that one range must fit every token: channels that reach further than most are therefore divided down beforehand and
-their weights multiplied up (as in SmoothQuant, Xiao et al. 2022, but all others are left alone: on MiniLM that halves
-the error), and what is left is clipped where the product's error is smallest.
+that one range must fit every token. The few channels that reach far beyond the rest therefore enter in float32, by a
+product of their own, where that pays (as in LLM.int8(), Dettmers et al. 2022, but the same channels for every token);
+others that reach further than most are divided down beforehand and their weights multiplied up (as in SmoothQuant,
+Xiao et al. 2022, but all others are left alone); and what is left is clipped where the product's error is smallest.
+
+A CPU without VNNI adds pairs of products in 16 bits, which two large weights overflow. The stock remedy halves all
+weights. Here the inputs leave some of their range unused instead, and the few weights are rounded down that could
+still overflow with what enters through their pair: that costs half as much of the error.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from itertools import product as pairs_of
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from erniem_export.quantization.rounding import round_against
+from erniem_export.quantization.rounding import hold_pairs, round_against
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["INPUT_STEPS", "Int8Linear", "Int8Product", "QuantizedInput", "choose_input", "round_product"]
+__all__ = [
+    "INPUT_STEPS",
+    "MIDDLE",
+    "Form",
+    "Int8Linear",
+    "Int8Product",
+    "QuantizedInput",
+    "choose_input",
+    "round_product",
+]
 
 _TINY = torch.finfo(torch.float32).tiny
 
 # Inputs are uint8, weights int8 without -128.
 INPUT_STEPS, WEIGHT_STEPS = 255, 127
+# The zero point of symmetric inputs: what is uint8 about it is int8 about zero.
+MIDDLE = 128
+
+# What computes the products. ``exact``: sums never overflow; ``pairs``: pairs are added in 16 bits; ``symmetric``: it
+# knows no zero points, and no channels that enter in float32.
+Form = Literal["exact", "pairs", "symmetric"]
 
 # Up to which channel, in the order of their reach, all keep their range; None: no factors, and nothing to multiply.
-_CAPS = (None, 0.99, 0.95, 0.85, 0.7, 0.4)
+_CAPS = (None, 0.99, 0.95, 0.85, 0.7)
 # Of the range of all tokens that were seen; others may go further.
 _CLIPPED_TO = (1.25, 1.05)
-# A multiplication before the product must take this share off its error.
-_WORTH = 0.9
+# How many of the channels, those that reach furthest, may enter in float32, if there are enough for that to be few.
+_EXACT, _WIDE = 4, 32
+# What a multiplication before the product, or an addition behind it, must be worth in its squared error.
+_MULTIPLICATION, _ADDITION = 1.1, 1.1
+# Of a column's largest weight, what int8 reaches to; further where pairs are held to 16 bits.
+_SHARES, _WIDER_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8), (1.1, 1.25, 1.5)
+# How much further than any token seen another one may reach before sums of 16 bits saturate.
+_ROOM = 1.1
+_DIRECTIONS = 5
+# How firmly fitted weights are held to the given ones, relative to what enters.
+_RIDGE = 3.0
+# What inputs on both sides of zero use of the 255 steps where sums of 16 bits may overflow. On MiniLM the best of 150,
+# 176, 208 and 255.
+_HELD_STEPS = 208
 
 
 @dataclass(frozen=True)
 class QuantizedInput:
-    """``round(x * factors / scale) + zero_point``, clipped to uint8; ``factors (in,)`` or None for ones."""
+    """``round(x * factors / scale) + zero_point``, clipped to uint8; ``factors (in,)`` or None for ones.
+
+    The channels ``exact (few,)`` enter in float32 instead. ``reach (in / 2, corners, 2)``: how far, in uint8, each pair
+    of neighbours was seen to reach together, where that matters.
+    """
 
     scale: float
     zero_point: int
     factors: Tensor | None = None
+    exact: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    reach: Tensor | None = None
 
     def rounded(self, values: Tensor) -> Tensor:
         """What is left of ``values (..., in)``, already multiplied by the factors."""
         steps = torch.round(values / self.scale) + self.zero_point
         return (steps.clamp(0, INPUT_STEPS) - self.zero_point) * self.scale
 
+    def inner(self, values: Tensor) -> Tensor:
+        """``values (..., in)`` with zeros for what enters in float32."""
+        return values.index_fill(-1, self.exact, 0.0) if len(self.exact) else values
+
     def scaled(self, values: Tensor) -> Tensor:
         """``values (..., in)`` times the factors."""
         return values if self.factors is None else values * self.factors
 
+    def inner_weights(self, weights: Tensor) -> Tensor:
+        """``weights (in, out)`` divided by the factors, with zeros for what enters in float32."""
+        moved = weights if self.factors is None else weights / self.factors[:, None]
+        return moved.index_fill(0, self.exact, 0.0) if len(self.exact) else moved
+
+    def corners(self, inputs: Tensor) -> Tensor:
+        """``(in / 2, corners, 2)``: how far, in uint8, each pair of neighbours reaches together, with some room."""
+        steps = torch.round(self.inner(self.scaled(inputs)) * (_ROOM / self.scale)) + self.zero_point
+        steps = functional.pad(steps.clamp(1, INPUT_STEPS), (0, len(inputs[0]) % 2), value=1.0)
+        pairs = steps.reshape(len(steps), -1, 2)
+        found = []
+        for angle in torch.linspace(0, torch.pi / 2, _DIRECTIONS):
+            furthest = (pairs[..., 0] * torch.cos(angle) + pairs[..., 1] * torch.sin(angle)).argmax(0)
+            found.append(pairs[furthest, torch.arange(len(furthest))])
+        return torch.stack(found, dim=1)
+
 
 @dataclass
 class Int8Product:
-    """``name`` of the linear layer; ``weight (in, out)`` int8, ``scales (out,)``, ``bias (out,)`` float32.
+    """``name`` of the linear layer; ``weight (in, out)`` int8, ``scales (out,)``, ``bias (out,)`` float32, and
+    ``exact_weight (few, out)`` float32 of the channels that enter in float32.
 
     ``entering`` is shared between products that read the same input. ``fold`` says that the factors are in the
     product before, and need no multiplication. ``error`` is relative to the product, on the calibration text.
@@ -66,6 +126,7 @@ class Int8Product:
     weight: Tensor
     scales: Tensor
     bias: Tensor
+    exact_weight: Tensor
     fold: bool = False
     error: float = 0.0
 
@@ -86,48 +147,61 @@ class Int8Linear(nn.Module):
         """``(..., in)`` to ``(..., out)``."""
         product = self.product
         entering = product.entering
-        values = entering.rounded(states if product.fold else entering.scaled(states))
-        return functional.linear(values, (product.weight.float() * product.scales).T, product.bias)
+        values = states if product.fold else entering.scaled(states)
+        result = functional.linear(
+            entering.rounded(entering.inner(values)), (product.weight.float() * product.scales).T, product.bias
+        )
+        return result + values[..., entering.exact] @ product.exact_weight
 
 
-def choose_input(inputs: Tensor, sample: Tensor, weights: Tensor) -> QuantizedInput:
-    """Find the factors and the range with the smallest error of the product.
+def choose_input(
+    inputs: Tensor, sample: Tensor, weights: Tensor, *, folds: bool = False, form: Form = "exact"
+) -> QuantizedInput:
+    """Find the factors, the range and the channels to leave out of it with the smallest error of the product.
 
     Args:
         inputs: ``(tokens, in)``, all that enters: for the ranges.
         sample: ``(fewer tokens, in)`` of it, to compute the error on.
         weights: ``(in, out)`` of everything that reads it.
+        folds: Whether factors cost nothing, since the product before takes them.
+        form: What computes the product.
     """
     expected = sample @ weights
     importance = _importance(expected)
     low, high = inputs.amin(0), inputs.amax(0)
-    best: tuple[float, QuantizedInput] | None = None
-    for cap in _CAPS:
-        factors = None if cap is None else _factors(torch.maximum(-low, high), cap)
-        values, ends = (sample, (low, high)) if factors is None else (sample * factors, (low * factors, high * factors))
-        moved = weights if factors is None else weights / factors[:, None]
-        steps, scales = _round_weights(moved)
+    furthest = torch.maximum(-low, high)
+    best, least = None, float("inf")
+    for count, cap in pairs_of((0,) if form == "symmetric" or len(furthest) < _WIDE else (0, _EXACT), _CAPS):
+        exact = furthest.topk(count).indices.sort().values
+        factors = None if cap is None else _factors(furthest.index_fill(0, exact, 0.0), cap)
+        price = (_MULTIPLICATION if factors is not None and not folds else 1.0) * (_ADDITION if count else 1.0)
+        even = QuantizedInput(1.0, 0, factors, exact)
+        values, ends = even.inner(even.scaled(sample)), [even.inner(even.scaled(end)) for end in (low, high)]
+        steps, scales = _round_weights(even.inner_weights(weights))
         stored = steps.float() * scales
-        for entering in _ranges(float(ends[0].min()), float(ends[1].max()), factors):
-            error = float((entering.rounded(values) @ stored - expected).square().sum(1) @ importance)
-            if best is None or error < best[0] * (_WORTH if best[1].factors is None and cap is not None else 1.0):
-                best = (error, entering)
+        rest = expected - sample[:, exact] @ weights[exact]
+        for scale, zero_point in _ranges(float(ends[0].min()), float(ends[1].max()), form):
+            entering = replace(even, scale=scale, zero_point=zero_point)
+            error = float((entering.rounded(values) @ stored - rest).square().sum(1) @ importance) * price
+            if error < least:
+                best, least = entering, error
     assert best is not None
-    return best[1]
+    return replace(best, reach=best.corners(inputs)) if form == "pairs" else best
 
 
-def _round_weights(weights: Tensor) -> tuple[Tensor, Tensor]:
+def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Quantize ``(in, out)`` per column: int8 without -128, and ``(out,)`` scales.
 
-    The scale of each column is the one, of a few, that rounds it with the least error.
+    The scale of each column is the one, of a few, that rounds it with the least error; with ``reach``, pairs of weights
+    that would overflow count as what they will be rounded down to.
     """
     largest = weights.abs().amax(0).clamp_min(_TINY * WEIGHT_STEPS)
     best_error = torch.full_like(largest, float("inf"))
     scales = largest / WEIGHT_STEPS
-    for share in (1.0, 0.95, 0.9, 0.85, 0.8):
+    for share in _SHARES if reach is None else _SHARES + _WIDER_SHARES:
         candidate = largest * share / WEIGHT_STEPS
-        rounded = torch.round(weights / candidate).clamp(-WEIGHT_STEPS, WEIGHT_STEPS) * candidate
-        error = (rounded - weights).square().sum(0)
+        steps = torch.round(weights / candidate).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
+        error = ((steps if reach is None else hold_pairs(steps, reach)) * candidate - weights).square().sum(0)
         better = error < best_error
         best_error, scales = torch.where(better, error, best_error), torch.where(better, candidate, scales)
     return torch.round(weights / scales).clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8), scales
@@ -141,19 +215,38 @@ def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs
     """
     exact, found = inputs
     weights = linear.weight.T
-    moved = weights if entering.factors is None else weights / entering.factors[:, None]
     plain = exact @ weights
     importance = _importance(plain)
-    _, scales = _round_weights(moved)
-    values = entering.rounded(entering.scaled(found)) * importance.sqrt()[:, None]
-    steps = round_against(moved, scales, WEIGHT_STEPS, values.T @ values)
-    product = Int8Product(name, entering, steps, scales, linear.bias.clone())
+    entered = entering.scaled(found)
+    values = _centred(entering.rounded(entering.inner(entered)), importance)
+    wanted = _centred(plain - entered[:, entering.exact] @ weights[entering.exact], importance)
+    fitted, moments = _fit(values, wanted, entering.inner_weights(weights))
+    _, scales = _round_weights(fitted, entering.reach)
+    steps = round_against(fitted, scales, WEIGHT_STEPS, moments, entering.reach)
+    product = Int8Product(name, entering, steps, scales, linear.bias.clone(), weights[entering.exact].clone())
     gap = plain + linear.bias - Int8Linear(product)(found)
     shift = importance @ gap
     product.bias += shift
     size = plain.square().sum(1) @ importance
     product.error = float(((gap - shift).square().sum(1) @ importance / size.clamp_min(_TINY)).sqrt())
     return product
+
+
+def _centred(values: Tensor, importance: Tensor) -> Tensor:
+    """Without the mean, which the bias takes, and with the square root of each token's weight on it."""
+    return (values - importance @ values) * importance.sqrt()[:, None]
+
+
+def _fit(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights that make up for what came before, held to the given ones; and the moments of ``values``.
+
+    What enters differs from float32 by all rounding before it. The part that a linear layer can foresee is undone by
+    ridge regression (as in GPTAQ, Li et al. 2025), before weights are rounded.
+    """
+    moments = values.T @ values
+    ridge = moments.diagonal().mean() * _RIDGE + _TINY
+    held = moments + ridge * torch.eye(len(moments))
+    return weights + torch.cholesky_solve(values.T @ (wanted - values @ weights), torch.linalg.cholesky(held)), moments
 
 
 def _importance(expected: Tensor) -> Tensor:
@@ -172,12 +265,15 @@ def _factors(reach: Tensor, cap: float) -> Tensor:
     return (reach.quantile(cap) / reach).clamp_max(1.0)
 
 
-def _ranges(low: float, high: float, factors: Tensor | None) -> Sequence[QuantizedInput]:
+def _ranges(low: float, high: float, form: Form) -> Sequence[tuple[float, int]]:
+    if form == "symmetric":
+        return [(max(-low, high, _TINY) * share / WEIGHT_STEPS, MIDDLE) for share in _CLIPPED_TO]
     low, high = min(low, 0.0), max(high, 0.0)
-    found = []
+    found: list[tuple[float, int]] = []
     for share in _CLIPPED_TO:
         # Gelu's results end at -0.17: the short side of a range is no outlier.
         bottom, top = (low * share if -low > high / 4 else low), (high * share if high > -low / 4 else high)
-        scale = max((top - bottom) / INPUT_STEPS, _TINY)
-        found.append(QuantizedInput(scale, round(-bottom / scale), factors))
+        used = _HELD_STEPS if form == "pairs" and -bottom > top / 4 else INPUT_STEPS
+        scale = max((top - bottom) / used, _TINY)
+        found.append((scale, round(-bottom / scale)))
     return found

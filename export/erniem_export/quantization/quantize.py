@@ -64,8 +64,13 @@ def quantize(
     cpu = options.resolved_cpu()
     calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
     progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
-    found = quantize_encoder(checkpoint.model, calibration, lambda layers: progress.track(layers, "layer"))
-    to_int8(graph, found.products, unsigned=cpu == "avx2")
+    found = quantize_encoder(
+        checkpoint.model,
+        calibration,
+        lambda layers: progress.track(layers, "layer"),
+        form="exact" if cpu == "vnni" else "pairs",
+    )
+    to_int8(graph, found.products)
     return {
         "cpu": cpu,
         "calibration": calibration.source,
@@ -76,6 +81,7 @@ def quantize(
                 "input_scale": product.entering.scale,
                 "input_zero_point": product.entering.zero_point,
                 "evened_channels": product.evened_channels(),
+                "channels_in_fp32": product.entering.exact.tolist(),
             }
             for name, product in found.products.items()
         },

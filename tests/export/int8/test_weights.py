@@ -29,18 +29,20 @@ Stored = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def model(micro_model: Callable[..., Any]) -> Any:
-    return micro_model("cls")
+def model(outlying_model: Any) -> Any:
+    return outlying_model
 
 
-@pytest.fixture(scope="module", params=["signed", "unsigned"])
+@pytest.fixture(scope="module", params=["exact", "pairs"])
 def quantized(request: pytest.FixtureRequest, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graph as an export writes it, for a CPU with VNNI and for one without."""
     folder = tmp_path_factory.mktemp("int8")
-    products = quantize_encoder(model, calibration_for(None, folder, Limits(64, 1000, 1))).products
+    calibration = calibration_for(None, folder, Limits(64, 1000, 1))
+    products = quantize_encoder(model, calibration, form=request.param).products
     assert any(product.fold for product in products.values()), "else factors that were moved are not tested"
+    assert any(len(product.entering.exact) for product in products.values()), "else float32 is not tested"
     graph = trace(model, "cls", GraphOptions())
-    to_int8(graph, products, unsigned=request.param == "unsigned")
+    to_int8(graph, products)
     store_embedding(graph, "int8")
     write(graph, folder / "graph.onnx")
     return folder / "graph.onnx"
@@ -73,8 +75,8 @@ def test_every_parameter_is_there_as_nearly_as_rounding_leaves_it(compared: Any,
     [
         lambda steps: steps[:, ::-1],
         lambda steps: np.roll(steps, 1, axis=0),
-        lambda steps: 255 - steps if steps.dtype == np.uint8 else -steps,
-        lambda steps: np.full_like(steps, 128 if steps.dtype == np.uint8 else 0),
+        np.negative,
+        np.zeros_like,
     ],
     ids=["columns in another order", "rows in another order", "the other sign", "zeros"],
 )
@@ -83,6 +85,18 @@ def test_a_damaged_matrix_is_named(compared: Any, name: str, damage: Callable[[n
         stored[f"{name}.weight.int8"] = np.ascontiguousarray(damage(stored[f"{name}.weight.int8"]))
 
     assert f"{name}.weight" in compared(edit).changed
+
+
+def test_a_damaged_row_in_float32_is_named(compared: Any) -> None:
+    damaged: list[str] = []
+
+    def edit(stored: Stored) -> None:
+        name = next(name for name in stored if name.endswith("linear1.weight.exact"))
+        stored[name][0] = stored[name][0][::-1]
+        damaged.append(name.removesuffix(".exact"))
+
+    changed = compared(edit).changed
+    assert changed == tuple(damaged)
 
 
 def test_two_layers_in_each_others_place_are_named(compared: Any) -> None:
@@ -108,7 +122,8 @@ def test_one_scale_off_is_named(compared: Any, name: str, changed: str, factor: 
 def test_one_weight_off_is_named(compared: Any) -> None:
     def edit(stored: Stored) -> None:
         steps = stored[f"{PRODUCTS[1]}.weight.int8"]
-        steps[5, 7] += 12 if steps[5, 7] < 100 else -12
+        value = int(steps[5, 7])
+        steps[5, 7] = -value if abs(value) > 15 else 50
 
     assert compared(edit).changed == (f"{PRODUCTS[1]}.weight",)
 
