@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.choices import CPUS, EMBEDDINGS, HALVES, TARGETS
+from erniem_export.engine_arguments import add_engine_arguments, engine_options, refuse_engine_contradictions
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _export_parser()
     options = parser.parse_args(argv)
     _refuse_contradictions(parser, options)
+    refuse_engine_contradictions(parser, options)
     return _run(lambda: _export(options))
 
 
@@ -101,6 +103,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         keep=Keep(arguments.languages, arguments.keep_tokens),
         target=arguments.target,
         int8=Int8(arguments.cpu or "auto", arguments.calibration),
+        engine=engine_options(arguments),
     )
 
 
@@ -177,6 +180,7 @@ def _export_parser() -> argparse.ArgumentParser:
         "--output", type=_path, default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)"
     )
     _add_size_options(parser)
+    add_engine_arguments(parser)
     inputs = parser.add_argument_group("optional inputs of the graph")
     inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
     inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")

@@ -20,6 +20,9 @@ from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
 from erniem_export.quantization.quantize import quantize
+from erniem_export.tensorrt.library import AUTO, MISSING, load_library
+from erniem_export.tensorrt.plan import add_plan
+from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
@@ -31,11 +34,13 @@ if TYPE_CHECKING:
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
+    from erniem_export.tensorrt.library import Library
 
 __all__ = ["export", "verify"]
 
 # Not the gate's: what was calibrated on some inputs must hold on others.
 _CALIBRATION_SEED = 1
+NOT_FOR_CPU = "no TensorRT plan: this artifact is for onnxruntime on a CPU"
 
 
 def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
@@ -44,10 +49,12 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     Raises:
         ErnieMError: Whatever went wrong; nothing new is left in ``options.output`` then.
     """
+    library = _builder(options, progress)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
         head, model = checkpoint.head, checkpoint.model
+        resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)  # before long work
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
         if options.target != "any" and options.precision.weights in HALF_TYPES:
@@ -83,6 +90,8 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
             progress=lambda cases: progress.track(cases, "case"),
         )
         manifest = dataclasses.replace(manifest, parity=parity)
+        if library is not None:
+            manifest = add_plan(stage, manifest, checkpoint, library, options.engine, progress)
         manifest.save(stage / f"{head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
@@ -111,6 +120,22 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
         progress=lambda cases: progress.track(cases, "case"),
     )
     return dataclasses.replace(manifest, parity=parity)
+
+
+def _builder(options: ExportOptions, progress: Progress) -> Library | None:
+    """What builds the plan; None where there is none to build, which is said if it was left to us."""
+    engine = options.engine.engine
+    if engine == "none":
+        return None
+    if options.target != "any" or options.precision.weights == "int8":
+        if engine != AUTO:
+            raise ExportError(f"--engine {engine} builds from the graph of --target any: leave out --target")
+        progress.note(NOT_FOR_CPU)
+        return None
+    library = load_library(engine)
+    if library is None:
+        progress.note(MISSING)
+    return library
 
 
 def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:
