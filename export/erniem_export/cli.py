@@ -194,7 +194,7 @@ def _export_parser() -> argparse.ArgumentParser:
 def _refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.weights != "int8" and (options.cpu or options.calibration):
         parser.error("--cpu and --calibration are for --int8")
-    if options.weights == "int8":
+    if options.weights == "int8" and options.engine in ("auto", "none"):
         options.target = "onnxruntime"
     if options.target == "any":
         return
@@ -222,7 +222,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         dest="weights",
         action="store_const",
         const="int8",
-        help="products of the layers in int8, for onnxruntime on a CPU; implies --target onnxruntime",
+        help="products of the layers in int8, for onnxruntime on a CPU (implies --target onnxruntime), or for TensorRT "
+        "with --engine tensorrt; with --engine tensorrt-rtx the weights only",
     )
     sizes.add_argument(
         "--cpu",

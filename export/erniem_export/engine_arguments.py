@@ -10,6 +10,7 @@ from erniem_export.choices import ENGINES
 from erniem_export.tensorrt.options import EngineOptions
 from erniem_export.tensorrt.profiles import parse_profile
 from erniem_rt.manifest import Profile
+from erniem_rt.plan import FLAVOURS
 
 __all__ = ["add_engine_arguments", "engine_options", "refuse_engine_contradictions"]
 
@@ -69,6 +70,11 @@ def refuse_engine_contradictions(parser: argparse.ArgumentParser, options: argpa
         given = [name for name in _DETAILS if getattr(options, name)]
         if given:
             parser.error(f"--{given[0].replace('_', '-')} is for a plan, and --engine none builds none")
+    if options.weights == "int8" and options.engine in FLAVOURS:
+        if options.cpu:
+            parser.error(f"--cpu is for --int8 on a CPU: leave it out, or --engine {options.engine}")
+        if options.calibration and options.engine == "tensorrt-rtx":
+            parser.error("--engine tensorrt-rtx stores weights in int8 and needs no --calibration: leave it out")
     axes = {len(profile.max) for profile in options.profile}
     if len(axes) > 1:
         parser.error("every --profile must have the same number of axes")

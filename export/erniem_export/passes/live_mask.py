@@ -15,9 +15,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from erniem_export.errors import FusionError
+from erniem_export.passes._casts import uncast
 from erniem_export.passes.rewriter import Rewriter, producer
 
-__all__ = ["keep_masks_alive", "uncast"]
+__all__ = ["keep_masks_alive"]
 
 _BOOL, _INT32 = int(ir.DataType.BOOL), int(ir.DataType.INT32)
 
@@ -47,13 +48,6 @@ def keep_masks_alive(model: ir.Model, layers: int) -> int:
         _rewrite(graph, softmax, f"attention of layer {layer}", masks)
     RemoveUnusedNodesPass()(model)
     return layers
-
-
-def uncast(value: ir.Value | None) -> ir.Value | None:
-    """The value before the Casts that made ``value``."""
-    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
-        value = node.inputs[0]
-    return value
 
 
 def _rewrite(graph: ir.Graph, softmax: ir.Node, place: str, masks: dict[ir.Value, _Mask]) -> None:
