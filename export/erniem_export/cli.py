@@ -26,7 +26,7 @@ from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
     from erniem_export.options import ExportOptions
-    from erniem_rt.manifest import Manifest
+    from erniem_rt.manifest import Manifest, Plan
 
 __all__ = ["main", "verify_main"]
 
@@ -57,7 +57,20 @@ def _export(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     artifact, manifest = export(_options(arguments), Terminal())
     size = sum(record.size for record in manifest.files.values()) / 1e6
-    _say(*_reports(manifest), f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s")
+    _say(
+        *_reports(manifest),
+        f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s",
+        *_plan_line(artifact, manifest.plan),
+    )
+
+
+def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:
+    if plan is None:
+        return []
+    return [
+        f"{artifact.with_name(plan.file)}: built with {plan.flavour} {plan.version} for GPUs of compute capability "
+        f"{', '.join(plan.compute_capabilities)}; not run"
+    ]
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -38,6 +38,8 @@ def configure(library: Library, builder: Any, options: EngineOptions) -> Any:
     module, config = library.module, builder.create_builder_config()
     if hasattr(module, "ProfilingVerbosity"):  # or the inspector would not tell types
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if hasattr(module.BuilderFlag, "TF32"):  # on by default, and ten bits of mantissa are not fp32
+        config.clear_flag(module.BuilderFlag.TF32)
     if options.workspace is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace * _MIB)
     if options.compute_capabilities:

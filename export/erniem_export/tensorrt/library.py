@@ -56,6 +56,11 @@ def load_library(engine: str) -> Library | None:
         EngineBuildError: The one that was asked for by name is not installed, or does not load.
     """
     if engine != AUTO:
+        if engine == _NEEDS_GPU and gpu_capability() is None:
+            raise EngineBuildError(
+                "--engine tensorrt builds on the GPU that it builds for, and there is none here, or no driver: build "
+                "where the plan is to run, or take --engine tensorrt-rtx"
+            )
         try:
             return _load(engine)
         except (ImportError, OSError, RuntimeError) as error:

@@ -64,7 +64,9 @@ def add_plan(
         attention |= replaced
         reports = _compare(scratch, manifest, checkpoint, stage, progress)
         progress.step(f"building {manifest.head}.plan with {library}")
-        plan, proof = _built(scratch / manifest.artifact, manifest, library, options, profiles, products, progress)
+        built = scratch / manifest.artifact
+        layers = config.num_hidden_layers
+        plan, proof = _built(built, manifest, library, options, profiles, (products, layers), progress)
     file = (stage / manifest.artifact).with_suffix(".plan")
     file.write_bytes(plan)
     described = _describe(file.name, manifest, library, options, profiles)
@@ -119,13 +121,14 @@ def _built(
     library: Library,
     options: EngineOptions,
     profiles: tuple[Profile, ...],
-    products: dict[str, ir.Node],
+    graph: tuple[dict[str, ir.Node], int],
     progress: Progress,
 ) -> tuple[memoryview, dict[str, Any]]:
+    """Parse, prove and build; ``graph`` are its products by name, and how many layers it has."""
+    products, layers = graph
     builder = library.module.Builder(library.logger)
     network = parse(library, builder, path)
-    layers = len(products) // 6
-    proof = prove(network, manifest.precision, products, layers)
+    proof = prove(network, manifest.precision, products, layers, whole=library.flavour == "tensorrt")
     config = configure(library, builder, options)
     add_profiles(library, builder, config, manifest, profiles)
     plan = build(library, builder, network, config, options, progress)
@@ -139,7 +142,7 @@ def _describe(
     if library.flavour == "tensorrt-rtx":
         capabilities = options.compute_capabilities or _RTX_DEFAULT
     else:
-        capabilities = _AMPERE_PLUS if options.hardware_compatible else (here or "",)
+        capabilities = _AMPERE_PLUS if options.hardware_compatible else (str(here),)
     return Plan(
         file=name,
         flavour=library.flavour,

@@ -28,7 +28,9 @@ _INSPECTED = {
 _LAYER = re.compile(r"encoder\.layers\.\d+\.")
 
 
-def prove(network: Any, precision: Mapping[str, str], products: Collection[str], layers: int) -> dict[str, Any]:
+def prove(
+    network: Any, precision: Mapping[str, str], products: Collection[str], layers: int, *, whole: bool = False
+) -> dict[str, Any]:
     """Check the type of every product of the encoder's layers, and of inputs and outputs; return the findings.
 
     Args:
@@ -36,6 +38,7 @@ def prove(network: Any, precision: Mapping[str, str], products: Collection[str],
         precision: The manifest's.
         products: The names of the graph's products, which the network's layers have too.
         layers: How many the encoder has.
+        whole: In int8, the products must be, and not the weights only.
 
     Raises:
         EngineBuildError: A product computes in another type, or is not there.
@@ -48,6 +51,7 @@ def prove(network: Any, precision: Mapping[str, str], products: Collection[str],
         missing = ", ".join(sorted(expected - found.keys())[:3]) or f"{6 * layers - len(expected)} of them"
         raise EngineBuildError(f"the precision cannot be proven: the network lacks products of the layers, {missing}")
     counted: Counter[str] = Counter()
+    int8: Counter[str] = Counter()
     makers = {layer.get_output(i).name: layer for layer in layers_of(network) for i in range(layer.num_outputs)}
     for name in sorted(expected):
         types = _types(found[name])
@@ -58,11 +62,17 @@ def prove(network: Any, precision: Mapping[str, str], products: Collection[str],
             )
         counted[wanted if name not in kept else "FLOAT"] += 1
         if precision["weights"] == "int8":
-            _prove_int8(name, found[name], makers)
+            int8["weights"] += _comes_from_int8(found[name].get_input(1), makers)
+            int8["inputs"] += _comes_from_int8(found[name].get_input(0), makers)
+    if precision["weights"] == "int8" and (int8["weights"], int8["inputs"]) != (len(expected), whole * len(expected)):
+        raise EngineBuildError(
+            f"asked for int8 {'products' if whole else 'weights'}, but of {len(expected)} products "
+            f"{int8['weights']} have int8 weights and {int8['inputs']} int8 inputs"
+        )
     return {
         "source": "the strongly typed network that the plan was built from",
         "products": dict(counted),
-        "int8_weights": len(expected) if precision["weights"] == "int8" else 0,
+        "int8": dict(int8),
         "inputs": {tensor.name: tensor.dtype.name for tensor in _tensors(network.num_inputs, network.get_input)},
         "outputs": {tensor.name: tensor.dtype.name for tensor in _tensors(network.num_outputs, network.get_output)},
         "weight_bytes": _weight_bytes(network),
@@ -74,13 +84,12 @@ def _types(layer: Any) -> set[str]:
     return {tensor.dtype.name for tensor in (*inputs, layer.get_output(0)) if tensor is not None}
 
 
-def _prove_int8(name: str, product: Any, makers: Mapping[str, Any]) -> None:
-    """The weight must come from int8, on whatever way through layers that only move or convert it."""
-    layer = makers.get(product.get_input(1).name)
+def _comes_from_int8(tensor: Any, makers: Mapping[str, Any]) -> bool:
+    """Whether it was int8, on whatever way through layers that only move or convert it."""
+    layer = makers.get(tensor.name)
     while layer is not None and layer.type.name in ("SHUFFLE", "CAST", "UNSQUEEZE", "IDENTITY"):
         layer = makers.get(layer.get_input(0).name)
-    if layer is None or layer.type.name != "DEQUANTIZE" or layer.get_input(0).dtype.name != "INT8":
-        raise EngineBuildError(f"asked for int8, but the weight of {name} is not stored in it")
+    return layer is not None and layer.type.name == "DEQUANTIZE" and layer.get_input(0).dtype.name == "INT8"
 
 
 def _tensors(count: int, get: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from erniem_export.onnx_export import write
 from erniem_export.parity.cases import build_cases
 from erniem_export.precision import Precision, apply_precision
 from erniem_export.progress import Terminal
+from erniem_export.quantization.quantize import Int8, quantize_for_engine
 from erniem_export.tensorrt.library import load_library
 from erniem_export.tensorrt.options import EngineOptions
 from erniem_export.tensorrt.plan import add_plan
@@ -37,6 +38,17 @@ def rtx() -> Any:
     import tensorrt_rtx
 
     return tensorrt_rtx
+
+
+@pytest.fixture(scope="session")
+def fake() -> Any:
+    """The module beside this file: full TensorRT's stand-in."""
+    spec = spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +71,11 @@ def stage(nano_artifact: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         if precision != "fp32":
             graph = ir.load(source / f"{head}.onnx")
             cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=1)
-            facts = apply_precision(graph, Precision(precision), cases, target)
+            facts = apply_precision(graph, Precision("fp16" if precision == "int8" else precision), cases, target)
+            if precision == "int8":
+                limits = manifest.limits
+                quantize_for_engine(graph, checkpoint, NANO / head, Int8(), limits, "tensorrt-rtx", Terminal())
+                facts |= {"weights": "int8", "products": "fp16"}
             write(graph, target / f"{head}.onnx")
             (target / f"{head}.json").unlink()
             manifest = dataclasses.replace(manifest, precision=facts, files=files_of(target))

@@ -7,8 +7,8 @@ import pytest
 from erniem_export.tensorrt.library import load_library
 from erniem_rt.manifest import HEADS, hash_file
 
-PRECISIONS = ("fp32", "fp16")
-TYPES = {"fp32": "FLOAT", "fp16": "HALF"}
+PRECISIONS = ("fp32", "fp16", "int8")
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "HALF"}
 LAYERS = 4
 MAGIC = b"vtrt"  # how every plan of TensorRT for RTX begins
 LENGTH = slice(16, 24)  # of the header: the size of the plan
@@ -43,13 +43,17 @@ def test_every_product_is_proven_to_compute_in_what_was_asked_for(built):
     proof = manifest.plan.proof
     assert proof["products"] == {TYPES[precision]: 6 * LAYERS}
     assert proof["outputs"] == dict.fromkeys(HEADS[manifest.head].outputs, "FLOAT")
-    assert max(proof["weight_bytes"], key=proof["weight_bytes"].get) == TYPES[precision]
+    if precision == "int8":
+        assert proof["int8"] == {"weights": 6 * LAYERS, "inputs": 0}
+        assert proof["weight_bytes"]["INT8"] == LAYERS * (4 * 96 * 96 + 2 * 96 * 288)
+    else:
+        assert max(proof["weight_bytes"], key=proof["weight_bytes"].get) == TYPES[precision]
 
 
 def test_attention_is_one_kernel_where_there_is_one(built):
     _, manifest, precision = built
     attention = manifest.plan.attention
-    assert attention["form"] == ("Attention" if precision == "fp16" else "MatMul-Softmax-MatMul")
+    assert attention["form"] == ("MatMul-Softmax-MatMul" if precision == "fp32" else "Attention")
     assert attention["layers"] == LAYERS
     assert "trial build" in attention["reason"]
 
