@@ -48,7 +48,11 @@ def choose_attention(
         heads: Their number and their size.
         dtype: What attention is computed in.
         progress: Is told of the trial build.
+
+    Raises:
+        EngineBuildError: The library refuses the options.
     """
+    configure(library, library.module.Builder(library.logger), options)  # what it refuses, it refuses the plan too
     trial = f"{heads[0]} heads of {heads[1]} in {dtype.name.lower()}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "attention.onnx"

@@ -119,10 +119,10 @@ def _target(library: Library, config: Any, capabilities: Sequence[str]) -> None:
     if unknown or not all(
         config.set_compute_capability(getattr(known, name), i) for i, name in enumerate(names.values())
     ):
-        have = sorted(name[2:-1] + "." + name[-1] for name in dir(known) if re.fullmatch(r"SM\d+", name))
+        have = sorted(int(name[2:]) for name in dir(known) if re.fullmatch(r"SM\d+", name))
         raise EngineBuildError(
             f"{library} cannot build for compute capability {', '.join(unknown or capabilities)}: it knows "
-            f"{', '.join(have)}"
+            f"{', '.join(f'{number // 10}.{number % 10}' for number in have)}"
         )
 
 
