@@ -16,7 +16,7 @@ from erniem_export.passes.attention_op import to_attention
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.live_mask import keep_masks_alive
 from erniem_export.passes.naming import name_products
-from erniem_export.tensorrt.attention import ATTENTION, choose_attention
+from erniem_export.tensorrt.attention import ATTENTION, PRIMITIVES, choose_attention
 from erniem_export.tensorrt.builder import add_profiles, build, configure
 from erniem_export.tensorrt.library import gpu_capability
 from erniem_export.tensorrt.network import parse
@@ -94,6 +94,8 @@ def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict
     if form == ATTENTION:
         replaced, declined = to_attention(graph)
         done = {"layers": replaced, **({"left_as_primitives": declined} if declined else {})}
+        if not replaced:
+            done |= {"form": PRIMITIVES, "layers": layers}
     products = name_products(graph)
     write(graph, scratch / artifact.name)
     return products, done
