@@ -11,7 +11,7 @@ from erniem_export.errors import EngineBuildError
 from erniem_export.tensorrt.network import layers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from erniem_export.tensorrt.library import Library
 
@@ -51,28 +51,18 @@ def prove(
         missing = ", ".join(sorted(expected - found.keys())[:3]) or f"{6 * layers - len(expected)} of them"
         raise EngineBuildError(f"the precision cannot be proven: the network lacks products of the layers, {missing}")
     counted: Counter[str] = Counter()
-    int8: Counter[str] = Counter()
-    makers = {layer.get_output(i).name: layer for layer in layers_of(network) for i in range(layer.num_outputs)}
     for name in sorted(expected):
-        types = _types(found[name])
-        right = {"FLOAT"} if name in kept else {wanted}
-        if types != right:
+        types, right = _types(found[name]), "FLOAT" if name in kept else wanted
+        if types != {right}:
             raise EngineBuildError(
                 f"asked for {precision['weights']}, but the product {name} computes in {' and '.join(sorted(types))}"
             )
-        counted[wanted if name not in kept else "FLOAT"] += 1
-        if precision["weights"] == "int8":
-            int8["weights"] += _comes_from_int8(found[name].get_input(1), makers)
-            int8["inputs"] += _comes_from_int8(found[name].get_input(0), makers)
-    if precision["weights"] == "int8" and (int8["weights"], int8["inputs"]) != (len(expected), whole * len(expected)):
-        raise EngineBuildError(
-            f"asked for int8 {'products' if whole else 'weights'}, but of {len(expected)} products "
-            f"{int8['weights']} have int8 weights and {int8['inputs']} int8 inputs"
-        )
+        counted[right] += 1
+    int8 = _prove_int8(network, [found[name] for name in expected], whole) if precision["weights"] == "int8" else {}
     return {
         "source": "the strongly typed network that the plan was built from",
         "products": dict(counted),
-        "int8": dict(int8),
+        "int8": int8,
         "inputs": {tensor.name: tensor.dtype.name for tensor in _tensors(network.num_inputs, network.get_input)},
         "outputs": {tensor.name: tensor.dtype.name for tensor in _tensors(network.num_outputs, network.get_output)},
         "weight_bytes": _weight_bytes(network),
@@ -82,6 +72,17 @@ def prove(
 def _types(layer: Any) -> set[str]:
     inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
     return {tensor.dtype.name for tensor in (*inputs, layer.get_output(0)) if tensor is not None}
+
+
+def _prove_int8(network: Any, products: Sequence[Any], whole: bool) -> dict[str, int]:
+    makers = {layer.get_output(i).name: layer for layer in layers_of(network) for i in range(layer.num_outputs)}
+    inputs, weights = (sum(_comes_from_int8(product.get_input(i), makers) for product in products) for i in (0, 1))
+    if (weights, inputs) != (len(products), whole * len(products)):
+        raise EngineBuildError(
+            f"asked for int8 {'products' if whole else 'weights'}, but of {len(products)} products {weights} have int8 "
+            f"weights and {inputs} int8 inputs"
+        )
+    return {"weights": weights, "inputs": inputs}
 
 
 def _comes_from_int8(tensor: Any, makers: Mapping[str, Any]) -> bool:

@@ -10,7 +10,9 @@ import pytest
 
 from erniem_export import pipeline
 from erniem_export.choices import HALVES
+from erniem_export.passes.int8_standard import int8_weights
 from erniem_export.tensorrt import library, plan
+from erniem_export.tensorrt.proof import prove
 from erniem_rt.manifest import Manifest, Profile
 
 VERSIONS = ("10.4.0.26", "11.0.0.17")
@@ -191,6 +193,26 @@ def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch)
     result, _ = build("--fp16")
     assert result.code == 1
     assert "asked for fp16, but the product encoder.layers.0.linear1 computes in FLOAT" in result.err
+
+
+@pytest.mark.parametrize(("whole", "expected"), [(True, "12 have int8 weights and 0 int8 inputs"), (False, None)])
+def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, whole, expected):
+    """Full TensorRT is asked for products in int8; weights alone are another precision."""
+    tensorrt(VERSIONS[0])
+
+    def weights_only(graph, checkpoint, *_):
+        parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
+        return {"weights_only": int8_weights(graph, parameters)}
+
+    monkeypatch.setattr(pipeline, "quantize_for_engine", weights_only)
+    if not whole:
+        monkeypatch.setattr(plan, "prove", lambda *given, **_: prove(*given, whole=False))
+    result, manifest = build("--int8")
+    if expected:
+        assert result.code == 1
+        assert f"asked for int8 products, but of 12 products {expected}" in result.err
+    else:
+        assert manifest.plan.proof["int8"] == {"weights": 12, "inputs": 0}
 
 
 @pytest.mark.slow
