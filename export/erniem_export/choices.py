@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CPUS", "EMBEDDINGS", "HALVES", "TARGETS"]
+__all__ = ["CPUS", "EMBEDDINGS", "ENGINES", "HALVES", "TARGETS"]
 
 # Half types by the option that asks for them.
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -15,3 +15,6 @@ TARGETS = ("any", "onnxruntime")
 
 # What an int8 artifact may be made for; auto: the CPU that exports it.
 CPUS = ("auto", "avx2", "vnni")
+
+# What builds a TensorRT plan; auto: what is installed and can build here, if anything.
+ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")

@@ -37,6 +37,10 @@ class Rewriter:
         name = f"int64.{'_'.join(map(str, array.ravel()))}.{array.ndim}d"
         return self._constant(name, array)
 
+    def scalar(self, value: float, dtype: ir.DataType) -> ir.Value:
+        """A constant number of some floating type; equal ones are stored once."""
+        return self._constant(f"{dtype.name.lower()}.{value!r}", np.array(value, dtype=dtype.numpy()))
+
     def zeros(self, shape: ir.Value, name: str) -> ir.Value:
         """A float32 tensor of zeros."""
         return self.op("ConstantOfShape", shape, name=name, value=ir.tensor(np.zeros(1, dtype=np.float32)))
@@ -53,8 +57,9 @@ class Rewriter:
 
     def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         if name not in self._graph.initializers:
-            value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-            value.dtype, value.shape = ir.DataType.INT64, ir.Shape(array.shape)
+            tensor = ir.tensor(array, name=name)
+            value = ir.Value(name=name, const_value=tensor)
+            value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
             self._graph.register_initializer(value)
         return self._graph.initializers[name]
 

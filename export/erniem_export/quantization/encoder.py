@@ -45,6 +45,8 @@ def quantize_encoder(
     model: ErnieMPreTrainedModel,
     calibration: Calibration,
     track: Callable[[Sequence[ErnieMEncoderLayer]], Iterable[ErnieMEncoderLayer]] = iter,
+    *,
+    symmetric: bool = False,
 ) -> Quantization:
     """Find the int8 form of the products of every encoder layer; ``model`` is left as it is.
 
@@ -52,6 +54,7 @@ def quantize_encoder(
         model: The float32 model.
         calibration: What to run it on.
         track: Wraps the layers, for a progress bar.
+        symmetric: Keep the inputs' ranges symmetric about zero, for engines that know no zero points.
     """
     base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
     prefix = "" if base is model else "ernie_m."
@@ -59,7 +62,7 @@ def quantize_encoder(
     exact = [base.embeddings(ids, None, None) for ids, _ in calibration.batches]
     found, result = exact, Quantization()
     for index, layer in enumerate(track(cast("list[ErnieMEncoderLayer]", list(base.encoder.layers)))):
-        pair = _Pair(layer, masks, exact, found)
+        pair = _Pair(layer, masks, exact, found, symmetric)
         for group in _GROUPS:
             products = pair.quantize(group, f"{prefix}encoder.layers.{index}.")
             result.products |= {product.name: product for product in products}
@@ -74,8 +77,14 @@ class _Pair:
     """A layer in float32 and its copy that is being quantized, each on its own inputs."""
 
     def __init__(
-        self, layer: ErnieMEncoderLayer, masks: list[Tensor], exact: list[Tensor], found: list[Tensor]
+        self,
+        layer: ErnieMEncoderLayer,
+        masks: list[Tensor],
+        exact: list[Tensor],
+        found: list[Tensor],
+        symmetric: bool,
     ) -> None:
+        self.symmetric = symmetric
         self.layer, self.quantized = layer, copy.deepcopy(layer)
         self.masks, self.exact, self.found = masks, exact, found
         self.exact_inputs, self.exact_outputs = _run(layer, [group[0] for group in _GROUPS], exact, masks)
@@ -86,7 +95,7 @@ class _Pair:
         inputs = _run(self.quantized, [first], self.found, self.masks)[0][first]
         linears = {name: cast("nn.Linear", self.layer.get_submodule(name)) for name in group}
         weights = torch.cat([linear.weight.T for linear in linears.values()], dim=1)
-        entering = choose_input(inputs, _sample(inputs), weights)
+        entering = choose_input(inputs, _sample(inputs), weights, symmetric=self.symmetric)
         products = []
         for name, linear in linears.items():
             product = round_product(prefix + name, linear, entering, (self.exact_inputs[first], inputs))

@@ -20,12 +20,14 @@ from erniem_export.quantization.rounding import round_against
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["INPUT_STEPS", "Int8Linear", "Int8Product", "QuantizedInput", "choose_input", "round_product"]
+__all__ = ["INPUT_STEPS", "MIDDLE", "Int8Linear", "Int8Product", "QuantizedInput", "choose_input", "round_product"]
 
 _TINY = torch.finfo(torch.float32).tiny
 
 # Inputs are uint8, weights int8 without -128.
 INPUT_STEPS, WEIGHT_STEPS = 255, 127
+# The zero point of symmetric inputs: what is uint8 about it is int8 about zero.
+MIDDLE = 128
 
 # Up to which channel, in the order of their reach, all keep their range; None: no factors, and nothing to multiply.
 _CAPS = (None, 0.99, 0.95, 0.85, 0.7, 0.4)
@@ -90,13 +92,14 @@ class Int8Linear(nn.Module):
         return functional.linear(values, (product.weight.float() * product.scales).T, product.bias)
 
 
-def choose_input(inputs: Tensor, sample: Tensor, weights: Tensor) -> QuantizedInput:
+def choose_input(inputs: Tensor, sample: Tensor, weights: Tensor, *, symmetric: bool = False) -> QuantizedInput:
     """Find the factors and the range with the smallest error of the product.
 
     Args:
         inputs: ``(tokens, in)``, all that enters: for the ranges.
         sample: ``(fewer tokens, in)`` of it, to compute the error on.
         weights: ``(in, out)`` of everything that reads it.
+        symmetric: Keep the range symmetric about zero.
     """
     expected = sample @ weights
     importance = _importance(expected)
@@ -108,7 +111,7 @@ def choose_input(inputs: Tensor, sample: Tensor, weights: Tensor) -> QuantizedIn
         moved = weights if factors is None else weights / factors[:, None]
         steps, scales = _round_weights(moved)
         stored = steps.float() * scales
-        for entering in _ranges(float(ends[0].min()), float(ends[1].max()), factors):
+        for entering in _ranges(float(ends[0].min()), float(ends[1].max()), factors, symmetric):
             error = float((entering.rounded(values) @ stored - expected).square().sum(1) @ importance)
             if best is None or error < best[0] * (_WORTH if best[1].factors is None and cap is not None else 1.0):
                 best = (error, entering)
@@ -172,7 +175,10 @@ def _factors(reach: Tensor, cap: float) -> Tensor:
     return (reach.quantile(cap) / reach).clamp_max(1.0)
 
 
-def _ranges(low: float, high: float, factors: Tensor | None) -> Sequence[QuantizedInput]:
+def _ranges(low: float, high: float, factors: Tensor | None, symmetric: bool) -> Sequence[QuantizedInput]:
+    if symmetric:
+        reach = max(-low, high)
+        return [QuantizedInput(max(reach * share / WEIGHT_STEPS, _TINY), MIDDLE, factors) for share in _CLIPPED_TO]
     low, high = min(low, 0.0), max(high, 0.0)
     found = []
     for share in _CLIPPED_TO:
