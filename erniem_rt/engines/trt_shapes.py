@@ -47,45 +47,53 @@ def plan_runs(
 
     Args:
         lengths: ``(rows,)``, the positions that each row needs. 0 for a row of padding alone: it attends to all
-            its positions, so it keeps exactly ``width``.
+            its positions, so it keeps exactly ``width``, unless no profile takes rows that short.
         width: Positions of the rows as they were given. At least one profile takes that many.
         profiles: Those of the plan.
         choices: For plans with three axes, the choices per question as they came. Choices are scored each for
             itself, so they may be laid out anew.
     """
-    longest = max(profile.max[-1] for profile in profiles)
     # Beside a row that must keep its width nothing is made wider.
-    limit = width if not lengths.all() else longest
-    rounded = np.minimum(-(-lengths // BUCKET) * BUCKET, limit)
-    rounded[lengths == 0] = width
+    limit = width if not lengths.all() else max(profile.max[-1] for profile in profiles)
+    rounded = np.where(lengths == 0, width, np.minimum(-(-lengths // BUCKET) * BUCKET, limit))
     runs = []
-    for length, rows in _groups(rounded):
-        runs += _divide(rows, length, profiles, choices)
+    for rows in _groups(rounded):
+        needed = np.where(lengths[rows] == 0, width, lengths[rows]).max()
+        group = _Group(int(needed), int(rounded[rows].max()), bool((lengths[rows] == 0).any()))
+        runs += _divide(rows, group, profiles, choices)
     return runs
 
 
-def _groups(lengths: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp]]]:
+@dataclass(frozen=True)
+class _Group:
+    """Rows of like length: the positions that the longest needs, rounded, and whether that must not grow further."""
+
+    needed: int
+    rounded: int
+    exact: bool
+
+
+def _groups(lengths: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     """Rows by length, longest first; a shorter bucket joins a longer one where that pads less than a run costs."""
-    groups: list[tuple[int, list[NDArray[np.intp]]]] = []
-    padding = 0
+    groups: list[list[NDArray[np.intp]]] = []
+    longest = padding = 0
     for length in np.unique(lengths)[::-1].tolist():
         rows = np.flatnonzero(lengths == length)
-        wasted = padding + len(rows) * (groups[-1][0] - length) if groups else 0
-        if groups and wasted <= LAUNCH:
-            groups[-1][1].append(rows)
-            padding = wasted
+        padding += len(rows) * (longest - length)
+        if groups and padding <= LAUNCH:
+            groups[-1].append(rows)
         else:
-            groups.append((length, [rows]))
-            padding = 0
-    return [(length, np.sort(np.concatenate(rows))) for length, rows in groups]
+            groups.append([rows])
+            longest, padding = length, 0
+    return [np.sort(np.concatenate(rows)) for rows in groups]
 
 
-def _divide(rows: NDArray[np.intp], length: int, profiles: Sequence[Profile], choices: int | None) -> list[Run]:
-    """Rows of one length as runs of one shape, in the profile that computes the fewest positions."""
+def _divide(rows: NDArray[np.intp], group: _Group, profiles: Sequence[Profile], choices: int | None) -> list[Run]:
+    """Rows of one group as runs of one shape, in the profile that computes the fewest positions."""
     candidates = [
-        _Layout.of(index, profile, len(rows), length, choices)
+        _Layout.of(index, profile, len(rows), group, choices)
         for index, profile in enumerate(profiles)
-        if profile.max[-1] >= length
+        if profile.max[-1] >= group.needed
     ]
     layout = min(candidates, key=lambda layout: layout.cost)
     held = math.prod(layout.shape[:-1])
@@ -99,14 +107,16 @@ class _Layout:
 
     profile: int
     shape: tuple[int, ...]
-    cost: tuple[float, float, int]
+    cost: tuple[bool, float, float, int]
 
     @classmethod
-    def of(cls, index: int, profile: Profile, rows: int, length: int, choices: int | None) -> _Layout:
+    def of(cls, index: int, profile: Profile, rows: int, group: _Group, choices: int | None) -> _Layout:
         inner = 1 if choices is None else min(max(choices, profile.min[1]), profile.max[1])
         runs = -(-rows // (profile.max[0] * inner))
         # Even parts: they share their shape, and no run is left with a single row.
         batch = max(-(-rows // (runs * inner)), profile.min[0])
-        shape = (batch, *(() if choices is None else (inner,)), max(length, profile.min[-1]))
+        length = min(max(group.rounded, profile.min[-1]), profile.max[-1])
+        shape = (batch, *(() if choices is None else (inner,)), length)
         distance = sum(abs(math.log(size / best)) for size, best in zip(shape, profile.opt, strict=True))
-        return cls(index, shape, (runs * (math.prod(shape) + LAUNCH), distance, index))
+        changed = group.exact and length != group.needed
+        return cls(index, shape, (changed, runs * (math.prod(shape) + LAUNCH), distance, index))

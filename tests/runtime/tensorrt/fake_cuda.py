@@ -64,11 +64,15 @@ class Allocation:
 
 @dataclass(eq=False)
 class Work:
-    """One piece of queued work: what it does, the memory it touches, and a look at what must not change meanwhile."""
+    """One piece of queued work: what it does and the memory it touches.
+
+    ``frozen`` looks at what must not change meanwhile, and ``spoil`` ruins what must not be read before it is done.
+    """
 
     action: Callable[[], None]
     touches: tuple[int, ...]
     frozen: Callable[[], bytes] | None = None
+    spoil: Callable[[], object] | None = None
     context: Any = None
     seen: bytes | None = None
 
@@ -134,6 +138,8 @@ class FakeGpu:
                 self.violate("work of another thread gets into a capture")
             stream.captured.append(work)
             return
+        if work.spoil:
+            work.spoil()
         work.seen = work.frozen() if work.frozen else None
         stream.queue.append(work)
 
@@ -246,9 +252,10 @@ class FakeGpu:
             self.at(device, "device", count)
             ctypes.memmove(target.memory, source.memory, count)
 
-        if not up:
-            ctypes.memset(pinned.memory, POISON, count)
-        self.enqueue(stream, Work(copy, (host, device), (lambda: pinned.bytes(count)) if up else None))
+        if up:
+            self.enqueue(stream, Work(copy, (host, device), frozen=lambda: pinned.bytes(count)))
+        else:
+            self.enqueue(stream, Work(copy, (host, device), spoil=lambda: ctypes.memset(pinned.memory, POISON, count)))
 
     def _cudaStreamBeginCapture(self, handle: int, mode: Any) -> None:
         stream = self.stream_of(handle)
