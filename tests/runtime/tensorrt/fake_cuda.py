@@ -102,6 +102,7 @@ class FakeGpu:
         self.local = threading.local()
         self.handles = iter(range(1000, 10**9))
         self.calls: list[str] = []
+        self.used: set[int] = set()  # devices that hold, or held, anything
 
     def violate(self, text: str) -> None:
         self.violations.append(text)
@@ -194,6 +195,7 @@ class FakeGpu:
             self.violate(f"an allocation of {size} bytes")
         memory = (ctypes.c_uint8 * size)()
         ctypes.memset(memory, POISON, size)
+        self.used.add(self.current)
         allocation = Allocation(kind, self.current, size, memory)
         self.allocations[allocation.address] = allocation
         return allocation.address
@@ -218,6 +220,7 @@ class FakeGpu:
         if flags != 1:
             self.violate("a stream that waits for the default stream")
         handle = next(self.handles)
+        self.used.add(self.current)
         self.streams[handle] = Stream(self.current)
         return handle
 
