@@ -35,10 +35,11 @@ class Session:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
         threads: threads that one run may use on a CPU; None leaves it to the engine (all physical cores).
+        cuda_graphs: record the work of a plan per shape and replay it; on unless False.
         verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights.
             Without it, only that the files are there with their sizes. A plan is code: its SHA-256 is always compared.
-        trust_plan: run a plan whose SHA-256 is not in its manifest, for example one that you built yourself.
-        cuda_graphs: record the work of a plan per shape and replay it; on unless False.
+        trust_plan: run a plan whose SHA-256 is not in its manifest, for example one that you built yourself, and leave
+            it to TensorRT whether it fits this GPU and this version.
         runtime_cache: a file for the kernels that TensorRT for RTX compiles for a plan: read now if it exists, written
             by :meth:`close`. It holds code, so name one that nobody else can write.
 
@@ -59,9 +60,9 @@ class Session:
         *,
         device: str | None = None,
         threads: int | None = None,
+        cuda_graphs: bool | None = None,
         verify: bool = True,
         trust_plan: bool = False,
-        cuda_graphs: bool | None = None,
         runtime_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         wanted = None if device is None else Device.parse(device)

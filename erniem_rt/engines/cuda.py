@@ -137,7 +137,10 @@ class Cuda:
         if status == kinds.cudaErrorMemoryAllocation:
             size = f" of {arguments[0]:,} bytes" if name in {"cudaMalloc", "cudaHostAlloc"} else ""
             where = "the host's pinned memory" if name == "cudaHostAlloc" else str(self._device)
-            raise OutOfMemoryError(f"out of memory on {where} ({name}{size})")
+            raise OutOfMemoryError(
+                f"out of memory on {where} ({name}{size}): free some, give it fewer rows at once, or build the plan "
+                "with smaller profiles (--profile)."
+            )
         if status != kinds.cudaSuccess:
             raise EngineError(f"CUDA failed on {self._device}: {self._text(status)} ({name}). Open the artifact again.")
         return values[0] if values else None

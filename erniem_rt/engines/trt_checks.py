@@ -29,8 +29,11 @@ def install_command(plan: Plan) -> str:
     return f'pip install "erniem-rt[{plan.flavour}]"'
 
 
-def import_library(path: Path, plan: Plan) -> Any:
-    """Import the TensorRT that built the plan; :class:`EngineUnavailableError` if it is not there in that version."""
+def import_library(path: Path, plan: Plan, *, trust: bool) -> Any:
+    """Import the TensorRT that built the plan; :class:`EngineUnavailableError` if it is not there in that version.
+
+    With ``trust``, the plan need not be the one that the manifest describes, so TensorRT itself checks the version.
+    """
     module = FLAVOURS[plan.flavour]
     try:
         library = import_module(module)
@@ -45,7 +48,7 @@ def import_library(path: Path, plan: Plan) -> Any:
         raise EngineUnavailableError(
             f"{plan.flavour} is installed and cannot be used: {error}. Install it again: {install_command(plan)}."
         ) from error
-    if not _runs(plan, library.__version__):
+    if not trust and not _runs(plan, library.__version__):
         wanted = f"{plan.version} or a later one of that major version" if plan.version_compatible else plan.version
         raise EngineUnavailableError(
             f"{path} was built by {plan.flavour} {plan.version} and needs {wanted}, but {library.__version__} is "

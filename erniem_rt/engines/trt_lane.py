@@ -166,7 +166,10 @@ class Lane:
         """Give a context the shapes of its inputs; return those of its outputs."""
         for name, shape in shapes.items():
             self._plan.require(context.set_input_shape(name, shape), f"take {name} of shape {shape}")
-        missing = context.infer_shapes()
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise EngineError(f"{self._plan.path} does not tell the shapes of its outputs: {error}.") from error
         self._plan.require(not missing, f"infer the shapes of its outputs: {', '.join(missing)} is not known")
         return {spec.name: tuple(context.get_tensor_shape(spec.name)) for spec in self._plan.outputs}
 
@@ -192,6 +195,7 @@ class Lane:
     def _run_eagerly(self, profile: int, shapes: Shapes) -> None:
         if profile != self._profile:
             self._select(self._context, profile)
+            self._bind(self._context)
             self._profile = profile
         self._outputs = self._enqueue(self._context, shapes)
 

@@ -49,9 +49,10 @@ class LoadedPlan:
         if plan is None:
             raise ArtifactError(f"{path.with_suffix('.json')} says nothing of a plan: export again with --engine.")
         self.path = path
-        self._library = import_library(path, plan)
+        self._library = import_library(path, plan, trust=options.trust)
         self.cuda = Cuda(device, install_command(plan))
-        check_capability(path, plan, self.cuda)
+        if not options.trust:
+            check_capability(path, plan, self.cuda)
         content = read_plan(path, manifest, trust=options.trust)
         reason(self._library)  # What was said before is not about this plan.
         self._runtime: Any = self._library.Runtime(logger_of(self._library))

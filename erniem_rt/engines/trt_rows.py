@@ -65,7 +65,7 @@ class RowBatch:
         source = array.reshape(-1, self._width, *tail)
         target = buffer.reshape(-1, run.length, *tail)
         count, kept = len(run.rows), min(run.length, self._width)
-        target[:count, :kept] = source[run.rows, :kept]
+        target[:count, :kept] = source[self._index(run), :kept]
         target[:count, kept:] = self._pad_id if name == "input_ids" else 0
         target[count:] = target[:1]  # A real row: one that attends to nothing could turn into NaN.
 
@@ -82,7 +82,7 @@ class RowBatch:
             ]
             self._results[name] = np.zeros((len(self._attend), *sizes), spec.dtype)
         kept: list[Any] = [slice(min(run.length, self._width)) if axis == "sequence" else slice(None) for axis in axes]
-        target, source = (run.rows, *kept), (slice(len(run.rows)), *kept)
+        target, source = (self._index(run), *kept), (slice(len(run.rows)), *kept)
         self._results[name][target] = rows[source]
 
     def results(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
@@ -93,6 +93,10 @@ class RowBatch:
             if spec.shape[len(self._lead) :][:1] == ("sequence",) and padding.any():
                 self._results[name][padding] = 0
         return [self._shaped(self._results[name]) for name in outputs]
+
+    def _index(self, run: Run) -> Any:
+        """The rows of a run; all of them as a slice, which copies once and not twice."""
+        return slice(None) if len(run.rows) == len(self._attend) else run.rows
 
     def _shaped(self, rows: NDArray[Any]) -> NDArray[Any]:
         return rows.reshape(*self._lead, *rows.shape[1:])

@@ -36,9 +36,9 @@ def pipeline(
     *,
     device: str | None = None,
     threads: int | None = None,
+    cuda_graphs: bool | None = None,
     verify: bool = True,
     trust_plan: bool = False,
-    cuda_graphs: bool | None = None,
     runtime_cache: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -49,9 +49,9 @@ def pipeline(
         task: The manifest's task if left out; ``"zero-shot-classification"`` for a ``cls`` head trained on NLI.
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
+        cuda_graphs: As for :class:`erniem_rt.Session`.
         verify: As for :class:`erniem_rt.Session`.
         trust_plan: As for :class:`erniem_rt.Session`.
-        cuda_graphs: As for :class:`erniem_rt.Session`.
         runtime_cache: As for :class:`erniem_rt.Session`.
         **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
             ``schema``. What concerns a single question, like ``top_k``, goes into the call of the pipeline.
@@ -66,9 +66,9 @@ def pipeline(
         path,
         device=device,
         threads=threads,
+        cuda_graphs=cuda_graphs,
         verify=verify,
         trust_plan=trust_plan,
-        cuda_graphs=cuda_graphs,
         runtime_cache=runtime_cache,
     )
     try:

@@ -37,7 +37,7 @@ def problems(draw):
     return np.array(lengths), width, profiles, choices
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(problems())
 def test_every_row_runs_once_in_a_shape_that_holds_it(problem):
     lengths, width, profiles, choices = problem
@@ -45,23 +45,11 @@ def test_every_row_runs_once_in_a_shape_that_holds_it(problem):
     assert sorted(np.concatenate([run.rows for run in runs]).tolist()) == list(range(len(lengths)))
     for run in runs:
         assert profiles[run.profile].holds(run.shape)
-        assert len(run.rows) <= math.prod(run.shape[:-1])
+        assert 0 < len(run.rows) <= math.prod(run.shape[:-1])
         assert (lengths[run.rows] <= run.length).all()
         if (lengths[run.rows] == 0).any():  # unless no profile takes rows that short
             shorter = [p for p in profiles if p.min[-1] <= width <= p.max[-1]]
             assert run.length == width or not shorter
-
-
-@settings(max_examples=200, deadline=None)
-@given(problems())
-def test_no_more_runs_than_groups_need(problem):
-    """Each group is one run, or several with full batches; never an empty one."""
-    lengths, width, profiles, choices = problem
-    runs = plan_runs(lengths, width, profiles, choices=choices)
-    assert all(len(run.rows) for run in runs)
-    for run, following in zip(runs, runs[1:], strict=False):
-        if run.shape == following.shape and run.profile == following.profile:
-            assert len(run.rows) == math.prod(run.shape[:-1])
 
 
 def lengths_of(runs):
