@@ -45,7 +45,7 @@ class Session:
 
     Attributes:
         manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
-            its profiles takes.
+            its profiles takes, and ``engine["packed"]`` is true, as for a graph without work for padding.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
@@ -76,8 +76,7 @@ class Session:
             engine = _load_plan(self._path, self.manifest, self._device, threads, verify, options)
             self._engine: Engine = engine
             self._longest = engine.max_length
-            limits = replace(self.manifest.limits, max_length=min(self._longest, self.manifest.limits.max_length))
-            self.manifest = replace(self.manifest, limits=limits)
+            self.manifest = _as_run(self.manifest, self._longest)
         else:
             _refuse_plan_options(
                 self._path, trust_plan=trust_plan, cuda_graphs=cuda_graphs, runtime_cache=runtime_cache
@@ -202,6 +201,12 @@ def _load_plan(
     if verify:
         manifest.verify(path.parent, without={*graph, path.name})
     return open_plan(path, manifest, device=device, options=options)
+
+
+def _as_run(manifest: Manifest, longest: int) -> Manifest:
+    """What the manifest says, as it holds for a plan whose longest row is given."""
+    limits = replace(manifest.limits, max_length=min(longest, manifest.limits.max_length))
+    return replace(manifest, limits=limits, engine={**(manifest.engine or {}), "packed": True})
 
 
 def _refuse_plan_options(path: Path, **options: object) -> None:

@@ -142,7 +142,10 @@ class Cuda:
                 "with smaller profiles (--profile)."
             )
         if status != kinds.cudaSuccess:
-            raise EngineError(f"CUDA failed on {self._device}: {self._text(status)} ({name}). Open the artifact again.")
+            raise EngineError(
+                f"CUDA failed on {self._device}: {self._text(status)} ({name}). Open the artifact again, in a "
+                "new process if that fails too."
+            )
         return values[0] if values else None
 
     def _text(self, status: Any) -> str:

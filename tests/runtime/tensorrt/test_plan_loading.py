@@ -11,7 +11,7 @@ from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, Invali
 from erniem_rt.engines.cuda import OutOfMemoryError
 from erniem_rt.manifest import hash_file
 
-from .fake_cuda import cudaError_t
+from .fake_cuda import FakeRuntime, cudaError_t
 from .fake_tensorrt import write_plan
 from .support import install
 
@@ -80,6 +80,17 @@ def test_a_gpu_that_is_not_there(machine, plan):
 def test_no_driver_and_no_gpu(machine, plan, status, message):
     machine.gpu.status = cudaError_t[status]
     assert refused(plan, EngineUnavailableError).startswith(message)
+
+
+def test_a_driver_that_cuda_python_looks_for_in_vain(machine, monkeypatch, plan):
+    """As its versions before 13 say it."""
+
+    def missing(_):
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(FakeRuntime, "cudaGetDeviceCount", missing)
+    message = refused(plan, EngineUnavailableError)
+    assert "needs an NVIDIA driver, and there is none that CUDA can use (Failed to dlopen libcuda.so.1)" in message
 
 
 def test_a_machine_with_no_gpu_at_all(monkeypatch, plan):

@@ -121,6 +121,14 @@ def test_the_profile_is_chosen_by_request(machine, heads, plan_of):
     assert [profile for profile, _ in machine.trt.executions] == [0, 1, 1, 0]
 
 
+def test_padding_gives_zeros_but_in_the_first_place_and_in_rows_of_nothing_else(machine, nano_artifact, plan_of):
+    mask = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    with Session(plan_of(nano_artifact("qa"))) as session:
+        found = session.run(input_ids=np.full((3, 6), 9), attention_mask=mask)["start_logits"]
+        assert session.manifest.engine["packed"] is True
+    np.testing.assert_array_equal(found != 0, [[1, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [1] * 6])
+
+
 def test_the_longest_row_is_that_of_the_profiles(machine, heads, plan_of):
     with Session(plan_of(heads["qa"].path, [[[1, 1], [1, 8], [4, 12]]])) as session:
         assert session.manifest.limits.max_length == 12
