@@ -113,7 +113,6 @@ class LoadedPlan:
         """Let go of the plan; no context may be left. Twice is fine."""
         if self._runtime is None:
             return
-        self.cuda.use()
         if self._cache is not None:
             self._cache.save()
         self._cache = self._config = self._engine = self._runtime = None

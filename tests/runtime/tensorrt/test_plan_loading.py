@@ -350,9 +350,11 @@ def test_no_room_for_a_second_lane_is_no_error(monkeypatch, heads, plan_of):
             start.wait(5)
             return session.run(input_ids=[[5, 6]])["start_logits"].shape
 
-        assert list(pool.map(run, range(4))) == [(1, 2)] * 4
+        for _ in range(5):
+            assert list(pool.map(run, range(4))) == [(1, 2)] * 4
     machine.check()
-    assert machine.gpu.calls.count("cudaStreamCreateWithFlags") > 1
+    # Each thread may have tried once before the first was refused.
+    assert 1 < machine.gpu.calls.count("cudaStreamCreateWithFlags") <= 4
 
 
 # Options.

@@ -174,6 +174,16 @@ def test_few_graphs_are_kept(machine, heads, plan_of, monkeypatch):
         assert machine.gpu.calls.count("cudaGraphLaunch") == 4  # the last batch of one row had to be recorded anew
 
 
+def test_the_graph_that_was_not_used_for_longest_goes_first(machine, heads, plan_of, monkeypatch):
+    monkeypatch.setattr(trt_lane, "GRAPHS", 2)
+    with Session(plan_of(heads["qa"].path)) as session:
+        for rows in (1, 1, 2, 2, 1, 3, 3):  # Three rows take the place of two, for one came in between.
+            session.run(input_ids=np.full((rows, 5), 7))
+        before = machine.gpu.calls.count("cudaGraphLaunch")
+        session.run(input_ids=np.full((1, 5), 7))
+        assert machine.gpu.calls.count("cudaGraphLaunch") == before + 1
+
+
 def test_without_graphs(machine, heads, plan_of):
     with Session(plan_of(heads["qa"].path), cuda_graphs=False) as session:
         for _ in range(4):
