@@ -10,6 +10,7 @@ import torch
 
 from erniem_export.bundle import build_manifest, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
+from erniem_export.choices import HALF_TARGETS
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
@@ -50,10 +51,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         head, model = checkpoint.head, checkpoint.model
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
-        if options.target != "any" and options.precision.weights in HALF_TYPES:
-            raise ExportError(f"--target {options.target} computes in fp32; leave out --{options.precision.weights}")
-        # int8 products are onnxruntime's own operators.
-        target = "onnxruntime" if options.precision.weights == "int8" else options.target
+        target = _target(options)
         vocabulary = None
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
@@ -111,6 +109,18 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
         progress=lambda cases: progress.track(cases, "case"),
     )
     return dataclasses.replace(manifest, parity=parity)
+
+
+def _target(options: ExportOptions) -> str:
+    """The target asked for, or the one that the precision implies."""
+    target, weights = options.target, options.precision.weights
+    if weights == "int8":  # products are onnxruntime's own operators, for a CPU
+        if target not in ("any", "onnxruntime"):
+            raise ExportError(f"--int8 is for ONNX Runtime on a CPU; leave out --target {target}")
+        return "onnxruntime"
+    if weights in HALF_TYPES and target not in HALF_TARGETS:
+        raise ExportError(f"--target {target} computes in fp32; leave out --{weights}")
+    return target
 
 
 def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:
