@@ -32,13 +32,16 @@ class Session:
         path: ``HEAD.onnx``, or its manifest ``HEAD.json``, in the folder that was exported.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Never a wish: a device that is not there is an error.
         threads: threads that one run may use; None leaves it to the engine (all physical cores).
+        cuda_graphs: on ``cuda``, replay each shape as a CUDA graph from its second time on (the first 16 shapes that
+            come again): faster for small batches. Runs then take turns. Not for packed graphs, whose work depends on
+            the mask.
         verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights.
             Without it, only that the files are there with their sizes.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
         EngineUnavailableError: the engine's package or the device is not there, or the device cannot compute the graph.
-        InvalidInputError: ``device`` or ``threads`` is none of the above.
+        InvalidInputError: ``device``, ``threads`` or ``cuda_graphs`` is none of the above.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Session:
         *,
         device: str = "cpu",
         threads: int | None = None,
+        cuda_graphs: bool = False,
         verify: bool = True,
     ) -> None:
         self._device = Device.parse(device)
@@ -54,7 +58,9 @@ class Session:
         self._path, self.manifest = _locate(Path(path))
         if self._device.kind == "cpu":
             warn_of_cpu(self.manifest.engine)
-        self._engine = _load(self._path, self.manifest, self._device, threads, verify)
+        if cuda_graphs:
+            _check_capture(self._path, self.manifest, self._device)
+        self._engine = _load(self._path, self.manifest, self._device, threads, cuda_graphs, verify)
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
 
@@ -117,14 +123,26 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
     return artifact, manifest
 
 
-def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool) -> Engine:
+def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
+    if device.kind != "cuda":
+        raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
+    if (manifest.engine or {}).get("packed"):
+        raise ArtifactError(
+            f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
+            "leave out cuda_graphs, or export with --target onnxruntime-cuda."
+        )
+
+
+def _load(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
+) -> Engine:
     """Open the engine while another thread computes the hashes, which take longer: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     manifest.verify(path.parent, hashes=False)
     with ThreadPoolExecutor(max_workers=1) as pool:
         hashes = pool.submit(manifest.verify, path.parent) if verify else None
         try:
-            engine = open_engine(path, device=device, threads=threads)
+            engine = open_engine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.

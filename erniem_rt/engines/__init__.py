@@ -24,9 +24,9 @@ def check_suffix(path: Path) -> None:
         raise ArtifactError(f"{path}: expected a file HEAD.onnx (or its manifest HEAD.json), for example qa.onnx.")
 
 
-def open_engine(path: Path, *, device: Device, threads: int | None) -> Engine:
+def open_engine(path: Path, *, device: Device, threads: int | None, cuda_graphs: bool = False) -> Engine:
     """Load ``path`` on ``device``; ``threads`` are those of one run, None leaves them to the engine."""
     check_suffix(path)
     from erniem_rt.engines.ort import OrtEngine
 
-    return OrtEngine(path, device=device, threads=threads)
+    return OrtEngine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)

@@ -33,7 +33,10 @@ class Rewriter:
     def op(self, op_type: str, *inputs: ir.Value | None, name: str, domain: str = "", **attributes: Any) -> ir.Value:
         """Add a node with one output called ``name``."""
         node = ir.node(op_type, list(inputs), attributes, domain=domain, name=name, num_outputs=1)
-        node.outputs[0].name, node.outputs[0].dtype = name, _result_type(op_type, inputs, attributes)
+        node.outputs[0].name = name
+        dtype = _result_type(op_type, inputs, attributes)
+        if dtype is not None:
+            node.outputs[0].dtype = dtype
         self._nodes.append(node)
         return node.outputs[0]
 
