@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +61,7 @@ class Recorder:
     SessionOptions = SimpleNamespace
 
     def __init__(self):
-        self.runs, self.record, self.captured, self.failure = [], [], {}, None
+        self.runs, self.record, self.captured, self.failure, self.takes = [], [], {}, None, 0.0
         self.OrtValue = SimpleNamespace(
             ortvalue_from_numpy=lambda array, *place: Value(self.record, array, place),
             ortvalue_from_shape_and_type=lambda shape, dtype, *place: Value(self.record, np.zeros(shape, dtype), place),
@@ -94,6 +95,7 @@ class Recorder:
         total = sum(value.array for value in binding.inputs.values()).astype(np.float32)
         computed = {"sum": total, "sizes": np.array(total.shape)}
         binding.results = [computed[name] for name in binding.outputs]
+        time.sleep(self.takes)
         self.runs.append((graph, binding))
 
 
@@ -184,6 +186,7 @@ def test_threads_take_turns_on_the_addresses_of_a_graph(tmp_path, recorder):
     opened = engine(tmp_path, True)
     for _ in range(2):
         opened.run(feeds(2, 3), ["sum"])
+    recorder.takes = 1e-4  # for others to come in between
     wrong = []
 
     def work(seed):
