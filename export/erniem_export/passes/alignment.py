@@ -35,10 +35,10 @@ def align_rows(model: ir.Model, *, pooled: bool) -> int:
     graph = model.graph
     found = attentions(graph)
     order = order_tokens(graph)
-    inputs = {_projected(attention, 0) for attention in found}
     norms = [node.outputs[0] for node in graph if node.op_type == "LayerNormalization"]
-    if len(inputs) != len(found) or not inputs <= set(norms):
-        raise FusionError("alignment: expected every layer to read the norm before it")
+    for layer, attention in enumerate(found):  # two norms each, behind that of the embeddings
+        if _product(attention, 0).inputs[0] is not norms[2 * layer]:
+            raise FusionError(f"alignment: layer {layer} does not read the norm before it")
     embedded, last = norms[0], norms[-1]
     if pooled:
         _keep_first(graph, found[-1], order)
@@ -49,18 +49,20 @@ def align_rows(model: ir.Model, *, pooled: bool) -> int:
             _restore(graph, value, order, lambda _: False)
     _move(graph, embedded, order.source, "aligned.embeddings", lambda _: True)
     count = mask_by_length(graph, order)
-    for node in graph:
-        for value in node.outputs:
-            if value not in graph.outputs:
-                value.shape = None if pooled else value.shape
+    if pooled:
+        _forget_shapes(graph)
     TopologicalSortPass()(model)
     RemoveUnusedNodesPass()(model)
     return count
 
 
-def _projected(attention: ir.Node, position: int) -> ir.Value:
-    """What the projection of the query (0), key or value of an attention reads."""
-    return _product(attention, position).inputs[0]  # type: ignore[return-value]
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Those that were inferred hold no more in the last layer."""
+    outputs = set(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape = None
 
 
 def _product(attention: ir.Node, position: int) -> ir.Node:

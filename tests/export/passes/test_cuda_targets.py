@@ -14,6 +14,7 @@ import torch
 from erniem_export.cli import main
 from erniem_export.errors import ExportError, FusionError
 from erniem_export.heads import CLASSES, GraphOptions
+from erniem_export.onnx_export import trace
 from erniem_export.options import ExportOptions
 from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
@@ -180,6 +181,23 @@ def test_only_first_tokens_pass_through_the_last_layer(target: str, traced, sess
     assert (first[..., 0].size, second[..., 0].size) == (24, 3)
 
 
+@pytest.mark.parametrize("head", ["cls", "qa"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_layer_is_first_and_last(target: str, head: str, micro_model, session_of, batch) -> None:
+    model = micro_model(head, num_hidden_layers=1)
+    graph = trace(model, head, GraphOptions())
+    assert optimize_for(target, graph, head, 1, GraphOptions())["fused_attention"] == 1
+    session = session_of(graph)
+    for side in ("left", "scattered"):
+        feeds = batch(head, 6, side)
+        attend = feeds["attention_mask"].astype(bool)
+        with torch.no_grad():
+            expected = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        for spec, found in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+            kept = attend if head == "qa" else slice(None)
+            np.testing.assert_allclose(found[kept], expected[spec.name].numpy()[kept], atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("flags", [{"position_ids": True}, {"inputs_embeds": True}, {"hidden_states": True}])
 @pytest.mark.parametrize("head", ["base", "cls"])
 def test_rows_are_reordered_with_other_inputs_and_outputs_too(
@@ -218,7 +236,7 @@ def test_graphs_that_are_not_as_expected_are_refused(traced) -> None:
     _, graph = traced("qa")
     fuse_attention(graph, LAYERS)
     fused(graph)[1].replace_input_with(0, fused(graph)[0].inputs[0])
-    with pytest.raises(FusionError, match="expected every layer to read the norm before it"):
+    with pytest.raises(FusionError, match="layer 1 does not read the norm before it"):
         align_rows(graph, pooled=False)
 
 
