@@ -74,7 +74,7 @@ def test_onnxruntime(
     assert report.to_json()["passed"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8"])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("head", HEADS)
 def test_tensorrt(
