@@ -35,7 +35,9 @@ class Session:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
         threads: threads that one run may use on a CPU; None leaves it to the engine (all physical cores).
-        cuda_graphs: record the work of a plan per shape and replay it; on unless False.
+        cuda_graphs: record the work on a GPU per shape and replay it: faster for small batches. A plan does so unless
+            this is False. A graph does so if it is True, on ``cuda``, each shape from its second time on (the first 16
+            shapes that come again), and runs then take turns; not for packed graphs, whose work depends on the mask.
         verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights.
             Without it, only that the files are there with their sizes. A plan is code: its SHA-256 is always compared.
         trust_plan: run a plan whose SHA-256 is not in its manifest, for example one that you built yourself, and leave
@@ -78,12 +80,12 @@ class Session:
             self._longest = engine.max_length
             self.manifest = _as_run(self.manifest, self._longest)
         else:
-            _refuse_plan_options(
-                self._path, trust_plan=trust_plan, cuda_graphs=cuda_graphs, runtime_cache=runtime_cache
-            )
+            _refuse_plan_options(self._path, trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
                 warn_of_cpu(self.manifest.engine)
-            self._engine = _load(self._path, self.manifest, self._device, threads, verify)
+            if cuda_graphs:
+                _check_capture(self._path, self.manifest, self._device)
+            self._engine = _load(self._path, self.manifest, self._device, threads, bool(cuda_graphs), verify)
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
 
@@ -161,7 +163,19 @@ def _artifact_of(manifest: Manifest, path: Path) -> Path:
     return path.with_name(manifest.plan.file)
 
 
-def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool) -> Engine:
+def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
+    if device.kind != "cuda":
+        raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
+    if (manifest.engine or {}).get("packed"):
+        raise ArtifactError(
+            f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
+            "leave out cuda_graphs, or export with --target onnxruntime-cuda."
+        )
+
+
+def _load(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
+) -> Engine:
     """Open the engine while another thread computes the hashes, which take longer: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
@@ -169,7 +183,7 @@ def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, v
     with ThreadPoolExecutor(max_workers=1) as pool:
         hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
         try:
-            engine = open_engine(path, device=device, threads=threads)
+            engine = open_engine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.

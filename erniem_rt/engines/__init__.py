@@ -41,11 +41,11 @@ def device_for(path: Path, wanted: Device | None) -> Device:
     return wanted or Device("cuda")
 
 
-def open_engine(path: Path, *, device: Device, threads: int | None) -> Engine:
+def open_engine(path: Path, *, device: Device, threads: int | None, cuda_graphs: bool = False) -> Engine:
     """Load a graph on ``device``; ``threads`` are those of one run, None leaves them to the engine."""
     from erniem_rt.engines.ort import OrtEngine
 
-    return OrtEngine(path, device=device, threads=threads)
+    return OrtEngine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
 
 
 def open_plan(path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> PlanEngine:

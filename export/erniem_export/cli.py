@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.choices import CPUS, EMBEDDINGS, HALVES, TARGETS
+from erniem_export.choices import CPUS, EMBEDDINGS, HALF_TARGETS, HALVES, TARGETS
 from erniem_export.engine_arguments import add_engine_arguments, engine_options, refuse_engine_contradictions
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.parity.report import format_report
@@ -207,11 +207,13 @@ def _export_parser() -> argparse.ArgumentParser:
 def _refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.weights != "int8" and (options.cpu or options.calibration):
         parser.error("--cpu and --calibration are for --int8")
+    if options.weights == "int8" and options.target not in ("any", "onnxruntime"):
+        parser.error(f"--int8 has no graph for ONNX Runtime on CUDA: leave out --target {options.target}")
     if options.weights == "int8" and options.engine in ("auto", "none"):
         options.target = "onnxruntime"
     if options.target == "any":
         return
-    if options.weights in HALVES:
+    if options.weights in HALVES and options.target not in HALF_TARGETS:
         parser.error(f"--target {options.target} computes in fp32: leave out --{options.weights}")
     for option in ("with_head_mask", "with_attentions"):
         if getattr(options, option):
@@ -254,7 +256,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         choices=TARGETS,
         default="any",
         help="any: standard operators only (default); onnxruntime: fused attention and no work for padding, whose "
-        "positions come out as zeros",
+        "positions come out as zeros; onnxruntime-cuda: fused attention for its CUDA provider, masked by key lengths; "
+        "onnxruntime-cuda-packed: the same and no work for padding, but no CUDA graphs",
     )
     sizes.add_argument(
         "--embedding",

@@ -10,6 +10,7 @@ import torch
 
 from erniem_export.bundle import build_manifest, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
+from erniem_export.choices import HALF_TARGETS
 from erniem_export.errors import EngineBuildError, ExportError, ParityError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
@@ -51,8 +52,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     Raises:
         ErnieMError: Whatever went wrong; nothing new is left in ``options.output`` then.
     """
-    if options.target != "any" and options.precision.weights in HALF_TYPES:
-        raise ExportError(f"--target {options.target} computes in fp32; leave out --{options.precision.weights}")
+    _refuse_target(options)
     library = _builder(options, progress)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
@@ -108,6 +108,15 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
     return dataclasses.replace(manifest, parity=parity)
 
 
+def _refuse_target(options: ExportOptions) -> None:
+    """Raise :class:`ExportError` if there is no graph for this target in this precision."""
+    target, weights = options.target, options.precision.weights
+    if weights == "int8" and target not in ("any", "onnxruntime"):
+        raise ExportError(f"--int8 has no graph for ONNX Runtime on CUDA; leave out --target {target}")
+    if weights in HALF_TYPES and target not in HALF_TARGETS:
+        raise ExportError(f"--target {target} computes in fp32; leave out --{weights}")
+
+
 def _builder(options: ExportOptions, progress: Progress) -> Library | None:
     """What builds the plan; None where there is none to build, which is said if it was left to us."""
     engine, weights = options.engine.engine, options.precision.weights
@@ -115,7 +124,7 @@ def _builder(options: ExportOptions, progress: Progress) -> Library | None:
         return None
     reason = None
     if options.target != "any" or (engine == AUTO and weights == "int8"):
-        reason = "this graph is for onnxruntime on a CPU"
+        reason = f"this graph is for onnxruntime on {'CUDA' if 'cuda' in options.target else 'a CPU'}"
     elif options.precision.embedding == "int8":
         reason = "TensorRT looks up no word embeddings in int8; take --embedding fp16"
     if reason and engine != AUTO:

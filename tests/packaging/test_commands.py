@@ -12,6 +12,7 @@ import pytest
 
 TARGETS = {
     "bench",
+    "bench-gpu",
     "bench-quick",
     "check",
     "clean",
@@ -24,6 +25,7 @@ TARGETS = {
     "nano-train",
     "setup",
     "test",
+    "test-gpu",
     "test-transformers5",
     "typecheck",
     "wheel",

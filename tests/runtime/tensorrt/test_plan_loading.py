@@ -360,7 +360,7 @@ def test_no_room_for_a_second_lane_is_no_error(monkeypatch, heads, plan_of):
 # Options.
 
 
-@pytest.mark.parametrize("options", [{"trust_plan": True}, {"cuda_graphs": True}, {"runtime_cache": "kernels"}])
+@pytest.mark.parametrize("options", [{"trust_plan": True}, {"runtime_cache": "kernels"}])
 def test_what_is_for_plans(heads, options):
     (name,) = options
     message = refused(heads["qa"].path, InvalidInputError, **options)
