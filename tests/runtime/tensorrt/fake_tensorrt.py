@@ -50,8 +50,12 @@ class ILogger:
 
 def write_plan(path: Path, onnx: Path, profiles: Sequence[Any], **settings: Any) -> None:
     """Write a fake plan: ``profiles`` of min, opt, max of the ids, and, by name, dtypes other than the graph's."""
-    content = {"onnx": str(onnx), "profiles": profiles, "dtypes": {}, "scratch": 512, "host_code": False, **settings}
-    path.write_bytes(MAGIC + json.dumps(content).encode())
+    path.write_bytes(MAGIC + json.dumps(settings_of_plan(onnx, profiles, **settings)).encode())
+
+
+def settings_of_plan(onnx: Path, profiles: Sequence[Any], **settings: Any) -> dict[str, Any]:
+    """What a fake plan holds."""
+    return {"onnx": str(onnx), "profiles": profiles, "dtypes": {}, "scratch": 512, "host_code": False, **settings}
 
 
 class FakeTensorRT:
@@ -69,6 +73,7 @@ class FakeTensorRT:
         self.failing: dict[str, str] = {}  # method to what TensorRT logs when it returns False or None
         self.alive: dict[str, int] = {"Runtime": 0, "ICudaEngine": 0, "IExecutionContext": 0}
         self.deserialized: list[bytes] = []
+        self.built: dict[bytes, dict[str, Any]] = {}  # plans of the real library, and what is run in their stead
         if rtx:
             self.CudaGraphStrategy = CudaGraphStrategy
             self.EngineValidity = EngineValidity
@@ -108,10 +113,10 @@ class Runtime(_Living):
         self.trt.deserialized.append(content)
         if self.trt.fails("deserialize_cuda_engine", self.logger):
             return None
-        if not content.startswith(MAGIC):
+        if content not in self.trt.built and not content.startswith(MAGIC):
             self.logger.log(ILogger.ERROR, "the magic tag does not match")
             return None
-        settings = json.loads(content[len(MAGIC) :])
+        settings = self.trt.built.get(content) or json.loads(content[len(MAGIC) :])
         if settings["host_code"] and not self.engine_host_code_allowed:
             self.logger.log(ILogger.ERROR, "host code is not allowed")
             return None
@@ -122,7 +127,9 @@ class RtxRuntime(Runtime):
     engine_header_size = 64
 
     def get_engine_validity(self, buffer: Any) -> tuple[EngineValidity, int]:
-        flags = self.trt.diagnostics or (0 if bytes(buffer).startswith(MAGIC) else 32)
+        content = bytes(buffer)
+        known = content in self.trt.built or content.startswith(MAGIC)
+        flags = self.trt.diagnostics or (0 if known else 32)
         return (EngineValidity.INVALID if flags else EngineValidity.VALID), flags
 
 
