@@ -47,7 +47,8 @@ class Session:
 
     Attributes:
         manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
-            its profiles takes, and ``engine["packed"]`` is true, as for a graph without work for padding.
+            its profiles takes, ``precision`` is the plan's, and ``engine["packed"]`` is true, as for a graph without
+            work for padding.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
@@ -220,7 +221,8 @@ def _load_plan(
 def _as_run(manifest: Manifest, longest: int) -> Manifest:
     """What the manifest says, as it holds for a plan whose longest row is given."""
     limits = replace(manifest.limits, max_length=min(longest, manifest.limits.max_length))
-    return replace(manifest, limits=limits, engine={**(manifest.engine or {}), "packed": True})
+    precision = manifest.precision if manifest.plan is None else manifest.plan.precision
+    return replace(manifest, limits=limits, precision=precision, engine={**(manifest.engine or {}), "packed": True})
 
 
 def _refuse_plan_options(path: Path, **options: object) -> None:

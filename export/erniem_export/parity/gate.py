@@ -69,7 +69,8 @@ def check_parity(
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
-    report.weights = compare_weights(artifact, model, manifest.precision)
+    # The graph's, where what ran is a plan of another precision.
+    report.weights = compare_weights(artifact, model, Manifest.load(artifact.with_suffix(".json")).precision)
     problems = report.failures()
     if problems:
         causes = diagnose(artifact, model, report, results)

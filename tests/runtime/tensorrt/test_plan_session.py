@@ -121,6 +121,14 @@ def test_the_profile_is_chosen_by_request(machine, heads, plan_of):
     assert [profile for profile, _ in machine.trt.executions] == [0, 1, 1, 0]
 
 
+def test_the_precision_is_the_plans(machine, heads, plan_of):
+    half = {"weights": "fp16", "embedding": "fp16"}
+    plan = plan_of(heads["qa"].path, precision=half)
+    with Session(plan) as session, Session(plan.with_suffix(".onnx")) as graph:
+        assert session.manifest.precision == half
+        assert graph.manifest.precision == {"weights": "fp32", "embedding": "fp32"}
+
+
 def test_padding_gives_zeros_but_in_the_first_place_and_in_rows_of_nothing_else(machine, nano_artifact, plan_of):
     mask = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     with Session(plan_of(nano_artifact("qa"))) as session:
