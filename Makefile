@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 ARGS ?=
+# For the targets on a GPU: a Python with PyTorch for CUDA, transformers, onnx, onnxruntime-gpu and pytest. Nothing is
+# installed into it.
+GPU_PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -17,7 +20,7 @@ SERVE := .venv-serve/.stamp
 BENCH := .venv-bench/.stamp
 NANO := examples/nano/checkpoints
 
-.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval bench bench-quick wheel clean clean-all
+.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval bench bench-quick test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +67,16 @@ bench: $(BENCH) ## Measure every engine at base size; write results, plots and t
 
 bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
 	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
+
+test-gpu: ## Run the parity gate of every head, precision and engine on an NVIDIA GPU
+	@$(GPU_PYTHON) benchmarks/gpu/device.py test-gpu cuda pytest sentencepiece
+	PYTHONPATH=.:export $(GPU_PYTHON) tests/gpu/run.py $(ARGS)
+
+bench-gpu: ## Measure every engine on an NVIDIA GPU; write results, plots and tables
+	@$(GPU_PYTHON) benchmarks/gpu/device.py bench-gpu cuda matplotlib
+	PYTHONPATH=.:export $(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
+	PYTHONPATH=.:export $(GPU_PYTHON) -m benchmarks.gpu.plots
+	PYTHONPATH=.:export $(GPU_PYTHON) -m benchmarks.gpu.tables --write-docs
 
 wheel: dist/.stamp ## Build the wheel into dist/
 

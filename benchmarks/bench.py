@@ -82,7 +82,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
             say(gap)
     config = json.loads((options.folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     workloads = build_workloads(options.workloads, config["vocab_size"])
-    path = _write_workloads(options.folder / "workloads.json", workloads)
+    path = write_workloads(options.folder / "workloads.json", workloads)
 
     def open_client(spec: EngineSpec, rows: Path = path) -> Client:
         return Client(spec, options.folder, rows, options.threads)
@@ -91,7 +91,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     results: dict[str, Any] = {
         "format": 1,
         "quick": options.quick,
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -186,13 +186,15 @@ def _model(name: str, config: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "head": "cls", "labels": len(config["id2label"]), **{key: config[key] for key in sizes}}
 
 
-def _write_workloads(path: Path, workloads: list[Workload]) -> Path:
+def write_workloads(path: Path, workloads: list[Workload]) -> Path:
+    """Write what the workers read; return where."""
     content = {w.name: {"rows": w.rows, "checked": w.checked, "batch_size": w.batch_size} for w in workloads}
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Which state of the code is measured."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.adapters.base import pad
+from benchmarks.gpu import conversions as gpu
 from benchmarks.machine import has_vnni
 from benchmarks.minilm import build_checkpoint, tokenize
 from benchmarks.texts import calibration_texts
@@ -153,6 +154,7 @@ STEPS: dict[str, Callable[[Path, Path, str], None]] = {
     "ctranslate2-int8": ctranslate2_int8,
     "erniem-rt": erniem_rt,
     "erniem-rt-int8": erniem_rt_int8,
+    **gpu.STEPS,
 }
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from benchmarks.engines import Precision
 
-# fp32: the largest difference of a logit, relative to the largest logit. int8: the cosine over all logits after the
+# fp32, fp16, bf16: the largest difference of a logit, relative to the largest logit; those of the halves are what the
+# parity gate allows. int8: the cosine over all logits after the
 # reference's mean of each label was taken off both; without that the biases alone would make any engine look right.
 # The bound finds wrong computation (a cosine near 0), not coarse rounding: random weights magnify that, and how good
 # an int8 is shows on trained ones (accuracy.py).
-MAX_RELATIVE_DIFFERENCE = 5e-4
+MAX_RELATIVE_DIFFERENCE = {"fp32": 5e-4, "fp16": 2e-2, "bf16": 1.5e-1}
 MIN_COSINE = 0.9
 
 Logits = Sequence[Sequence[float]]
@@ -26,7 +27,8 @@ def compare(found: Logits, expected: Logits, precision: Precision) -> dict[str, 
         return {"correct": False, "max_relative_difference": None, "cosine": None}
     difference = float(np.abs(ours - theirs).max() / max(1e-9, np.abs(theirs).max()))
     cosine = _centred_cosine(ours, theirs)
-    correct = difference <= MAX_RELATIVE_DIFFERENCE if precision == "fp32" else cosine >= MIN_COSINE
+    limit = MAX_RELATIVE_DIFFERENCE.get(precision)
+    correct = cosine >= MIN_COSINE if limit is None else difference <= limit
     return {"correct": bool(correct), "max_relative_difference": difference, "cosine": cosine}
 
 

@@ -13,6 +13,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmarks.gpu.steps import STEPS as GPU_STEPS
+
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "complete.json"
 # What a step is made from; then the code and the packages that decide whether it must be made again.
@@ -27,10 +29,22 @@ SOURCES = {
     "ctranslate2-int8": ("checkpoint",),
     "erniem-rt": ("checkpoint",),
     "erniem-rt-int8": ("checkpoint",),
+    **dict.fromkeys(GPU_STEPS, ("checkpoint",)),
 }
-MADE_BY = ("conversions", "minilm", "texts", "workloads", "xlm_roberta")
+MADE_BY = ("conversions", "gpu/conversions", "minilm", "texts", "workloads", "xlm_roberta")
 OUR_SOURCES = ("erniem_rt", "export/erniem_export")
-PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "ctranslate2")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "openvino",
+    "nncf",
+    "ctranslate2",
+)
 
 
 def prepare(step: str, folder: Path, model: str) -> str | None:
@@ -68,7 +82,7 @@ def artifact_bytes(folder: Path) -> int:
 
 def _signature(step: str, model: str) -> dict[str, str]:
     made_by = [ROOT / "benchmarks" / f"{name}.py" for name in MADE_BY]
-    if step.startswith("erniem-rt"):
+    if "erniem-rt" in step:
         made_by += [path for folder in OUR_SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
     versions = {name: _version(name) for name in PACKAGES}
     return {"model": model, "made_by": _digest(made_by), **versions}

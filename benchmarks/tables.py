@@ -52,14 +52,14 @@ def headline(results: Results) -> str:
         )
     header = ["", "64 texts of mixed length, texts/s", "1×32, ms", "8×128, ms", "first answer", "resident", "on disk"]
     note = f"{_conditions(results)} Left out, with reasons: [docs/benchmarks.md](docs/benchmarks.md)."
-    return f"{_table(header, rows)}\n\n{note}\n"
+    return f"{table(header, rows)}\n\n{note}\n"
 
 
 def times(results: Results) -> str:
     """The median and the range over the rounds, per engine and workload."""
     names = list(results["workloads"])
     rows = [[engine["label"], *(_with_range(engine, name) for name in names)] for engine in _measured(results)]
-    return _table(["", *(results["workloads"][name]["label"] for name in names)], rows)
+    return table(["", *(results["workloads"][name]["label"] for name in names)], rows)
 
 
 def costs(results: Results) -> str:
@@ -69,7 +69,7 @@ def costs(results: Results) -> str:
         shared = engine["shared"]
         together = EMPTY if shared["gap"] else f"{shared['proportional'] / 1e6:,.0f} MB"
         rows.append([engine["label"], *_start_and_size(engine), together])
-    return _table(["", "first answer", "resident", "on disk", "4 processes together"], rows)
+    return table(["", "first answer", "resident", "on disk", "4 processes together"], rows)
 
 
 def text_to_answer(results: Results) -> str:
@@ -86,7 +86,7 @@ def text_to_answer(results: Results) -> str:
         ]
         for engine in section["engines"].values()
     ]
-    return _table([f"{section['texts']} pairs of texts, {section['model']}", "texts/s"], rows)
+    return table([f"{section['texts']} pairs of texts, {section['model']}", "texts/s"], rows)
 
 
 def accuracy(results: Results) -> str:
@@ -103,7 +103,7 @@ def accuracy(results: Results) -> str:
         neighbour = f"{100 * found['same_neighbour']:.1f} %"
         rows.append([label, f"{found['relative_l2']:.4f}", neighbour, f"{found['worst_alone']:.5f}"])
     header = ["", "relative L2 of hidden states", "nearest neighbour unchanged", "alone and in a batch, worst cosine"]
-    return f"{section['model']} on {section['texts']} texts: {section['source']}.\n\n{_table(header, rows)}"
+    return f"{section['model']} on {section['texts']} texts: {section['source']}.\n\n{table(header, rows)}"
 
 
 def bars(results: Results) -> str:
@@ -114,7 +114,7 @@ def bars(results: Results) -> str:
         reached = EMPTY if bar["value"] is None else f"{bar['value']:.4g}"
         verdict = {True: "met", False: "missed", None: ""}[bar["met"]]
         rows.append([bar["bar"], limit, reached, "; without ".join(filter(None, (verdict, bar["gap"])))])
-    return _table(["", "bar", "reached", ""], rows)
+    return table(["", "bar", "reached", ""], rows)
 
 
 def gaps(results: Results) -> str:
@@ -215,7 +215,8 @@ def _reason(verdict: dict[str, Any]) -> str:
     return f"wrong answers, so no time ({figures})" if verdict["cosine"] is not None else "wrong shape or not finite"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
     return "\n".join([_line(header), _line(["---"] * len(header)), *map(_line, rows)])
 
 

@@ -2,7 +2,8 @@
 
 All ways take turns in one process, round by round; a ratio is the median of the rounds' ratios. A way whose ids are not
 the reference's has no time. Wall time needs an idle machine; CPU time bears company, and what of it the main thread
-takes is what more threads cannot share. Loading is measured in fresh processes. Writes a JSON file, prints a table.
+takes is what more threads cannot share. Loading is measured in fresh processes. Writes a JSON file, prints its tables
+and puts them into docs/benchmarks.md; ``--tables-only`` makes the tables of the file as it is.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizer_data import make_texts, write_tokenizer
 from transformers.models.deprecated.ernie_m.tokenization_ernie_m import ErnieMTokenizer
 
 import erniem_rt
+from benchmarks.tables import ROOT
+from benchmarks.tokenizer_data import make_texts, write_tokenizer
+from benchmarks.tokenizer_tables import RESULTS, tables, write_document
 from erniem_rt import Tokenizer
 from erniem_rt.tokenizer import BatchEncoding
 
-ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "transformers"
 ONE_THREAD = "batch, 1 thread"
 _OTHERS = ("transformers", "sentencepiece", "numpy")
@@ -66,30 +68,51 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=1000, help="texts per call")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "tokenizer_speed.json")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder with a checkpoint's files; default: a made-up vocabulary"
+    )
+    parser.add_argument("--vocabulary", default="", help="what to call the files of --tokenizer")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--tables-only", action="store_true")
     options = parser.parse_args()
+    if not options.tables_only:
+        result = _measured(options)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = json.loads(options.output.read_text(encoding="utf-8"))
+    if options.output == RESULTS:
+        write_document(result)
+    print(tables(result))
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
     texts = make_texts(options.texts)
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder))
-        ways = _ways(Path(folder), [texts[i : i + options.batch] for i in range(0, len(texts), options.batch)])
+    machine = _machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.tokenizer or Path(temporary)
+        if options.tokenizer is None:
+            write_tokenizer(folder)
+        ways = _ways(folder, [texts[i : i + options.batch] for i in range(0, len(texts), options.batch)])
         rows = _measure(ways, options.rounds)
-        loading = {what: _loading(folder, what) for what in ("sentencepiece", "erniem_rt")}
-    result = {
+        loading = {what: _loading(str(folder), what) for what in ("sentencepiece", "erniem_rt")}
+        long_texts = _long_texts(Tokenizer.from_dir(folder), " ".join(texts))
+    return {
         "texts": len(texts),
         "characters": sum(map(len, texts)),
         "texts_per_call": options.batch,
         "rounds": options.rounds,
-        "machine": _machine(),
+        "vocabulary": "made up, of 250,002 tokens"
+        if options.tokenizer is None
+        else options.vocabulary or "a checkpoint's",
+        "machine": machine,
         "versions": {
             "erniem_rt": erniem_rt.__version__,
             **{name: importlib.metadata.version(name) for name in _OTHERS},
         },
         "ways": rows,
         "loading": loading,
+        "long_texts": long_texts,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(_table(rows, loading))
 
 
 def _ways(folder: Path, batches: list[list[str]]) -> dict[str, Way]:
@@ -159,11 +182,26 @@ def _ratio(base: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(base, other, strict=True))
 
 
-def _loading(folder: str, what: str, rounds: int = 5) -> dict[str, float]:
+def _loading(folder: str, what: str, rounds: int = 9) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", _LOAD, folder, what]
     runs = [json.loads(subprocess.check_output(command, env=environment)) for _ in range(rounds)]
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return {**medians, "least_seconds": min(run["seconds"] for run in runs)}
+
+
+def _long_texts(tokenizer: Tokenizer, text: str, rounds: int = 3) -> list[dict[str, float]]:
+    """One text of growing length, with offsets."""
+    rows = []
+    for count in (10_000, 100_000, 1_000_000):
+        whole = (text * (count // len(text) + 1))[:count]
+        seconds = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            tokenizer(whole)
+            seconds.append(time.perf_counter() - started)
+        rows.append({"characters": count, "seconds": statistics.median(seconds)})
+    return rows
 
 
 def _machine() -> dict[str, Any]:
@@ -172,26 +210,9 @@ def _machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0],  # before
         "python": platform.python_version(),
     }
-
-
-def _table(rows: dict[str, dict[str, Any]], loading: dict[str, dict[str, float]]) -> str:
-    lines = ["| | seconds | CPU seconds | of it main thread | x reference | by CPU |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for name, row in rows.items():
-        if row["correct"]:
-            numbers = f"{row['seconds']:.3f} | {row['cpu_seconds']:.3f} | {row['main_thread_cpu_seconds']:.3f}"
-            ratios = f"{row['times_reference']:.1f} | {row['times_reference_cpu']:.1f}"
-            lines.append(f"| {name} | {numbers} | {ratios} |")
-        else:
-            lines.append(f"| {name} | wrong ids | | | | |")
-    lines += ["", "| loading | seconds | CPU seconds | added | resident |", "| --- | --- | --- | --- | --- |"]
-    for what, row in loading.items():
-        seconds = f"{row['seconds']:.2f} | {row['cpu_seconds']:.2f}"
-        lines.append(f"| {what} | {seconds} | {row['added_mb']:.0f} MB | {row['resident_mb']:.0f} MB |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -76,13 +76,13 @@ def _build(name: str, vocab_size: int, seed: int) -> Workload:
     rng = random.Random(f"{seed}/{'mixed' if name in MIXED else name}")
     if name in FIXED:
         batch, length = map(int, name.split("x"))
-        checked = _rows(rng, [length] * max(batch, CHECKED_ROWS), vocab_size)
+        checked = random_rows(rng, [length] * max(batch, CHECKED_ROWS), vocab_size)
         return Workload(name, workload_label(name), checked[:batch], checked, batch)
     if name in PADDED:
         share = int(name.split("-")[1])
-        rows = _rows(rng, padded_lengths(8, 128, share / 100), vocab_size)
+        rows = random_rows(rng, padded_lengths(8, 128, share / 100), vocab_size)
         return Workload(name, workload_label(name), rows, rows, 8)
-    rows = _rows(rng, mixed_lengths(rng, MIXED_TEXTS), vocab_size)
+    rows = random_rows(rng, mixed_lengths(rng, MIXED_TEXTS), vocab_size)
     if name == "mixed-sorted":
         rows = tuple(sorted(rows, key=len, reverse=True))
     batch_size = {"mixed": 32, "mixed-single": 1, "mixed-sorted": 16}[name]
@@ -104,7 +104,9 @@ def padded_lengths(rows: int, longest: int, share: float) -> list[int]:
     return [longest, *(short + (i < rest) for i in range(rows - 1))]
 
 
-def _rows(rng: random.Random, lengths: list[int], vocab_size: int) -> tuple[Row, ...]:
+def random_rows(rng: random.Random, lengths: list[int], vocab_size: int) -> tuple[Row, ...]:
+    """Rows of these lengths, between the tokens that a tokenizer puts around a text."""
+
     def row(length: int) -> Row:
         return (CLS, *(rng.randrange(FIRST_TOKEN, vocab_size - 1) for _ in range(length - 2)), SEP)
 

@@ -63,14 +63,14 @@ def make_parser() -> argparse.ArgumentParser:
         'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
         '{"text", "text_pair"}.',
     )
-    parser.add_argument("artifact", metavar="ARTIFACT", help="HEAD.onnx in the exported folder")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="HEAD.onnx or HEAD.plan in the exported folder")
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
     parser.add_argument(
         "--output", default="-", metavar="FILE", help="takes its name when it is complete; default: standard output"
     )
     parser.add_argument("--task", help="default: the manifest's; zero-shot-classification with --candidate-labels")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda for a plan, otherwise cpu")
     parser.add_argument("--threads", type=int, help="threads of one run; default: all cores")
     parser.add_argument("--batch-size", type=int, default=16, help="most rows in one run of the model")
     task = parser.add_argument_group("options of the tasks")

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
     import os
+
+    from numpy.typing import NDArray
 
 _CHUNK = 1 << 20
 
@@ -66,3 +70,19 @@ def check_hash(path: Path, expected: str) -> None:
 def unreadable(path: str | os.PathLike[str], error: OSError) -> ArtifactError:
     """The error for a file that the system does not let us read."""
     return ArtifactError(f"{path} cannot be read: {error.strerror or error}.")
+
+
+def read_whole(path: Path) -> tuple[NDArray[np.uint8], str]:
+    """The content of a file and its SHA-256 (lower-case hex); :class:`ArtifactError` when it cannot be read."""
+    digest = hashlib.sha256()
+    done = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            content = np.empty(path.stat().st_size, np.uint8)
+            buffer = content.data
+            while count := file.readinto(buffer[done : done + _CHUNK]):
+                digest.update(buffer[done : done + count])
+                done += count
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return content[:done], digest.hexdigest()

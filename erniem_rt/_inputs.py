@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 _USE_TOKENIZER = "Use the tokenizer that was exported with this artifact."
 
 
-def prepare(manifest: Manifest, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+def prepare(manifest: Manifest, given: Mapping[str, object], *, longest: int | None = None) -> dict[str, NDArray[Any]]:
     """C-contiguous arrays for every input of the graph, in its dtypes; the given ones are not changed.
 
-    A value of None counts as not given. Raises :class:`InvalidInputError`.
+    A value of None counts as not given. ``longest`` is the longest row of a plan, which may
+    take less than the model. Raises :class:`InvalidInputError`.
     """
     given = {name: value for name, value in given.items() if value is not None}
     specs = {spec.name: spec for spec in manifest.inputs}
@@ -35,7 +36,7 @@ def prepare(manifest: Manifest, given: Mapping[str, object]) -> dict[str, NDArra
             f"{main.name} is empty (shape {array.shape}): at least one row of at least one token is needed."
         )
     _check_shape(main, array, main.shape)
-    _check_length(manifest, main.name, array)
+    _check_length(manifest, main.name, array, longest)
     feeds = {main.name: _convert(main, array, manifest.limits)}
 
     sizes = dict(zip(main.shape, array.shape, strict=True))
@@ -86,12 +87,16 @@ def _check_shape(spec: TensorSpec, array: NDArray[Any], shape: tuple[int | str, 
         )
 
 
-def _check_length(manifest: Manifest, name: str, array: NDArray[Any]) -> None:
+def _check_length(manifest: Manifest, name: str, array: NDArray[Any], longest: int | None) -> None:
     length = array.shape[len(HEADS[manifest.head].axes) - 1]
     limit = manifest.limits.max_length
+    who, remedy = "model", ""
+    if longest is not None and longest < limit:
+        who, limit, remedy = "plan", longest, ", or build it with longer profiles (--profile)"
     if length > limit:
         raise InvalidInputError(
-            f"{name} has rows of {length} positions, and this model takes at most {limit}: truncate or split the text."
+            f"{name} has rows of {length} positions, and this {who} takes at most {limit}: truncate or split the "
+            f"text{remedy}."
         )
 
 

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from erniem_rt.engines.base import Engine
     from erniem_rt.manifest import Manifest, TensorSpec
 
 
-def check_signature(path: Path, manifest: Manifest, engine: Engine) -> None:
-    """Compare names, dtypes and shapes; :class:`ArtifactError` names the first that differs."""
-    _compare(path, "input", manifest.inputs, engine.inputs)
-    _compare(path, "output", manifest.outputs, engine.outputs)
+# Dtypes that stand for one another where the engine converts.
+_KINDS = {"int64": "int", "int32": "int", "bool": "int", "float32": "float", "float16": "float"}
 
 
-def _compare(path: Path, kind: str, said: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> None:
+class Signed(Protocol):
+    """What declares inputs and outputs: an engine."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as the graph itself declares them."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, likewise."""
+
+
+def check_signature(path: Path, manifest: Manifest, engine: Signed, *, converted: bool = False) -> None:
+    """Compare names, dtypes and shapes; :class:`ArtifactError` names the first that differs.
+
+    With ``converted`` the engine converts on the way, between integers of any size or between floats.
+    """
+    _compare(path, "input", manifest.inputs, engine.inputs, converted)
+    _compare(path, "output", manifest.outputs, engine.outputs, converted)
+
+
+def _compare(
+    path: Path, kind: str, said: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...], converted: bool
+) -> None:
     graph = {spec.name: spec for spec in found}
     names = [spec.name for spec in said]
     if set(names) != set(graph):
         raise _mismatch(path, f"{kind}s {', '.join(names)}", ", ".join(graph))
     for spec in said:
         other = graph[spec.name]
-        if spec.dtype != other.dtype:
+        alike = converted and _KINDS.get(spec.dtype) == _KINDS.get(other.dtype, other.dtype)
+        if spec.dtype != other.dtype and not alike:
             raise _mismatch(path, f"{kind} {spec.name} of {spec.dtype}", other.dtype)
         if not _same_shape(spec.shape, other.shape):
             raise _mismatch(path, f"{kind} {spec.name} of shape {_shown(spec.shape)}", _shown(other.shape))

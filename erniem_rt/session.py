@@ -5,14 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
 from erniem_rt._inputs import prepare
 from erniem_rt._signature import check_signature
-from erniem_rt.engines import check_suffix, open_engine
-from erniem_rt.engines.base import Device, Engine
+from erniem_rt.engines import check_suffix, device_for, is_plan, open_engine, open_plan
+from erniem_rt.engines.base import Device, Engine, PlanEngine, PlanOptions
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import Manifest
 
@@ -29,32 +30,63 @@ class Session:
     """An artifact, loaded. Safe to share between threads; a context manager.
 
     Args:
-        path: ``HEAD.onnx``, or its manifest ``HEAD.json``, in the folder that was exported.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Never a wish: a device that is not there is an error.
-        threads: threads that one run may use; None leaves it to the engine (all physical cores).
+        path: ``HEAD.onnx``, its manifest ``HEAD.json``, or the TensorRT plan ``HEAD.plan``, in the folder that was
+            exported.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
+            Never a wish: a device that is not there is an error.
+        threads: threads that one run may use on a CPU; None leaves it to the engine (all physical cores).
+        cuda_graphs: record the work on a GPU per shape and replay it: faster for small batches. A plan does so unless
+            this is False. A graph does so if it is True, on ``cuda``, each shape from its second time on (the first 16
+            shapes that come again), and runs then take turns; not for packed graphs, whose work depends on the mask.
         verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights.
-            Without it, only that the files are there with their sizes.
+            Without it, only that the files are there with their sizes. A plan is code: its SHA-256 is always compared.
+        trust_plan: run a plan whose SHA-256 is not in its manifest, for example one that you built yourself, and leave
+            it to TensorRT whether it fits this GPU and this version.
+        runtime_cache: a file for the kernels that TensorRT for RTX compiles for a plan: read now if it exists, written
+            by :meth:`close`. It holds code, so name one that nobody else can write.
+
+    Attributes:
+        manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
+            its profiles takes, ``precision`` is the plan's, and ``engine["packed"]`` is true, as for a graph without
+            work for padding.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
         EngineUnavailableError: the engine's package or the device is not there, or the device cannot compute the graph.
-        InvalidInputError: ``device`` or ``threads`` is none of the above.
+        EngineError: the GPU has no room for the plan.
+        InvalidInputError: an argument is none of the above, or not for this kind of artifact.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        device: str = "cpu",
+        device: str | None = None,
         threads: int | None = None,
+        cuda_graphs: bool | None = None,
         verify: bool = True,
+        trust_plan: bool = False,
+        runtime_cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._device = Device.parse(device)
+        wanted = None if device is None else Device.parse(device)
         threads = _checked_threads(threads)
         self._path, self.manifest = _locate(Path(path))
-        if self._device.kind == "cpu":
-            warn_of_cpu(self.manifest.engine)
-        self._engine = _load(self._path, self.manifest, self._device, threads, verify)
+        self._full_manifest = self.manifest
+        self._device = device_for(self._path, wanted)
+        self._longest: int | None = None
+        if is_plan(self._path):
+            options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
+            engine = _load_plan(self._path, self.manifest, self._device, threads, verify, options)
+            self._engine: Engine = engine
+            self._longest = engine.max_length
+            self.manifest = _as_run(self.manifest, self._longest)
+        else:
+            _refuse_plan_options(self._path, trust_plan=trust_plan, runtime_cache=runtime_cache)
+            if self._device.kind == "cpu":
+                warn_of_cpu(self.manifest.engine)
+            if cuda_graphs:
+                _check_capture(self._path, self.manifest, self._device)
+            self._engine = _load(self._path, self.manifest, self._device, threads, bool(cuda_graphs), verify)
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
 
@@ -73,12 +105,15 @@ class Session:
         (``(layers, heads)``, real; default ones), ``inputs_embeds`` (``(batch, sequence, hidden)``, real, instead of
         ``input_ids``; the mask's default is then all ones).
 
-        Returns the outputs of the manifest by name, and leaves the arrays that were given as they are. Raises
-        :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for want of memory for example.
+        Returns the outputs of the manifest by name, and leaves the arrays that were given as they are. A plan, and a
+        graph without work for padding, gives zeros for padding that is not the first position of its row, except in
+        rows of padding alone.
+
+        Raises :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for want of memory for example.
         """
         if self._closed:
             raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
-        feeds = prepare(self.manifest, _merged(inputs, named))
+        feeds = prepare(self._full_manifest, _merged(inputs, named), longest=self._longest)
         return dict(zip(self._outputs, self._engine.run(feeds, self._outputs), strict=True))
 
     def close(self) -> None:
@@ -107,7 +142,7 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
         if not path.exists():
             raise ArtifactError(f"{path} is missing. Check the path, or export with erniem-export.")
     manifest = Manifest.load(path.with_suffix(".json"))
-    artifact = path.with_name(manifest.artifact)
+    artifact = _artifact_of(manifest, path)
     check_suffix(artifact)
     if path.suffix != ".json" and artifact.name != path.name:
         raise ArtifactError(
@@ -117,14 +152,39 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
     return artifact, manifest
 
 
-def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool) -> Engine:
+def _artifact_of(manifest: Manifest, path: Path) -> Path:
+    """The file beside its manifest: the plan if ``path`` is one, otherwise the graph."""
+    if not is_plan(path):
+        return path.with_name(manifest.artifact)
+    if manifest.plan is None:
+        raise ArtifactError(
+            f"{path.with_suffix('.json')} describes no plan, so {path.name} is not run: erniem-export builds plans and "
+            "writes down what they are."
+        )
+    return path.with_name(manifest.plan.file)
+
+
+def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
+    if device.kind != "cuda":
+        raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
+    if (manifest.engine or {}).get("packed"):
+        raise ArtifactError(
+            f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
+            "leave out cuda_graphs, or export with --target onnxruntime-cuda."
+        )
+
+
+def _load(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
+) -> Engine:
     """Open the engine while another thread computes the hashes, which take longer: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
-    manifest.verify(path.parent, hashes=False)
+    others = () if manifest.plan is None else (manifest.plan.file,)
+    manifest.verify(path.parent, hashes=False, without=others)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        hashes = pool.submit(manifest.verify, path.parent) if verify else None
+        hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
         try:
-            engine = open_engine(path, device=device, threads=threads)
+            engine = open_engine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.
@@ -142,6 +202,33 @@ def _load(path: Path, manifest: Manifest, device: Device, threads: int | None, v
             engine.close()
             raise
     return engine
+
+
+def _load_plan(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
+) -> PlanEngine:
+    """Open a plan, which checks its own content; the graph beside it need not be there."""
+    if threads is not None:
+        raise InvalidInputError(f"threads is for a CPU, and {path} runs on a GPU: leave it out.")
+    graph = {manifest.artifact, f"{manifest.artifact}.data"}
+    unchecked = {*graph, path.name} if options.trust else graph
+    manifest.verify(path.parent, hashes=False, without=unchecked)
+    if verify:
+        manifest.verify(path.parent, without={*graph, path.name})
+    return open_plan(path, manifest, device=device, options=options)
+
+
+def _as_run(manifest: Manifest, longest: int) -> Manifest:
+    """What the manifest says, as it holds for a plan whose longest row is given."""
+    limits = replace(manifest.limits, max_length=min(longest, manifest.limits.max_length))
+    precision = manifest.precision if manifest.plan is None else manifest.plan.precision
+    return replace(manifest, limits=limits, precision=precision, engine={**(manifest.engine or {}), "packed": True})
+
+
+def _refuse_plan_options(path: Path, **options: object) -> None:
+    for name, value in options.items():
+        if value not in (None, False):
+            raise InvalidInputError(f"{name} is for TensorRT plans, and {path} is none: leave it out.")
 
 
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:

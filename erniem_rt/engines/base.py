@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from erniem_rt.manifest import TensorSpec
 
-__all__ = ["Device", "Engine"]
+__all__ = ["Device", "Engine", "PlanEngine", "PlanOptions"]
 
 _CUDA = re.compile(r"cuda(?::([0-9]{1,3}))?")
 
@@ -62,3 +63,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the graph; runs under way in other threads finish. Closing twice is fine."""
+
+
+class PlanEngine(Engine, Protocol):
+    """An engine that takes shapes in ranges."""
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the longest row that it takes."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a caller may say about running a plan (see :class:`erniem_rt.Session`)."""
+
+    trust: bool = False
+    cuda_graphs: bool = True
+    runtime_cache: str | os.PathLike[str] | None = None

@@ -5,16 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from erniem_rt.engines.base import Device
+
+    Runner = Callable[[list[str], dict[str, NDArray[Any]]], list[NDArray[Any]]]
 
 __all__ = ["OrtEngine"]
 
@@ -23,6 +26,8 @@ _CUDA = "CUDAExecutionProvider"
 _INSTALL_GPU = 'pip install "erniem-rt[gpu]"'
 # What fails is raised; onnxruntime would write it to standard error as well.
 _LOG_FATAL = 4
+# What onnxruntime says of a graph of which a part would run on the CPU.
+_NO_CAPTURE = "graph capture"
 # ONNX Runtime's names of the element types whose names differ from numpy's.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -30,11 +35,13 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 class OrtEngine:
     """An ONNX graph in an ``onnxruntime.InferenceSession``."""
 
-    def __init__(self, path: Path, *, device: Device, threads: int | None) -> None:
+    def __init__(self, path: Path, *, device: Device, threads: int | None, cuda_graphs: bool = False) -> None:
+        if cuda_graphs and device.kind != "cuda":
+            raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
         ort = _import_onnxruntime()
         if device.kind == "cuda":
             _require_cuda(ort)
-        session = _create(ort, path, device, threads)
+        session = _create(ort, path, device, threads, cuda_graphs)
         if device.kind == "cuda" and _CUDA not in session.get_providers():
             raise EngineUnavailableError(
                 f"onnxruntime could not start CUDA on {device} and would have run on the CPU: check the NVIDIA "
@@ -42,27 +49,26 @@ class OrtEngine:
             )
         self.inputs = tuple(map(_spec, session.get_inputs()))
         self.outputs = tuple(map(_spec, session.get_outputs()))
-        self._session: Any = session
+        self._run: Runner | None = _runner(ort, session, device, cuda_graphs)
         self._device = device
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute ``outputs`` in the order given; :class:`EngineError` if onnxruntime cannot."""
-        session = self._session
-        if session is None:
+        run = self._run
+        if run is None:
             raise InvalidInputError("the engine is closed; open the artifact again.")
         try:
-            results: list[NDArray[Any]] = session.run(list(outputs), dict(feeds))
+            return run(list(outputs), dict(feeds))
         # The errors of onnxruntime have no common base below Exception.
         except Exception as error:
             raise EngineError(
                 f"onnxruntime failed on {self._device}: {_reason(error)}. If memory ran out, give it fewer or shorter "
                 "rows at once (a smaller batch_size), or more memory."
             ) from error
-        return results
 
     def close(self) -> None:
         """Drop the session; a run under way holds its own reference until it is done."""
-        self._session = None
+        self._run = None
 
 
 def _import_onnxruntime() -> Any:
@@ -85,7 +91,7 @@ def _require_cuda(ort: Any) -> None:
         )
 
 
-def _create(ort: Any, path: Path, device: Device, threads: int | None) -> Any:
+def _create(ort: Any, path: Path, device: Device, threads: int | None, cuda_graphs: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
     if threads is not None:
@@ -95,7 +101,8 @@ def _create(ort: Any, path: Path, device: Device, threads: int | None) -> Any:
     # LayerNormalization that it replaces, so the pass that makes it stays off.
     disabled = ["SkipLayerNormFusion"]
     if device.kind == "cuda":
-        providers, disabled = [(_CUDA, {"device_id": device.index}), _CPU], []
+        capture = {"enable_cuda_graph": "1"} if cuda_graphs else {}
+        providers, disabled = [(_CUDA, {"device_id": device.index, **capture}), _CPU], []
     try:
         # By path, not as bytes: only then are the external weights memory-mapped. Without enable_fallback=False
         # a device that fails would be swapped for the CPU.
@@ -106,11 +113,24 @@ def _create(ort: Any, path: Path, device: Device, threads: int | None) -> Any:
         raise
     except Exception as error:
         reason = _reason(error)
+        if cuda_graphs and _NO_CAPTURE in reason:
+            raise ArtifactError(
+                f"{path} cannot run as a CUDA graph: {reason}. Export with --target onnxruntime-cuda, or leave out "
+                "cuda_graphs."
+            ) from error
         if device.kind == "cuda" and "cuda" in reason.lower():
             raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
         raise ArtifactError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}. Restore the file or export again."
         ) from error
+
+
+def _runner(ort: Any, session: Any, device: Device, cuda_graphs: bool) -> Runner:
+    """What computes outputs, by name, from feeds."""
+    if device.kind == "cpu":
+        run: Runner = session.run
+        return run
+    return (GraphRuns if cuda_graphs else BoundRuns)(ort, session, device).run
 
 
 def _reason(error: Exception) -> str:

@@ -34,19 +34,25 @@ def pipeline(
     path: str | os.PathLike[str],
     task: str | None = None,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
+    cuda_graphs: bool | None = None,
     verify: bool = True,
+    trust_plan: bool = False,
+    runtime_cache: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Load an exported folder as a pipeline.
 
     Args:
-        path: ``HEAD.onnx`` (or ``HEAD.json``) in the exported folder, which also holds the tokenizer's files.
+        path: ``HEAD.onnx``, ``HEAD.plan`` or ``HEAD.json`` in the exported folder, beside the tokenizer's files.
         task: The manifest's task if left out; ``"zero-shot-classification"`` for a ``cls`` head trained on NLI.
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
+        cuda_graphs: As for :class:`erniem_rt.Session`.
         verify: As for :class:`erniem_rt.Session`.
+        trust_plan: As for :class:`erniem_rt.Session`.
+        runtime_cache: As for :class:`erniem_rt.Session`.
         **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
             ``schema``. What concerns a single question, like ``top_k``, goes into the call of the pipeline.
 
@@ -56,7 +62,15 @@ def pipeline(
         InvalidInputError: The task is unknown or belongs to another head, or an option does not exist.
     """
     wanted = None if task is None else _class(task)
-    session = Session(path, device=device, threads=threads, verify=verify)
+    session = Session(
+        path,
+        device=device,
+        threads=threads,
+        cuda_graphs=cuda_graphs,
+        verify=verify,
+        trust_plan=trust_plan,
+        runtime_cache=runtime_cache,
+    )
     try:
         cls = wanted or _class(session.manifest.task)
         if session.manifest.head != cls.head:

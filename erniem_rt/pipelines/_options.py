@@ -6,7 +6,9 @@ from typing import Any, get_args
 
 from erniem_rt.errors import InvalidInputError
 
-__all__ = ["require_choice", "require_count", "require_flag"]
+__all__ = ["quoted", "require_choice", "require_count", "require_flag"]
+
+_SHOWN = 60
 
 
 def require_count(name: str, value: object, *, least: int = 1) -> None:
@@ -25,3 +27,8 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     """Raise :class:`InvalidInputError` unless ``value`` is one of the Literal's values."""
     if value not in get_args(choices):
         raise InvalidInputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}.")
+
+
+def quoted(text: str) -> str:
+    """``text`` in quotes for a message, cut short if it is long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._options import quoted
 from erniem_rt.pipelines._uie_text import EncodedText, encode
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ __all__ = ["Prompt", "Prompter", "SchemaLanguage"]
 SchemaLanguage = Literal["auto", "zh", "en"]
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Prompter:
         return f"{node.label.rstrip()} of {answer} " if node.choices else f"{node.label} of {answer}"
 
     def _encode_uncached(self, text: str) -> EncodedText:
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-        encoded = encode(self._tokenizer, text, f"the prompt {shown!r}")
+        shown = quoted(text)
+        encoded = encode(self._tokenizer, text, f"the prompt {shown}")
         special = self._tokenizer.num_special_tokens_to_add(pair=True)
         if len(encoded.ids) + special >= self._max_length:
             raise InvalidInputError(
-                f"the prompt {shown!r} takes {len(encoded.ids)} tokens; the limit is {self._max_length}, of which "
+                f"the prompt {shown} takes {len(encoded.ids)} tokens; the limit is {self._max_length}, of which "
                 f"{special} are special tokens and at least one is the text's. Use a shorter name or, where the prompt "
                 "holds an answer that is not one, a higher threshold."
             )

@@ -8,7 +8,7 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import require_flag
+from erniem_rt.pipelines._options import quoted, require_flag
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines._scores import softmax
@@ -87,7 +87,7 @@ class ZeroShotClassificationPipeline(Pipeline):
         hypotheses = encode_seconds(
             self.tokenizer,
             [hypothesis_template.replace(_PLACE, label) for label in candidates],
-            names=[f"the hypothesis for candidate label {label!r}" for label in candidates],
+            names=[f"the hypothesis for candidate label {quoted(label)}" for label in candidates],
             max_length=self.max_length,
         )
         contradiction = self._label_id("contra") if multi_label or len(candidates) == 1 else None
@@ -143,5 +143,5 @@ def _candidates(labels: object) -> list[str]:
     checked = [require_text(f"candidate_labels[{i}]", label) for i, label in enumerate(labels)]
     for i, label in enumerate(checked):
         if label in checked[:i]:
-            raise InvalidInputError(f"candidate_labels has {label!r} twice: give each label once.")
+            raise InvalidInputError(f"candidate_labels has {quoted(label)} twice: give each label once.")
     return checked

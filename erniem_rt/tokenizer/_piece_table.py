@@ -80,11 +80,12 @@ class PieceTable:
 
     def _dropped_marks(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where a piece is only the word-start mark and opens its run, or the next piece brings a mark of its own."""
+        is_bound = np.zeros(len(pieces) + 1, dtype=bool)
+        is_bound[0] = True
+        is_bound[ends] = True
         marks = np.flatnonzero(pieces == self._mark)
-        opens = np.isin(marks, np.concatenate([[0], ends]))
-        closes = np.isin(marks + 1, ends)
         following = pieces[np.minimum(marks + 1, len(pieces) - 1)] if len(marks) else marks
-        return marks[opens | (self._begins_word[following] & ~closes)]
+        return marks[is_bound[marks] | (self._begins_word[following] & ~is_bound[marks + 1])]
 
     def _learn(self, pieces: NDArray[np.int64]) -> None:
         unknown = pieces[self._count[pieces] == _NOT_YET_KNOWN]

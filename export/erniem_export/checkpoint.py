@@ -50,6 +50,11 @@ class Checkpoint:
         return self.model.config
 
     @property
+    def is_random(self) -> bool:
+        """Whether it is one of ours for trials, without a tokenizer."""
+        return self.source.startswith(_RANDOM)
+
+    @property
     def architecture(self) -> str:
         """The class's name."""
         return type(self.model).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CPUS", "EMBEDDINGS", "HALVES", "TARGETS"]
+__all__ = ["CPUS", "EMBEDDINGS", "ENGINES", "HALF_TARGETS", "HALVES", "TARGETS"]
 
 # Half types by the option that asks for them.
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -11,7 +11,14 @@ HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 EMBEDDINGS = ("fp32", "fp16", "int8")
 
 # any: the canonical graph, standard operators only. onnxruntime: with its own operators, for its CPU provider.
-TARGETS = ("any", "onnxruntime")
+# onnxruntime-cuda: for its CUDA provider, all shapes those of the batch; -packed: no work for padding instead.
+TARGETS = ("any", "onnxruntime", "onnxruntime-cuda", "onnxruntime-cuda-packed")
+
+# Those that compute in half precision too.
+HALF_TARGETS = ("any", "onnxruntime-cuda", "onnxruntime-cuda-packed")
 
 # What an int8 artifact may be made for; auto: the CPU that exports it.
 CPUS = ("auto", "avx2", "vnni")
+
+# What builds a TensorRT plan; auto: what is installed and can build here, if anything.
+ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.choices import CPUS, EMBEDDINGS, HALVES, TARGETS
+from erniem_export.choices import CPUS, EMBEDDINGS, HALF_TARGETS, HALVES, TARGETS
+from erniem_export.engine_arguments import add_engine_arguments, engine_options, refuse_engine_contradictions
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
@@ -25,7 +26,7 @@ from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
     from erniem_export.options import ExportOptions
-    from erniem_rt.manifest import Manifest
+    from erniem_rt.manifest import Manifest, Plan
 
 __all__ = ["main", "verify_main"]
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _export_parser()
     options = parser.parse_args(argv)
     _refuse_contradictions(parser, options)
+    refuse_engine_contradictions(parser, options)
     return _run(lambda: _export(options))
 
 
@@ -55,7 +57,20 @@ def _export(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     artifact, manifest = export(_options(arguments), Terminal())
     size = sum(record.size for record in manifest.files.values()) / 1e6
-    _say(*_reports(manifest), f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s")
+    _say(
+        *_reports(manifest),
+        f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s",
+        *_plan_line(artifact, manifest.plan),
+    )
+
+
+def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:
+    if plan is None:
+        return []
+    return [
+        f"{artifact.with_name(plan.file)}: built with {plan.flavour} {plan.version} for GPUs of compute capability "
+        f"{', '.join(plan.compute_capabilities)}; not run"
+    ]
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -101,6 +116,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         keep=Keep(arguments.languages, arguments.keep_tokens),
         target=arguments.target,
         int8=Int8(arguments.cpu or "auto", arguments.calibration),
+        engine=engine_options(arguments),
     )
 
 
@@ -177,6 +193,7 @@ def _export_parser() -> argparse.ArgumentParser:
         "--output", type=_path, default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)"
     )
     _add_size_options(parser)
+    add_engine_arguments(parser)
     inputs = parser.add_argument_group("optional inputs of the graph")
     inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
     inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
@@ -190,11 +207,13 @@ def _export_parser() -> argparse.ArgumentParser:
 def _refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.weights != "int8" and (options.cpu or options.calibration):
         parser.error("--cpu and --calibration are for --int8")
-    if options.weights == "int8":
+    if options.weights == "int8" and options.target not in ("any", "onnxruntime"):
+        parser.error(f"--int8 has no graph for ONNX Runtime on CUDA: leave out --target {options.target}")
+    if options.weights == "int8" and options.engine in ("auto", "none"):
         options.target = "onnxruntime"
     if options.target == "any":
         return
-    if options.weights in HALVES:
+    if options.weights in HALVES and options.target not in HALF_TARGETS:
         parser.error(f"--target {options.target} computes in fp32: leave out --{options.weights}")
     for option in ("with_head_mask", "with_attentions"):
         if getattr(options, option):
@@ -218,7 +237,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         dest="weights",
         action="store_const",
         const="int8",
-        help="products of the layers in int8, for onnxruntime on a CPU; implies --target onnxruntime",
+        help="products of the layers in int8, for onnxruntime on a CPU (implies --target onnxruntime), or for TensorRT "
+        "with --engine tensorrt; with --engine tensorrt-rtx the weights only",
     )
     sizes.add_argument(
         "--cpu",
@@ -236,7 +256,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         choices=TARGETS,
         default="any",
         help="any: standard operators only (default); onnxruntime: fused attention and no work for padding, whose "
-        "positions come out as zeros",
+        "positions come out as zeros; onnxruntime-cuda: fused attention for its CUDA provider, masked by key lengths; "
+        "onnxruntime-cuda-packed: the same and no work for padding, but no CUDA graphs",
     )
     sizes.add_argument(
         "--embedding",

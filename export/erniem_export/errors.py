@@ -7,7 +7,7 @@ from typing import Any
 
 from erniem_rt.errors import ErnieMError
 
-__all__ = ["CheckpointError", "ExportError", "FusionError", "ParityError"]
+__all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "ParityError"]
 
 
 class CheckpointError(ErnieMError):
@@ -16,6 +16,10 @@ class CheckpointError(ErnieMError):
 
 class ExportError(ErnieMError):
     """The artifact could not be written: a folder, a disk, a graph that does not come out as specified."""
+
+
+class EngineBuildError(ErnieMError):
+    """TensorRT could not make the engine that was asked for; names the node where there is one."""
 
 
 class FusionError(ErnieMError):

@@ -10,7 +10,8 @@ import torch
 
 from erniem_export.bundle import build_manifest, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import ExportError, ParityError
+from erniem_export.choices import HALF_TARGETS
+from erniem_export.errors import EngineBuildError, ExportError, ParityError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
 from erniem_export.parity.cases import build_cases
@@ -18,8 +19,11 @@ from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
-from erniem_export.precision import apply_precision
-from erniem_export.quantization.quantize import quantize
+from erniem_export.precision import Precision, apply_precision
+from erniem_export.quantization.quantize import quantize, quantize_for_engine
+from erniem_export.tensorrt.library import AUTO, MISSING, load_library
+from erniem_export.tensorrt.plan import add_plan
+from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
@@ -31,11 +35,15 @@ if TYPE_CHECKING:
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
+    from erniem_export.tensorrt.library import Library
+    from erniem_export.vocabulary.pruning import Vocabulary
 
 __all__ = ["export", "verify"]
 
 # Not the gate's: what was calibrated on some inputs must hold on others.
 _CALIBRATION_SEED = 1
+# What TensorRT computes in where it does not multiply in int8.
+_BETWEEN_INT8 = "fp16"
 
 
 def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
@@ -44,36 +52,21 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     Raises:
         ErnieMError: Whatever went wrong; nothing new is left in ``options.output`` then.
     """
+    _refuse_target(options)
+    library = _builder(options, progress)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
         head, model = checkpoint.head, checkpoint.model
+        # What cannot go well is refused before the long work.
+        resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
-        if options.target != "any" and options.precision.weights in HALF_TYPES:
-            raise ExportError(f"--target {options.target} computes in fp32; leave out --{options.precision.weights}")
-        # int8 products are onnxruntime's own operators.
-        target = "onnxruntime" if options.precision.weights == "int8" else options.target
         vocabulary = None
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
-        progress.step(f"tracing {checkpoint.architecture} (head {head})")
-        graph = _traced(model, head, options.graph)
-        engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
-        manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
-        cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
-        if options.precision.weights == "int8" and engine is not None:
-            engine["int8"] = quantize(graph, checkpoint, Path(options.model), options.int8, manifest.limits, progress)
-        precision = apply_precision(graph, options.precision, cases, stage)
-        progress.step(f"writing {head}.onnx and its weights")
-        write(graph, stage / f"{head}.onnx")
-        del graph
-        copy_companions(checkpoint, stage)
-        manifest = dataclasses.replace(
-            manifest, precision=precision, files=files_of(stage), target=target, engine=engine
-        )
-        manifest.save(stage / f"{head}.json")
+        manifest = _write(stage, checkpoint, options, library, vocabulary, progress)
         progress.step("comparing with PyTorch")
         parity = judge(
             stage / manifest.artifact,
@@ -83,6 +76,8 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
             progress=lambda cases: progress.track(cases, "case"),
         )
         manifest = dataclasses.replace(manifest, parity=parity)
+        if library is not None:
+            manifest = add_plan(stage, manifest, checkpoint, library, options.engine, progress)
         manifest.save(stage / f"{head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
@@ -111,6 +106,70 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
         progress=lambda cases: progress.track(cases, "case"),
     )
     return dataclasses.replace(manifest, parity=parity)
+
+
+def _refuse_target(options: ExportOptions) -> None:
+    """Raise :class:`ExportError` if there is no graph for this target in this precision."""
+    target, weights = options.target, options.precision.weights
+    if weights == "int8" and target not in ("any", "onnxruntime"):
+        raise ExportError(f"--int8 has no graph for ONNX Runtime on CUDA; leave out --target {target}")
+    if weights in HALF_TYPES and target not in HALF_TARGETS:
+        raise ExportError(f"--target {target} computes in fp32; leave out --{weights}")
+
+
+def _builder(options: ExportOptions, progress: Progress) -> Library | None:
+    """What builds the plan; None where there is none to build, which is said if it was left to us."""
+    engine, weights = options.engine.engine, options.precision.weights
+    if engine == "none":
+        return None
+    reason = None
+    if options.target != "any" or (engine == AUTO and weights == "int8"):
+        reason = f"this graph is for onnxruntime on {'CUDA' if 'cuda' in options.target else 'a CPU'}"
+    elif options.precision.embedding == "int8":
+        reason = "TensorRT looks up no word embeddings in int8; take --embedding fp16"
+    if reason and engine != AUTO:
+        raise EngineBuildError(f"--engine {engine}: {reason}")
+    library = None if reason else load_library(engine)
+    if library is None:
+        progress.note(f"no TensorRT plan: {reason}" if reason else MISSING)
+    return library
+
+
+def _write(
+    stage: Path,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    library: Library | None,
+    vocabulary: Vocabulary | None,
+    progress: Progress,
+) -> Manifest:
+    """Write the artifact without its parity report."""
+    head, model, wanted = checkpoint.head, checkpoint.model, options.precision
+    progress.step(f"tracing {checkpoint.architecture} (head {head})")
+    graph = _traced(model, head, options.graph)
+    int8 = wanted.weights == "int8"
+    # Without TensorRT, int8 products are onnxruntime's own operators.
+    target = "onnxruntime" if int8 and library is None else options.target
+    engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
+    manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
+    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+    source, limits = Path(options.model), manifest.limits
+    if int8 and engine is not None:
+        engine["int8"] = quantize(graph, checkpoint, source, options.int8, limits, progress)
+    if int8 and library is not None:
+        products = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
+        precision = apply_precision(graph, products, cases, stage)
+        precision |= {"weights": "int8", "products": _BETWEEN_INT8}
+        done = quantize_for_engine(graph, checkpoint, source, options.int8, limits, library.flavour, progress)
+        engine = {"name": library.flavour, "int8": done}
+    else:
+        precision = apply_precision(graph, wanted, cases, stage)
+    progress.step(f"writing {head}.onnx and its weights")
+    write(graph, stage / f"{head}.onnx")
+    copy_companions(checkpoint, stage)
+    manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
+    manifest.save(stage / f"{head}.json")
+    return manifest
 
 
 def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:

@@ -10,6 +10,8 @@ __all__ = ["Progress", "Terminal"]
 
 Item = TypeVar("Item")
 
+_WIDTH = 78
+
 
 class Progress(Protocol):
     """Is told what is being done."""
@@ -19,6 +21,12 @@ class Progress(Protocol):
 
     def track(self, items: Sequence[Item], unit: str) -> Iterable[Item]:
         """Return ``items``, which are about to be worked through one by one."""
+
+    def note(self, text: str) -> None:
+        """Something that is worth a line, and no step."""
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """How far a part of the step has come; without a name, the step is over."""
 
 
 class Terminal:
@@ -34,3 +42,13 @@ class Terminal:
 
         bar: Iterable[Item] = tqdm(items, unit=unit, leave=False, disable=not sys.stderr.isatty())
         return bar
+
+    def note(self, text: str) -> None:
+        """Write one line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Show it in place of what was shown before, if somebody is watching."""
+        if sys.stderr.isatty():
+            line = f"  {name} {done}/{total}"[:_WIDTH] if name else ""
+            print(f"\r{line:<{_WIDTH}}\r{line}", end="", file=sys.stderr, flush=True)

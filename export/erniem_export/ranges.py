@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from erniem_export.onnx_export import write
 from erniem_export.ort_session import open_session
+from erniem_export.passes.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]
     """Run a graph on ``batches`` (its inputs by name); return the largest magnitude of each float32 result by name.
 
     Where scores are masked, what they are overwritten with does not count: they are as large as they were before.
+    Fused attention counts as its scores do, which nobody sees: at most the product of the longest query and the
+    longest key of any head (Cauchy-Schwarz).
 
     Args:
         model: A graph in float32; left as it is.
@@ -40,12 +43,15 @@ def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]
             if value.dtype == ir.DataType.FLOAT and node.op_type != "Where"
         ]
         _observe(copy.graph, names)
+        hidden = _observe_lengths(copy.graph)
         ir.save(copy, observed)  # the weights stay where they are
-        largest = _run(observed, names, batches)
+        largest = _run(observed, [*names, *(name for pair in hidden.values() for name in pair)], batches)
     for node in copy.graph:
         if node.op_type == "Where":
             sources = (largest.get(str(value.name), 0.0) for value in node.inputs if value is not None)
             largest[str(node.outputs[0].name)] = max(sources)
+    for name, (query, key) in hidden.items():
+        largest[name] = max(largest[name], largest.pop(query) * largest.pop(key))
     return largest
 
 
@@ -68,6 +74,26 @@ def _observe(graph: ir.Graph, names: Iterable[str]) -> None:
         output.name, output.type, output.shape = _maximum(name), ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
         graph.extend([magnitude, maximum])
         graph.outputs.append(output)
+
+
+def _observe_lengths(graph: ir.Graph) -> dict[str, tuple[str, str]]:
+    """Add the longest query and the longest key of any head of each fused attention to the graph's outputs.
+
+    Returns the names of the two, by the name of the attention's result.
+    """
+    found = {}
+    for node in [node for node in graph if node.op_type == "MultiHeadAttention"]:
+        name, lengths = str(node.outputs[0].name), []
+        for role, value in zip(("query", "key"), node.inputs, strict=False):
+            rewriter = Rewriter(graph)
+            split = rewriter.int64([0, 0, node.attributes["num_heads"].as_int(), -1])
+            heads = rewriter.op("Reshape", value, split, name=f"{name}.{role}.heads")
+            length = rewriter.op("ReduceL2", heads, rewriter.int64([-1]), name=f"{name}.{role}.length", keepdims=0)
+            rewriter.append()
+            _observe(graph, [str(length.name)])
+            lengths.append(str(length.name))
+        found[name] = (lengths[0], lengths[1])
+    return found
 
 
 def _maximum(name: str) -> str:

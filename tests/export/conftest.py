@@ -43,6 +43,8 @@ class Result:
 
 
 def run(command: Callable[[list[str]], int], *arguments: Any) -> Result:
+    if command is cli.main and "--engine" not in arguments:
+        arguments = (*arguments, "--engine", "none")  # where plans are not the subject, none is built
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -12,6 +12,7 @@ import pytest
 
 TARGETS = {
     "bench",
+    "bench-gpu",
     "bench-quick",
     "check",
     "clean",
@@ -24,6 +25,7 @@ TARGETS = {
     "nano-train",
     "setup",
     "test",
+    "test-gpu",
     "test-transformers5",
     "typecheck",
     "wheel",
@@ -104,8 +106,9 @@ def test_help_needs_no_heavy_package(function: str) -> None:
     assert "--model" in help_of(function)
 
 
-def test_options_in_readme_exist(root: Path) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/tensorrt.md"])
+def test_options_in_documents_exist(document: str, root: Path) -> None:
     known = {"erniem-export": help_of("main"), "erniem-verify": help_of("verify_main")}
-    for command, arguments in CONSOLE.findall((root / "README.md").read_text(encoding="utf-8")):
+    for command, arguments in CONSOLE.findall((root / document).read_text(encoding="utf-8")):
         for option in re.findall(r"--[a-z][a-z0-9-]*", arguments):
-            assert re.search(rf"{option}\b(?!-)", known[command]), f"README.md: {command} has no {option}"
+            assert re.search(rf"{option}\b(?!-)", known[command]), f"{document}: {command} has no {option}"

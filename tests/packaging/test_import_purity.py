@@ -59,6 +59,13 @@ def test_every_pipeline_is_pure():
     assert modules <= ALLOWED
 
 
+def test_every_engine_is_pure():
+    names = [f"erniem_rt.engines.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE / "engines")])]
+    assert {"erniem_rt.engines.trt", "erniem_rt.engines.cuda"} <= set(names)
+    modules, _ = loaded_by(f"import {', '.join(names)}")
+    assert modules <= ALLOWED
+
+
 @pytest.mark.parametrize(("file", "statement"), [("__init__.py", ""), ("session.py", "; erniem_rt.Session")])
 def test_an_import_that_does_not_belong_is_seen(tmp_path, file, statement):
     shutil.copytree(PACKAGE, tmp_path / "erniem_rt", ignore=shutil.ignore_patterns("__pycache__"))

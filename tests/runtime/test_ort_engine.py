@@ -98,7 +98,7 @@ def test_whatever_a_run_fails_with_is_one_error(heads, failure):
         raise failure
 
     engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
-    engine._session = SimpleNamespace(run=fail)
+    engine._run = fail
     reason = (str(failure) or type(failure).__name__).splitlines()[0]
     with pytest.raises(EngineError, match=rf"^onnxruntime failed on cpu: {reason}\. If memory ran out, give it fewer"):
         engine.run({}, ["start_logits"])
@@ -185,6 +185,42 @@ def test_cuda_is_asked_for_by_index(tmp_path, monkeypatch, device, index):
             "enable_fallback": False,
         }
     ]
+
+
+def test_cuda_graphs_are_asked_for_at_creation(tmp_path, monkeypatch):
+    calls = fake_onnxruntime(monkeypatch)
+    OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), threads=None, cuda_graphs=True)
+    assert calls[0]["providers"] == [
+        ("CUDAExecutionProvider", {"device_id": 1, "enable_cuda_graph": "1"}),
+        "CPUExecutionProvider",
+    ]
+
+
+def test_cuda_graphs_on_a_cpu_are_an_error(heads):
+    for open_on_cpu in (
+        lambda: Session(heads["qa"].path, cuda_graphs=True),
+        lambda: OrtEngine(heads["qa"].path, device=CPU, threads=None, cuda_graphs=True),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            open_on_cpu()
+        assert str(caught.value) == "cuda_graphs=True needs device='cuda', got device='cpu'."
+
+
+def test_a_graph_that_cannot_be_captured_is_not_the_fault_of_the_device(tmp_path, monkeypatch):
+    failure = RuntimeError("This session cannot use the graph capture feature as requested by the user: CUDA nodes.\n")
+    fake_onnxruntime(monkeypatch, failure=failure)
+    with pytest.raises(ArtifactError) as caught:
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda"), threads=None, cuda_graphs=True)
+    assert "cannot run as a CUDA graph: This session cannot use the graph capture feature" in str(caught.value)
+    assert str(caught.value).endswith("Export with --target onnxruntime-cuda, or leave out cuda_graphs.")
+
+
+def test_a_packed_graph_is_refused_before_anything_is_loaded(artifact, monkeypatch):
+    artifact.edit(lambda manifest: manifest.update(target="onnxruntime-cuda-packed", engine={"packed": True}))
+    calls = fake_onnxruntime(monkeypatch)
+    with pytest.raises(ArtifactError, match="the work of a packed graph depends on the mask: leave out cuda_graphs"):
+        Session(artifact.path, device="cuda", cuda_graphs=True)
+    assert calls == []
 
 
 def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):

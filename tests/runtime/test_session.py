@@ -133,7 +133,7 @@ def test_bad_threads(heads, threads):
         Session(heads["qa"].path, threads=threads)
 
 
-@pytest.mark.parametrize("device", ["gpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:x", " cuda", "", None, 0])
+@pytest.mark.parametrize("device", ["gpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:x", " cuda", "", True, 0])
 def test_unknown_device(heads, device):
     with pytest.raises(InvalidInputError, match=r"device must be 'cpu', 'cuda' or 'cuda:N'.*, got "):
         Session(heads["qa"].path, device=device)

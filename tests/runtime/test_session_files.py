@@ -214,12 +214,11 @@ def test_nothing_at_all(tmp_path):
 
 @pytest.mark.parametrize("name", ["qa", "qa.onnx.data", "config.txt"])
 def test_other_suffixes(artifact, name):
-    refuses(artifact.folder / name, "expected a file HEAD.onnx (or its manifest HEAD.json)")
+    refuses(artifact.folder / name, "expected a file HEAD.onnx or HEAD.plan (or the manifest HEAD.json)")
 
 
-def test_plans_wait_for_a_later_version(artifact):
-    expected = "qa.plan: TensorRT plans are not supported by this version; open qa.onnx instead."
-    refuses(artifact.folder / "qa.plan", expected, error=EngineUnavailableError)
+def test_a_plan_that_is_not_there(artifact):
+    refuses(artifact.folder / "qa.plan", "qa.plan is missing. Check the path")
 
 
 def test_an_engine_is_closed_when_the_check_fails(artifact, monkeypatch):

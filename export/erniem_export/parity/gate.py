@@ -20,6 +20,7 @@ from erniem_rt.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,6 +39,7 @@ def check_parity(
     *,
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
+    open_session: Callable[[Path], AbstractContextManager[Session]] = Session,
 ) -> Report:
     """Compare an artifact, run as its users run it, with the PyTorch model in float32.
 
@@ -46,12 +48,13 @@ def check_parity(
         model: The model that it was exported from.
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
+        open_session: Opens the artifact, on the CPU unless it is told otherwise.
 
     Raises:
         ParityError: The numbers are not the model's. Names the worst output and case and what may be wrong.
         ArtifactError: The artifact cannot be loaded, or is of a precision that has no thresholds.
     """
-    with Session(artifact) as session:
+    with open_session(artifact) as session:
         manifest = session.manifest
         report = Report(
             _named(manifest),
@@ -66,7 +69,8 @@ def check_parity(
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
-    report.weights = compare_weights(artifact, model, manifest.precision)
+    # The graph's, where what ran is a plan of another precision.
+    report.weights = compare_weights(artifact, model, Manifest.load(artifact.with_suffix(".json")).precision)
     problems = report.failures()
     if problems:
         causes = diagnose(artifact, model, report, results)

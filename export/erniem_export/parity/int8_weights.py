@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from erniem_export.passes._casts import uncast
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -33,17 +35,21 @@ _VALUE, _OUT = "self_attn.self_attn.v_proj", "self_attn.out_proj"
 
 @dataclasses.dataclass(frozen=True)
 class _Product:
-    """``weight (in, out)`` and ``bias (out,)`` as the graph computes with them; ``steps`` of int8, of the input too."""
+    """``weight (in, out)`` and ``bias (out,)`` as the graph computes with them; ``steps`` of int8, of the input too.
+
+    Where the input is not rounded, the bias is untouched: None.
+    """
 
     weight: NDArray[np.float32]
     steps: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
     input_step: float
 
     def scaled(self, rows: NDArray[Any], columns: NDArray[Any]) -> _Product:
         """With channels of the input and of the result multiplied by some factors."""
         both = rows[:, None] * columns
-        return _Product(self.weight * both, self.steps * np.abs(both), self.bias * columns, self.input_step)
+        bias = None if self.bias is None else self.bias * columns
+        return _Product(self.weight * both, self.steps * np.abs(both), bias, self.input_step)
 
 
 def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float32]]) -> dict[str, bool]:
@@ -52,6 +58,11 @@ def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float3
         str(node.inputs[1].name).removesuffix(_WEIGHT): node
         for node in graph
         if node.op_type == "MatMulIntegerToFloat" and node.inputs[1] is not None
+    }
+    nodes |= {
+        str(node.inputs[0].name).removesuffix(_WEIGHT): node
+        for node in graph
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and _is_weight(node.inputs[0])
     }
     same: dict[str, bool] = {}
     with np.errstate(all="ignore"):  # a damaged scale may be anything; what is not finite is not the same
@@ -62,9 +73,10 @@ def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float3
                 same |= {f"{name}.weight": False, f"{name}.bias": False}
                 continue
             product = _unmoved(name, product, nodes, parameters)
-            room = _BIAS_STEPS * product.input_step * np.linalg.norm(weight, axis=1)
             same[f"{name}.weight"] = _as_rounded(product, weight.T)
-            same[f"{name}.bias"] = bool((np.abs(product.bias - bias) <= room).all())
+            if product.bias is not None:  # else it is the parameter itself, and compared as such
+                room = _BIAS_STEPS * product.input_step * np.linalg.norm(weight, axis=1)
+                same[f"{name}.bias"] = bool((np.abs(product.bias - bias) <= room).all())
     return same
 
 
@@ -90,17 +102,58 @@ def _unmoved(
     return product.scaled(inputs, outputs)
 
 
+def _is_weight(value: ir.Value) -> bool:
+    return str(value.name).endswith(_WEIGHT)
+
+
 def _read(node: ir.Node) -> _Product:
+    return _read_standard(node) if node.op_type == "DequantizeLinear" else _read_fused(node)
+
+
+def _read_standard(node: ir.Node) -> _Product:
+    steps, scales = _constant(node.inputs[0]), _constant(node.inputs[1])
+    product = _Product(steps * scales, np.broadcast_to(scales, steps.shape), None, np.nan)
+    multiplied = _reader(node.outputs[0], "MatMul")
+    entering = None if multiplied is None else uncast(multiplied.inputs[0])
+    rounded = None if entering is None else entering.producer()
+    if multiplied is None or rounded is None or rounded.op_type != "DequantizeLinear":
+        return product
+    added = _reader(multiplied.outputs[0], "Add")
+    biases = [value for value in map(uncast, () if added is None else added.inputs) if value and value.const_value]
+    product = dataclasses.replace(product, bias=_constant(biases[0] if biases else None))
+    return _with_input(product, rounded.inputs[0], scales)
+
+
+def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node of this type that reads ``value``, if need be through Casts: those of an emulation, for one."""
+    for use in value.uses():
+        if use.node.op_type == op_type:
+            return use.node
+        found = _reader(use.node.outputs[0], op_type) if use.node.op_type == "Cast" else None
+        if found is not None:
+            return found
+    return None
+
+
+def _read_fused(node: ir.Node) -> _Product:
     entering, weight, _, scale, _, zero_point, bias = node.inputs
     steps, scales = _constant(weight), _constant(scale)
     steps = steps if zero_point is None else steps - _constant(zero_point)
-    product = _Product(_with_exact(node, steps * scales), np.broadcast_to(scales, steps.shape), _constant(bias), np.nan)
+    whole = _with_exact(node, steps * scales)
+    product = _Product(whole, np.broadcast_to(scales, steps.shape), _constant(bias), np.nan)
+    return _with_input(product, entering, scales)
+
+
+def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[Any]) -> _Product:
+    """With what QuantizeLinear, and the factors before it, do to the input."""
+    steps = product.steps
     quantize = None if entering is None else entering.producer()
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return product
     product = dataclasses.replace(product, input_step=float(_constant(quantize.inputs[1])))
-    evened = None if quantize.inputs[0] is None else quantize.inputs[0].producer()
-    for value in () if evened is None or evened.op_type != "Mul" else evened.inputs:
+    entered = uncast(quantize.inputs[0])
+    evened = None if entered is None else entered.producer()
+    for value in map(uncast, () if evened is None or evened.op_type != "Mul" else evened.inputs):
         if value is not None and value.const_value is not None and value.const_value.size == len(steps):
             product = product.scaled(_constant(value), np.ones_like(scales))
     return product
@@ -124,6 +177,7 @@ def _with_exact(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float3
 
 def _constant(value: ir.Value | None) -> NDArray[Any]:
     """An initializer in float32; NaN, which equals nothing, where there is none."""
+    value = uncast(value)
     if value is None or value.const_value is None:
         return np.full((), np.nan, dtype=np.float32)
     return value.const_value.numpy().astype(np.float32)

@@ -51,7 +51,8 @@ def judge(
     Raises:
         ErnieMError: As :func:`check_parity`.
     """
-    precision = Manifest.load(artifact.with_suffix(".json")).precision.get("weights")
+    facts = Manifest.load(artifact.with_suffix(".json")).precision
+    precision = facts.get("products", facts.get("weights"))  # of int8 weights, what they are multiplied in
 
     def compare(path: Path) -> dict[str, Any]:
         return check_parity(path, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()

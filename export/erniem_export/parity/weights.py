@@ -64,7 +64,7 @@ def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Map
     parameters = model.state_dict()
     found = compare_products(graph, {name: parameter.numpy() for name, parameter in parameters.items()})
     for name, parameter in parameters.items():
-        kind = precision["embedding" if name.endswith(_WORDS) else "weights"]
+        kind = precision["embedding"] if name.endswith(_WORDS) else precision.get("products", precision["weights"])
         results = _compare(name, parameter.contiguous().numpy(), stored, kind)
         if results:
             found[name] = all(results) and found.get(name, True)

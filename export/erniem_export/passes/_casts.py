@@ -9,7 +9,7 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["cast_uses"]
+__all__ = ["cast_uses", "uncast"]
 
 
 def cast_uses(
@@ -32,3 +32,10 @@ def cast_uses(
     else:
         graph.insert_after(producer, cast)
     return cast.outputs[0]
+
+
+def uncast(value: ir.Value | None) -> ir.Value | None:
+    """The value before the Casts that made ``value``."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    return value

@@ -15,6 +15,9 @@ from erniem_export.passes.rewriter import CONTRIB, Rewriter, producer
 
 __all__ = ["keep_first_tokens"]
 
+# By what packing lays tokens out, and which input has them.
+_LAID = {"ScatterND": 2, "Gather": 0}
+
 
 def keep_first_tokens(model: ir.Model) -> None:
     """Reduce the last layer of a packed graph that reads nothing but first tokens, in place.
@@ -30,8 +33,7 @@ def keep_first_tokens(model: ir.Model) -> None:
     if states is None or len(list(states.uses())) != 1:
         raise FusionError("first tokens: more than the pooler reads the last layer")
     attention = [node for node in graph if node.op_type == "MultiHeadAttention" and node.domain == CONTRIB][-1]
-    laid = producer(producer(attention.inputs[0], "Reshape", "last query").inputs[0], "ScatterND", "last query")
-    query = producer(laid.inputs[2], "Add", "last query")
+    reader, query = _query(attention)
     product = next(value.producer() for value in query.inputs if value is not None and value.producer() is not None)
     if product is None or product.op_type != "MatMul":
         raise FusionError("first tokens: the last query is no product")
@@ -42,12 +44,25 @@ def keep_first_tokens(model: ir.Model) -> None:
     rewriter.insert_before(product)
     product.replace_input_with(0, first)
     row = Rewriter(graph)
-    attention.replace_input_with(0, row.op("Unsqueeze", query.outputs[0], row.int64([1]), name="packed.last_query"))
-    row.insert_before(attention)
+    reader.replace_input_with(0, row.op("Unsqueeze", query.outputs[0], row.int64([1]), name="packed.last_query"))
+    row.insert_before(reader)
     _shorten_residual(attention, entering, first)
     ir.convenience.replace_all_uses_with(pick.outputs[0], states)
     TopologicalSortPass()(model)
     RemoveUnusedNodesPass()(model)
+
+
+def _query(attention: ir.Node) -> tuple[ir.Node, ir.Node]:
+    """The node that reads the laid out queries as its first input, and the one that makes them, still packed."""
+    reader = attention
+    scaled = attention.inputs[0].producer() if attention.inputs[0] is not None else None
+    if scaled is not None and scaled.op_type == "Mul":  # masked by key lengths
+        reader = scaled
+    laid = producer(reader.inputs[0], "Reshape", "last query").inputs[0]
+    node = laid.producer() if laid is not None else None
+    if node is None or node.op_type not in _LAID:
+        raise FusionError("first tokens: the last query is not laid out as packing does it")
+    return reader, producer(node.inputs[_LAID[node.op_type]], "Add", "last query")
 
 
 def _shorten_residual(attention: ir.Node, entering: ir.Value | None, first: ir.Value) -> None:

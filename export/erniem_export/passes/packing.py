@@ -6,30 +6,41 @@ right where they are embedded, and only queries, keys and values are laid out as
 What counts: tokens that are attended to; the first of each row, which the pooler reads even where it is padding (left
 padding); and all tokens of a row that attends to nothing, whose weights are uniform. Outputs per token are zero at
 the positions left out.
+
+For attention that is masked by key lengths, tokens are laid out in the order of :mod:`key_lengths` instead of their
+own, by one Gather each: what stands in the slots left over is any token, as no key there counts and nobody reads the
+queries.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import FusionError
+from erniem_export.passes.key_lengths import mask_by_length, order_tokens
 from erniem_export.passes.rewriter import CONTRIB, Rewriter, single_use
+
+if TYPE_CHECKING:
+    from erniem_export.passes.key_lengths import Order
 
 __all__ = ["FIRST_TOKENS", "pack_tokens"]
 
 # The value with the state of each row's first token, for the pass that needs nothing else of the last layer.
 FIRST_TOKENS = "packed.first_tokens"
 
+_ROLES = ("query", "key", "value")
+
 _BOOL, _INT32, _INT64 = int(ir.DataType.BOOL), int(ir.DataType.INT32), int(ir.DataType.INT64)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the tokens are: ``index (tokens,)`` into the ``rows * sequence`` slots, and ``kept (slots,)`` bool."""
+    """Where the tokens are: ``index (tokens,)`` into the ``rows * sequence`` slots; ``kept (rows, sequence)`` bool."""
 
     rows: ir.Value
     sequence: ir.Value
@@ -39,8 +50,10 @@ class _Layout:
     kept: ir.Value
 
 
-def pack_tokens(model: ir.Model) -> int:
+def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
     """Pack a graph with fused attention, in place; return the number of attentions that were wrapped.
+
+    ``by_length``: mask by key lengths, as the fast attention kernels of a GPU want it.
 
     Raises:
         FusionError: The graph has no fused attention, or an input that belongs to positions, which packing moves.
@@ -52,8 +65,17 @@ def pack_tokens(model: ir.Model) -> int:
         raise FusionError(f"packing needs fused attention and ids alone, found inputs {', '.join(map(str, inputs))}")
     last = [node for node in graph if node.op_type == "LayerNormalization"][-1].outputs[0]
     layout = _pack_embeddings(graph, attentions[0], inputs["input_ids"])
-    for attention in attentions:
-        _unpack_around(graph, attention, layout)
+    if by_length:
+        order = order_tokens(graph)
+        place, inverse = _ordered(graph, attentions[0], layout, order)
+        for attention in attentions:
+            _lay_in_order(graph, attention, layout, inverse)
+            _gather_behind(graph, attention, place)
+        mask_by_length(graph, order)
+    else:
+        for attention in attentions:
+            _lay_around(graph, attention, layout)
+            _gather_behind(graph, attention, layout.index)
     _read_first_tokens(graph, last, layout)
     _move_axes(last)
     for position, output in enumerate(list(graph.outputs)):
@@ -112,30 +134,62 @@ def _layout(rewriter: Rewriter, mask: ir.Value) -> _Layout:
     first = rewriter.op("Equal", columns, rewriter.int64(0), name="packed.is_first")
     kept = rewriter.op("Or", attended, empty, name="packed.attended_or_empty")
     kept = rewriter.op("Or", kept, first, name="packed.kept_slots")
-    kept = rewriter.op("Reshape", kept, rewriter.int64([-1]), name="packed.kept")
-    index = rewriter.op("NonZero", kept, name="packed.nonzero")
+    flat = rewriter.op("Reshape", kept, rewriter.int64([-1]), name="packed.kept")
+    index = rewriter.op("NonZero", flat, name="packed.nonzero")
     index = rewriter.op("Squeeze", index, rewriter.int64([0]), name="packed.index")
     column = rewriter.op("Unsqueeze", index, rewriter.int64([1]), name="packed.index_column")
     return _Layout(rows, sequence, slots, index, column, kept)
 
 
-def _unpack_around(graph: ir.Graph, attention: ir.Node, layout: _Layout) -> None:
+def _lay_around(graph: ir.Graph, attention: ir.Node, layout: _Layout) -> None:
+    """Scatter queries, keys and values over the slots that their tokens came from."""
     rewriter = Rewriter(graph)
     hidden = _width(attention.inputs[0])
     empty = rewriter.zeros(
         rewriter.op("Concat", layout.slots, rewriter.int64([hidden]), name=f"{attention.name}.slots", axis=0),
         f"{attention.name}.empty",
     )
-    grid = rewriter.op(
-        "Concat", layout.rows, layout.sequence, rewriter.int64([hidden]), name=f"{attention.name}.grid", axis=0
-    )
-    for i, role in enumerate(("query", "key", "value")):
+    grid = _grid(rewriter, attention, layout, hidden)
+    for i, role in enumerate(_ROLES):
         laid = rewriter.op("ScatterND", empty, layout.column, attention.inputs[i], name=f"{attention.name}.{role}.laid")
         attention.replace_input_with(i, rewriter.op("Reshape", laid, grid, name=f"{attention.name}.{role}"))
     rewriter.insert_before(attention)
+
+
+def _ordered(graph: ir.Graph, attention: ir.Node, layout: _Layout, order: Order) -> tuple[ir.Value, ir.Value]:
+    """For each token its slot in the order, and for each slot its token; the first one where there is none."""
+    rewriter = Rewriter(graph)
+    place = rewriter.op("Gather", order.target, layout.index, name="packed.place", axis=0)
+    tokens = rewriter.op("Squeeze", rewriter.op("Shape", place, name="packed.tokens"), name="packed.token_count")
+    numbers = rewriter.op("Range", rewriter.int64(0), tokens, rewriter.int64(1), name="packed.token_numbers")
+    nothing = rewriter.op("Sub", order.slot, order.slot, name="packed.no_token")
+    inverse = rewriter.op("ScatterElements", nothing, place, numbers, name="packed.token_of_slot", axis=0)
+    rewriter.insert_before(attention)
+    return place, inverse
+
+
+def _lay_in_order(graph: ir.Graph, attention: ir.Node, layout: _Layout, inverse: ir.Value) -> None:
+    rewriter = Rewriter(graph)
+    grid = _grid(rewriter, attention, layout, _width(attention.inputs[0]))
+    for i, role in enumerate(_ROLES):
+        laid = rewriter.op("Gather", attention.inputs[i], inverse, name=f"{attention.name}.{role}.laid", axis=0)
+        attention.replace_input_with(i, rewriter.op("Reshape", laid, grid, name=f"{attention.name}.{role}"))
+    rewriter.insert_before(attention)
+
+
+def _grid(rewriter: Rewriter, attention: ir.Node, layout: _Layout, hidden: int) -> ir.Value:
+    return rewriter.op(
+        "Concat", layout.rows, layout.sequence, rewriter.int64([hidden]), name=f"{attention.name}.grid", axis=0
+    )
+
+
+def _gather_behind(graph: ir.Graph, attention: ir.Node, index: ir.Value) -> None:
+    """Back to the packed tokens, by the slots that they were laid out in."""
+    rewriter = Rewriter(graph)
+    hidden = _width(attention.outputs[0])
     readers = list(attention.outputs[0].uses())
     flat = rewriter.op("Reshape", attention.outputs[0], rewriter.int64([-1, hidden]), name=f"{attention.name}.flat")
-    packed = rewriter.op("Gather", flat, layout.index, name=f"{attention.name}.packed")
+    packed = rewriter.op("Gather", flat, index, name=f"{attention.name}.packed")
     rewriter.insert_before(readers[0].node)
     for use in readers:
         use.node.replace_input_with(use.idx, packed)
@@ -153,12 +207,9 @@ def _read_first_tokens(graph: ir.Graph, states: ir.Value, layout: _Layout) -> No
     picks = [use.node for use in states.uses() if use.node.op_type == "Gather" and use.idx == 0]
     for pick in picks:
         rewriter = Rewriter(graph)
-        rows = rewriter.op("Squeeze", layout.rows, rewriter.int64([0]), name="packed.row_count")
-        starts = rewriter.op("Range", rewriter.int64(0), rows, rewriter.int64(1), name="packed.row_numbers")
-        starts = rewriter.op("Mul", starts, layout.sequence, name="packed.row_starts")
         counted = rewriter.op("Cast", layout.kept, name="packed.kept_int64", to=_INT64)
-        before = rewriter.op("CumSum", counted, rewriter.int64(0), name="packed.kept_before", exclusive=1)
-        firsts = rewriter.op("Gather", before, starts, name="packed.first_index")
+        counts = rewriter.op("ReduceSum", counted, rewriter.int64([1]), name="packed.kept_in_row", keepdims=0)
+        firsts = rewriter.op("CumSum", counts, rewriter.int64(0), name="packed.first_index", exclusive=1)
         first = rewriter.op("Gather", states, firsts, name=FIRST_TOKENS)
         rewriter.insert_before(pick)
         ir.convenience.replace_all_uses_with(pick.outputs[0], first, replace_graph_outputs=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import FusionError
+from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.packing import pack_tokens
@@ -32,10 +33,20 @@ def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: 
     if options.head_mask or options.attentions:
         raise FusionError("attention weights that are an output, or masked by head, cannot be fused: use --target any")
     done: dict[str, Any] = {"name": target, "fused_attention": fuse_attention(model, layers)}
-    if options.position_ids or options.inputs_embeds or options.hidden_states:
+    moves = options.position_ids or options.inputs_embeds or options.hidden_states
+    pooled = head in _POOLED_HEADS and not options.hidden_states
+    if target == "onnxruntime-cuda":
+        align_rows(model, pooled=pooled)
+        return {**done, "packed": False, "first_token_layer": pooled, "mask": "key lengths"}
+    if target == "onnxruntime-cuda-packed":
+        if moves:
+            raise FusionError("packing needs ids alone, and outputs that it can unpack: use --target onnxruntime-cuda")
+        pack_tokens(model, by_length=True)
+    elif moves:
         return {**done, "packed": False, "first_token_layer": False}
-    pack_tokens(model)
-    pooled = head in _POOLED_HEADS
+    else:
+        pack_tokens(model)
     if pooled:
         keep_first_tokens(model)
-    return {**done, "packed": True, "first_token_layer": pooled}
+    mask = {"mask": "key lengths"} if target == "onnxruntime-cuda-packed" else {}
+    return {**done, "packed": True, "first_token_layer": pooled, **mask}

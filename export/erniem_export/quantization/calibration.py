@@ -35,10 +35,14 @@ _FAST_TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Calibration:
-    """``source`` in words, for the report; ``batches`` of ``(input_ids, attend)``, each ``(batch, sequence)``."""
+    """``source`` in words, for the report; ``batches`` of ``(input_ids, attend)``, each ``(batch, sequence)``.
+
+    ``drawn`` says that it is no text, but ids drawn at random.
+    """
 
     source: str
     batches: tuple[tuple[Tensor, Tensor], ...]
+    drawn: bool = False
 
 
 class _Encode(Protocol):
@@ -64,7 +68,8 @@ def calibration_for(
     if encode is None:
         if text is not None:
             raise ExportError(f"--calibration {text} cannot be read: the checkpoint has no tokenizer")
-        return Calibration("random ids, for want of a tokenizer", _batches(_random_rows(limits, special), limits))
+        drawn = _batches(_random_rows(limits, special), limits)
+        return Calibration("random ids, for want of a tokenizer", drawn, drawn=True)
     rows = [list(encode(first, second)) for first, second in _arranged(texts)]
     source = "built-in text" if text is None else text.name
     return Calibration(f"{source}, {len(texts)} lines", _batches(rows, limits))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError
 from erniem_export.passes.int8 import to_int8
+from erniem_export.passes.int8_standard import int8_products, int8_weights
 from erniem_export.quantization.calibration import calibration_for
 from erniem_export.quantization.encoder import quantize_encoder
 from erniem_rt._cpu import cpu_flags, has_vnni
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.progress import Progress
+    from erniem_export.quantization.encoder import Quantization
     from erniem_rt.manifest import Limits
 
-__all__ = ["Int8", "quantize"]
+__all__ = ["Int8", "quantize", "quantize_for_engine"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,44 @@ def quantize(
         form="exact" if cpu == "vnni" else "pairs",
     )
     to_int8(graph, found.products)
+    return {"cpu": cpu, **_described(found, calibration.source)}
+
+
+def quantize_for_engine(
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Int8,
+    limits: Limits,
+    flavour: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """As :func:`quantize`, in the form that this flavour of TensorRT takes; ``graph`` computes in what is left.
+
+    Raises:
+        ExportError: The calibration text cannot be used, or there is no tokenizer to read one with.
+    """
+    if flavour == "tensorrt-rtx":
+        progress.step("storing the weights of the layers in int8")
+        parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
+        return {"weights_only": int8_weights(graph, parameters)}
+    calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
+    if calibration.drawn and not checkpoint.is_random:
+        raise ExportError(
+            "--int8 for TensorRT is calibrated on text, and this checkpoint has no tokenizer to read it with: put its "
+            "tokenizer's files beside the weights, or take --fp16"
+        )
+    progress.step(f"quantizing for TensorRT, calibrated on {calibration.source}")
+    found = quantize_encoder(
+        checkpoint.model, calibration, lambda layers: progress.track(layers, "layer"), form="symmetric"
+    )
+    int8_products(graph, found.products)
+    return _described(found, calibration.source)
+
+
+def _described(found: Quantization, source: str) -> dict[str, Any]:
     return {
-        "cpu": cpu,
-        "calibration": calibration.source,
+        "calibration": source,
         "relative_l2": found.error,
         "products": {
             name: {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from erniem_export.errors import ParityError
 from erniem_export.parity import gate, layers
 from erniem_export.parity.gate import check_parity
 from erniem_export.parity.measures import THRESHOLDS
+from erniem_rt import Session
 from erniem_rt.errors import ArtifactError, EngineError
 
 LAYER = "ernie_m.encoder.layers.{}"
@@ -421,6 +424,25 @@ def test_diagnosis_runs_on_failure_only(exported: Any, monkeypatch: pytest.Monke
     artifact = exported("qa")
     monkeypatch.setattr(gate, "diagnose", lambda *_: pytest.fail("diagnosed"))
     assert check_parity(artifact.path, artifact.model).limits == THRESHOLDS["fp32"]
+
+
+def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(
+    exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, half = exported("qa"), {"weights": "fp16", "embedding": "fp16"}
+
+    @contextlib.contextmanager
+    def opened(path: Path) -> Iterator[Session]:
+        with Session(path) as session:
+            session.manifest = dataclasses.replace(session.manifest, precision=half)
+            yield session
+
+    compare, asked = gate.compare_weights, []
+    monkeypatch.setattr(gate, "compare_weights", lambda *args: (asked.append(args[2]), compare(*args))[1])
+    report = check_parity(artifact.path, artifact.model, open_session=opened)
+    assert report.limits == THRESHOLDS["fp16"]
+    assert asked == [artifact.manifest.precision]
+    assert asked != [half]
 
 
 def test_verify_passes_and_fails_from_the_command_line(

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
-from erniem_export.checkpoint import load_checkpoint
 from erniem_export.cli import main
 from erniem_export.errors import ExportError, FusionError
 from erniem_export.heads import CLASSES, GraphOptions
-from erniem_export.onnx_export import trace, write
 from erniem_export.options import ExportOptions
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
@@ -30,48 +25,14 @@ from erniem_rt.manifest import HEADS, Manifest
 
 LAYERS = 2
 TOLERANCE = 1e-5
-Traced = tuple[Any, bytes]
-
-
-@pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, ir.Model]]:
-    """``traced(head)``: a random model and a fresh copy of its canonical graph."""
-    folder, models = tmp_path_factory.mktemp("canonical"), {}
-
-    def load(head: str) -> tuple[Any, ir.Model]:
-        if head not in models:
-            models[head] = load_checkpoint("random:tiny", head).model
-            write(trace(models[head], head, GraphOptions()), folder / f"{head}.onnx")
-        return models[head], ir.load(folder / f"{head}.onnx")
-
-    return load
-
-
-def session_of(graph: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
-    write(graph, folder / "graph.onnx")
-    return onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
-
-
-def batch(head: str, seed: int, side: str) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    width = int(rng.integers(1, 40))
-    shape = (int(rng.integers(1, 6)), 3, width) if head == "mc" else (int(rng.integers(1, 6)), width)
-    mask = np.zeros(shape, np.int64)
-    for row in mask.reshape(-1, width):
-        length = int(rng.integers(0, width + 1))
-        if side == "scattered":
-            row[rng.permutation(width)[:length]] = 1
-        else:
-            row[slice(length) if side == "right" else slice(width - length, None)] = 1
-    return {"input_ids": rng.integers(2, 1000, shape), "attention_mask": mask}
 
 
 @pytest.mark.parametrize("side", ["right", "left", "scattered"])
 @pytest.mark.parametrize("head", CLASSES)
-def test_numbers_are_those_of_pytorch(head: str, side: str, traced, tmp_path: Path) -> None:
+def test_numbers_are_those_of_pytorch(head: str, side: str, traced, session_of, batch) -> None:
     model, graph = traced(head)
     optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
-    session = session_of(graph, tmp_path)
+    session = session_of(graph)
 
     for seed in range(5):
         feeds = batch(head, seed, side)
@@ -107,14 +68,14 @@ def test_every_attention_is_fused_and_the_rest_is_packed(head: str, traced) -> N
     }
 
 
-def test_only_first_tokens_pass_through_the_last_layer(traced, tmp_path: Path) -> None:
+def test_only_first_tokens_pass_through_the_last_layer(traced, session_of) -> None:
     _, graph = traced("cls")
     optimize_for("onnxruntime", graph, "cls", LAYERS, GraphOptions())
     last = [node.outputs[0] for node in graph.graph if node.op_type == "Gelu"]
     graph.graph.outputs.extend(last)
     for value in last:
         value.type = ir.TensorType(ir.DataType.FLOAT)
-    session = session_of(graph, tmp_path)
+    session = session_of(graph)
 
     ids = np.arange(2, 26).reshape(3, 8)
     _, first, second = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
@@ -122,7 +83,7 @@ def test_only_first_tokens_pass_through_the_last_layer(traced, tmp_path: Path) -
     assert (len(first), len(second)) == (24, 3)
 
 
-def test_padding_is_not_computed(traced, tmp_path: Path) -> None:
+def test_padding_is_not_computed(traced, session_of) -> None:
     _, graph = traced("base")
     optimize_for("onnxruntime", graph, "base", LAYERS, GraphOptions())
     inner = next(node.outputs[0] for node in graph.graph if node.op_type == "Gelu")
@@ -131,9 +92,7 @@ def test_padding_is_not_computed(traced, tmp_path: Path) -> None:
     mask = np.zeros((4, 50), np.int64)
     mask[0, :7], mask[1, :50], mask[2, -3:] = 1, 1, 1
 
-    tokens = session_of(graph, tmp_path).run(
-        [str(inner.name)], {"input_ids": np.full((4, 50), 5), "attention_mask": mask}
-    )[0]
+    tokens = session_of(graph).run([str(inner.name)], {"input_ids": np.full((4, 50), 5), "attention_mask": mask})[0]
 
     # 7 and 50; 3 and the first, which the pooler reads; all of the row that attends to nothing.
     assert len(tokens) == 7 + 50 + 4 + 50

@@ -153,6 +153,14 @@ def test_a_hypothesis_that_leaves_no_room_is_named(make_pipe, tokenizer):
     assert ask(make_pipe(max_length=count + 5), labels=["Nachbarn"])["labels"] == ["Nachbarn"]
 
 
+def test_a_long_label_is_cut_short_in_messages(make_pipe):
+    with pytest.raises(InvalidInputError) as caught:
+        ask(make_pipe(max_length=512), labels=["Nachbarn " * 600])
+    assert len(str(caught.value)) < 300
+    assert "candidate label 'Nachbarn Nachbarn" in str(caught.value)
+    assert "…' alone takes " in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

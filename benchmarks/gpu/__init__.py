@@ -1,0 +1,1 @@
+"""The same benchmark on a GPU; see docs/benchmarks.md."""

@@ -1,0 +1,113 @@
+"""Which TensorRT there is: the full one, built for the GPU at hand, or the one for RTX, which needs none."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from erniem_export.errors import EngineBuildError
+from erniem_rt.plan import FLAVOURS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["AUTO", "MISSING", "Library", "gpu_capability", "load_library"]
+
+AUTO = "auto"
+_NEEDS_GPU = "tensorrt"
+MISSING = 'no TensorRT plan, for no builder is installed: pip install "erniem-rt[tensorrt-rtx]", or say --engine none'
+_CU_MAJOR, _CU_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR} of cuda.h
+_REMEDY = 'pip install "erniem-rt[{flavour}]", or say --engine none'
+
+
+@dataclass
+class Library:
+    """A builder: ``flavour`` is a key of :data:`erniem_rt.plan.FLAVOURS`, ``module`` what its package installs.
+
+    ``messages`` collects the warnings and errors that the library logs.
+    """
+
+    flavour: str
+    version: str
+    module: Any
+    logger: Any
+    messages: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{'TensorRT for RTX' if self.flavour == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[str]]:
+        """Collect what is logged meanwhile, and nothing from before."""
+        self.messages.clear()
+        yield self.messages
+
+
+_LOADED: dict[str, Library] = {}
+
+
+def load_library(engine: str) -> Library | None:
+    """Return the builder for ``--engine``: ``auto`` takes what is installed and can build here, or None.
+
+    Raises:
+        EngineBuildError: The one that was asked for by name is not installed, or does not load.
+    """
+    if engine != AUTO:
+        if engine == _NEEDS_GPU and gpu_capability() is None:
+            raise EngineBuildError(
+                "--engine tensorrt builds on the GPU that it builds for, and there is none here, or no driver: build "
+                "where the plan is to run, or take --engine tensorrt-rtx"
+            )
+        try:
+            return _load(engine)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise EngineBuildError(
+                f"--engine {engine} needs the package {engine}, and it cannot be loaded ({error}): "
+                f"{_REMEDY.format(flavour=engine)}"
+            ) from error
+    for flavour in FLAVOURS:
+        if flavour == _NEEDS_GPU and gpu_capability() is None:
+            continue
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            return _load(flavour)
+    return None
+
+
+def _load(flavour: str) -> Library:
+    module: Any = importlib.import_module(FLAVOURS[flavour])
+    known = _LOADED.get(flavour)
+    if known is None or known.module is not module:
+        messages: list[str] = []
+        known = Library(flavour, str(module.__version__), module, _logger(module, messages), messages)
+        # The libraries keep the first logger that they are given, whatever comes later.
+        _LOADED[flavour] = known
+    return known
+
+
+def _logger(module: Any, messages: list[str]) -> Any:
+    class Collector(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
+                messages.append(" ".join(str(message).split()))
+
+    return Collector()
+
+
+def gpu_capability() -> str | None:
+    """The compute capability of the first GPU, such as ``8.9``; None without a GPU or a driver."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1")
+        device = ctypes.c_int()
+        failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+        for value, attribute in ((major, _CU_MAJOR), (minor, _CU_MINOR)):
+            failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else f"{major.value}.{minor.value}"

@@ -1,0 +1,72 @@
+"""Canonical graphs of a small random model, a fresh copy for each caller, and batches with any kind of padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.heads import GraphOptions
+from erniem_export.onnx_export import trace, write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Handing work this small to a second thread takes longer than doing it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, ir.Model]]:
+    """``traced(head, **flags)``: a random model of two layers and a fresh copy of its canonical graph."""
+    folder, models = tmp_path_factory.mktemp("canonical"), {}
+
+    def load(head: str, **flags: bool) -> tuple[Any, ir.Model]:
+        path = folder / f"{'-'.join([head, *sorted(flags)])}.onnx"
+        if path not in models:
+            models[path] = load_checkpoint("random:tiny", head).model
+            write(trace(models[path], head, GraphOptions(**flags)), path)
+        return models[path], ir.load(path)
+
+    return load
+
+
+@pytest.fixture
+def session_of(tmp_path: Path) -> Callable[[ir.Model], onnxruntime.InferenceSession]:
+    """Open a graph on the CPU."""
+
+    def load(graph: ir.Model) -> onnxruntime.InferenceSession:
+        write(graph, tmp_path / "graph.onnx")
+        return onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def batch() -> Callable[..., dict[str, np.ndarray]]:
+    """``batch(head, seed, side)``: ids and a mask whose rows attend to 0 or more tokens, padded on that side."""
+
+    def draw(head: str, seed: int, side: str) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        width = int(rng.integers(1, 40))
+        shape = (int(rng.integers(1, 6)), 3, width) if head == "mc" else (int(rng.integers(1, 6)), width)
+        mask = np.zeros(shape, np.int64)
+        for row in mask.reshape(-1, width):
+            length = int(rng.integers(0, width + 1))
+            if side == "scattered":
+                row[rng.permutation(width)[:length]] = 1
+            else:
+                row[slice(length) if side == "right" else slice(width - length, None)] = 1
+        return {"input_ids": rng.integers(2, 1000, shape), "attention_mask": mask}
+
+    return draw

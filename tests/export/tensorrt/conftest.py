@@ -1,0 +1,106 @@
+"""Nano with its plans, built for real; needs TensorRT for RTX, which .venv has and .venv-tf5 has not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from erniem_export.bundle import files_of
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.onnx_export import write
+from erniem_export.parity.cases import build_cases
+from erniem_export.precision import Precision, apply_precision
+from erniem_export.progress import Terminal
+from erniem_export.quantization.quantize import Int8, quantize_for_engine
+from erniem_export.tensorrt.library import load_library
+from erniem_export.tensorrt.options import EngineOptions
+from erniem_export.tensorrt.plan import add_plan
+from erniem_rt.manifest import Manifest, Profile
+
+ROOT = Path(__file__).parents[3]
+NANO = ROOT / "examples" / "nano" / "checkpoints"
+WITHOUT_BUILDER = ".venv-tf5"
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """The module; where it is part of the environment, its absence is a failure."""
+    if find_spec("tensorrt_rtx") is None and WITHOUT_BUILDER in sys.prefix:
+        pytest.skip(f"{WITHOUT_BUILDER} has no TensorRT for RTX")
+    import tensorrt_rtx
+
+    return tensorrt_rtx
+
+
+@pytest.fixture(scope="session")
+def fake() -> Any:
+    """The module beside this file: full TensorRT's stand-in."""
+    spec = spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small_profile() -> Callable[[str], Profile]:
+    """A profile for a head: up to two rows of 512, best at 16."""
+    return lambda head: (
+        Profile((1, 1, 1), (1, 3, 16), (1, 3, 512)) if head == "mc" else Profile((1, 1), (1, 16), (2, 512))
+    )
+
+
+@pytest.fixture(scope="session")
+def stage(nano_artifact: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``stage(head, precision)``: a copy of nano's artifact in this precision, its manifest and its checkpoint."""
+    folder = tmp_path_factory.mktemp("staged")
+
+    def make(head: str, precision: str) -> tuple[Path, Manifest, Any]:
+        source, target = nano_artifact(head).parent, folder / precision / head
+        shutil.copytree(source, target)
+        manifest, checkpoint = Manifest.load(target / f"{head}.json"), load_checkpoint(str(NANO / head), head)
+        if precision != "fp32":
+            graph = ir.load(source / f"{head}.onnx")
+            cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=1)
+            facts = apply_precision(graph, Precision("fp16" if precision == "int8" else precision), cases, target)
+            if precision == "int8":
+                limits = manifest.limits
+                quantize_for_engine(graph, checkpoint, NANO / head, Int8(), limits, "tensorrt-rtx", Terminal())
+                facts |= {"weights": "int8", "products": "fp16"}
+            write(graph, target / f"{head}.onnx")
+            (target / f"{head}.json").unlink()
+            manifest = dataclasses.replace(manifest, precision=facts, files=files_of(target))
+            manifest.save(target / f"{head}.json")
+        return target, manifest, checkpoint
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def planned(
+    rtx: Any, stage: Callable[..., Any], small_profile: Callable[[str], Profile]
+) -> Callable[[str, str], tuple[Path, Manifest]]:
+    """``planned(head, precision)``: nano's artifact of this head, with a plan, built once; and its manifest."""
+    done: dict[tuple[str, str], tuple[Path, Manifest]] = {}
+
+    def make(head: str, precision: str) -> tuple[Path, Manifest]:
+        if (head, precision) not in done:
+            folder, manifest, checkpoint = stage(head, precision)
+            library = load_library("tensorrt-rtx")
+            assert library is not None
+            options = EngineOptions("tensorrt-rtx", profiles=(small_profile(head),))
+            file = folder / f"{head}.json"
+            add_plan(folder, manifest, checkpoint, library, options, Terminal()).save(file)
+            done[head, precision] = folder / f"{head}.onnx", Manifest.load(file)
+        return done[head, precision]
+
+    return make

@@ -1,0 +1,193 @@
+"""Full TensorRT as far as a build needs it, in the releases 10 and 11: what cannot be installed from a package index.
+
+It parses ONNX for real, into layers with the types that the graph says, and builds nothing. What a release does not
+have is not there, so that using it is an AttributeError here as it is there.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+
+PLAN = b"plan of a fake"
+_TYPES = {"FLOAT16": "HALF", "BFLOAT16": "BF16"}
+_LAYERS = {"MatMul": "MATRIX_MULTIPLY", "DequantizeLinear": "DEQUANTIZE", "QuantizeLinear": "QUANTIZE", "Cast": "CAST"}
+
+
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+
+
+class IProgressMonitor:
+    pass
+
+
+def named(name: str) -> Any:
+    return SimpleNamespace(name=name)
+
+
+class Tensor:
+    def __init__(self, value: ir.Value) -> None:
+        self.name = value.name
+        self.shape = tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
+        self.dtype = named(_TYPES.get(value.dtype.name, value.dtype.name) if value.dtype else "FLOAT")
+        self.dtype.itemsize = value.dtype.itemsize if value.dtype else 4
+
+
+class Layer:
+    def __init__(self, name: str, kind: str, inputs: list[Any], outputs: list[Any]) -> None:
+        self.name, self.type = name, named(kind)
+        self._inputs, self._outputs = inputs, outputs
+        self.num_inputs, self.num_outputs = len(inputs), len(outputs)
+        self.get_input, self.get_output = inputs.__getitem__, outputs.__getitem__
+
+
+class Network:
+    def __init__(self, flags: int) -> None:
+        self.flags = flags
+        self.layers: list[Layer] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    num_layers = property(lambda self: len(self.layers))
+    num_inputs = property(lambda self: len(self.inputs))
+    num_outputs = property(lambda self: len(self.outputs))
+
+    def get_layer(self, i: int) -> Layer:
+        return self.layers[i]
+
+    def get_input(self, i: int) -> Tensor:
+        return self.inputs[i]
+
+    def get_output(self, i: int) -> Tensor:
+        return self.outputs[i]
+
+
+class Error:
+    def __init__(self, text: str, node: str | None, operator: str) -> None:
+        self.desc = lambda: text
+        if node is not None:  # parsers before 10.0 knew nothing of nodes
+            self.node_name, self.node_operator = (lambda: node), (lambda: operator)
+
+
+class Parser:
+    def __init__(self, world: FakeTensorRT, network: Network, logger: Any) -> None:
+        self._world, self._network, self._errors = world, network, []
+
+    num_errors = property(lambda self: len(self._errors))
+
+    def get_error(self, i: int) -> Error:
+        return self._errors[i]
+
+    def parse_from_file(self, path: str) -> bool:
+        graph = ir.load(path).graph
+        for node in graph:
+            if node.op_type in self._world.unsupported or node.domain:
+                text = f"no importer for {node.op_type}"
+                self._errors.append(Error(text, node.name if self._world.names_nodes else None, node.op_type))
+                return False
+        constants = [Tensor(value) for value in graph.initializers.values()]
+        self._network.layers += [Layer(f"{tensor.name}.constant", "CONSTANT", [], [tensor]) for tensor in constants]
+        for node in graph:
+            ends = [[Tensor(value) for value in values if value is not None] for values in (node.inputs, node.outputs)]
+            self._network.layers.append(Layer(node.name, _LAYERS.get(node.op_type, node.op_type.upper()), *ends))
+        self._network.inputs += [Tensor(value) for value in graph.inputs]
+        self._network.outputs += [Tensor(value) for value in graph.outputs]
+        return True
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        self.shapes[name] = list(shapes)
+
+
+class Config:
+    def __init__(self) -> None:
+        self.profiles: list[Profile] = []
+        self.flags: list[Any] = []
+        self.cleared: list[Any] = []
+        self.limits: dict[Any, int] = {}
+        self.timing_cache: Any = None
+        self.profiling_verbosity = self.progress_monitor = None
+        self.hardware_compatibility_level = 0
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.append(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.cleared.append(flag)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.limits[pool] = size
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return SimpleNamespace(serialize=lambda: content + b"timed ")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self.timing_cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.timing_cache
+
+
+class FakeTensorRT:
+    """A module: ``built`` collects the network and the configuration of every build."""
+
+    def __init__(self, version: str) -> None:
+        self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt", None)  # torch looks for it
+        self.built: list[tuple[Network, Config]] = []
+        self.unsupported: set[str] = set()
+        self.names_nodes = True
+        self.fail: Any = None  # what a build does before it gives None
+        self.inspected = ["Half"]
+        old = int(version.split(".")[0]) < 11
+        self.ILogger, self.IProgressMonitor = ILogger, IProgressMonitor
+        self.NetworkDefinitionCreationFlag = IntEnum("Flag", {"STRONGLY_TYPED": 1} if old else {"OTHER": 3})
+        flags = {"FP16": 0, "INT8": 1, "BF16": 2} if old else {}
+        self.BuilderFlag = IntEnum("BuilderFlag", {**flags, "TF32": 7, "VERSION_COMPATIBLE": 9})
+        self.MemoryPoolType = IntEnum("MemoryPoolType", {"WORKSPACE": 0})
+        self.ProfilingVerbosity = IntEnum("ProfilingVerbosity", {"DETAILED": 2})
+        self.HardwareCompatibilityLevel = IntEnum("Level", {"NONE": 0, "AMPERE_PLUS": 1})
+        self.LayerInformationFormat = IntEnum("Format", {"JSON": 1})
+
+    def OnnxParser(self, network: Network, logger: Any) -> Parser:
+        return Parser(self, network, logger)
+
+    def Builder(self, logger: Any) -> Any:
+        def build(network: Network, config: Config) -> bytes | None:
+            if config.progress_monitor is not None:
+                config.progress_monitor.phase_start("Building", None, 2)
+                config.progress_monitor.step_complete("Building", 0)
+                config.progress_monitor.phase_finish("Building")
+            if self.fail is not None:
+                self.fail(logger, network)
+                return None
+            self.built.append((network, config))
+            return PLAN
+
+        return SimpleNamespace(
+            create_network=Network,
+            create_builder_config=Config,
+            create_optimization_profile=Profile,
+            build_serialized_network=build,
+        )
+
+    def Runtime(self, logger: Any) -> Any:
+        layers = [{"Name": "encoder_mha", "Outputs": [{"Format/Datatype": what}]} for what in self.inspected]
+        inspector = SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
+        engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)

@@ -1,0 +1,246 @@
+"""The same code on full TensorRT 10 and 11, which a fake stands for: what it is asked, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import onnx_ir as ir
+import pytest
+
+from erniem_export import pipeline
+from erniem_export.choices import HALVES
+from erniem_export.passes.int8_standard import int8_weights
+from erniem_export.tensorrt import library, plan
+from erniem_export.tensorrt.proof import prove
+from erniem_rt.manifest import Manifest, Profile
+
+VERSIONS = ("10.4.0.26", "11.0.0.17")
+RUNS = [(version, precision) for version in VERSIONS for precision in ("fp32", "fp16", "bf16")]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    for module in (library, plan):
+        monkeypatch.setattr(module, "gpu_capability", lambda: "8.0")
+
+
+@pytest.fixture
+def tensorrt(gpu, fake, monkeypatch):
+    """``tensorrt(version)``: that release is installed."""
+
+    def install(version):
+        module = fake.FakeTensorRT(version)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        return module
+
+    return install
+
+
+@pytest.fixture
+def build(write_checkpoint, erniem_export, traced, quick_gate, monkeypatch, tmp_path):
+    """Export a micro checkpoint with a plan, without gates; returns the result and the manifest."""
+    # A copy, for precision rewrites it in place.
+    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.from_proto(ir.to_proto(traced)))
+    monkeypatch.setattr(plan, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
+    model = write_checkpoint(tmp_path / "model")
+
+    def run(*arguments, out="out"):
+        result = erniem_export("--model", model, "--output", tmp_path / out, "--engine", "tensorrt", *arguments)
+        file = tmp_path / out / "cls.json"
+        return result, Manifest.load(file) if file.exists() else None
+
+    return run
+
+
+@pytest.mark.parametrize(("version", "precision"), RUNS)
+def test_precision_stands_in_a_strongly_typed_network_alone(tensorrt, build, version, precision):
+    module = tensorrt(version)
+    module.inspected = {"fp32": ["Float"], "fp16": ["Half"], "bf16": ["BF16"]}[precision]
+    result, manifest = build(*([f"--{precision}"] if precision in HALVES else []))
+    assert result.code == 0, result.err
+    network, config = module.built[-1]
+    assert network.flags == (2 if version.startswith("10") else 0)
+    assert config.flags == []
+    assert config.cleared == [module.BuilderFlag.TF32]
+    name = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
+    assert manifest.plan.proof["products"] == {name: 12}
+    assert manifest.plan.proof["inspector"][f"in_{name}"] == 1
+    assert (manifest.plan.flavour, manifest.plan.version) == ("tensorrt", version)
+    assert manifest.plan.compute_capabilities == ("8.0",)
+
+
+def test_the_plan_lies_beside_the_graph_with_its_hash(tensorrt, build, fake, tmp_path):
+    tensorrt(VERSIONS[0])
+    _, manifest = build("--fp16")
+    assert (tmp_path / "out" / "cls.plan").read_bytes() == fake.PLAN
+    manifest.verify(tmp_path / "out")
+    assert "cls.plan" in manifest.files
+
+
+def test_options_reach_the_builder(tensorrt, build, tmp_path):
+    module = tensorrt(VERSIONS[0])
+    cache = tmp_path / "timing.cache"
+    options = ["--hardware-compatible", "--version-compatible", "--workspace", 512, "--timing-cache", cache]
+    result, manifest = build("--fp16", *options, "--profile", "1x1,1x8,2x16", "--profile", "1x1,4x8,8x128")
+    assert result.code == 0, result.err
+    _, config = module.built[-1]
+    assert config.flags == [module.BuilderFlag.VERSION_COMPATIBLE]
+    assert config.hardware_compatibility_level == module.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert config.limits == {module.MemoryPoolType.WORKSPACE: 512 << 20}
+    assert [profile.shapes["input_ids"] for profile in config.profiles] == [
+        [(1, 1), (1, 8), (2, 16)],
+        [(1, 1), (4, 8), (8, 128)],
+    ]
+    assert config.profiles[0].shapes.keys() == {"input_ids", "attention_mask"}
+    assert manifest.plan.profiles == (Profile((1, 1), (1, 8), (2, 16)), Profile((1, 1), (4, 8), (8, 128)))
+    assert (manifest.plan.hardware_compatible, manifest.plan.version_compatible) == (True, True)
+    assert "9.0" in manifest.plan.compute_capabilities
+    # Once by the trial build of attention, once by the plan's.
+    assert cache.read_bytes() == b"timed timed "
+
+
+def test_without_profiles_there_is_one_for_latency_and_one_for_throughput(tensorrt, build):
+    tensorrt(VERSIONS[0])
+    _, manifest = build("--fp16")
+    latency, throughput = manifest.plan.profiles
+    assert (latency.opt, throughput.opt) == ((1, 128), (32, 128))
+    assert latency.max[-1] == throughput.max[-1] == 128  # all that the model takes
+    assert throughput.max[0] >= 32
+
+
+def test_without_a_kernel_for_attention_it_is_made_of_primitives(tensorrt, build):
+    module = tensorrt(VERSIONS[0])
+    module.unsupported = {"Attention"}
+    result, manifest = build("--fp16")
+    assert result.code == 0, result.err
+    assert manifest.plan.attention["form"] == "MatMul-Softmax-MatMul"
+    assert "no importer for Attention" in manifest.plan.attention["reason"]
+    kinds = {layer.type.name for layer in module.built[-1][0].layers}
+    assert "SOFTMAX" in kinds
+    assert "ATTENTION" not in kinds
+
+
+@pytest.mark.parametrize("names_nodes", [True, False])
+def test_an_error_of_the_parser_names_the_node(tensorrt, build, names_nodes, tmp_path):
+    module = tensorrt(VERSIONS[0])
+    module.unsupported, module.names_nodes = {"Gelu"}, names_nodes
+    result, manifest = build("--fp16")
+    assert (result.code, manifest) == (1, None)
+    assert not (tmp_path / "out").exists()
+    line = result.err.splitlines()[-1]
+    assert line.startswith("error: TensorRT 10.4.0.26 cannot take cls.onnx: ")
+    assert "no importer for Gelu" in line
+    assert ("node node_gelu (Gelu): " in line) == names_nodes
+
+
+def test_an_error_of_the_builder_names_the_node(tensorrt, build):
+    module = tensorrt(VERSIONS[1])
+
+    def fail(logger, network):
+        if network.num_inputs == 2:  # the plan, not the trial
+            logger.log(module.ILogger.ERROR, "no tactic for encoder.layers.1.linear2 in\nthis graph")
+
+    module.fail = fail
+    result, _ = build("--fp16")
+    assert result.code == 1
+    name = "encoder.layers.1.linear2"
+    expected = f"cannot build this graph: node {name}: no tactic for {name} in this graph"
+    assert expected in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("how", ["logged", "raised"])
+def test_running_out_of_memory_says_what_to_do(tensorrt, build, how, tmp_path):
+    module = tensorrt(VERSIONS[1])
+
+    def fail(logger, network):
+        if how == "raised":
+            raise MemoryError
+        logger.log(module.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 1000 bytes.)")
+
+    module.fail = fail
+    result, _ = build("--fp16")
+    assert result.code == 1
+    assert "ran out of memory while building" in result.err
+    assert "--workspace" in result.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_stops_the_build_and_leaves_nothing(tensorrt, build, monkeypatch, tmp_path):
+    module = tensorrt(VERSIONS[1])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("erniem_export.progress.Terminal.phase", lambda _, name, *__: name and interrupted())
+    result, _ = build("--fp16")
+    assert (result.code, module.built[1:]) == (1, [])
+    assert result.err.splitlines()[-1] == "error: interrupted; nothing was written"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_of_another_precision_is_refused(tensorrt, build, tmp_path):
+    tensorrt(VERSIONS[0]).inspected = ["Float", "Int8"]
+    result, _ = build("--fp16")
+    assert result.code == 1
+    assert "asked for fp16, but no layer of the engine (2) has a tensor in HALF" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch):
+    tensorrt(VERSIONS[0])
+    monkeypatch.setattr("erniem_export.pipeline.apply_precision", lambda *_: {"weights": "fp16", "embedding": "fp16"})
+    result, _ = build("--fp16")
+    assert result.code == 1
+    assert "asked for fp16, but the product encoder.layers.0.linear1 computes in FLOAT" in result.err
+
+
+@pytest.mark.parametrize(("whole", "expected"), [(True, "12 have int8 weights and 0 int8 inputs"), (False, None)])
+def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, whole, expected):
+    """Full TensorRT is asked for products in int8; weights alone are another precision."""
+    tensorrt(VERSIONS[0])
+
+    def weights_only(graph, checkpoint, *_):
+        parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
+        return {"weights_only": int8_weights(graph, parameters)}
+
+    monkeypatch.setattr(pipeline, "quantize_for_engine", weights_only)
+    if not whole:
+        monkeypatch.setattr(plan, "prove", lambda *given, **_: prove(*given, whole=False))
+    result, manifest = build("--int8")
+    if expected:
+        assert result.code == 1
+        assert f"asked for int8 products, but of 12 products {expected}" in result.err
+    else:
+        assert manifest.plan.proof["int8"] == {"weights": 12, "inputs": 0}
+
+
+@pytest.mark.slow
+def test_int8_products_pass_the_gate_and_are_proven(tensorrt, erniem_export, tmp_path):
+    module = tensorrt(VERSIONS[1])
+    result = erniem_export(
+        "--model", "examples/nano/checkpoints/cls", "--output", tmp_path, "--int8", "--engine", "tensorrt"
+    )
+    assert result.code == 0, result.err
+    content = json.loads((tmp_path / "cls.json").read_text("utf-8"))
+    assert content["precision"] == {"weights": "int8", "embedding": "fp16", "products": "fp16"}
+    assert content["plan"]["proof"]["int8"] == {"weights": 24, "inputs": 24}
+    assert content["engine"]["int8"]["calibration"].startswith("built-in text")
+    points = {product["input_zero_point"] for product in content["engine"]["int8"]["products"].values()}
+    assert points == {128}
+    kinds = [layer.type.name for layer in module.built[-1][0].layers]
+    assert kinds.count("QUANTIZE") == 4 * 4  # an input for each group of products
+
+
+def test_int8_without_text_to_calibrate_on_is_refused(tensorrt, build, tmp_path):
+    tensorrt(VERSIONS[1])
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    for options, expected in (
+        ([], "--int8 for TensorRT is calibrated on text, and this checkpoint has no tokenizer to read it with"),
+        (["--calibration", empty], "holds no text"),
+    ):
+        result, _ = build("--int8", *options)
+        assert result.code == 1
+        assert expected in result.err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,90 @@
+"""The kernels that TensorRT for RTX compiles: shared by a session's contexts, and kept in a file if one is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from erniem_rt import ArtifactError, InvalidInputError, Session
+
+from .fake_tensorrt import CudaGraphStrategy
+
+
+@pytest.fixture
+def plan(heads, plan_of):
+    return plan_of(heads["qa"].path, flavour="tensorrt-rtx")
+
+
+def test_kernels_are_written_and_read_again(rtx, plan, tmp_path):
+    kernels = tmp_path / "kernels"
+    with Session(plan, runtime_cache=kernels) as session:
+        session.run(input_ids=[[5, 6]])
+        assert not kernels.exists()
+    first = json.loads(kernels.read_bytes())
+    assert len(first) == 1
+    with Session(plan, runtime_cache=str(kernels)) as session:
+        session.run(input_ids=[[5, 6], [7, 8]])
+    assert len(json.loads(kernels.read_bytes())) == 2
+    assert first[0] in json.loads(kernels.read_bytes())
+    assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
+
+
+def test_a_cache_that_brings_nothing_new_is_not_written(rtx, plan, tmp_path):
+    kernels = tmp_path / "kernels"
+    for _ in range(2):
+        with Session(plan, runtime_cache=kernels) as session:
+            session.run(input_ids=[[5, 6]])
+        kernels.chmod(0o400)
+        before = kernels.stat()
+    assert kernels.stat().st_ino == before.st_ino
+
+
+def test_what_the_library_refuses_is_replaced(rtx, plan, tmp_path):
+    kernels = tmp_path / "kernels"
+    kernels.write_bytes(b"of another GPU")
+    with Session(plan, runtime_cache=kernels) as session:
+        session.run(input_ids=[[5, 6]])
+    assert len(json.loads(kernels.read_bytes())) == 1
+
+
+def test_without_a_name_nothing_is_written(rtx, plan, tmp_path):
+    before = sorted(path.name for path in plan.parent.iterdir())
+    with Session(plan) as session:
+        session.run(input_ids=[[5, 6]])
+    assert sorted(path.name for path in plan.parent.iterdir()) == before
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(rtx, plan, tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    session = Session(plan, runtime_cache=folder / "kernels")
+    session.run(input_ids=[[5, 6]])
+    folder.rmdir()
+    with pytest.warns(UserWarning, match=r"the runtime cache .*kernels was not written: No such file or directory"):
+        session.close()
+
+
+@pytest.mark.parametrize("name", ["", "missing/kernels"])
+def test_a_place_that_is_none(rtx, plan, tmp_path, name):
+    with pytest.raises(InvalidInputError, match="runtime_cache must be a file in a folder that exists, got "):
+        Session(plan, runtime_cache=tmp_path / name)
+
+
+def test_full_tensorrt_has_none(machine, heads, plan_of, tmp_path):
+    with pytest.raises(ArtifactError, match="has nothing to put into a runtime cache"):
+        Session(plan_of(heads["qa"].path), runtime_cache=tmp_path / "kernels")
+
+
+@pytest.mark.parametrize(
+    ("graphs", "strategy"), [(None, "WHOLE_GRAPH_CAPTURE"), (True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")]
+)
+def test_graphs_are_the_librarys_own(rtx, plan, graphs, strategy, monkeypatch):
+    from .fake_tensorrt import RtxEngine
+
+    made = []
+    real = RtxEngine.create_runtime_config
+    monkeypatch.setattr(RtxEngine, "create_runtime_config", lambda engine: made.append(real(engine)) or made[-1])
+    Session(plan, cuda_graphs=graphs).close()
+    (config,) = made
+    assert config.cuda_graph_strategy is CudaGraphStrategy[strategy]
