@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
     import os
 
+    import numpy as np
     from numpy.typing import NDArray
 
 _CHUNK = 1 << 20
@@ -74,6 +73,8 @@ def unreadable(path: str | os.PathLike[str], error: OSError) -> ArtifactError:
 
 def read_whole(path: Path) -> tuple[NDArray[np.uint8], str]:
     """The content of a file and its SHA-256 (lower-case hex); :class:`ArtifactError` when it cannot be read."""
+    import numpy as np  # here: the command line reads manifests, and its --help is to be quick
+
     digest = hashlib.sha256()
     done = 0
     try:
