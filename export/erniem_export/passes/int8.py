@@ -105,6 +105,7 @@ def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product
         name=f"{place}.int8",
         domain=CONTRIB,
     )
+    result.type = ir.TensorType(ir.DataType.FLOAT)
     if entry.exact is not None:
         exact_weight = _stored(graph, f"{place}.weight.exact", product.exact_weight.numpy())
         result = _add_product(rewriter, place, entry.exact, exact_weight, result)
