@@ -218,8 +218,9 @@ def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs
     plain = exact @ weights
     importance = _importance(plain)
     entered = entering.scaled(found)
-    values = _centred(entering.rounded(entering.inner(entered)), importance)
-    wanted = _centred(plain - entered[:, entering.exact] @ weights[entering.exact], importance)
+    weighted = importance.sqrt()[:, None]
+    values = entering.rounded(entering.inner(entered)) * weighted
+    wanted = (plain - entered[:, entering.exact] @ weights[entering.exact]) * weighted
     fitted, moments = _fit(values, wanted, entering.inner_weights(weights))
     _, scales = _round_weights(fitted, entering.reach)
     steps = round_against(fitted, scales, WEIGHT_STEPS, moments, entering.reach)
@@ -230,11 +231,6 @@ def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs
     size = plain.square().sum(1) @ importance
     product.error = float(((gap - shift).square().sum(1) @ importance / size.clamp_min(_TINY)).sqrt())
     return product
-
-
-def _centred(values: Tensor, importance: Tensor) -> Tensor:
-    """Without the mean, which the bias takes, and with the square root of each token's weight on it."""
-    return (values - importance @ values) * importance.sqrt()[:, None]
 
 
 def _fit(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
