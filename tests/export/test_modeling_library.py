@@ -107,7 +107,7 @@ def test_saved_models_load_again(name: str, save: Callable[[Any, Path], str], tm
     assert not any(report.values()), report
     _assert_same_state(loaded, model)
     ids = _ids(name)
-    assert _numbers(loaded(ids)) == _numbers(model(ids))
+    _assert_same_numbers(_numbers(loaded(ids)), _numbers(model(ids)))
 
 
 def test_sharded_files_are_several(tmp_path: Path):
@@ -207,10 +207,10 @@ def test_token_embeddings_can_be_resized(name: str, size: int, tmp_path: Path):
     assert model.config.vocab_size == size
     kept = min(size, 61)
     assert torch.equal(model.get_input_embeddings().weight[:kept], old[:kept])
-    assert _numbers(model(ids)) == before
+    _assert_same_numbers(_numbers(model(ids)), before)
     ids[0, 0] = size - 1
     model.save_pretrained(tmp_path)
-    assert _numbers(type(model).from_pretrained(tmp_path)(ids)) == _numbers(model(ids))
+    _assert_same_numbers(_numbers(type(model).from_pretrained(tmp_path)(ids)), _numbers(model(ids)))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -227,7 +227,7 @@ def test_a_pruned_model_is_the_whole_one_under_a_head_mask(name: str, tmp_path: 
     loaded = type(model).from_pretrained(tmp_path)
     assert loaded.config.pruned_heads == {0: [1], 1: [0, 2, 3]}
     _assert_same_state(loaded, model)
-    assert _numbers(loaded(ids)) == _numbers(model(ids))
+    _assert_same_numbers(_numbers(loaded(ids)), _numbers(model(ids)))
 
 
 def test_a_layer_keeps_at_least_one_head():
@@ -235,7 +235,7 @@ def test_a_layer_keeps_at_least_one_head():
     before = _numbers(model(_ids("ErnieMModel")))
     with pytest.raises(ValueError, match="layer 1 must keep at least one of its attention heads"):
         model.prune_heads({1: [0, 1, 2, 3]})
-    assert _numbers(model(_ids("ErnieMModel"))) == before
+    _assert_same_numbers(_numbers(model(_ids("ErnieMModel"))), before)
 
 
 def _model(name: str) -> Any:
@@ -257,6 +257,10 @@ def _assert_same_state(actual: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(actual.state_dict()[key], value), key
 
 
-def _numbers(output: Any) -> list[Any]:
-    """Return all tensors as lists, for exact comparison."""
-    return [tensor.tolist() for tensor in output.values() if isinstance(tensor, Tensor)]
+def _numbers(output: Any) -> list[Tensor]:
+    return [tensor for tensor in output.values() if isinstance(tensor, Tensor)]
+
+
+def _assert_same_numbers(found: list[Tensor], expected: list[Tensor]) -> None:
+    """Equal but for the last bits, which in a product may depend on where its operands lie in memory."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
