@@ -142,6 +142,12 @@ DRAWINGS: dict[str, Callable[[Results], Any]] = {
 }
 
 
+def drawn(results: Results) -> dict[str, Callable[[Results], Any]]:
+    """The drawings for which something was measured."""
+    empty = {"bench-padding.svg": not padding_lines(results), "bench-accuracy.svg": not accuracy_points(results)}
+    return {name: draw for name, draw in DRAWINGS.items() if not empty.get(name)}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -154,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     matplotlib.rcParams.update({"svg.hashsalt": "erniem-rt", "svg.fonttype": "none", "font.family": "sans-serif"})
     content = options.results.read_bytes()
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, draw in DRAWINGS.items():
+    for name, draw in drawn(json.loads(content)).items():
         metadata = {"Date": None, "Description": digest(content)}
         draw(json.loads(content)).savefig(options.output / name, metadata=metadata)
         print(f"wrote {options.output / name}")
