@@ -341,7 +341,9 @@ def test_an_export_that_is_told_to_stop(
     if over:
         shutil.copytree(exported[0], output)
     before = {file.name: file.read_bytes() for file in output.iterdir()} if over else None
-    code = "import sys; from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    # Tests that a shell runs in the background have children that ignore SIGINT, until they say otherwise.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["--model", "random:tiny", "--head", "qa", "--output", str(output)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
