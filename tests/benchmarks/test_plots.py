@@ -41,3 +41,9 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         content = (tmp_path / "a" / name).read_bytes()
         assert content == (tmp_path / "b" / name).read_bytes()
         assert plots.digest(from_results.read_bytes()).encode() in content
+
+
+def test_a_picture_of_what_was_not_measured_is_not_drawn(results: dict[str, Any]) -> None:
+    assert plots.drawn(results).keys() == plots.DRAWINGS.keys()
+    results["workloads"] = {name: w for name, w in results["workloads"].items() if not name.startswith("padding-")}
+    assert plots.drawn(results).keys() == plots.DRAWINGS.keys() - {"bench-padding.svg"}

@@ -136,9 +136,8 @@ def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def _read_fused(node: ir.Node) -> _Product:
-    entering, weight, _, scale, _, zero_point, bias = node.inputs
+    entering, weight, _, scale, _, _, bias = node.inputs
     steps, scales = _constant(weight), _constant(scale)
-    steps = steps if zero_point is None else steps - _constant(zero_point)
     whole = _with_exact(node, steps * scales)
     product = _Product(whole, np.broadcast_to(scales, steps.shape), _constant(bias), np.nan)
     return _with_input(product, entering, scales)

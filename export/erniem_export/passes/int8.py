@@ -1,7 +1,8 @@
 """Products in int8 for ONNX Runtime on a CPU: QuantizeLinear, then MatMulIntegerToFloat with its bias.
 
-Inputs are uint8 with a fixed scale and zero point, weights int8 with a scale per column: the pairing that every kernel
-of onnxruntime's is fastest with. Without VNNI it adds two products in 16 bits; the weights were rounded for that.
+Inputs are uint8 with a fixed scale and zero point, weights int8 with a scale per column: on AVX2 onnxruntime's kernel
+for that pairing was about 1.3 times as fast as the one for two unsigned operands. Without VNNI it adds two products in
+16 bits; the weights were rounded for that.
 Products that read the same value share one QuantizeLinear. Channels that enter in float32 have weights of zero in int8,
 and a product of their own that is added.
 """

@@ -32,7 +32,9 @@ def parse_profile(text: str) -> Profile:
     if len(parsed) != 3 or any(size < 1 for shape in parsed for size in shape):
         raise ValueError(f"expected {_SYNTAX}, got {text!r}")
     low, opt, high = parsed
-    if len({len(shape) for shape in parsed}) > 1 or not all(a <= b <= c for a, b, c in zip(low, opt, high)):  # noqa: B905
+    if len({len(shape) for shape in parsed}) > 1 or not all(
+        a <= b <= c for a, b, c in zip(low, opt, high, strict=True)
+    ):
         raise ValueError(f"expected MIN <= OPT <= MAX along every axis, got {text!r}")
     return Profile(low, opt, high)
 
