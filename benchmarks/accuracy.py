@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,28 @@ from numpy.typing import NDArray
 
 from benchmarks.client import Client, WorkerError
 from benchmarks.engines import ENGINES, REFERENCE, EngineSpec
-from benchmarks.measure import Say
+from benchmarks.measure import PAUSE, Say, close_all, open_all
 from benchmarks.minilm import GAP, find_weights, tokenize
 from benchmarks.prepare import prepare
+from benchmarks.summary import spread, turn_order
 from benchmarks.texts import real_texts
 
 States = list[NDArray[Any]]
 
 MODEL, BATCH = "minilm", 16
+# How many of the texts are timed. Speed belongs beside accuracy: what real weights need in float32, random ones do not.
+TIMED = 128
 JUDGED = ("ort-int8", "openvino-int8", "ctranslate2-int8", "erniem-rt", "erniem-rt-int8")
 
 
 def accuracy(
-    folder: Path, names: Sequence[str], open_client: Callable[[EngineSpec, Path, Path], Client], say: Say
+    folder: Path,
+    names: Sequence[str],
+    open_client: Callable[[EngineSpec, Path, Path], Client],
+    rounds: int,
+    say: Say,
 ) -> dict[str, Any]:
-    """Return per engine what :func:`judge` finds; only a gap if the weights are not installed."""
+    """Return per engine what :func:`judge` finds, and its speed; only a gap if the weights are not installed."""
     if find_weights() is None:
         return {"gap": GAP}
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,30 +44,67 @@ def accuracy(
     source, texts = real_texts()
     rows = folder / "rows.json"
     ids = tokenize(folder / "checkpoint", texts)
-    rows.write_text(json.dumps({"texts": {"rows": ids, "checked": [], "batch_size": BATCH}}), encoding="utf-8")
-
-    def states(name: str, batch_size: int) -> States:
-        path = folder / f"{name}.npz"
-        with open_client(ENGINES[name], folder, rows) as client:
-            client.ask("hidden_states", workload="texts", batch_size=batch_size, to=str(path))
-        with np.load(path) as arrays:
-            found = [arrays[key] for key in arrays.files]
-        path.unlink()
-        return found
-
-    expected = states(REFERENCE, BATCH)
-    engines: dict[str, Any] = {}
-    for name in JUDGED:
-        if name not in names:
-            engines[name] = {"gap": "left out of this run"}
-            continue
-        say(f"accuracy on trained weights: {ENGINES[name].label}")
+    workloads = {"texts": ids, "timed": ids[:TIMED]}
+    content = {name: {"rows": found, "checked": [], "batch_size": BATCH} for name, found in workloads.items()}
+    rows.write_text(json.dumps(content), encoding="utf-8")
+    engines: dict[str, Any] = {name: {"gap": "left out of this run"} for name in JUDGED if name not in names}
+    for name in (name for name in JUDGED if name in names):
         gap = prepare(ENGINES[name].artifact, folder, MODEL)
-        try:
-            engines[name] = {"gap": gap} if gap else judge(expected, states(name, BATCH), states(name, 1))
-        except WorkerError as error:
-            engines[name] = {"gap": str(error)}
-    return {"gap": None, "model": "all-MiniLM-L6-v2", "texts": len(texts), "source": source, "engines": engines}
+        if gap is not None:
+            engines[name] = {"gap": gap}
+    gaps: dict[str, str] = {}
+    chosen = [ENGINES[name] for name in (REFERENCE, *JUDGED) if name not in engines]
+    clients = open_all(chosen, lambda spec: open_client(spec, folder, rows), gaps, say)
+    try:
+        engines |= {name: {"gap": gap} for name, gap in gaps.items()}
+        expected = _states(clients[REFERENCE], folder, BATCH)
+        for name, client in clients.items():
+            if name != REFERENCE:
+                say(f"accuracy on trained weights: {client.spec.label}")
+                engines[name] = _judged(client, folder, expected)
+        timed = {name: client for name, client in clients.items() if engines.get(name, {"gap": None})["gap"] is None}
+        seconds = _time(timed, rounds)
+    finally:
+        close_all(clients)
+    for name in timed.keys() & engines.keys():
+        engines[name]["seconds"] = spread(seconds[name])
+    reference = {"label": ENGINES[REFERENCE].label, "seconds": spread(seconds[REFERENCE])}
+    return {
+        "gap": None,
+        "model": "all-MiniLM-L6-v2",
+        "texts": len(texts),
+        "timed_texts": len(workloads["timed"]),
+        "source": source,
+        "reference": reference,
+        "engines": {name: engines[name] for name in JUDGED},
+    }
+
+
+def _states(client: Client, folder: Path, batch_size: int) -> States:
+    path = folder / f"{client.spec.name}.npz"
+    client.ask("hidden_states", workload="texts", batch_size=batch_size, to=str(path))
+    with np.load(path) as arrays:
+        found = [arrays[key] for key in arrays.files]
+    path.unlink()
+    return found
+
+
+def _judged(client: Client, folder: Path, expected: States) -> dict[str, Any]:
+    try:
+        return judge(expected, _states(client, folder, BATCH), _states(client, folder, 1))
+    except WorkerError as error:
+        return {"gap": str(error)}
+
+
+def _time(clients: dict[str, Client], rounds: int) -> dict[str, list[float]]:
+    """Seconds for the hidden states of the timed texts, one sample per round, all engines taking turns."""
+    samples: dict[str, list[float]] = {name: [] for name in clients}
+    for number in range(rounds):
+        for name in turn_order(list(clients), number):
+            time.sleep(PAUSE)
+            request = {"workload": "timed", "untimed": 1, "calls": 1, "states": True}
+            samples[name] += clients[name].ask("time", **request)["seconds"]
+    return samples
 
 
 def judge(expected: States, in_batches: States, alone: States) -> dict[str, Any]:

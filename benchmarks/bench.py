@@ -116,7 +116,8 @@ def _accuracy(options: Options, say: Say) -> dict[str, Any]:
     def open_client(spec: EngineSpec, folder: Path, rows: Path) -> Client:
         return Client(spec, folder, rows, options.threads)
 
-    return accuracy.accuracy(ROOT / "build" / "bench" / accuracy.MODEL, options.engines, open_client, say)
+    folder = ROOT / "build" / "bench" / accuracy.MODEL
+    return accuracy.accuracy(folder, options.engines, open_client, options.rounds, say)
 
 
 def _drop_logits(results: dict[str, Any]) -> None:

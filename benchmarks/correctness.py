@@ -10,12 +10,12 @@ import numpy as np
 from benchmarks.engines import Precision
 
 # fp32, fp16, bf16: the largest difference of a logit, relative to the largest logit; those of the halves are what the
-# parity gate allows. int8: the cosine over all logits after the
-# reference's mean of each label was taken off both; without that the biases alone would make any engine look right.
-# The bound finds wrong computation (a cosine near 0), not coarse rounding: random weights magnify that, and how good
-# an int8 is shows on trained ones (accuracy.py).
+# parity gate allows. int8: the cosine over all logits after the reference's mean of each label was taken off both;
+# without that the biases alone would make any engine look right. Random weights magnify coarse rounding, most over long
+# rows: to a cosine of 0.34 for an int8 that is right on trained weights. Unrelated answers reach 0.05 or so (8 rows of
+# 64 logits). How good an int8 is shows on trained weights (accuracy.py).
 MAX_RELATIVE_DIFFERENCE = {"fp32": 5e-4, "fp16": 2e-2, "bf16": 1.5e-1}
-MIN_COSINE = 0.9
+MIN_COSINE = 0.3
 
 Logits = Sequence[Sequence[float]]
 

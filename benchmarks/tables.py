@@ -94,15 +94,26 @@ def accuracy(results: Results) -> str:
     section = results["accuracy"]
     if section["gap"]:
         return f"Not measured: {section['gap']}."
-    rows = []
+    count = section["timed_texts"]
+
+    def speed(found: Results) -> str:
+        return f"{count / found['seconds']['median']:.1f}"
+
+    rows = [[section["reference"]["label"], EMPTY, EMPTY, EMPTY, speed(section["reference"])]]
     for name, found in section["engines"].items():
         label = results["engines"][name]["label"]
         if found["gap"]:
-            rows.append([label, found["gap"], EMPTY, EMPTY])
+            rows.append([label, found["gap"], EMPTY, EMPTY, EMPTY])
             continue
         neighbour = f"{100 * found['same_neighbour']:.1f} %"
-        rows.append([label, f"{found['relative_l2']:.4f}", neighbour, f"{found['worst_alone']:.5f}"])
-    header = ["", "relative L2 of hidden states", "nearest neighbour unchanged", "alone and in a batch, worst cosine"]
+        rows.append([label, f"{found['relative_l2']:.4f}", neighbour, f"{found['worst_alone']:.5f}", speed(found)])
+    header = [
+        "",
+        "relative L2 of hidden states",
+        "nearest neighbour unchanged",
+        "alone and in a batch, worst cosine",
+        f"{count} of the texts, texts/s",
+    ]
     return f"{section['model']} on {section['texts']} texts: {section['source']}.\n\n{table(header, rows)}"
 
 

@@ -26,11 +26,16 @@ class Echo:
 
     def __init__(self, artifact: Path, threads: int, factor: int = 1) -> None:
         self.artifact, self.threads, self.factor = artifact, threads, factor
+        self.states: list[tuple[int, int]] = []
         self.runs: list[tuple[int, int]] = []
 
     def run(self, rows: list[list[int]], batch_size: int) -> Any:
         self.runs.append((len(rows), batch_size))
         return np.array([[self.factor * sum(row)] for row in rows], dtype=np.float32)
+
+    def hidden_states(self, rows: list[list[int]], batch_size: int) -> Any:
+        self.states.append((len(rows), batch_size))
+        return [np.array([[token] for token in row], dtype=np.float32) for row in rows]
 
 
 @pytest.fixture
@@ -80,6 +85,13 @@ def test_time_tells_the_seconds_of_the_timed_calls_only(monkeypatch: pytest.Monk
     assert len(answers[1]["seconds"]) == 3
     assert all(seconds >= 0 for seconds in answers[1]["seconds"])
     assert engine.runs == [(2, 2)] * 5
+
+
+def test_hidden_states_are_timed_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch, workloads: Path) -> None:
+    request = {"do": "time", "workload": "two", "untimed": 1, "calls": 1, "states": True}
+    engine, answers = converse(monkeypatch, workloads, request)
+    assert len(answers[1]["seconds"]) == 1
+    assert (engine.runs, engine.states) == ([], [(2, 2)] * 2)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read as Linux tells it")
