@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
-from erniem_rt._inputs import prepare
 from erniem_rt._signature import check_signature
 from erniem_rt.engines import check_suffix, device_for, is_plan, open_engine, open_plan
 from erniem_rt.engines.base import Device, Engine, PlanEngine, PlanOptions
@@ -113,6 +112,8 @@ class Session:
         """
         if self._closed:
             raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
+        from erniem_rt._inputs import prepare  # here: it needs numpy, and loading starts before that is imported
+
         feeds = prepare(self._full_manifest, _merged(inputs, named), longest=self._longest)
         return dict(zip(self._outputs, self._engine.run(feeds, self._outputs), strict=True))
 
@@ -177,7 +178,7 @@ def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
 def _load(
     path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
 ) -> Engine:
-    """Open the engine while another thread computes the hashes, which take longer: about a second per GB."""
+    """Open the engine, and import what it needs, while another thread computes the hashes: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     manifest.verify(path.parent, hashes=False, without=others)

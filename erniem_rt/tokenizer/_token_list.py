@@ -34,12 +34,13 @@ class TokenList:
         self._content = content
         self._starts = starts.astype(np.uint32)
         self._ends = ends.astype(np.uint32)
-        keys = _keys(content, starts, ends)
-        self._order = np.argsort(keys).astype(np.uint32)
-        self._keys = keys[self._order]
+        # The low bits of each key make room for the index, so that one sort of plain numbers orders both.
+        self._low = np.uint64((1 << len(starts).bit_length()) - 1)
+        self._sorted = _keys(content, starts, ends) & ~self._low | np.arange(len(starts), dtype=np.uint64)
+        self._sorted.sort()
         # Tokens whose key is not theirs alone, most of them listed twice; a dict tells them apart.
-        twin = self._keys[1:] == self._keys[:-1]
-        sharing = np.sort(self._order[np.append(twin, False) | np.insert(twin, 0, False)]).tolist()
+        twin = (self._sorted[1:] ^ self._sorted[:-1]) <= self._low
+        sharing = np.sort(self._sorted[np.append(twin, False) | np.insert(twin, 0, False)] & self._low).tolist()
         self._sharing = {self._bytes(i): i for i in sharing}
         self._superseded = frozenset(sharing) - frozenset(self._sharing.values())
         self._found: dict[str, int] = {}
@@ -84,10 +85,11 @@ class TokenList:
 
     def _search(self, tokens: list[str]) -> list[int | None]:
         content, starts, ends = _joined(tokens)
-        keys = _keys(content, starts, ends)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
+        keys = _keys(content, starts, ends) & ~self._low
+        places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
+        likely = (self._sorted[places] & self._low).tolist()
         result: list[int | None] = []
-        for index, start, end in zip(self._order[places].tolist(), starts.tolist(), ends.tolist(), strict=True):
+        for index, start, end in zip(likely, starts.tolist(), ends.tolist(), strict=True):
             token = content[start:end]
             alone = index if self._bytes(index) == token else None
             result.append(self._sharing.get(token, alone))
