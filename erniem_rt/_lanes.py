@@ -28,7 +28,7 @@ def lane_count(manifest: Manifest, device: Device, threads: int | None) -> int:
     size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
     if device.kind != "cpu" or size > _SMALL:
         return 1
-    return threads or os.cpu_count() or 1
+    return threads or _cores()
 
 
 class Lanes:
@@ -52,3 +52,10 @@ class Lanes:
     def close(self) -> None:
         """Let go of the engine."""
         self._engine.close()
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
