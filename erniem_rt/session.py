@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
-from erniem_rt._inputs import prepare
-from erniem_rt._signature import check_signature
-from erniem_rt.engines import check_suffix, device_for, is_plan, open_engine, open_plan
-from erniem_rt.engines.base import Device, Engine, PlanEngine, PlanOptions
-from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
+from erniem_rt._lanes import Lanes, lane_count
+from erniem_rt._loading import load_graph, load_plan
+from erniem_rt.engines import check_suffix, device_for, is_plan
+from erniem_rt.engines.base import Device, Engine, PlanOptions
+from erniem_rt.errors import ArtifactError, InvalidInputError
 from erniem_rt.manifest import Manifest
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
@@ -49,6 +50,8 @@ class Session:
         manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
             its profiles takes, ``precision`` is the plan's, and ``engine["packed"]`` is true, as for a graph without
             work for padding.
+        lanes: How many batches :meth:`run_all` computes at once: with a small model on a CPU as many as there are
+            threads, otherwise 1.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
@@ -74,9 +77,10 @@ class Session:
         self._full_manifest = self.manifest
         self._device = device_for(self._path, wanted)
         self._longest: int | None = None
+        self.lanes = 1
         if is_plan(self._path):
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
-            engine = _load_plan(self._path, self.manifest, self._device, threads, verify, options)
+            engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
             self._engine: Engine = engine
             self._longest = engine.max_length
             self.manifest = _as_run(self.manifest, self._longest)
@@ -86,7 +90,11 @@ class Session:
                 warn_of_cpu(self.manifest.engine)
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
-            self._engine = _load(self._path, self.manifest, self._device, threads, bool(cuda_graphs), verify)
+            self._engine = load_graph(self._path, self.manifest, self._device, threads, bool(cuda_graphs), verify)
+            self.lanes = lane_count(self.manifest, self._device, threads)
+        self._verify = verify
+        self._side: Lanes | None = None
+        self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
 
@@ -111,15 +119,49 @@ class Session:
 
         Raises :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for want of memory for example.
         """
-        if self._closed:
-            raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
-        feeds = prepare(self._full_manifest, _merged(inputs, named), longest=self._longest)
-        return dict(zip(self._outputs, self._engine.run(feeds, self._outputs), strict=True))
+        return dict(
+            zip(self._outputs, self._engine.run(self._feeds(_merged(inputs, named)), self._outputs), strict=True)
+        )
+
+    def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Answer many batches, each as :meth:`run` does, in their order.
+
+        With a small model on a CPU, :attr:`lanes` batches are computed at once on one thread each: its products are
+        too small to be worth dividing. Batches are taken as they get their turn.
+        """
+        if self.lanes == 1:
+            yield from map(self.run, batches)
+            return
+        feeds = (self._feeds(_merged(batch, {})) for batch in batches)
+        for found in self._opened_side().run(feeds, self._outputs):
+            yield dict(zip(self._outputs, found, strict=True))
 
     def close(self) -> None:
         """Free the model; runs under way in other threads finish. Closing twice is fine."""
-        self._closed = True
-        self._engine.close()
+        with self._opening:
+            self._closed = True
+            self._engine.close()
+            if self._side is not None:
+                self._side.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
+
+    def _feeds(self, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+        self._require_open()
+        from erniem_rt._inputs import prepare  # here: it needs numpy, and loading starts before that is imported
+
+        return prepare(self._full_manifest, given, longest=self._longest)
+
+    def _opened_side(self) -> Lanes:
+        """The lanes, opened when they are first asked for, with the checks that the artifact itself had."""
+        with self._opening:
+            self._require_open()
+            if self._side is None:
+                engine = load_graph(self._path, self._full_manifest, self._device, 1, False, self._verify)
+                self._side = Lanes(engine, self.lanes)
+            return self._side
 
     def __enter__(self) -> Session:
         return self
@@ -172,50 +214,6 @@ def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
             f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
             "leave out cuda_graphs, or export with --target onnxruntime-cuda."
         )
-
-
-def _load(
-    path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
-) -> Engine:
-    """Open the engine while another thread computes the hashes, which take longer: about a second per GB."""
-    # Sizes first: reading past the end of a mapped file that was truncated kills the process.
-    others = () if manifest.plan is None else (manifest.plan.file,)
-    manifest.verify(path.parent, hashes=False, without=others)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
-        try:
-            engine = open_engine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
-        except ArtifactError as error:
-            if hashes is not None:
-                hashes.result()  # A file that was changed is the better explanation.
-            if device.kind == "cpu" and "bf16" in manifest.precision.values():
-                raise EngineUnavailableError(
-                    f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
-                    'device="cuda", or export with --fp16 or in float32.'
-                ) from error
-            raise
-        try:
-            if hashes is not None:
-                hashes.result()
-            check_signature(path, manifest, engine)
-        except ArtifactError:
-            engine.close()
-            raise
-    return engine
-
-
-def _load_plan(
-    path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
-) -> PlanEngine:
-    """Open a plan, which checks its own content; the graph beside it need not be there."""
-    if threads is not None:
-        raise InvalidInputError(f"threads is for a CPU, and {path} runs on a GPU: leave it out.")
-    graph = {manifest.artifact, f"{manifest.artifact}.data"}
-    unchecked = {*graph, path.name} if options.trust else graph
-    manifest.verify(path.parent, hashes=False, without=unchecked)
-    if verify:
-        manifest.verify(path.parent, without={*graph, path.name})
-    return open_plan(path, manifest, device=device, options=options)
 
 
 def _as_run(manifest: Manifest, longest: int) -> Manifest:

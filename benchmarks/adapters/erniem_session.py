@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 import erniem_rt
 from benchmarks.adapters.base import Adapter, Array, Rows, batches, pad
@@ -14,9 +13,11 @@ from erniem_rt.batching import run_rows
 
 class ErnieMSession(Adapter):
     def __init__(self, artifact: Path, threads: int) -> None:
-        self.versions = {"erniem_rt": erniem_rt.__version__, "onnxruntime": onnxruntime.__version__}
         (graph,) = artifact.glob("*.onnx")
         self._session = erniem_rt.Session(graph, threads=threads)
+        import onnxruntime  # not before: the session imports it while it checks its files
+
+        self.versions = {"erniem_rt": erniem_rt.__version__, "onnxruntime": onnxruntime.__version__}
 
     def run(self, rows: Rows, batch_size: int) -> Array:
         if batch_size == 1:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.session import Session
-from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
 
     from erniem_rt.pipelines.base import Pipeline
+    from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["pipeline"]
 
@@ -62,27 +63,36 @@ def pipeline(
         InvalidInputError: The task is unknown or belongs to another head, or an option does not exist.
     """
     wanted = None if task is None else _class(task)
-    session = Session(
-        path,
-        device=device,
-        threads=threads,
-        cuda_graphs=cuda_graphs,
-        verify=verify,
-        trust_plan=trust_plan,
-        runtime_cache=runtime_cache,
-    )
-    try:
-        cls = wanted or _class(session.manifest.task)
-        if session.manifest.head != cls.head:
-            raise InvalidInputError(
-                f"task {task!r} needs an artifact of head {cls.head!r}; {path} has head {session.manifest.head!r} "
-                f"({session.manifest.task})."
-            )
-        _check_options(cls, options)
-        return cls(session, Tokenizer.from_dir(Path(path).parent), **options)
-    except BaseException:
-        session.close()
-        raise
+    # Side by side: both take their time outside of Python. What is wrong with the artifact is said first.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        tokenizer = pool.submit(_tokenizer, Path(path).parent)
+        session = Session(
+            path,
+            device=device,
+            threads=threads,
+            cuda_graphs=cuda_graphs,
+            verify=verify,
+            trust_plan=trust_plan,
+            runtime_cache=runtime_cache,
+        )
+        try:
+            cls = wanted or _class(session.manifest.task)
+            if session.manifest.head != cls.head:
+                raise InvalidInputError(
+                    f"task {task!r} needs an artifact of head {cls.head!r}; {path} has head "
+                    f"{session.manifest.head!r} ({session.manifest.task})."
+                )
+            _check_options(cls, options)
+            return cls(session, tokenizer.result(), **options)
+        except BaseException:
+            session.close()
+            raise
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from erniem_rt.tokenizer import Tokenizer  # here: it needs numpy, whose import is a part of what is done at once
+
+    return Tokenizer.from_dir(folder)
 
 
 def _class(task: str) -> type[Pipeline]:

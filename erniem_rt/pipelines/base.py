@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -188,26 +187,26 @@ def _prepared(prepare: Prepare[Answer], items: list[Any], first: int) -> list[Jo
     except InvalidInputError:
         jobs = []  # One by one it comes out which of them is at fault.
         for index, item in enumerate(items, start=first):
-            with _naming(index):
+            try:
                 jobs += prepare([item])
+            except InvalidInputError as error:
+                raise _about(index, error) from error
     return [_named(job, index) for index, job in enumerate(jobs, start=first)]
 
 
-@contextmanager
-def _naming(index: int) -> Iterator[None]:
-    """Let errors say which input they are about."""
-    try:
-        yield
-    except InvalidInputError as error:
-        raise InvalidInputError(f"input {index}: {error}") from error
+def _about(index: int, error: InvalidInputError) -> InvalidInputError:
+    """The same error, which also says which input it is about."""
+    return InvalidInputError(f"input {index}: {error}")
 
 
 def _named(job: Job[Answer], index: int) -> Job[Answer]:
     """The same job; its errors, and those of the jobs that it leads to, say which input they are about."""
 
     def finish(outputs: list[Outputs]) -> Answer | Job[Answer]:
-        with _naming(index):
+        try:
             result = job.finish(outputs)
+        except InvalidInputError as error:
+            raise _about(index, error) from error
         return _named(result, index) if isinstance(result, Job) else result
 
     return Job(job.rows, finish)

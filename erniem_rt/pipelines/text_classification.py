@@ -113,8 +113,8 @@ class TextClassificationPipeline(Pipeline):
         return encode_rows(self.tokenizer, [text for text, _ in texts], pairs or None, max_length=self.max_length)
 
     def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
-        order = np.argsort(-scores, kind="stable")
-        return [{"label": self._labels[i], "score": float(scores[i])} for i in order]
+        named = zip(self._labels, scores.tolist(), strict=True)
+        return [{"label": label, "score": score} for label, score in sorted(named, key=lambda pair: -pair[1])]
 
 
 def _default_function(problem_type: str | None, labels: int) -> str:

@@ -27,7 +27,7 @@ def decode(
     """Join tokens at their word-start marks; added tokens that are not special stand apart, between spaces."""
     special = {token.content for token in settings.all_special_tokens}
     extra = {token.content for token in settings.additional_special_tokens}
-    base_size = len(vocabulary.base)
+    base_size = vocabulary.base_size
     apart = (vocabulary.added_ids.keys() - special) | {t for t in extra if vocabulary.id_of(t) >= base_size}
     tokens = [vocabulary.token_of(int(i)) for i in ids]
     if skip_special_tokens:

@@ -93,16 +93,16 @@ class PieceTable:
             return
         with self._lock:
             learned = [int(i) for i in np.unique(unknown) if self._count[i] == _NOT_YET_KNOWN]
-            rows: list[tuple[int, int, int]] = []
-            counts = []
+            splits = []
             for i in learned:
                 piece = self._model.piece(i)
-                spans = split_piece(piece)
-                ids = self._ids_of(token for token, _, _ in spans)
-                rows += [(index, start, end) for index, (_, start, end) in zip(ids, spans, strict=True)]
-                counts.append(len(spans))
+                splits.append(split_piece(piece))
                 self._length[i] = len(piece)
                 self._begins_word[i] = piece.startswith(WORD_START)
+            spans = [span for split in splits for span in split]
+            ids = self._ids_of(token for token, _, _ in spans)
+            rows = [(index, start, end) for index, (_, start, end) in zip(ids, spans, strict=True)]
+            counts = [len(split) for split in splits]
             known = len(self._tokens)
             self._tokens = np.concatenate([self._tokens, np.array(rows, dtype=np.int64).reshape(-1, 3)])
             self._first[learned] = known + np.cumsum(counts) - counts

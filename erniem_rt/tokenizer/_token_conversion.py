@@ -59,7 +59,7 @@ class TokenConversion(SpecialTokens):
     @property
     def vocab_size(self) -> int:
         """The size of the base vocabulary, without added tokens. ``len(tokenizer)`` counts those too."""
-        return len(self._vocabulary.base)
+        return self._vocabulary.base_size
 
     def __len__(self) -> int:
         return len(self._vocabulary)

@@ -17,6 +17,7 @@ from ._pieces import SentencePieceModel
 from ._settings import Side, TokenizerSettings, read_settings
 from ._special_tokens import laid_out
 from ._token_conversion import TokenConversion
+from ._token_list import TokenList
 from ._vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def _load(
     """Load both files side by side: sentencepiece leaves Python free while it builds its tables."""
     if vocab_file is None:
         loaded = SentencePieceModel(model)
-        return loaded, Vocabulary(loaded.pieces(), settings)
+        return loaded, Vocabulary(TokenList.of(loaded.pieces()), settings)
     with ThreadPoolExecutor(max_workers=1) as pool:
         loading = pool.submit(SentencePieceModel, model)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ class ScriptedSession:
     Attributes:
         batches: The ids of each run, as they came.
         closed: Whether ``close`` was called.
+        lanes: As a Session's; batches run one after the other whatever it is.
     """
+
+    lanes = 1
 
     def __init__(self, manifest: Manifest, function: Function) -> None:
         self.manifest = manifest
@@ -55,6 +58,9 @@ class ScriptedSession:
             )
             for spec in self.manifest.outputs
         }
+
+    def run_all(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, np.ndarray]]:
+        return map(self.run, batches)
 
     def close(self) -> None:
         self.closed = True

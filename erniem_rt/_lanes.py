@@ -1,0 +1,61 @@
+"""Several batches of a small model at once, each on one thread."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.engines.base import Device, Engine
+    from erniem_rt.manifest import Manifest
+
+__all__ = ["Lanes", "lane_count"]
+
+# Files of a model whose products are too small to be worth dividing between threads, together; an engine of its own
+# for the lanes is not worth the memory above that.
+_SMALL = 64 << 20
+
+
+def lane_count(manifest: Manifest, device: Device, threads: int | None) -> int:
+    """How many batches at once are faster than one after the other; 1 unless the model is small and on a CPU."""
+    size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
+    if device.kind != "cpu" or size > _SMALL:
+        return 1
+    return threads or _cores()
+
+
+class Lanes:
+    """An engine whose runs take one thread, and how many of them there are at once."""
+
+    def __init__(self, engine: Engine, count: int) -> None:
+        self._engine = engine
+        self._count = count
+
+    def run(self, feeds: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
+        """Compute ``outputs`` of each batch, in order; batches are taken as they get their turn."""
+        under_way: deque[Future[list[NDArray[Any]]]] = deque()
+        with ThreadPoolExecutor(self._count) as pool:
+            for feed in feeds:
+                under_way.append(pool.submit(self._engine.run, feed, outputs))
+                if len(under_way) > self._count:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._engine.close()
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

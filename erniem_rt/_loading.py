@@ -1,0 +1,62 @@
+"""From files to an engine: everything that an artifact is checked for on the way."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from erniem_rt._signature import check_signature
+from erniem_rt.engines import open_engine, open_plan
+from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from erniem_rt.engines.base import Device, Engine, PlanEngine, PlanOptions
+    from erniem_rt.manifest import Manifest
+
+__all__ = ["load_graph", "load_plan"]
+
+
+def load_graph(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
+) -> Engine:
+    """Open the engine, and import what it needs, while another thread computes the hashes: about a second per GB."""
+    # Sizes first: reading past the end of a mapped file that was truncated kills the process.
+    others = () if manifest.plan is None else (manifest.plan.file,)
+    manifest.verify(path.parent, hashes=False, without=others)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
+        try:
+            engine = open_engine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
+        except ArtifactError as error:
+            if hashes is not None:
+                hashes.result()  # A file that was changed is the better explanation.
+            if device.kind == "cpu" and "bf16" in manifest.precision.values():
+                raise EngineUnavailableError(
+                    f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
+                    'device="cuda", or export with --fp16 or in float32.'
+                ) from error
+            raise
+        try:
+            if hashes is not None:
+                hashes.result()
+            check_signature(path, manifest, engine)
+        except ArtifactError:
+            engine.close()
+            raise
+    return engine
+
+
+def load_plan(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
+) -> PlanEngine:
+    """Open a plan, which checks its own content; the graph beside it need not be there."""
+    if threads is not None:
+        raise InvalidInputError(f"threads is for a CPU, and {path} runs on a GPU: leave it out.")
+    graph = {manifest.artifact, f"{manifest.artifact}.data"}
+    unchecked = {*graph, path.name} if options.trust else graph
+    manifest.verify(path.parent, hashes=False, without=unchecked)
+    if verify:
+        manifest.verify(path.parent, without={*graph, path.name})
+    return open_plan(path, manifest, device=device, options=options)
