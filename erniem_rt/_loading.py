@@ -45,7 +45,14 @@ def load_graph(
         except ArtifactError:
             engine.close()
             raise
-    return engine
+    return _divided(engine, manifest) if device.kind == "cpu" else engine
+
+
+def _divided(engine: Engine, manifest: Manifest) -> Engine:
+    # Here, for it needs numpy, and hashing starts before that is imported.
+    from erniem_rt.engines.like_lengths import LikeLengths, can_be_divided
+
+    return LikeLengths(engine, manifest) if can_be_divided(manifest) else engine
 
 
 def load_plan(

@@ -55,7 +55,8 @@ class LikeLengths:
                 shapes = [self._whole(feeds, name, part) for name, part in zip(outputs, found, strict=True)]
                 results = [np.zeros(shape, part.dtype) for shape, part in zip(shapes, found, strict=True)]
             for result, part, name in zip(results, found, outputs, strict=True):
-                result[(rows, *self._cut(name, length))] = part
+                index: Any = (rows, *self._cut(name, length))
+                result[index] = part
         return results
 
     def close(self) -> None:
@@ -65,8 +66,8 @@ class LikeLengths:
     def _part(self, name: str, array: NDArray[Any], rows: NDArray[np.intp], length: int) -> NDArray[Any]:
         if name == "head_mask":
             return array
-        cut = (slice(None),) * (len(self._axes) - 2) + (slice(length),)
-        return np.ascontiguousarray(array[(rows, *cut)])
+        index: Any = (rows, *[slice(None)] * (len(self._axes) - 2), slice(length))
+        return np.ascontiguousarray(array[index])
 
     def _cut(self, name: str, length: int) -> list[slice]:
         return [slice(length) if axis == "sequence" else slice(None) for axis in self._specs[name].shape[1:]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +22,47 @@ from erniem_export.passes.targets import optimize_for
 from erniem_export.pipeline import export
 from erniem_export.precision import Precision
 from erniem_export.progress import Terminal
-from erniem_rt.manifest import HEADS, Manifest
+from erniem_rt.engines.like_lengths import LikeLengths
+from erniem_rt.manifest import HEADS, Manifest, TensorSpec
 
 LAYERS = 2
 TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("head", CLASSES)
+def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced, session_of) -> None:
+    model, graph = traced(head)
+    optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
+    session = session_of(graph)
+    outputs = [TensorSpec(spec.name, "float32", HEADS[head].outputs[spec.name]) for spec in session.get_outputs()]
+    runs = []
+
+    def run(feeds, names):
+        runs.append(feeds["attention_mask"].shape)
+        return session.run(names, feeds)
+
+    rng = np.random.default_rng(7)
+    shape = (10, 2, 300) if head == "mc" else (10, 300)
+    mask = np.zeros(shape, np.int64)
+    for number, row in enumerate(mask.reshape(-1, 300)):
+        row[: 300 if number < 3 else 4 + number] = 1
+        row[number % 4 // 2 : number % 4] = 0
+    mask[-1] = 0
+    feeds = {"input_ids": rng.integers(2, 1000, shape), "attention_mask": mask}
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+
+    engine = LikeLengths(SimpleNamespace(run=run), SimpleNamespace(head=head, outputs=outputs))
+    found = engine.run(feeds, [spec.name for spec in outputs])
+
+    assert len(runs) > 1
+    kept = (mask != 0) | ~mask.any(-1, keepdims=True)
+    for spec, array in zip(outputs, found, strict=True):
+        reference = expected[spec.name].numpy()
+        assert array.shape == reference.shape
+        if "sequence" in spec.shape:
+            array, reference = array[kept], reference[kept]
+        np.testing.assert_allclose(array, reference, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("side", ["right", "left", "scattered"])
