@@ -21,7 +21,7 @@ __all__ = ["load_graph", "load_plan"]
 def load_graph(
     path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
 ) -> Engine:
-    """Open the engine, and import what it needs, while another thread computes the hashes: about a second per GB."""
+    """Import and open the engine while another thread computes the hashes: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     manifest.verify(path.parent, hashes=False, without=others)

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
+from erniem_rt._inputs import prepare
 from erniem_rt._lanes import Lanes, lane_count
 from erniem_rt._loading import load_graph, load_plan
 from erniem_rt.engines import check_suffix, device_for, is_plan
@@ -150,8 +151,6 @@ class Session:
 
     def _feeds(self, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         self._require_open()
-        from erniem_rt._inputs import prepare  # here: it needs numpy, and loading starts before that is imported
-
         return prepare(self._full_manifest, given, longest=self._longest)
 
     def _opened_side(self) -> Lanes:

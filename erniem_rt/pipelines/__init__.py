@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.session import Session
+from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
 
     from erniem_rt.pipelines.base import Pipeline
-    from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["pipeline"]
 
@@ -65,7 +65,7 @@ def pipeline(
     wanted = None if task is None else _class(task)
     # Side by side: both take their time outside of Python. What is wrong with the artifact is said first.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        tokenizer = pool.submit(_tokenizer, Path(path).parent)
+        tokenizer = pool.submit(Tokenizer.from_dir, Path(path).parent)
         session = Session(
             path,
             device=device,
@@ -87,12 +87,6 @@ def pipeline(
         except BaseException:
             session.close()
             raise
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from erniem_rt.tokenizer import Tokenizer  # here: it needs numpy, whose import is a part of what is done at once
-
-    return Tokenizer.from_dir(folder)
 
 
 def _class(task: str) -> type[Pipeline]:

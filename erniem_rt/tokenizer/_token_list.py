@@ -43,7 +43,6 @@ class TokenList:
         sharing = np.sort(self._sorted[np.append(twin, False) | np.insert(twin, 0, False)] & self._low).tolist()
         self._sharing = {self._bytes(i): i for i in sharing}
         self._superseded = frozenset(sharing) - frozenset(self._sharing.values())
-        self._found: dict[str, int] = {}
 
     @classmethod
     def of(cls, tokens: Sequence[str]) -> TokenList:
@@ -75,15 +74,8 @@ class TokenList:
             return None
         return self._bytes(index).decode()
 
-    def indices(self, tokens: Sequence[str]) -> list[int | None]:
-        """The index of each token, None for what is not listed. Remembers what it found."""
-        found = self._found
-        missing = list({token for token in tokens if token not in found})
-        if missing:
-            found |= {token: i for token, i in zip(missing, self._search(missing), strict=True) if i is not None}
-        return [found.get(token) for token in tokens]
-
-    def _search(self, tokens: list[str]) -> list[int | None]:
+    def indices(self, tokens: list[str]) -> list[int | None]:
+        """The index of each token, None for what is not listed. Takes about as long for a hundred as for one."""
         content, starts, ends = _joined(tokens)
         keys = _keys(content, starts, ends) & ~self._low
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
@@ -102,8 +94,9 @@ class TokenList:
 def _joined(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.intp], NDArray[np.intp]]:
     # A lone surrogate, which no file holds, is like no token then.
     encoded = [token.encode("utf-8", "surrogatepass") for token in tokens]
-    ends = np.cumsum([len(token) for token in encoded], dtype=np.intp)
-    return b"".join(encoded), np.concatenate([[0], ends[:-1]]).astype(np.intp), ends
+    sizes = np.array([len(token) for token in encoded], dtype=np.intp)
+    ends = np.cumsum(sizes)
+    return b"".join(encoded), ends - sizes, ends
 
 
 def _keys(content: bytes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.uint64]:

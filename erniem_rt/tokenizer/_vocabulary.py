@@ -33,6 +33,7 @@ class Vocabulary:
         self.added_ids = {token.content: i for i, token in self.added.items()}
         self.unk_token = settings.special_tokens["unk_token"].content
         self._unk_id = self._index(self.unk_token)
+        self._known = dict(self.added_ids)  # grows by what is found in the base vocabulary, and never past its size
 
     @property
     def base_size(self) -> int:
@@ -52,12 +53,14 @@ class Vocabulary:
 
     def ids_of(self, tokens: Iterable[str]) -> list[int]:
         """The ids of several tokens; faster than one by one."""
-        tokens = list(tokens)
-        added, unknown = self.added_ids, self._unk_id
-        return [
-            added.get(token, unknown if index is None else index)
-            for token, index in zip(tokens, self._base.indices(tokens), strict=True)
-        ]
+        tokens, known = list(tokens), self._known
+        try:
+            return [known[token] for token in tokens]
+        except KeyError:
+            missing = list({token for token in tokens if token not in known})
+        found = zip(missing, self._base.indices(missing), strict=True)
+        known.update((token, index) for token, index in found if index is not None)
+        return [known.get(token, self._unk_id) for token in tokens]
 
     def token_of(self, index: int) -> str:
         """The id's token, or the unknown token."""

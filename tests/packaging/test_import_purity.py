@@ -51,6 +51,12 @@ def test_the_public_names_are_pure_too(name):
     assert modules <= ALLOWED
 
 
+@pytest.mark.parametrize("name", ["Session", "pipeline"])
+def test_what_loads_in_threads_has_numpy_before(name):
+    # Two threads that import numpy at once may find it half made: "partially initialized module".
+    assert "numpy" in loaded_by(f"import erniem_rt; erniem_rt.{name}")[0]
+
+
 def test_every_pipeline_is_pure():
     names = [f"erniem_rt.pipelines.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE / "pipelines")])]
     assert "erniem_rt.pipelines.text_classification" in names
