@@ -65,10 +65,9 @@ def read_task_set(path: Path, task: Task) -> TaskSet:
         )
     examples = [_example(path, number, line, task) for number, line in _lines(path) if line.strip()]
     if len(examples) < FEWEST:
-        count = f"{len(examples)} examples" if examples else "no examples"
         raise ExportError(
-            f"the task set {path} holds {count}, and half a point cannot be seen in fewer than {FEWEST}: "
-            "add some, or leave it out"
+            f"the task set {path} is too small: half a point cannot be seen in fewer than {FEWEST} examples, and it "
+            f"holds {len(examples)}; add some, or leave it out"
         )
     return TaskSet(path.name, task, tuple(examples))
 
