@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import ROOT, block, table
+from benchmarks.tables import EMPTY, ROOT, block, table
 
 RESULTS = ROOT / "benchmarks" / "results" / "task_accuracy.json"
 CHECKPOINTS = ROOT / "examples" / "nano" / "checkpoints"
@@ -56,10 +56,14 @@ def markdown(result: dict[str, Any]) -> str:
         of_head = {row["precision"]: row["accuracy"] for row in result["rows"] if row["head"] == head}
         first = next(iter(of_head.values()))
         for metric, pair in first["metrics"].items():
-            cells = [f"{a['metrics'][metric]['found']:.2f} ({a['same_answers']})" for a in of_head.values()]
+            cells = [_cell(of_head.get(precision), metric) for precision in PRECISIONS]
             rows.append([f"`{head}`", metric, str(first["examples"]), f"{pair['reference']:.2f}", *cells])
-    precisions = list(dict.fromkeys(row["precision"] for row in result["rows"]))
-    return table(["head", "metric", "examples", "PyTorch, fp32", *precisions], rows) + "\n"
+    return table(["head", "metric", "examples", "PyTorch, fp32", *PRECISIONS], rows) + "\n"
+
+
+def _cell(accuracy: dict[str, Any] | None, metric: str) -> str:
+    """A dash for what was not measured."""
+    return EMPTY if accuracy is None else f"{accuracy['metrics'][metric]['found']:.2f} ({accuracy['same_answers']})"
 
 
 def document(root: Path = ROOT) -> Path:
