@@ -20,7 +20,7 @@ SERVE := .venv-serve/.stamp
 BENCH := .venv-bench/.stamp
 NANO := examples/nano/checkpoints
 
-.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval bench bench-quick test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ nano-train: $(DEV) ## Train the nano checkpoints from scratch
 
 nano-eval: $(DEV) ## Measure the nano checkpoints on their held-out data
 	.venv/bin/python examples/nano/evaluate.py $(ARGS)
+
+nano-task-sets: $(DEV) ## Write the task sets that the accuracy gate asks of the nano checkpoints
+	.venv/bin/python examples/nano/task_sets.py $(ARGS)
 
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
 	.venv-bench/bin/python -m benchmarks.bench $(ARGS)

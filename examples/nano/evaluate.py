@@ -28,6 +28,7 @@ from languages import CODES
 from network import HEADS
 from prediction import load_checkpoint, predict
 from scoring import ratio, score, zero_shot_rows
+from task_sets import FILE as TASK_SET
 from tasks import InferenceExample
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def _zero_shot(model: ErnieMPreTrainedModel, tokenizer: Tokenizer, examples: lis
 
 
 def _sizes(checkpoints: Path) -> dict[str, int]:
-    sizes = {head: sum(f.stat().st_size for f in (checkpoints / head).iterdir()) for head in HEADS}
+    """Of the checkpoints themselves: a task set is no part of a model."""
+    files = {head: [file for file in (checkpoints / head).iterdir() if file.name != TASK_SET] for head in HEADS}
+    sizes = {head: sum(file.stat().st_size for file in found) for head, found in files.items()}
     return {**sizes, "total": sum(sizes.values())}
 
 

@@ -4,8 +4,9 @@
     python examples/nano/train.py --steps 300 --output /tmp/nano
 
 One encoder learns five tasks in six languages at once, from text that is generated while it trains. The result is
-``checkpoints/{base,cls,ner,mc,qa,ie}``, each an ordinary Hugging Face folder with its weights as float16. Training
-runs on one core and text generation on another; the seed decides everything but the rounding of the machine at hand.
+``checkpoints/{base,cls,ner,mc,qa,ie}``, each an ordinary Hugging Face folder with its weights as float16, and with a
+task set where the head has a task. Training runs on one core and text generation on another; the seed decides
+everything but the rounding of the machine at hand.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from batches import Batches
 from network import HEADS, Network, make_config
+from task_sets import write_task_sets
 from vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def write_checkpoints(network: Network, tokenizer: Path, output: Path, record: d
             weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             (folder / "model.safetensors").chmod(0o644)
+        write_task_sets(fresh)
         (fresh / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         fresh.chmod(0o755)
         if output.exists():

@@ -16,7 +16,7 @@ from erniem_export.config_file import HEAD_OF_CLASS, read_config, without_paths
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.random_weights import SIZES, random_config, randomize
-from erniem_export.sources import find_folder, tokenizer_files, weight_files
+from erniem_export.sources import TASK_SET_FILE, find_folder, tokenizer_files, weight_files
 from erniem_export.weights import Shapes, check_weights, read_shapes
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Checkpoint:
     """A loaded checkpoint.
 
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
-    tokenizer's files, or None; ``config_text`` is the content of ``config.json``.
+    tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
+    examples that lies beside the weights, or None.
     """
 
     model: ErnieMPreTrainedModel
@@ -43,6 +44,7 @@ class Checkpoint:
     source: str
     config_text: str
     tokenizer_dir: Path | None
+    task_set: Path | None = None
 
     @property
     def config(self) -> ErnieMConfig:
@@ -92,6 +94,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
             source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
             tokenizer_dir=folder if tokenizer_files(folder) else None,
+            task_set=folder / TASK_SET_FILE if (folder / TASK_SET_FILE).is_file() else None,
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

@@ -21,7 +21,8 @@ class ExportOptions:
     ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
     that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
     in; ``keep`` the part of the vocabulary to keep, all of it if it asks for nothing; ``target`` the engine that the
-    graph is made for, see :data:`erniem_export.choices.TARGETS`; ``int8`` and ``engine`` how to make those.
+    graph is made for, see :data:`erniem_export.choices.TARGETS`; ``int8`` and ``engine`` how to make those;
+    ``task_set`` a file of labelled examples, if not the checkpoint's own.
     """
 
     model: str
@@ -33,3 +34,4 @@ class ExportOptions:
     target: str = "any"
     int8: Int8 = field(default_factory=Int8)
     engine: EngineOptions = field(default_factory=EngineOptions)
+    task_set: Path | None = None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from erniem_export.accuracy.gate import AccuracyGate
+from erniem_export.accuracy.task_set import task_set_of
 from erniem_export.bundle import build_manifest, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.choices import HALF_TARGETS
@@ -31,6 +33,7 @@ from erniem_rt.manifest import Manifest
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from erniem_export.accuracy.task_set import TaskSet
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.options import ExportOptions
@@ -62,6 +65,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
+        task_set = task_set_of(checkpoint, options.task_set, takes_ids=not options.graph.inputs_embeds)
         vocabulary = None
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
@@ -74,6 +78,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
             tokenizer_dir=checkpoint.tokenizer_dir,
             scratch=stage,
             progress=lambda cases: progress.track(cases, "case"),
+            accuracy=_accuracy(task_set, checkpoint, progress),
         )
         manifest = dataclasses.replace(manifest, parity=parity)
         if library is not None:
@@ -83,8 +88,10 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     return options.output / manifest.artifact, manifest
 
 
-def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
+def verify(artifact: Path, model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
     """Run the gate again on an exported artifact; return its manifest with the new report.
+
+    ``task_set`` is a file of labelled examples, if not the checkpoint's own.
 
     Raises:
         ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
@@ -98,14 +105,23 @@ def verify(artifact: Path, model: str, progress: Progress) -> Manifest:
     if "vocabulary" in manifest.checkpoint:
         checkpoint = prune_like(checkpoint, artifact.parent)
     _refuse_other_sizes(artifact, manifest, checkpoint)
+    takes_ids = any(spec.name == "input_ids" for spec in manifest.inputs)
+    examples = task_set_of(checkpoint, task_set, takes_ids=takes_ids)
     progress.step(f"comparing {artifact.name} with PyTorch")
     parity = judge(
         artifact.with_name(manifest.artifact),
         checkpoint.model,
         tokenizer_dir=checkpoint.tokenizer_dir,
         progress=lambda cases: progress.track(cases, "case"),
+        accuracy=_accuracy(examples, checkpoint, progress),
     )
     return dataclasses.replace(manifest, parity=parity)
+
+
+def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyGate | None:
+    if task_set is None or checkpoint.tokenizer_dir is None:
+        return None
+    return AccuracyGate(task_set, checkpoint.model, checkpoint.tokenizer_dir, progress.phase)
 
 
 def _refuse_target(options: ExportOptions) -> None:

@@ -7,9 +7,19 @@ from pathlib import Path
 
 from erniem_export.errors import CheckpointError
 
-__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "find_folder", "holds_weights", "tokenizer_files", "weight_files"]
+__all__ = [
+    "CONFIG_FILE",
+    "TASK_SET_FILE",
+    "TOKENIZER_FILES",
+    "find_folder",
+    "holds_weights",
+    "tokenizer_files",
+    "weight_files",
+]
 
 CONFIG_FILE = "config.json"
+# Labelled examples of the checkpoint's task, for the accuracy gate.
+TASK_SET_FILE = "task_set.jsonl"
 TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "vocab.txt",
@@ -107,7 +117,8 @@ def _download(model: str) -> Path:
     )
 
     def fetch(*patterns: str) -> Path:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[CONFIG_FILE, *TOKENIZER_FILES, *patterns]))
+        wanted = [CONFIG_FILE, TASK_SET_FILE, *TOKENIZER_FILES, *patterns]
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
 
     safetensors, pickled = _HUB_PATTERNS
     try:

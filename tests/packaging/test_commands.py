@@ -22,6 +22,7 @@ TARGETS = {
     "help",
     "lint",
     "nano-eval",
+    "nano-task-sets",
     "nano-train",
     "setup",
     "test",

@@ -123,3 +123,20 @@ def test_labels_survive_the_tokenizer(task):
             assert extracted(encoding, *marks) == set(example.spans)
         else:
             assert entities(encoding, np.maximum(unit.tags[0], 0)) == set(example.entities)
+
+
+@pytest.mark.parametrize("task", ["qa", "ner", "cls", "mc", "ie"])
+def test_stored_task_sets_are_what_the_generator_makes(task):
+    from task_sets import FILE, task_set
+
+    stored = NANO / "checkpoints" / task / FILE
+    assert stored.read_text(encoding="utf-8") == task_set(task), "run: make nano-task-sets"
+
+
+def test_task_sets_share_nothing_with_training():
+    from task_sets import examples as examples_of
+
+    trained = {pair for task in ("qa", "ner", "cls", "mc", "ie") for e in examples(task, "train") for pair in e.pairs}
+    held_out = {pair for task in ("qa", "ner", "cls", "mc", "ie") for e in examples_of(task) for pair in e.pairs}
+    assert min(map(len, (trained, held_out))) > 2500
+    assert not trained & held_out

@@ -18,6 +18,7 @@ from erniem_rt.manifest import Manifest, hash_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from erniem_export.accuracy.gate import AccuracyGate
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.parity.cases import Case
 
@@ -36,6 +37,7 @@ def judge(
     tokenizer_dir: Path | None = None,
     scratch: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
+    accuracy: AccuracyGate | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with the PyTorch model; return the manifest's ``parity``.
 
@@ -48,14 +50,17 @@ def judge(
         tokenizer_dir: As for :func:`check_parity`, and so is ``progress``.
         scratch: Folder for a copy of the artifact; the system's for temporary files if left out.
 
+        accuracy: Asks it for answers too, where there is a task set.
+
     Raises:
-        ErnieMError: As :func:`check_parity`.
+        ErnieMError: As :func:`check_parity` and :meth:`AccuracyGate.compare`.
     """
     facts = Manifest.load(artifact.with_suffix(".json")).precision
     precision = facts.get("products", facts.get("weights"))  # of int8 weights, what they are multiplied in
 
     def compare(path: Path) -> dict[str, Any]:
-        return check_parity(path, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()
+        report = check_parity(path, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()
+        return report if accuracy is None else accuracy.compare(path, report)
 
     if precision not in HALF_TYPES:
         return {artifact.name: compare(artifact)}

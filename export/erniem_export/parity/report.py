@@ -35,7 +35,17 @@ def format_report(parity: Mapping[str, Any]) -> str:
     table.insert(1, "  ".join("-" * width for width in widths))
     how = f", {parity['method']}" if "method" in parity else ""
     head = f"{parity['precision']} against {parity['reference']}, {len(parity['cases'])} cases{how}"
-    return "\n".join([head, *table, _verdict(parity)])
+    return "\n".join([head, *table, *_accuracy(parity.get("accuracy")), _verdict(parity)])
+
+
+def _accuracy(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    figures = ", ".join(
+        f"{name} {pair['found']:.2f} (PyTorch {pair['reference']:.2f})" for name, pair in found["metrics"].items()
+    )
+    same = "" if found["same_answers"] is None else f"; {found['same_answers']} answers the same"
+    return [f"{found['file']}, {found['examples']} examples: {figures}{same}"]
 
 
 def _verdict(parity: Mapping[str, Any]) -> str:

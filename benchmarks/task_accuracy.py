@@ -1,0 +1,128 @@
+"""What the precisions cost nano in its tasks' own metrics: the figures of the accuracy gate.
+
+Usage: python -m benchmarks.task_accuracy [--output FILE] [--table-only]
+Exports every head in every precision, writes a JSON file, and puts its table into docs/benchmarks.md. int8 is
+calibrated on the built-in text, and on passages of nano's training split, as a user would on text like that to be
+served. A precision that the gate refuses is in the table all the same, with its figures. ``--table-only`` makes the
+table of the file as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import EMPTY, ROOT, block, table
+
+RESULTS = ROOT / "benchmarks" / "results" / "task_accuracy.json"
+CHECKPOINTS = ROOT / "examples" / "nano" / "checkpoints"
+HEADS = ("qa", "cls", "ner", "mc", "ie")
+OWN_TEXT = "int8, own text"
+PRECISIONS = ("fp32", "fp16", OWN_TEXT, "int8")
+_VERSIONS = ("torch", "onnxruntime", "numpy")
+_BLOCK = "task-accuracy"
+_CALIBRATION_SEED, _PER_LANGUAGE = 5, 66
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export, write, print; 1 if the gate refused an export that is no worse calibrated than it can be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--table-only", action="store_true")
+    options = parser.parse_args(argv)
+    if not options.table_only:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [_row(head, precision, Path(folder)) for head in HEADS for precision in PRECISIONS]
+        versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+        result = {"model": "examples/nano", "versions": versions, "rows": rows}
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = json.loads(options.output.read_text(encoding="utf-8"))
+    if options.output == RESULTS:
+        write_document(result)
+    print(markdown(result))
+    return 0 if all(row["passed"] for row in result["rows"] if row["precision"] != "int8") else 1
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """A line per head and metric; in brackets how many answers are PyTorch's."""
+    rows = []
+    for head in dict.fromkeys(row["head"] for row in result["rows"]):
+        of_head = {row["precision"]: row["accuracy"] for row in result["rows"] if row["head"] == head}
+        first = next(iter(of_head.values()))
+        for metric, pair in first["metrics"].items():
+            cells = [_cell(of_head.get(precision), metric) for precision in PRECISIONS]
+            rows.append([f"`{head}`", metric, str(first["examples"]), f"{pair['reference']:.2f}", *cells])
+    return table(["head", "metric", "examples", "PyTorch, fp32", *PRECISIONS], rows) + "\n"
+
+
+def _cell(accuracy: dict[str, Any] | None, metric: str) -> str:
+    """A dash for what was not measured."""
+    return EMPTY if accuracy is None else f"{accuracy['metrics'][metric]['found']:.2f} ({accuracy['same_answers']})"
+
+
+def document(root: Path = ROOT) -> Path:
+    """Where the table is, between the markers ``task-accuracy``."""
+    return root / "docs" / "benchmarks.md"
+
+
+def write_document(result: dict[str, Any], root: Path = ROOT) -> None:
+    """Replace what stands between the markers."""
+    content = document(root).read_text(encoding="utf-8")
+    span = block(content, _BLOCK)
+    if span is not None:
+        document(root).write_text(content[: span.start] + markdown(result) + content[span.stop :], encoding="utf-8")
+
+
+def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
+    from erniem_export.errors import ParityError
+    from erniem_export.options import ExportOptions
+    from erniem_export.pipeline import export
+    from erniem_export.precision import Precision
+    from erniem_export.progress import Terminal
+    from erniem_export.quantization.quantize import Int8
+    from erniem_export.tensorrt.options import EngineOptions
+
+    weights = precision.split(",")[0]
+    options = ExportOptions(
+        model=str(CHECKPOINTS / head),
+        head=head,
+        output=folder / head / precision,
+        precision=Precision(weights),
+        target="onnxruntime" if weights == "int8" else "any",
+        int8=Int8(calibration=_passages(folder) if precision == OWN_TEXT else None),
+        engine=EngineOptions("none"),
+    )
+    cpu = None
+    try:
+        _, manifest = export(options, Terminal())
+        report = manifest.parity[manifest.artifact]
+        cpu = ((manifest.engine or {}).get("int8") or {}).get("cpu")
+    except ParityError as error:
+        if error.report is None or "accuracy" not in error.report:
+            raise
+        report = error.report
+    print(f"{head} {precision}: {report['accuracy']}", file=sys.stderr, flush=True)
+    row = {"head": head, "precision": precision, "passed": report["passed"], "accuracy": report["accuracy"]}
+    return row if cpu is None else {**row, "cpu": cpu}
+
+
+def _passages(folder: Path) -> Path:
+    """A file of passages that nano may have been trained on, in its six languages."""
+    sys.path.insert(0, str(CHECKPOINTS.parent))  # not installed
+    from generate import generate
+    from languages import CODES
+
+    found = [e.text for code in CODES for e in generate("ner", code, "train", _CALIBRATION_SEED, _PER_LANGUAGE)]
+    path = folder / "passages.txt"
+    path.write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""The accuracy gate lets through what answers as well as PyTorch, and stops what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+import erniem_rt
+from erniem_export import pipeline
+from erniem_export.accuracy import gate
+from erniem_export.accuracy.gate import Accuracy, AccuracyGate
+from erniem_export.accuracy.metrics import figures
+from erniem_export.accuracy.task_set import FEWEST, task_set_of
+from erniem_export.checkpoint import Checkpoint, load_checkpoint
+from erniem_export.errors import ParityError
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.manifest import Manifest, hash_file
+
+NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "may_fall", "fails"),
+    [
+        (100 * 521 / 600, 100 * 518 / 600, 0.5, False),  # half a point, but for the last bit
+        (100 * 521 / 600, 100 * 517 / 600, 0.5, True),
+        (90.0, 95.0, 0.5, False),
+        (90.0, float("nan"), 0.5, True),
+        (100 * 521 / 600, 100 * 520 / 600, 0.05, True),
+        (90.0, 90.0, 0.05, False),
+    ],
+)
+def test_half_a_point_may_be_lost(before: float, after: float, may_fall: float, fails: bool) -> None:
+    accuracy = Accuracy(
+        "set.jsonl", 600, {"f1": 50.0, "accuracy": before}, {"f1": 50.0, "accuracy": after}, 9, may_fall
+    )
+    assert bool(accuracy.failures()) is fails
+    if fails and after == after:
+        (problem,) = accuracy.failures()
+        assert problem.startswith(f"accuracy on set.jsonl (600 examples) falls from {before:.2f} to {after:.2f}, by ")
+        assert problem.endswith(f" points; {may_fall:g} are allowed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(str(NANO / "cls"), "cls")
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint: Checkpoint) -> AccuracyGate:
+    """It asks PyTorch once."""
+    task_set = task_set_of(checkpoint, None)
+    assert task_set is not None
+    assert checkpoint.tokenizer_dir is not None
+    return AccuracyGate(task_set, checkpoint.model, checkpoint.tokenizer_dir)
+
+
+@pytest.fixture
+def changed(nano_artifact: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of nano's classifier in another precision, by its word, with noise in the classifier's weights."""
+
+    def make(noise: float, **precision: str) -> Path:
+        folder = Path(shutil.copytree(nano_artifact("cls").parent, tmp_path / "changed"))
+        model = onnx.load(folder / "cls.onnx")
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.weight")
+        array = numpy_helper.to_array(tensor)
+        moved = array + noise * array.std() * np.random.default_rng(1).normal(size=array.shape).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
+        (folder / "cls.onnx.data").unlink()
+        onnx.save(model, folder / "cls.onnx", save_as_external_data=True, location="cls.onnx.data", size_threshold=64)
+        manifest = Manifest.load(folder / "cls.json")
+        files = {name: hash_file(folder / name) for name in manifest.files}
+        facts = {**manifest.precision, **precision}
+        dataclasses.replace(manifest, files=files, precision=facts).save(folder / "cls.json")
+        return folder / "cls.onnx"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ({"weights": "int8"}, "--calibration FILE"),
+        ({"embedding": "fp16"}, "Take a higher precision"),
+        ({}, "Export ag"),
+    ],
+)
+def test_a_head_whose_weights_have_worsened_is_stopped(
+    precision: dict[str, str], remedy: str, changed: Callable[..., Path], opened: AccuracyGate
+) -> None:
+    with pytest.raises(ParityError, match=r"^cls.onnx answers worse than the PyTorch model: accuracy on task_set") as e:
+        opened.compare(changed(6.0, **precision), {"passed": True})
+    report = e.value.report
+    assert report is not None
+    assert report["passed"] is False
+    pair = report["accuracy"]["metrics"]["accuracy"]
+    limit = 0.5 if precision else 0.05
+    assert pair["reference"] == 93.0
+    assert pair["found"] < pair["reference"] - limit
+    assert f"falls from {pair['reference']:.2f} to {pair['found']:.2f}, by " in str(e.value)
+    assert f"points; {limit} are allowed. " in str(e.value)
+    assert remedy in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_what_moves_too_little_to_change_an_answer_passes(changed: Callable[..., Path], opened: AccuracyGate) -> None:
+    report = opened.compare(changed(1e-5, weights="int8"), {"passed": True})
+    assert report["accuracy"]["metrics"] == {"accuracy": {"reference": 93.0, "found": 93.0}}
+    assert report["accuracy"]["same_answers"] == report["accuracy"]["examples"] == 600
+    assert report["passed"] is True
+
+
+@pytest.mark.parametrize("head", ["qa", "cls", "ner", "mc", "ie"])
+def test_a_float32_export_answers_as_pytorch_does(head: str, nano_artifact: Callable[[str], Path]) -> None:
+    path = nano_artifact(head)
+    accuracy = Manifest.load(path.with_suffix(".json")).parity[path.name]["accuracy"]
+    assert accuracy["examples"] == accuracy["same_answers"] == 600
+    assert all(pair["found"] == pair["reference"] > 80 for pair in accuracy["metrics"].values())
+    assert sorted(accuracy["metrics"]) == {"qa": ["exact_match", "f1"]}.get(head, [*accuracy["metrics"]])
+    assert not (path.parent / "task_set.jsonl").exists()
+
+
+def test_the_figures_are_those_of_the_pipeline_that_users_call(nano_artifact: Callable[[str], Path]) -> None:
+    """With labels read by other means than the gate's."""
+    path = nano_artifact("ner")
+    lines = [json.loads(line) for line in (NANO / "ner" / "task_set.jsonl").read_text(encoding="utf-8").splitlines()]
+    right = given = wanted = 0
+    with erniem_rt.pipeline(path, aggregation_strategy="simple") as name:
+        for line, found in zip(lines, name([line["text"] for line in lines]), strict=True):
+            ours = {(e["word"], e["start"], e["entity_group"]) for e in found}
+            gold = {(line["text"][e["start"] : e["end"]], e["start"], e["label"]) for e in line["entities"]}
+            right, given, wanted = right + len(ours & gold), given + len(ours), wanted + len(gold)
+    accuracy = Manifest.load(path.with_suffix(".json")).parity[path.name]["accuracy"]
+    assert accuracy["metrics"]["f1"]["found"] == pytest.approx(200 * right / (given + wanted), abs=1e-4)
+
+
+def test_an_example_that_cannot_be_asked_is_named(
+    opened: AccuracyGate, nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise InvalidInputError("input 3: too long")
+
+    monkeypatch.setattr(gate, "answers", refuse)
+    with pytest.raises(InvalidInputError, match=r"the task set task_set.jsonl cannot be asked: input 3: too long"):
+        opened.compare(nano_artifact("cls"), {})
+
+
+# From the command line.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Callable[..., Path], tokenizer_dir: Path) -> Path:
+    """A small random classifier with a tokenizer, and a task set of what it answers."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("model") / "cls")
+    return Path(shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def answered(model: Path, sentences: tuple[str, ...]) -> Path:
+    """The checkpoint with a task set whose labels are its own answers, but for every fifth."""
+    folder = Path(shutil.copytree(model, model.parent / "answered"))
+    texts = [f"{sentence} {i}" for i in range(8) for sentence in sentences]
+    path = folder / "task_set.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": "LABEL_0"}) + "\n" for text in texts))
+    checkpoint = load_checkpoint(str(folder))
+    task_set = task_set_of(checkpoint, None)
+    assert task_set is not None
+    assert len(texts) > FEWEST
+    manifest = pipeline.build_manifest(checkpoint, pipeline.GraphOptions(), folder)
+    own = gate.answers(
+        task_set, gate.ReferenceSession(checkpoint.model, manifest), erniem_rt.Tokenizer.from_dir(folder)
+    )
+    labels = [label if i % 5 else "LABEL_1" for i, label in enumerate(own)]
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in zip(texts, labels, strict=True)]
+    path.write_text("".join(lines))
+    assert 70 < figures("accuracy", own, labels)["accuracy"] < 100
+    return folder
+
+
+class Confused(gate.Session):
+    """Gives the labels' scores in another order."""
+
+    def run(self, *given: Any, **named: Any) -> Any:
+        return {name: np.roll(array, 1, axis=-1) for name, array in super().run(*given, **named).items()}
+
+
+def test_an_export_whose_metric_falls_ends_with_one_line_and_no_file(
+    answered: Path, export_fails: Callable[..., str], traced: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "trace", lambda *_: traced.clone())  # which this export changes
+    monkeypatch.setattr(gate, "Session", Confused)
+    message = export_fails(answered, "--embedding", "fp16")
+    assert message.startswith(
+        "cls.onnx answers worse than the PyTorch model: accuracy on task_set.jsonl (216 examples) "
+    )
+    assert message.endswith("points; 0.5 are allowed. Take a higher precision.")
+
+
+@pytest.mark.usefixtures("quick_trace")
+def test_an_export_and_its_verification_say_the_figures(
+    answered: Path, erniem_export: Any, erniem_verify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = erniem_export("--model", answered, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    accuracy = json.loads((tmp_path / "out" / "cls.json").read_text())["parity"]["cls.onnx"]["accuracy"]
+    shown = f"{accuracy['metrics']['accuracy']['found']:.2f}"
+    line = f"task_set.jsonl, 216 examples: accuracy {shown} (PyTorch {shown}); 216 answers the same"
+    assert line in result.out.splitlines()
+    assert "task_set.jsonl" not in {file.name for file in (tmp_path / "out").iterdir()}
+    other = tmp_path / "other.jsonl"
+    shutil.copy(answered / "task_set.jsonl", other)
+    artifact = tmp_path / "out" / "cls.onnx"
+    result = erniem_verify(artifact, "--model", answered, "--task-set", other)
+    assert result.code == 0, result.err
+    assert line.replace("task_set", "other") in result.out.splitlines()
+    monkeypatch.setattr(gate, "Session", Confused)
+    result = erniem_verify(artifact, "--model", answered)
+    assert result.code == 1
+    assert "FAILED" in result.out
+    assert "0.05 are allowed" in result.err
+
+
+def test_a_task_set_that_cannot_be_used_ends_an_export_before_the_work(
+    model: Path, tmp_path: Path, export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "trace", lambda *_: pytest.fail("too late"))
+    assert "missing.jsonl cannot be read: No such file" in export_fails(model, "--task-set", tmp_path / "missing.jsonl")
+    of_mc = NANO / "mc" / "task_set.jsonl"
+    message = export_fails(model, "--task-set", of_mc)
+    assert message.startswith(f"the task set {of_mc}, line 1: 'text' is missing; a line of this task set has the keys")
+    message = export_fails("random:tiny", "--head", "mc", "--task-set", of_mc)
+    assert message.endswith("random:tiny has no tokenizer to read text with")
+
+
+@pytest.mark.usefixtures("quick_trace")
+def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(
+    model: Path, erniem_export: Any, tmp_path: Path
+) -> None:
+    result = erniem_export("--model", model, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "cls.json").read_text())["parity"]["cls.onnx"]
+    assert "accuracy" not in report
+    assert {"real text", "real text, pairs"} < set(report["cases"])
+    assert report["decisions"]["compared"] > 0
+
+
+def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(
+    nano_artifact: Callable[[str], Path], erniem_export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On other passages than those that are asked; the graph is the one that was traced before."""
+    path = nano_artifact("ie")
+    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.load(path))
+    lines = (NANO / "ner" / "task_set.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "text").write_text("".join(f"{json.loads(line)['text']}\n" for line in lines), encoding="utf-8")
+    options = ("--int8", "--calibration", tmp_path / "text", "--output", tmp_path / "out")
+    result = erniem_export("--model", NANO / "ie", *options)
+    assert result.code == 0, result.err
+    accuracy = json.loads((tmp_path / "out" / "ie.json").read_text())["parity"]["ie.onnx"]["accuracy"]
+    assert accuracy["may_fall"] == 0.5
+    assert 500 < accuracy["same_answers"] < 600
+    assert accuracy["metrics"]["f1"]["found"] >= accuracy["metrics"]["f1"]["reference"] - 0.5
