@@ -14,7 +14,7 @@ import torch
 
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.heads import GraphOptions
-from erniem_export.onnx_export import trace, write
+from erniem_export.onnx_export import write
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,16 +27,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, ir.Model]]:
+def traced(trace_once: Callable[..., ir.Model]) -> Callable[..., tuple[Any, ir.Model]]:
     """``traced(head, **flags)``: a random model of two layers and a fresh copy of its canonical graph."""
-    folder, models = tmp_path_factory.mktemp("canonical"), {}
+    models: dict[str, Any] = {}
 
     def load(head: str, **flags: bool) -> tuple[Any, ir.Model]:
-        path = folder / f"{'-'.join([head, *sorted(flags)])}.onnx"
-        if path not in models:
-            models[path] = load_checkpoint("random:tiny", head).model
-            write(trace(models[path], head, GraphOptions(**flags)), path)
-        return models[path], ir.load(path)
+        if head not in models:
+            models[head] = load_checkpoint("random:tiny", head).model
+        return models[head], trace_once(models[head], head, GraphOptions(**flags))
 
     return load
 

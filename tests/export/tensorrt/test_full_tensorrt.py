@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import onnx_ir as ir
 import pytest
 
 from erniem_export import pipeline
@@ -38,10 +37,8 @@ def tensorrt(gpu, fake, monkeypatch):
 
 
 @pytest.fixture
-def build(write_checkpoint, erniem_export, traced, quick_gate, monkeypatch, tmp_path):
+def build(write_checkpoint, erniem_export, quick_gate, monkeypatch, tmp_path):
     """Export a micro checkpoint with a plan, without gates; returns the result and the manifest."""
-    # A copy, for precision rewrites it in place.
-    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.from_proto(ir.to_proto(traced)))
     monkeypatch.setattr(plan, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
     model = write_checkpoint(tmp_path / "model")
 
