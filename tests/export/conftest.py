@@ -63,6 +63,15 @@ def contents(folder: Path) -> dict[str, bytes] | None:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Handing work this small to a second thread takes longer than doing it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def micro_model() -> Callable[..., Any]:
     """Build a small random model of a head; further arguments go to its config."""
@@ -175,8 +184,8 @@ def traced(micro_model: Callable[..., Any], trace_once: Callable[..., ir.Model])
 
 @pytest.fixture
 def quick_trace(monkeypatch: pytest.MonkeyPatch, traced: Any) -> None:
-    """Replace the slowest step of an export: every graph is the same one."""
-    monkeypatch.setattr(pipeline, "trace", lambda *_: traced)
+    """Replace the slowest step of an export: every graph is a copy of the same one, whatever the weights."""
+    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.from_proto(ir.to_proto(traced)))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import torch
 
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.heads import GraphOptions
 from erniem_export.onnx_export import write
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Handing work this small to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
