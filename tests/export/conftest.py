@@ -158,7 +158,8 @@ def trace_once() -> Callable[..., ir.Model]:
     done: dict[str, Any] = {}
 
     def once(model: Any, head: str, options: GraphOptions) -> ir.Model:
-        key = hashlib.sha256(repr((model.config.to_json_string(use_diff=False), head, options)).encode())
+        config = {**json.loads(model.config.to_json_string(use_diff=False)), "_name_or_path": ""}
+        key = hashlib.sha256(repr((sorted(config.items()), head, options)).encode())
         for name, tensor in model.state_dict().items():
             key.update(name.encode() + tensor.numpy().tobytes())
         if key.hexdigest() not in done:
