@@ -55,7 +55,7 @@ class LoadedPlan:
             check_capability(path, plan, self.cuda)
         content = read_plan(path, manifest, trust=options.trust)
         reason(self._library)  # What was said before is not about this plan.
-        self._runtime: Any = self._library.Runtime(logger_of(self._library))
+        self._runtime: Any = self._make_runtime()
         if plan.version_compatible:
             # Such a plan brings a part of TensorRT along; that it is ours was checked.
             self._runtime.engine_host_code_allowed = True
@@ -74,7 +74,7 @@ class LoadedPlan:
         self._cache: RuntimeCache | None = None
         self._configure(options)
         self.records_graphs = options.cuda_graphs and self._config is None
-        self.scratch_size = 0 if self._config is not None else self._memory_size()
+        self.scratch_size = 0 if self._config is not None else int(self._engine.device_memory_size_v2)
 
     def create_context(self, scratch: int) -> Any:
         """Return a new execution context, which computes in ``scratch`` if there is any."""
@@ -86,12 +86,8 @@ class LoadedPlan:
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         self.require(context is not None, "make an execution context")
-        if not scratch:
-            return context
-        if hasattr(context, "set_device_memory"):
+        if scratch:
             context.set_device_memory(scratch, self.scratch_size)
-        else:
-            context.device_memory = scratch
         return context
 
     def require(self, done: bool, what: str) -> None:
@@ -116,6 +112,15 @@ class LoadedPlan:
         if self._cache is not None:
             self._cache.save()
         self._cache = self._config = self._engine = self._runtime = None
+
+    def _make_runtime(self) -> Any:
+        try:
+            return self._library.Runtime(logger_of(self._library))
+        except TypeError as error:  # All that the bindings make of a null pointer; the reason is in the log.
+            raise EngineError(
+                f"{self._library.__name__} {self._library.__version__} makes no runtime here: "
+                f"{reason(self._library) or 'it gave no reason'}. Check nvidia-smi and update the driver."
+            ) from error
 
     def _load_error(self) -> Exception:
         said = reason(self._library)
@@ -165,10 +170,6 @@ class LoadedPlan:
         self._config.cuda_graph_strategy = wanted
         self._cache = RuntimeCache(self._config.create_runtime_cache, options.runtime_cache)
         self.require(self._config.set_runtime_cache(self._cache.handle), "take a runtime cache")
-
-    def _memory_size(self) -> int:
-        engine = self._engine
-        return int(getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size)
 
 
 def _shown(profiles: tuple[Profile, ...]) -> str:

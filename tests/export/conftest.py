@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -59,6 +61,15 @@ def contents(folder: Path) -> dict[str, bytes] | None:
     if not folder.exists():
         return None
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Handing work this small to a second thread takes longer than doing it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -142,15 +153,40 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def traced(micro_model: Callable[..., Any]) -> Any:
+def trace_once() -> Callable[..., ir.Model]:
+    """:func:`trace`, most of what an export takes: the same weights are traced once, and each caller has a copy."""
+    done: dict[str, Any] = {}
+
+    def once(model: Any, head: str, options: GraphOptions) -> ir.Model:
+        config = {**json.loads(model.config.to_json_string(use_diff=False)), "_name_or_path": ""}
+        key = hashlib.sha256(repr((sorted(config.items()), head, options)).encode())
+        for name, tensor in model.state_dict().items():
+            key.update(name.encode() + tensor.numpy().tobytes())
+        if key.hexdigest() not in done:
+            done[key.hexdigest()] = ir.to_proto(trace(model, head, options))
+        return ir.from_proto(done[key.hexdigest()])
+
+    return once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_trace_once(trace_once: Callable[..., ir.Model]) -> Iterator[None]:
+    """Exports too; that tracing twice gives the same is what ``graph/test_onnx_contract.py`` tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "trace", trace_once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def traced(micro_model: Callable[..., Any], trace_once: Callable[..., ir.Model]) -> Any:
     """The graph of the checkpoint that ``write_checkpoint`` writes when it is told nothing."""
-    return trace(micro_model(), "cls", GraphOptions())
+    return trace_once(micro_model(), "cls", GraphOptions())
 
 
 @pytest.fixture
 def quick_trace(monkeypatch: pytest.MonkeyPatch, traced: Any) -> None:
-    """Replace the slowest step of an export: every graph is the same one."""
-    monkeypatch.setattr(pipeline, "trace", lambda *_: traced)
+    """Replace the slowest step of an export: every graph is a copy of the same one, whatever the weights."""
+    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.from_proto(ir.to_proto(traced)))
 
 
 @pytest.fixture

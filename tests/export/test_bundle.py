@@ -36,12 +36,10 @@ def original(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Write, 
 
 
 @pytest.fixture(scope="module")
-def original_export(original: Path, traced: Any, erniem_export: Run) -> Path:
+def original_export(original: Path, erniem_export: Run) -> Path:
     """An artifact that passed the gate, to be copied."""
     output = original.parent / "exported"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "trace", lambda *_: traced)
-        result = erniem_export("--model", original, "--output", output)
+    result = erniem_export("--model", original, "--output", output)
     assert result.code == 0, result.err
     return output
 

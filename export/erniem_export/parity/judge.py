@@ -81,5 +81,5 @@ def _write_emulation(artifact: Path, folder: Path) -> Path:
     write(graph, path)
     files = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
     manifest = Manifest.load(artifact.with_suffix(".json"))
-    dataclasses.replace(manifest, files=files).save(path.with_suffix(".json"))
+    dataclasses.replace(manifest, files=files, plan=None).save(path.with_suffix(".json"))
     return path

@@ -20,13 +20,25 @@ if TYPE_CHECKING:
     from erniem_export.tensorrt.options import EngineOptions
     from erniem_rt.manifest import Manifest, Profile
 
-__all__ = ["build", "configure"]
+__all__ = ["build", "configure", "make_builder"]
 
 _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|bad_alloc|MEM_ALLOC|insufficient memory|within workspace limit", re.IGNORECASE
 )
 _MIB = 1 << 20
 _HINT = "; try without --version-compatible"
+
+
+def make_builder(library: Library) -> Any:
+    """Return a builder; :class:`EngineBuildError` if the library makes none, for want of a driver that it can use."""
+    with library.listening() as messages:
+        try:
+            return library.module.Builder(library.logger)
+        except TypeError as error:  # All that the bindings make of a null pointer; the reason is in the log.
+            reason = "; ".join(dict.fromkeys(messages)) or "it gives no reason"
+            raise EngineBuildError(
+                f"{library} makes no builder here: {reason}. Check nvidia-smi, update the driver, or say --engine none"
+            ) from error
 
 
 def configure(library: Library, builder: Any, options: EngineOptions) -> Any:

@@ -27,7 +27,7 @@ _REMEDY = 'pip install "erniem-rt[{flavour}]", or say --engine none'
 class Library:
     """A builder: ``flavour`` is a key of :data:`erniem_rt.plan.FLAVOURS`, ``module`` what its package installs.
 
-    ``messages`` collects the warnings and errors that the library logs.
+    ``messages`` collects the errors that the library logs.
     """
 
     flavour: str

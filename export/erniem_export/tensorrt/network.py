@@ -37,15 +37,10 @@ def _reason(parser: Any, messages: list[str]) -> str:
     if not parser.num_errors:
         return "; ".join(messages) or "the parser gives no reason"
     error = parser.get_error(0)
-    name, operator = (_asked(error, what) for what in ("node_name", "node_operator"))
+    name, operator = error.node_name(), error.node_operator()
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
     node = f"node {name} ({operator}): " if name or operator else ""
     return f"{node}{' '.join(str(error.desc()).split())}{more}"
-
-
-def _asked(error: Any, what: str) -> str:
-    """What the error says of its node; older parsers know nothing of it."""
-    return str(getattr(error, what)()) if hasattr(error, what) else ""
 
 
 def layers_of(network: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.live_mask import keep_masks_alive
 from erniem_export.passes.naming import name_products
 from erniem_export.tensorrt.attention import ATTENTION, PRIMITIVES, choose_attention
-from erniem_export.tensorrt.builder import add_profiles, build, configure
+from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder
 from erniem_export.tensorrt.library import gpu_capability
 from erniem_export.tensorrt.network import parse
 from erniem_export.tensorrt.profiles import resolve_profiles
@@ -128,7 +128,7 @@ def _built(
 ) -> tuple[memoryview, dict[str, Any]]:
     """Parse, prove and build; ``graph`` are its products by name, and how many layers it has."""
     products, layers = graph
-    builder = library.module.Builder(library.logger)
+    builder = make_builder(library)
     network = parse(library, builder, path)
     proof = prove(network, manifest.precision, products, layers, whole=library.flavour == "tensorrt")
     config = configure(library, builder, options)

@@ -116,7 +116,10 @@ def inspect(library: Library, plan: memoryview, precision: Mapping[str, str]) ->
         EngineBuildError: No layer of the engine computes in the type that was asked for.
     """
     with library.listening() as messages:
-        engine = library.module.Runtime(library.logger).deserialize_cuda_engine(plan)
+        try:
+            engine = library.module.Runtime(library.logger).deserialize_cuda_engine(plan)
+        except TypeError:  # All that the bindings make of a null pointer; the reason is in the log.
+            engine = None
     if engine is None:
         return {"run": False, "reason": messages[0] if messages else "the engine could not be loaded here"}
     information = engine.create_engine_inspector().get_engine_information(library.module.LayerInformationFormat.JSON)

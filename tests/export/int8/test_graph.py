@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from erniem_export.errors import FusionError
 from erniem_export.heads import GraphOptions
-from erniem_export.onnx_export import trace, write
+from erniem_export.onnx_export import write
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.targets import optimize_for
 from erniem_export.quantization.calibration import calibration_for
@@ -40,11 +41,15 @@ def quantization(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Quanti
     return found
 
 
-def graph_of(model: Any, target: str, quantization: Quantization) -> ir.Model:
-    graph = trace(model, "cls", GraphOptions())
-    optimize_for(target, graph, "cls", LAYERS, GraphOptions())
-    assert to_int8(graph, quantization.products) == PRODUCTS
-    return graph
+@pytest.fixture
+def graph_for(model: Any, quantization: Quantization, trace_once: Any) -> Callable[[str], ir.Model]:
+    def make(target: str) -> ir.Model:
+        graph: ir.Model = trace_once(model, "cls", GraphOptions())
+        optimize_for(target, graph, "cls", LAYERS, GraphOptions())
+        assert to_int8(graph, quantization.products) == PRODUCTS
+        return graph
+
+    return make
 
 
 def run(graph: ir.Model, folder: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -62,7 +67,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("target", ["any", "onnxruntime"])
 def test_it_computes_what_the_simulation_does(
-    model: Any, quantization: Quantization, tmp_path: Path, target: str
+    model: Any, quantization: Quantization, graph_for: Any, tmp_path: Path, target: str
 ) -> None:
     simulated = copy.deepcopy(model)
     for name, product in quantization.products.items():
@@ -72,32 +77,30 @@ def test_it_computes_what_the_simulation_does(
     with torch.no_grad():
         expected = simulated(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
         exact = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
-    found = run(graph_of(model, target, quantization), tmp_path, ids, mask)
+    found = run(graph_for(target), tmp_path, ids, mask)
     # A value at the border of two steps may round either way.
     assert np.abs(found - expected).max() < 0.02
     assert 0 < np.abs(found - exact).max() < 0.2
 
 
-def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(
-    model: Any, quantization: Quantization
-) -> None:
-    graph = graph_of(model, "any", quantization)
+def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph_for: Any) -> None:
+    graph = graph_for("any")
     counted = Counter(node.op_type for node in graph.graph)
     assert counted["MatMulIntegerToFloat"] == PRODUCTS
     assert counted["QuantizeLinear"] == 4 * LAYERS
     assert not [name for name in graph.graph.initializers if "encoder" in name and name.endswith("weight.T")]
 
 
-def test_a_text_alone_is_the_text_in_a_batch(model: Any, quantization: Quantization, tmp_path: Path) -> None:
-    graph, (ids, mask) = graph_of(model, "onnxruntime", quantization), batch()
+def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path) -> None:
+    graph, (ids, mask) = graph_for("onnxruntime"), batch()
     together = run(graph, tmp_path, ids, mask)
     for row, length in enumerate(mask.sum(1)):
         alone = run(graph, tmp_path, ids[row : row + 1, :length], mask[row : row + 1, :length])
         np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
 
 
-def test_a_product_that_is_not_there_is_named(model: Any, quantization: Quantization) -> None:
-    graph = trace(model, "cls", GraphOptions())
+def test_a_product_that_is_not_there_is_named(model: Any, quantization: Quantization, trace_once: Any) -> None:
+    graph = trace_once(model, "cls", GraphOptions())
     name, product = next(iter(quantization.products.items()))
     with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one product"):
         to_int8(graph, {name.replace("layers.0.self_attn.self_attn.q_proj", "layers.9.linear1"): product})

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from erniem_export.heads import GraphOptions
-from erniem_export.onnx_export import trace, write
+from erniem_export.onnx_export import write
 from erniem_export.parity.weights import Weights, compare_weights
 from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.int8 import to_int8
@@ -34,14 +34,16 @@ def model(outlying_model: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=["exact", "pairs"])
-def quantized(request: pytest.FixtureRequest, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(
+    request: pytest.FixtureRequest, model: Any, trace_once: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The graph as an export writes it, for a CPU with VNNI and for one without."""
     folder = tmp_path_factory.mktemp("int8")
     calibration = calibration_for(None, folder, Limits(64, 1000, 1))
     products = quantize_encoder(model, calibration, form=request.param).products
     assert any(product.fold for product in products.values()), "else factors that were moved are not tested"
     assert any(len(product.entering.exact) for product in products.values()), "else float32 is not tested"
-    graph = trace(model, "cls", GraphOptions())
+    graph = trace_once(model, "cls", GraphOptions())
     to_int8(graph, products)
     store_embedding(graph, "int8")
     write(graph, folder / "graph.onnx")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,21 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import torch
 
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.heads import GraphOptions
-from erniem_export.onnx_export import trace, write
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Handing work this small to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from erniem_export.onnx_export import write
 
 
 @pytest.fixture(scope="session")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, ir.Model]]:
+def traced(trace_once: Callable[..., ir.Model]) -> Callable[..., tuple[Any, ir.Model]]:
     """``traced(head, **flags)``: a random model of two layers and a fresh copy of its canonical graph."""
-    folder, models = tmp_path_factory.mktemp("canonical"), {}
+    models: dict[str, Any] = {}
 
     def load(head: str, **flags: bool) -> tuple[Any, ir.Model]:
-        path = folder / f"{'-'.join([head, *sorted(flags)])}.onnx"
-        if path not in models:
-            models[path] = load_checkpoint("random:tiny", head).model
-            write(trace(models[path], head, GraphOptions(**flags)), path)
-        return models[path], ir.load(path)
+        if head not in models:
+            models[head] = load_checkpoint("random:tiny", head).model
+        return models[head], trace_once(models[head], head, GraphOptions(**flags))
 
     return load
 

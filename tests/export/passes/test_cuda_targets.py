@@ -14,7 +14,6 @@ import torch
 from erniem_export.cli import main
 from erniem_export.errors import ExportError, FusionError
 from erniem_export.heads import CLASSES, GraphOptions
-from erniem_export.onnx_export import trace
 from erniem_export.options import ExportOptions
 from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
@@ -183,9 +182,9 @@ def test_only_first_tokens_pass_through_the_last_layer(target: str, traced, sess
 
 @pytest.mark.parametrize("head", ["cls", "qa"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_one_layer_is_first_and_last(target: str, head: str, micro_model, session_of, batch) -> None:
+def test_one_layer_is_first_and_last(target: str, head: str, micro_model, trace_once, session_of, batch) -> None:
     model = micro_model(head, num_hidden_layers=1)
-    graph = trace(model, head, GraphOptions())
+    graph = trace_once(model, head, GraphOptions())
     assert optimize_for(target, graph, head, 1, GraphOptions())["fused_attention"] == 1
     session = session_of(graph)
     for side in ("left", "scattered"):

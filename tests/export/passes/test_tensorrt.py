@@ -9,7 +9,6 @@ import pytest
 
 from erniem_export.errors import FusionError
 from erniem_export.heads import GraphOptions
-from erniem_export.onnx_export import trace
 from erniem_export.passes.attention_op import ATTENTION_OPSET, to_attention
 from erniem_export.passes.half import to_half
 from erniem_export.passes.int8_standard import int8_weights
@@ -19,18 +18,10 @@ from erniem_export.passes.naming import name_products
 LAYERS = 2
 
 
-@pytest.fixture(scope="module")
-def canonical(micro_model):
+@pytest.fixture
+def canonical(micro_model, trace_once):
     """``canonical(head)``: a fresh copy of the traced graph of a micro model."""
-    done = {}
-
-    def make(head="cls", **options):
-        key = head, *options.items()
-        if key not in done:
-            done[key] = ir.to_proto(trace(micro_model(head), head, GraphOptions(**options)))
-        return ir.from_proto(done[key])
-
-    return make
+    return lambda head="cls", **options: trace_once(micro_model(head), head, GraphOptions(**options))
 
 
 def run(model, feeds):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES, GraphOptions
-from erniem_export.onnx_export import trace, write
+from erniem_export.onnx_export import write
 from erniem_export.passes.emulation import emulate_half
 from erniem_export.random_weights import randomize
 
@@ -31,15 +31,6 @@ SMALL = {
 
 Feeds = dict[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Handing work this small to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -59,19 +50,9 @@ def small_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ir.Model]:
-    """Trace a model; by its file, so that each caller edits a graph of its own."""
-    cache: dict[tuple[int, str, GraphOptions], tuple[Any, Path]] = {}
-
-    def get(model: Any, head: str = "base", **flags: bool) -> ir.Model:
-        key = (id(model), head, GraphOptions(**flags))
-        if key not in cache:
-            path = tmp_path_factory.mktemp("graph") / "graph.onnx"
-            write(trace(model, head, key[2]), path)
-            cache[key] = model, path
-        return ir.load(cache[key][1])
-
-    return get
+def graph_of(trace_once: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
+    """The graph of a model; each caller edits one of its own."""
+    return lambda model, head="base", **flags: trace_once(model, head, GraphOptions(**flags))
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
-"""Nano with its plans, built for real; needs TensorRT for RTX, which .venv has and .venv-tf5 has not."""
+"""Nano with its plans, built for real; needs TensorRT for RTX, which .venv has."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,11 @@ from erniem_rt.manifest import Manifest, Profile
 
 ROOT = Path(__file__).parents[3]
 NANO = ROOT / "examples" / "nano" / "checkpoints"
-WITHOUT_BUILDER = ".venv-tf5"
 
 
 @pytest.fixture(scope="session")
 def rtx() -> Any:
-    """The module; where it is part of the environment, its absence is a failure."""
-    if find_spec("tensorrt_rtx") is None and WITHOUT_BUILDER in sys.prefix:
-        pytest.skip(f"{WITHOUT_BUILDER} has no TensorRT for RTX")
+    """The module."""
     import tensorrt_rtx
 
     return tensorrt_rtx

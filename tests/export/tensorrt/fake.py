@@ -1,7 +1,7 @@
 """Full TensorRT as far as a build needs it, in the releases 10 and 11: what cannot be installed from a package index.
 
 It parses ONNX for real, into layers with the types that the graph says, and builds nothing. What a release does not
-have is not there, so that using it is an AttributeError here as it is there.
+have is not there, so that using it is an AttributeError here as it is there; ``tests/tensorrt_api`` compares the two.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ class Layer:
         self.name, self.type = name, named(kind)
         self._inputs, self._outputs = inputs, outputs
         self.num_inputs, self.num_outputs = len(inputs), len(outputs)
-        self.get_input, self.get_output = inputs.__getitem__, outputs.__getitem__
+
+    def get_input(self, i: int) -> Any:
+        return self._inputs[i]
+
+    def get_output(self, i: int) -> Any:
+        return self._outputs[i]
 
 
 class Network:
@@ -69,10 +74,9 @@ class Network:
 
 
 class Error:
-    def __init__(self, text: str, node: str | None, operator: str) -> None:
+    def __init__(self, text: str, node: str, operator: str) -> None:
         self.desc = lambda: text
-        if node is not None:  # parsers before 10.0 knew nothing of nodes
-            self.node_name, self.node_operator = (lambda: node), (lambda: operator)
+        self.node_name, self.node_operator = (lambda: node), (lambda: operator)
 
 
 class Parser:
@@ -87,9 +91,8 @@ class Parser:
     def parse_from_file(self, path: str) -> bool:
         graph = ir.load(path).graph
         for node in graph:
-            if node.op_type in self._world.unsupported or node.domain:
-                text = f"no importer for {node.op_type}"
-                self._errors.append(Error(text, node.name if self._world.names_nodes else None, node.op_type))
+            if node.op_type in self._world.unsupported or node.domain not in ("", "trt"):
+                self._errors.append(Error(f"no importer for {node.op_type}", node.name, node.op_type))
                 return False
         constants = [Tensor(value) for value in graph.initializers.values()]
         self._network.layers += [Layer(f"{tensor.name}.constant", "CONSTANT", [], [tensor]) for tensor in constants]
@@ -150,15 +153,19 @@ class FakeTensorRT:
         self.__version__ = version
         self.__spec__ = ModuleSpec("tensorrt", None)  # torch looks for it
         self.built: list[tuple[Network, Config]] = []
-        self.unsupported: set[str] = set()
-        self.names_nodes = True
+        # 10.14 has the first importer of Attention.
+        release = tuple(map(int, version.split(".")[:2]))
+        self.unsupported: set[str] = set() if release >= (10, 14) else {"Attention"}
         self.fail: Any = None  # what a build does before it gives None
         self.inspected = ["Half"]
-        old = int(version.split(".")[0]) < 11
+        self.makes_builders = True
+        old = release < (11, 0)
         self.ILogger, self.IProgressMonitor = ILogger, IProgressMonitor
-        self.NetworkDefinitionCreationFlag = IntEnum("Flag", {"STRONGLY_TYPED": 1} if old else {"OTHER": 3})
-        flags = {"FP16": 0, "INT8": 1, "BF16": 2} if old else {}
-        self.BuilderFlag = IntEnum("BuilderFlag", {**flags, "TF32": 7, "VERSION_COMPATIBLE": 9})
+        self.NetworkDefinitionCreationFlag = IntEnum("Flag", {"STRONGLY_TYPED": int(old)})
+        flags = {"FP16": 0, "INT8": 1, "BF16": 17} if old else {}
+        self.BuilderFlag = IntEnum("BuilderFlag", {**flags, "TF32": 6, "VERSION_COMPATIBLE": 13 if old else 12})
+        if not old:
+            self.AttentionIOForm = IntEnum("AttentionIOForm", {"PADDED_BHND": 0, "PACKED_NHD": 1})
         self.MemoryPoolType = IntEnum("MemoryPoolType", {"WORKSPACE": 0})
         self.ProfilingVerbosity = IntEnum("ProfilingVerbosity", {"DETAILED": 2})
         self.HardwareCompatibilityLevel = IntEnum("Level", {"NONE": 0, "AMPERE_PLUS": 1})
@@ -179,6 +186,9 @@ class FakeTensorRT:
             self.built.append((network, config))
             return PLAN
 
+        if not self.makes_builders:
+            logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return SimpleNamespace(
             create_network=Network,
             create_builder_config=Config,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import onnx_ir as ir
 import pytest
 
 from erniem_export import pipeline
@@ -15,7 +14,7 @@ from erniem_export.tensorrt import library, plan
 from erniem_export.tensorrt.proof import prove
 from erniem_rt.manifest import Manifest, Profile
 
-VERSIONS = ("10.4.0.26", "11.0.0.17")
+VERSIONS = ("10.4.0", "11.4.0.106")
 RUNS = [(version, precision) for version in VERSIONS for precision in ("fp32", "fp16", "bf16")]
 
 
@@ -38,10 +37,8 @@ def tensorrt(gpu, fake, monkeypatch):
 
 
 @pytest.fixture
-def build(write_checkpoint, erniem_export, traced, quick_gate, monkeypatch, tmp_path):
+def build(write_checkpoint, erniem_export, quick_gate, monkeypatch, tmp_path):
     """Export a micro checkpoint with a plan, without gates; returns the result and the manifest."""
-    # A copy, for precision rewrites it in place.
-    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.from_proto(ir.to_proto(traced)))
     monkeypatch.setattr(plan, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
     model = write_checkpoint(tmp_path / "model")
 
@@ -60,7 +57,7 @@ def test_precision_stands_in_a_strongly_typed_network_alone(tensorrt, build, ver
     result, manifest = build(*([f"--{precision}"] if precision in HALVES else []))
     assert result.code == 0, result.err
     network, config = module.built[-1]
-    assert network.flags == (2 if version.startswith("10") else 0)
+    assert network.flags == 1 << module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     assert config.flags == []
     assert config.cleared == [module.BuilderFlag.TF32]
     name = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
@@ -79,7 +76,7 @@ def test_the_plan_lies_beside_the_graph_with_its_hash(tensorrt, build, fake, tmp
 
 
 def test_options_reach_the_builder(tensorrt, build, tmp_path):
-    module = tensorrt(VERSIONS[0])
+    module = tensorrt(VERSIONS[1])
     cache = tmp_path / "timing.cache"
     options = ["--hardware-compatible", "--version-compatible", "--workspace", 512, "--timing-cache", cache]
     result, manifest = build("--fp16", *options, "--profile", "1x1,1x8,2x16", "--profile", "1x1,4x8,8x128")
@@ -96,8 +93,8 @@ def test_options_reach_the_builder(tensorrt, build, tmp_path):
     assert manifest.plan.profiles == (Profile((1, 1), (1, 8), (2, 16)), Profile((1, 1), (4, 8), (8, 128)))
     assert (manifest.plan.hardware_compatible, manifest.plan.version_compatible) == (True, True)
     assert "9.0" in manifest.plan.compute_capabilities
-    # Once by the trial build of attention, once by the plan's.
-    assert cache.read_bytes() == b"timed timed "
+    # By both trial builds of attention, and by the plan's.
+    assert cache.read_bytes() == b"timed timed timed "
 
 
 def test_without_profiles_there_is_one_for_latency_and_one_for_throughput(tensorrt, build):
@@ -111,7 +108,6 @@ def test_without_profiles_there_is_one_for_latency_and_one_for_throughput(tensor
 
 def test_without_a_kernel_for_attention_it_is_made_of_primitives(tensorrt, build):
     module = tensorrt(VERSIONS[0])
-    module.unsupported = {"Attention"}
     result, manifest = build("--fp16")
     assert result.code == 0, result.err
     assert manifest.plan.attention["form"] == "MatMul-Softmax-MatMul"
@@ -121,17 +117,49 @@ def test_without_a_kernel_for_attention_it_is_made_of_primitives(tensorrt, build
     assert "ATTENTION" not in kinds
 
 
-@pytest.mark.parametrize("names_nodes", [True, False])
-def test_an_error_of_the_parser_names_the_node(tensorrt, build, names_nodes, tmp_path):
+def test_attention_over_packed_rows_is_tried_where_the_library_knows_it(tensorrt, build):
+    tensorrt(VERSIONS[0])
+    _, manifest = build("--fp16", out="old")
+    assert manifest.plan.attention["packed"] == {
+        "available": False,
+        "reason": "TensorRT 10.4.0 knows no attention over packed rows",
+    }
+    module = tensorrt(VERSIONS[1])
+    _, manifest = build("--fp16", out="new")
+    assert manifest.plan.attention["packed"]["available"]
+    assert "rows run in buckets of like length all the same" in manifest.plan.attention["packed"]["reason"]
+    _, (network, config), _ = module.built
+    assert [layer.type.name for layer in network.layers] == ["TRT_ATTENTION"]
+    # All rows of the largest profile one after another, and where each of them ends.
+    assert config.profiles[-1].shapes["query"][-1] == (32 * 128, 2, 8)
+    assert config.profiles[-1].shapes["ends"][-1] == (33,)
+    module.unsupported = {"TRT_Attention"}
+    _, manifest = build("--fp16", out="refusing")
+    assert manifest.plan.attention["form"] == "Attention"
+    assert not manifest.plan.attention["packed"]["available"]
+    assert "no importer for TRT_Attention" in manifest.plan.attention["packed"]["reason"]
+
+
+def test_a_library_that_makes_no_builder_says_why(tensorrt, build, tmp_path):
+    tensorrt(VERSIONS[1]).makes_builders = False
+    result, _ = build("--fp16")
+    assert result.code == 1
+    line = result.err.splitlines()[-1]
+    assert line.startswith(
+        "error: TensorRT 11.4.0.106 makes no builder here: CUDA initialization failure with error: 35"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_parser_names_the_node(tensorrt, build, tmp_path):
     module = tensorrt(VERSIONS[0])
-    module.unsupported, module.names_nodes = {"Gelu"}, names_nodes
+    module.unsupported = {"Gelu"}
     result, manifest = build("--fp16")
     assert (result.code, manifest) == (1, None)
     assert not (tmp_path / "out").exists()
     line = result.err.splitlines()[-1]
-    assert line.startswith("error: TensorRT 10.4.0.26 cannot take cls.onnx: ")
-    assert "no importer for Gelu" in line
-    assert ("node node_gelu (Gelu): " in line) == names_nodes
+    assert line.startswith("error: TensorRT 10.4.0 cannot take cls.onnx: ")
+    assert "node node_gelu (Gelu): no importer for Gelu" in line
 
 
 def test_an_error_of_the_builder_names_the_node(tensorrt, build):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from erniem_export.tensorrt.library import load_library
 from erniem_rt.manifest import HEADS, hash_file
 
+NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
 PRECISIONS = ("fp32", "fp16", "int8")
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "HALF"}
 LAYERS = 4
@@ -81,3 +84,11 @@ def test_the_header_is_one_that_the_runtime_reads(built, rtx):
     assert found_in(header) & ~GPU_NEEDED == 0
     assert found_in(b"\0" * len(header)) == int(rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     assert header[RELEASE] == bytes(int(part) for part in manifest.plan.version.split("."))
+
+
+def test_an_artifact_with_a_plan_is_verified(planned, erniem_verify):
+    """In half precision the gate writes a graph of its own, which has no plan."""
+    artifact, _ = planned("qa", "fp16")
+    result = erniem_verify(artifact, "--model", NANO / "qa")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1].endswith("passed")

@@ -356,3 +356,15 @@ def test_what_is_for_plans(heads, options):
 
 def test_threads_are_for_a_cpu(machine, plan):
     assert refused(plan, InvalidInputError, threads=2).startswith("threads is for a CPU, and ")
+
+
+def test_a_library_that_makes_no_runtime_says_why(machine, plan):
+    """The bindings make a TypeError of the null pointer that they get."""
+
+    def refuse(logger):
+        logger.log(logger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    machine.trt.Runtime = refuse
+    said = "makes no runtime here: CUDA initialization failure with error: 35. Check nvidia-smi and update the driver."
+    assert refused(plan, EngineError) == f"tensorrt {machine.trt.__version__} {said}"

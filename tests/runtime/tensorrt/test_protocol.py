@@ -15,7 +15,6 @@ from erniem_rt.engines.trt_lane import Lane
 from erniem_rt.engines.trt_library import LoadedPlan
 from erniem_rt.engines.trt_pool import LanePool
 
-from .fake_tensorrt import ICudaEngine, IExecutionContext
 from .support import assert_same, expected, install
 
 SMALL_THEN_LARGE = [[[1, 1], [1, 4], [1, 8]], [[1, 1], [4, 16], [4, 16]]]
@@ -234,25 +233,3 @@ def test_every_answer_of_tensorrt_is_looked_at(machine, heads, plan_of, name):
     machine.trt.failing = {name: "Error Code 7: no"}
     with pytest.raises(EngineError, match=r"^tensorrt could not .*: Error Code 7: no\. Open the artifact again"):
         work(machine, heads, plan_of)
-
-
-def test_a_tensorrt_without_the_newer_names(machine, heads, plan_of, monkeypatch):
-    """10.0: the same by older ones."""
-    monkeypatch.delattr(IExecutionContext, "set_device_memory")
-    monkeypatch.setattr(
-        IExecutionContext,
-        "device_memory",
-        property(
-            lambda context: context.scratch[0], lambda context, memory: setattr(context, "scratch", (memory, 512))
-        ),
-        raising=False,
-    )
-    real = ICudaEngine.__init__
-
-    def older(engine, *arguments):
-        real(engine, *arguments)
-        engine.device_memory_size = engine.__dict__.pop("device_memory_size_v2")
-
-    monkeypatch.setattr(ICudaEngine, "__init__", older)
-    monkeypatch.setattr(ICudaEngine, "device_memory_size_v2", None, raising=False)
-    work(machine, heads, plan_of)
