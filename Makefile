@@ -66,7 +66,7 @@ nano-train: $(DEV) ## Train the nano checkpoints from scratch
 nano-eval: $(DEV) ## Measure the nano checkpoints on their held-out data
 	.venv/bin/python examples/nano/evaluate.py $(ARGS)
 
-nano-task-sets: $(DEV) ## Write the task sets that the accuracy gate asks of the nano checkpoints
+nano-task-sets: $(DEV) ## Write the task sets and calibration texts of the nano checkpoints
 	.venv/bin/python examples/nano/task_sets.py $(ARGS)
 
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)

@@ -28,7 +28,7 @@ from languages import CODES
 from network import HEADS
 from prediction import load_checkpoint, predict
 from scoring import ratio, score, zero_shot_rows
-from task_sets import FILE as TASK_SET
+from task_sets import CALIBRATION_FILE, FILE
 from tasks import InferenceExample
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def _zero_shot(model: ErnieMPreTrainedModel, tokenizer: Tokenizer, examples: lis
 
 
 def _sizes(checkpoints: Path) -> dict[str, int]:
-    """Of the checkpoints themselves: a task set is no part of a model."""
-    files = {head: [file for file in (checkpoints / head).iterdir() if file.name != TASK_SET] for head in HEADS}
+    """Of the checkpoints themselves: what an export reads besides is no part of a model."""
+    besides = (FILE, CALIBRATION_FILE)
+    files = {head: [file for file in (checkpoints / head).iterdir() if file.name not in besides] for head in HEADS}
     sizes = {head: sum(file.stat().st_size for file in found) for head, found in files.items()}
     return {**sizes, "total": sum(sizes.values())}
 

@@ -1,9 +1,10 @@
-"""Write the task set of each checkpoint: held-out examples, for the accuracy gate of an export.
+"""Write what an export reads beside the weights: a task set for its accuracy gate, texts to calibrate int8 on.
 
     python examples/nano/task_sets.py
 
 ``checkpoints/HEAD/task_set.jsonl`` holds as many examples of each language as of the others. They come from the
 generator's held-out split, with a seed of their own, and are the same whenever they are made.
+``checkpoints/HEAD/calibration.txt`` holds passages of the training split.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HERE = Path(__file__).parent
-FILE = "task_set.jsonl"
-SEED = 4096
-PER_LANGUAGE = 100
+FILE, CALIBRATION_FILE = "task_set.jsonl", "calibration.txt"
+SEED, CALIBRATION_SEED = 4096, 5
+PER_LANGUAGE, TEXTS_PER_LANGUAGE = 100, 66
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the task sets of all heads."""
+    """Write the files of all heads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints")
     write_task_sets(parser.parse_args(argv).checkpoints)
@@ -45,14 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_task_sets(checkpoints: Path) -> None:
-    """Write a file into the folder of each head that has a task."""
+    """Write the task set of each head that has a task, and the texts of all."""
     for task in TASKS:
         (checkpoints / task / FILE).write_text(task_set(task), encoding="utf-8")
+    texts = calibration_texts()
+    for head in (*TASKS, "base"):
+        (checkpoints / head / CALIBRATION_FILE).write_text(texts, encoding="utf-8")
 
 
 def task_set(task: str) -> str:
     """The content of a task's file."""
     return "".join(json.dumps(as_line(example), ensure_ascii=False) + "\n" for example in examples(task))
+
+
+def calibration_texts() -> str:
+    """Passages that nano may have been trained on, one on each line."""
+    passages = (generate("ner", code, "train", CALIBRATION_SEED, TEXTS_PER_LANGUAGE) for code in CODES)
+    return "".join(f"{passage.text}\n" for of_language in passages for passage in of_language)
 
 
 def examples(task: str) -> list[Example]:

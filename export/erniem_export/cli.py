@@ -251,7 +251,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=_path,
         metavar="FILE",
-        help="text (UTF-8, one a line) like what will be served, to calibrate --int8 on (default: 200 lines of ours)",
+        help="text (UTF-8, one a line) like what will be served, to calibrate --int8 on (default: "
+        "calibration.txt beside the weights, or else 200 lines of ours)",
     )
     sizes.add_argument(
         "--target",

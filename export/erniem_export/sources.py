@@ -8,6 +8,7 @@ from pathlib import Path
 from erniem_export.errors import CheckpointError
 
 __all__ = [
+    "CALIBRATION_FILE",
     "CONFIG_FILE",
     "TASK_SET_FILE",
     "TOKENIZER_FILES",
@@ -20,6 +21,8 @@ __all__ = [
 CONFIG_FILE = "config.json"
 # Labelled examples of the checkpoint's task, for the accuracy gate.
 TASK_SET_FILE = "task_set.jsonl"
+# Texts like those to be served, a text on each line, for int8.
+CALIBRATION_FILE = "calibration.txt"
 TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "vocab.txt",
@@ -117,7 +120,7 @@ def _download(model: str) -> Path:
     )
 
     def fetch(*patterns: str) -> Path:
-        wanted = [CONFIG_FILE, TASK_SET_FILE, *TOKENIZER_FILES, *patterns]
+        wanted = [CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *patterns]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
 
     safetensors, pickled = _HUB_PATTERNS

@@ -133,6 +133,14 @@ def test_stored_task_sets_are_what_the_generator_makes(task):
     assert stored.read_text(encoding="utf-8") == task_set(task), "run: make nano-task-sets"
 
 
+@pytest.mark.parametrize("head", ["qa", "ner", "cls", "mc", "ie", "base"])
+def test_stored_calibration_texts_are_what_the_generator_makes(head):
+    from task_sets import CALIBRATION_FILE, calibration_texts
+
+    stored = NANO / "checkpoints" / head / CALIBRATION_FILE
+    assert stored.read_text(encoding="utf-8") == calibration_texts(), "run: make nano-task-sets"
+
+
 def test_task_sets_share_nothing_with_training():
     from task_sets import examples as examples_of
 

@@ -28,7 +28,7 @@ __all__ = ["Int8", "quantize", "quantize_for_engine"]
 @dataclass(frozen=True)
 class Int8:
     """``cpu``: one of :data:`erniem_export.choices.CPUS`, what the artifact will run on; ``calibration``: a file
-    of texts, one on each line, or None for the built-in ones.
+    of texts, one on each line, or None for the checkpoint's own or the built-in ones.
     """
 
     cpu: str = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from erniem_export.errors import ExportError
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_rt.manifest import Limits
 
+NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints" / "base"
 LIMITS = Limits(64, 1000, 1)
 
 
@@ -54,6 +56,18 @@ def test_without_a_tokenizer_ids_are_random_but_always_the_same(tmp_path: Path) 
     path.write_text("a text\n")
     with pytest.raises(ExportError, match="the checkpoint has no tokenizer"):
         calibration_for(path, tmp_path, LIMITS)
+
+
+def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(tmp_path: Path) -> None:
+    folder, text = tmp_path / "checkpoint", tmp_path / "mine.txt"
+    folder.mkdir()
+    for file in ("sentencepiece.bpe.model", "vocab.txt"):
+        shutil.copy(NANO / file, folder)
+    text.write_text("a text\nanother\n")
+    assert calibration_for(None, folder, LIMITS).source.startswith("built-in text")
+    (folder / "calibration.txt").write_text("one\ntwo\nthree\n")
+    assert calibration_for(None, folder, LIMITS).source == "calibration.txt, 3 lines"
+    assert calibration_for(text, folder, LIMITS).source == "mine.txt, 2 lines"
 
 
 def test_a_mistake_ends_the_command_in_one_line(
