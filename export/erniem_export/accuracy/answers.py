@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -40,9 +40,10 @@ class Runs(Protocol):
     """What a pipeline needs of a session."""
 
     manifest: Manifest
+    lanes: int
 
-    def run(self, *, input_ids: ArrayLike, attention_mask: ArrayLike) -> dict[str, NDArray[Any]]:
-        """As :meth:`erniem_rt.Session.run`."""
+    def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """As :meth:`erniem_rt.Session.run_all`."""
 
 
 class ReferenceSession:
@@ -50,13 +51,20 @@ class ReferenceSession:
 
     Attributes:
         manifest: The artifact's, without the outputs that no pipeline reads.
+        lanes: 1, for one batch runs after the other.
     """
+
+    lanes = 1
 
     def __init__(self, model: ErnieMPreTrainedModel, manifest: Manifest) -> None:
         self._model = model
         self.manifest = replace(manifest, outputs=tuple(spec for spec in manifest.outputs if "." not in spec.name))
 
-    def run(self, *, input_ids: ArrayLike, attention_mask: ArrayLike) -> dict[str, NDArray[Any]]:
+    def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """The outputs of each batch, in order."""
+        return (self.run(**batch) for batch in batches)
+
+    def run(self, *, input_ids: ArrayLike | None, attention_mask: ArrayLike | None) -> dict[str, NDArray[Any]]:
         """Outputs by name; both arrays are int64 ``(batch, sequence)``, for ``mc`` ``(batch, choices, sequence)``."""
         with torch.inference_mode():
             result = self._model(
