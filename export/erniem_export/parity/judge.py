@@ -49,7 +49,6 @@ def judge(
         model: The model that it was exported from, in float32.
         tokenizer_dir: As for :func:`check_parity`, and so is ``progress``.
         scratch: Folder for a copy of the artifact; the system's for temporary files if left out.
-
         accuracy: Asks it for answers too, where there is a task set.
 
     Raises:
