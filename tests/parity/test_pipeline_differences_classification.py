@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,6 +27,8 @@ CANDIDATES = ["sehr", "hoch"]
 class Answering:
     """A session that gives these logits to rows of one length, in their order."""
 
+    lanes = 1
+
     def __init__(self, labels: tuple[str, ...], logits: Any, problem_type: str | None = None) -> None:
         self.manifest = SimpleNamespace(
             head="cls",
@@ -36,6 +39,9 @@ class Answering:
             limits=SimpleNamespace(max_length=LIMIT, pad_token_id=1),
         )
         self._logits = np.asarray(logits, np.float32)
+
+    def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        return (self.run(**batch) for batch in batches)
 
     def run(self, *, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
         assert attention_mask.all()

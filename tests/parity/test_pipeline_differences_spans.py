@@ -6,7 +6,7 @@ transformers' pipelines run a reference model whose ``forward`` is replaced: log
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -53,11 +53,16 @@ class ScriptedModel:
 class ScriptedSession:
     """What pipelines use of a Session, answered by a :class:`ScriptedModel`."""
 
+    lanes = 1
+
     def __init__(self, scripted: ScriptedModel, head: str) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS[head].outputs.items()]
         limits = Limits(LIMIT, scripted.model.config.vocab_size, 1)
         self.manifest = SimpleNamespace(head=head, labels=LABELS, limits=limits, outputs=outputs)
         self._model = scripted.model
+
+    def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        return (self.run(**batch) for batch in batches)
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():
