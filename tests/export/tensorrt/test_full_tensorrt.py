@@ -253,7 +253,7 @@ def test_int8_products_pass_the_gate_and_are_proven(tensorrt, erniem_export, tmp
     content = json.loads((tmp_path / "cls.json").read_text("utf-8"))
     assert content["precision"] == {"weights": "int8", "embedding": "fp16", "products": "fp16"}
     assert content["plan"]["proof"]["int8"] == {"weights": 24, "inputs": 24}
-    assert content["engine"]["int8"]["calibration"].startswith("built-in text")
+    assert content["engine"]["int8"]["calibration"].startswith("calibration.txt")
     points = {product["input_zero_point"] for product in content["engine"]["int8"]["products"].values()}
     assert points == {128}
     kinds = [layer.type.name for layer in module.built[-1][0].layers]
