@@ -45,7 +45,7 @@ test-transformers5: $(TF5) ## Run what depends on transformers, and real exports
 	.venv-tf5/bin/pytest tests/export $(WITHOUT_TRANSFORMERS:%='--ignore-glob=tests/export/%') $(ARGS)
 	.venv-tf5/bin/erniem-export --model $(NANO)/qa --head qa --output out/transformers5
 	.venv-tf5/bin/erniem-verify out/transformers5/qa.onnx --model $(NANO)/qa
-	.venv-tf5/bin/erniem-export --model $(NANO)/cls --head cls --int8 --output out/transformers5
+	.venv-tf5/bin/erniem-export --model $(NANO)/cls --head cls --int8 --output out/transformers5/int8
 
 lint: $(DEV) ## Check style and formatting
 	.venv/bin/ruff check .
