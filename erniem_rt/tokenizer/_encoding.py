@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._settings import Side
 
@@ -16,15 +17,21 @@ Truncation = Literal["longest_first", "only_first", "only_second"]
 Padding = Literal["longest", "max_length"]
 
 
-class TokenizedText(NamedTuple):
-    """The tokens of one text, before special tokens: ids and character ranges of equal length."""
+class TokenizedText:
+    """The tokens of one text, before special tokens. Where they stand in it is worked out when it is asked for."""
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    def __init__(self, ids: list[int], locate: Callable[[], list[tuple[int, int]]]) -> None:
+        self.ids = ids
+        self._locate = locate
+
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:
+        """The character range of each token."""
+        return self._locate()
 
     def part(self, kept: slice) -> TokenizedText:
-        """A copy of some of the tokens."""
-        return TokenizedText(self.ids[kept], self.offsets[kept])
+        """Some of the tokens."""
+        return TokenizedText(self.ids[kept], lambda: self.offsets[kept])
 
 
 @dataclass(frozen=True)

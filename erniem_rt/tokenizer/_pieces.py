@@ -68,7 +68,7 @@ class SentencePieceModel:
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
 
     def tokenize(self, run: str) -> tuple[list[str], list[tuple[int, int]]]:
-        """Cut ``run`` (no added tokens in it) into tokens, each with its range in ``run``."""
+        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to."""
         run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
         tokens: list[str] = []
@@ -81,10 +81,11 @@ class SentencePieceModel:
                     tokens.append(token)
                     spans.append((position + start, position + end))
             position += len(piece)
-        return tokens, self.source_spans(run, spans)
+        return tokens, spans
 
     def source_spans(self, run: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The ranges of a (readable) run that became these ranges of what the model normalises it to."""
+        """The ranges of a run that became these ranges of what the model normalises it to."""
+        run = readable([run])[0]
         _, origins = self._processor.normalize(run, with_offsets=True)
         if origins == [0, *range(len(run) + 1)]:
             return [(max(start - 1, 0), end - 1) for start, end in spans]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from ._added_tokens import Segment
+
 MODEL_FILE = "sentencepiece.bpe.model"
 VOCABULARY_FILE = "vocab.txt"
 
@@ -181,7 +183,7 @@ class Tokenizer(TokenConversion):
     def tokenize(self, text: str) -> list[str]:
         """The tokens of one text, without special tokens around them."""
         check_text("text", text)
-        return self._token_spans(text)[0]
+        return [token for segment in self._splitter.split(text) for token in self._tokens(segment)[0]]
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
@@ -207,23 +209,27 @@ class Tokenizer(TokenConversion):
         model_file.write_bytes(self._model.serialized())
         return str(vocab_file), str(model_file)
 
-    def _token_spans(self, text: str) -> tuple[list[str], list[tuple[int, int]]]:
-        tokens: list[str] = []
-        spans: list[tuple[int, int]] = []
-        for segment in self._splitter.split(text):
-            if self._splitter.is_added(segment.text):
-                found, ranges = [segment.text], [(0, len(segment.text))]
-            else:
-                found, ranges = self._model.tokenize(segment.text)
-            tokens += found
+    def _tokenized(self, text: str) -> TokenizedText:
+        segments = self._splitter.split(text)
+        tokens = [self._tokens(segment) for segment in segments]
+        ids = self._vocabulary.ids_of(token for found, _ in tokens for token in found)
+        return TokenizedText(ids, lambda: self._located(segments, [spans for _, spans in tokens]))
+
+    def _tokens(self, segment: Segment) -> tuple[list[str], list[tuple[int, int]]]:
+        if self._splitter.is_added(segment.text):
+            return [segment.text], [(0, len(segment.text))]
+        return self._model.tokenize(segment.text)
+
+    def _located(self, segments: list[Segment], spans: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+        """Where the tokens of the segments stand in the text."""
+        offsets: list[tuple[int, int]] = []
+        for segment, ranges in zip(segments, spans, strict=True):
+            if not self._splitter.is_added(segment.text):
+                ranges = self._model.source_spans(segment.text, ranges)
             origins = segment.origins
             moved = origins != range(len(origins))
-            spans += [(origins[start], origins[end - 1] + 1) for start, end in ranges] if moved else ranges
-        return tokens, spans
-
-    def _tokenized(self, text: str) -> TokenizedText:
-        tokens, spans = self._token_spans(text)
-        return TokenizedText(self._vocabulary.ids_of(tokens), spans)
+            offsets += [(origins[start], origins[end - 1] + 1) for start, end in ranges] if moved else ranges
+        return offsets
 
     def _kept(
         self, length: int, other: int | None, added: int, limit: int | None, truncation: Truncation | None
@@ -254,7 +260,7 @@ class Tokenizer(TokenConversion):
             inserted = ([cls], [sep]) if add_special_tokens else ([], [])
             return laid_out(one, None if second is None else two, cls=inserted[0], sep=inserted[1])
 
-        other = second or TokenizedText([], [])
+        other = second or TokenizedText([], list)
         count, other_count = len(first.ids), len(other.ids)
         ids = row(first.ids, other.ids, self.cls_token_id, self.sep_token_id)
         return Encoding(
