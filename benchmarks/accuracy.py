@@ -34,7 +34,7 @@ def accuracy(
     rounds: int,
     say: Say,
 ) -> dict[str, Any]:
-    """Return per engine what :func:`judge` finds, and its speed; only a gap if the weights are not installed."""
+    """Return per engine what :func:`judge` finds, and its speed; only a gap if weights or reference cannot be had."""
     if find_weights() is None:
         return {"gap": GAP}
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,42 +42,59 @@ def accuracy(
     if gap is not None:
         return {"gap": gap}
     source, texts = real_texts()
-    rows = folder / "rows.json"
-    ids = tokenize(folder / "checkpoint", texts)
-    workloads = {"texts": ids, "timed": ids[:TIMED]}
-    content = {name: {"rows": found, "checked": [], "batch_size": BATCH} for name, found in workloads.items()}
-    rows.write_text(json.dumps(content), encoding="utf-8")
-    engines: dict[str, Any] = {name: {"gap": "left out of this run"} for name in JUDGED if name not in names}
-    for name in (name for name in JUDGED if name in names):
-        gap = prepare(ENGINES[name].artifact, folder, MODEL)
-        if gap is not None:
-            engines[name] = {"gap": gap}
-    gaps: dict[str, str] = {}
-    chosen = [ENGINES[name] for name in (REFERENCE, *JUDGED) if name not in engines]
+    rows = _write_rows(folder, texts)
+    gaps = _prepare(folder, names)
+    chosen = [ENGINES[name] for name in (REFERENCE, *JUDGED)]
     clients = open_all(chosen, lambda spec: open_client(spec, folder, rows), gaps, say)
     try:
-        engines |= {name: {"gap": gap} for name, gap in gaps.items()}
-        expected = _states(clients[REFERENCE], folder, BATCH)
-        for name, client in clients.items():
-            if name != REFERENCE:
-                say(f"accuracy on trained weights: {client.spec.label}")
-                engines[name] = _judged(client, folder, expected)
-        timed = {name: client for name, client in clients.items() if engines.get(name, {"gap": None})["gap"] is None}
-        seconds = _time(timed, rounds)
+        if REFERENCE in gaps:
+            return {"gap": f"{ENGINES[REFERENCE].label} {gaps[REFERENCE]}"}
+        verdicts = _judge_all(clients, folder, say)
+        correct = [name for name, verdict in verdicts.items() if verdict["gap"] is None]
+        seconds = _time({name: clients[name] for name in (REFERENCE, *correct)}, rounds)
     finally:
         close_all(clients)
-    for name in timed.keys() & engines.keys():
-        engines[name]["seconds"] = spread(seconds[name])
-    reference = {"label": ENGINES[REFERENCE].label, "seconds": spread(seconds[REFERENCE])}
+    for name in correct:
+        verdicts[name]["seconds"] = spread(seconds[name])
     return {
         "gap": None,
         "model": "all-MiniLM-L6-v2",
         "texts": len(texts),
-        "timed_texts": len(workloads["timed"]),
+        "timed_texts": len(texts[:TIMED]),
         "source": source,
-        "reference": reference,
-        "engines": {name: engines[name] for name in JUDGED},
+        "reference": {"label": ENGINES[REFERENCE].label, "seconds": spread(seconds[REFERENCE])},
+        "engines": {name: verdicts[name] if name in verdicts else {"gap": gaps[name]} for name in JUDGED},
     }
+
+
+def _write_rows(folder: Path, texts: list[str]) -> Path:
+    """Write what the workers read: the texts to judge, and those of them to time."""
+    ids = tokenize(folder / "checkpoint", texts)
+    workloads = {"texts": ids, "timed": ids[:TIMED]}
+    content = {name: {"rows": found, "checked": [], "batch_size": BATCH} for name, found in workloads.items()}
+    path = folder / "rows.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def _prepare(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Make the artifacts; return why an engine has none."""
+    gaps = {name: "left out of this run" for name in JUDGED if name not in names}
+    for name in (name for name in JUDGED if name in names):
+        gap = prepare(ENGINES[name].artifact, folder, MODEL)
+        if gap is not None:
+            gaps[name] = gap
+    return gaps
+
+
+def _judge_all(clients: dict[str, Client], folder: Path, say: Say) -> dict[str, dict[str, Any]]:
+    expected = _states(clients[REFERENCE], folder, BATCH)
+    verdicts = {}
+    for name, client in clients.items():
+        if name != REFERENCE:
+            say(f"accuracy on trained weights: {client.spec.label}")
+            verdicts[name] = _judged(client, folder, expected)
+    return verdicts
 
 
 def _states(client: Client, folder: Path, batch_size: int) -> States:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import judge
+from benchmarks import accuracy
+from benchmarks.accuracy import JUDGED, judge
+from benchmarks.client import WorkerError
+from benchmarks.engines import REFERENCE, EngineSpec
 from benchmarks.minilm import _renamed
 from benchmarks.texts import COUNT, real_texts
 from benchmarks.xlm_roberta import as_xlm_roberta
@@ -37,6 +41,63 @@ def test_a_neighbour_that_changed_counts() -> None:
 def test_a_text_that_differs_alone_shows_however_many_agree() -> None:
     alone = [*STATES[:3], -STATES[3]]
     assert judge(STATES, STATES, alone)["worst_alone"] == pytest.approx(-1)
+
+
+class Worker:
+    """Stands in for an engine's process: ``error`` is how far its hidden states are off."""
+
+    def __init__(self, spec: EngineSpec, error: float) -> None:
+        self.spec = spec
+        self._error = error
+
+    def ask(self, question: str, **request: Any) -> dict[str, Any]:
+        if question == "time":
+            return {"seconds": [1 + self._error]}
+        np.savez(request["to"], *[(1 + self._error) * states for states in STATES])
+        return {}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "find_weights", lambda: Path("weights"))
+    monkeypatch.setattr(accuracy, "prepare", lambda step, *_: "no room" if step == "openvino-int8" else None)
+    monkeypatch.setattr(accuracy, "real_texts", lambda: ("somewhere", ["text"] * len(STATES)))
+    monkeypatch.setattr(accuracy, "tokenize", lambda _, texts: [[0, 2]] * len(texts))
+    monkeypatch.setattr(accuracy, "PAUSE", 0)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_each_engine_is_judged_and_timed_or_its_gap_named(tmp_path: Path) -> None:
+    def open_client(spec: EngineSpec, *_: Path) -> Any:
+        if spec.name == "ort-int8":
+            raise WorkerError("no such file")
+        return Worker(spec, 0.0 if spec.name == REFERENCE else 0.1)
+
+    names = [name for name in JUDGED if name != "erniem-rt"]
+    found = accuracy.accuracy(tmp_path, names, open_client, 3, print)
+    assert found["reference"]["seconds"]["median"] == 1
+    gaps = {name: engine["gap"] for name, engine in found["engines"].items() if engine["gap"]}
+    assert gaps == {
+        "ort-int8": "could not be loaded: no such file",
+        "openvino-int8": "no room",
+        "erniem-rt": "left out of this run",
+    }
+    for name in ("ctranslate2-int8", "erniem-rt-int8"):
+        assert found["engines"][name]["relative_l2"] == pytest.approx(0.1)
+        assert found["engines"][name]["seconds"]["median"] == pytest.approx(1.1)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_without_the_reference_there_is_one_gap(tmp_path: Path) -> None:
+    def open_client(spec: EngineSpec, *_: Path) -> Any:
+        if spec.name == REFERENCE:
+            raise WorkerError("out of memory")
+        return Worker(spec, 0.1)
+
+    found = accuracy.accuracy(tmp_path, JUDGED, open_client, 1, print)
+    assert found == {"gap": "PyTorch, eager could not be loaded: out of memory"}
 
 
 def test_texts_are_seeded_spread_over_languages_and_without_repetition(tmp_path: Path) -> None:
