@@ -71,7 +71,7 @@ def calibration_for(
     texts = read_texts(text)
     if encode is None:
         if text is not None:
-            raise ExportError(f"--calibration {text} cannot be read: the checkpoint has no tokenizer")
+            raise ExportError(f"the calibration text {text} cannot be read: the checkpoint has no tokenizer")
         drawn = _batches(_random_rows(limits, special), limits)
         return Calibration("random ids, for want of a tokenizer", drawn, drawn=True)
     rows = [list(encode(first, second)) for first, second in _arranged(texts)]
@@ -89,12 +89,12 @@ def read_texts(path: Path | None) -> list[str]:
         source = files(__package__).joinpath(_BUILT_IN) if path is None else path
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise ExportError(f"--calibration {path} cannot be read: {error.strerror or error}") from error
+        raise ExportError(f"the calibration text {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ExportError(f"--calibration {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+        raise ExportError(f"the calibration text {path} is not UTF-8: {error.reason} at byte {error.start}") from error
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
-        raise ExportError(f"--calibration {path} holds no text: give it sentences like those to be served, one a line")
+        raise ExportError(f"the calibration text {path} is empty: give sentences like those to be served, one a line")
     if len(texts) > _MOST_TEXTS:
         texts = [texts[i * len(texts) // _MOST_TEXTS] for i in range(_MOST_TEXTS)]
     return texts

@@ -33,7 +33,7 @@ def test_blank_lines_and_marks_fall_away_and_long_files_are_thinned_evenly(tmp_p
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read: No such file"), (b" \n\t\n", "holds no text"), (b"a\xff", "not UTF-8: .* at byte 1")],
+    [(None, "cannot be read: No such file"), (b" \n\t\n", "is empty"), (b"a\xff", "not UTF-8: .* at byte 1")],
 )
 def test_text_that_cannot_be_used_is_one_clear_error(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "texts.txt"

@@ -266,7 +266,7 @@ def test_int8_without_text_to_calibrate_on_is_refused(tensorrt, build, tmp_path)
     empty.write_text(" \n")
     for options, expected in (
         ([], "--int8 for TensorRT is calibrated on text, and this checkpoint has no tokenizer to read it with"),
-        (["--calibration", empty], "holds no text"),
+        (["--calibration", empty], "is empty"),
     ):
         result, _ = build("--int8", *options)
         assert result.code == 1
