@@ -1,8 +1,11 @@
 # Every target prepares what it needs. The one thing to have is Python 3.11 or newer; `make PYTHON=...` chooses which.
-# `make test ARGS="-k wheel -x"` hands arguments on to pytest.
+# `make test ARGS="-k wheel -x"` hands arguments on to pytest; `make test WORKERS=0` runs the tests in one process.
 
 PYTHON ?= python3
 ARGS ?=
+# Small models keep PyTorch and ONNX Runtime to about one core; a file's tests stay together, for what they share.
+WORKERS ?= auto
+PYTEST = pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # For the targets on a GPU: a Python with PyTorch for CUDA, transformers, onnx, onnxruntime-gpu and pytest. Nothing is
 # installed into it.
 GPU_PYTHON ?= python3
@@ -34,7 +37,7 @@ demo: $(DEV) $(SERVE) ## Export the nano checkpoints, then answer real text in a
 	.venv-serve/bin/python examples/demo.py out/demo
 
 test: $(DEV) ## Run all tests against the reference, transformers 4.57
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/$(PYTEST) $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
 # traced there is nothing left of it, so what is done with graphs is tested once, by `make test`; an export in int8, which
@@ -42,7 +45,7 @@ test: $(DEV) ## Run all tests against the reference, transformers 4.57
 WITHOUT_TRANSFORMERS := int8 passes precision tensorrt graph/test_parity_*.py
 
 test-transformers5: $(TF5) ## Run what depends on transformers, and real exports, on transformers 5
-	.venv-tf5/bin/pytest tests/export $(WITHOUT_TRANSFORMERS:%='--ignore-glob=tests/export/%') $(ARGS)
+	.venv-tf5/bin/$(PYTEST) tests/export $(WITHOUT_TRANSFORMERS:%='--ignore-glob=tests/export/%') $(ARGS)
 	.venv-tf5/bin/erniem-export --model $(NANO)/qa --head qa --output out/transformers5
 	.venv-tf5/bin/erniem-verify out/transformers5/qa.onnx --model $(NANO)/qa
 	.venv-tf5/bin/erniem-export --model $(NANO)/cls --head cls --int8 --output out/transformers5/int8
