@@ -77,7 +77,7 @@ bench: $(BENCH) ## Measure every engine at base size; write results, plots and t
 	.venv-bench/bin/python benchmarks/plots.py
 	.venv-bench/bin/python benchmarks/tables.py --write-readme
 
-bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in about four minutes
+bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
 	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
 
 test-gpu: ## Run the parity gate of every head, precision and engine on an NVIDIA GPU

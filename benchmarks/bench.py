@@ -24,10 +24,12 @@ from benchmarks.measure import Results, Say, check_all, close_all, open_all, tim
 from benchmarks.prepare import ROOT, artifact_bytes, prepare
 from benchmarks.ratios import ratios
 from benchmarks.tables import markdown
-from benchmarks.workloads import ALL, FIXED, MIXED, Workload, build_workloads
+from benchmarks.workloads import ALL, Workload, build_workloads
 
 RESULTS = ROOT / "benchmarks" / "results"
 WORKERS = 4
+QUICK_WORKLOADS = ("1x32", "8x128", "mixed")
+LEFT_OUT = {"gap": "left out of this run"}
 BUSY = 0.5
 
 
@@ -73,7 +75,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         say(f"the machine is busy (load {machine['load_before']}); figures will be off, and ratios less so")
     specs = [ENGINES[name] for name in ENGINES if name in options.engines]
     options.folder.mkdir(parents=True, exist_ok=True)
-    gaps = {name: "left out of this run" for name in ENGINES if name not in options.engines}
+    gaps = {name: LEFT_OUT["gap"] for name in ENGINES if name not in options.engines}
     for spec in specs:
         say(f"preparing {spec.label}")
         gap = prepare(spec.artifact, options.folder, options.model)
@@ -100,19 +102,21 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         "engines": {spec.name: _engine(spec, options.folder, gaps, verdicts, versions) for spec in ENGINES.values()},
     }
     present = [spec for spec in specs if spec.name not in gaps]
-    _add_processes(results, present, open_client, options.cold_rounds, say)
-    say("from text to answer")
-    results["end_to_end"] = end_to_end.end_to_end(options.folder, open_client, options.rounds, say)
-    results["accuracy"] = _accuracy(options, say)
+    correct = _cold_starters(results, present)
+    _add_cold_starts(results, correct, open_client, options.cold_rounds, say)
+    if options.quick:
+        results |= {"end_to_end": LEFT_OUT, "accuracy": LEFT_OUT}
+    else:
+        _add_shared_memory(results, correct, open_client, say)
+        say("from text to answer")
+        results["end_to_end"] = end_to_end.end_to_end(options.folder, open_client, options.rounds, say)
+        results["accuracy"] = _accuracy(options, say)
     results["ratios"] = ratios(results)
     _drop_logits(results)
     return results
 
 
 def _accuracy(options: Options, say: Say) -> dict[str, Any]:
-    if options.quick:
-        return {"gap": "left out of this run"}
-
     def open_client(spec: EngineSpec, folder: Path, rows: Path) -> Client:
         return Client(spec, folder, rows, options.threads)
 
@@ -145,21 +149,27 @@ def _timed(
     return verdicts, versions
 
 
-def _add_processes(results: dict[str, Any], specs: list[EngineSpec], open_client: Any, rounds: int, say: Say) -> None:
-    """Add cold start, memory and shared weights to the engines of ``results``."""
-    say("cold starts")
-    engines = results["engines"]
-    cold = [
+def _cold_starters(results: dict[str, Any], specs: list[EngineSpec]) -> list[EngineSpec]:
+    """The engines of which a fresh process can be asked for its first answer."""
+    return [
         spec
         for spec in specs
-        if spec.no_cold_start is None and engines[spec.name]["results"][processes.FIRST]["correct"]
+        if spec.no_cold_start is None and results["engines"][spec.name]["results"][processes.FIRST]["correct"]
     ]
-    expected = {spec.name: engines[spec.name]["results"][processes.FIRST]["first_logits"] for spec in cold}
-    for name, found in processes.cold_starts(cold, open_client, expected, rounds).items():
+
+
+def _add_cold_starts(results: dict[str, Any], specs: list[EngineSpec], open_client: Any, rounds: int, say: Say) -> None:
+    say("cold starts")
+    engines = results["engines"]
+    expected = {spec.name: engines[spec.name]["results"][processes.FIRST]["first_logits"] for spec in specs}
+    for name, found in processes.cold_starts(specs, open_client, expected, rounds).items():
         engines[name]["cold_start"] = found
-    for spec in cold:
+
+
+def _add_shared_memory(results: dict[str, Any], specs: list[EngineSpec], open_client: Any, say: Say) -> None:
+    for spec in specs:
         say(f"{WORKERS} workers of {spec.label}")
-        engines[spec.name]["shared"] = processes.shared_memory(spec, open_client, WORKERS)
+        results["engines"][spec.name]["shared"] = processes.shared_memory(spec, open_client, WORKERS)
 
 
 def _engine(
@@ -211,7 +221,7 @@ def _options(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(argv)
     engines = _chosen(parser, given.engines, QUICK if given.quick else tuple(ENGINES), tuple(ENGINES))
-    workloads = _chosen(parser, given.workloads, (*FIXED, MIXED[0]) if given.quick else ALL, ALL)
+    workloads = _chosen(parser, given.workloads, QUICK_WORKLOADS if given.quick else ALL, ALL)
     return Options(
         model=given.model or ("small" if given.quick else "random:base"),
         threads=given.threads,
