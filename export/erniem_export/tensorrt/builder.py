@@ -144,13 +144,13 @@ def _make_hardware_compatible(library: Library, config: Any) -> None:
         config.hardware_compatibility_level = levels.AMPERE_PLUS
         if config.hardware_compatibility_level == levels.AMPERE_PLUS:
             return
-    raise _lacking(library, "--hardware-compatible", "such plans; its plans run on all that --compute-capability says")
+    raise _lacking(library, "--hardware-compatible", "plans for all GPUs, only for those of --compute-capability")
 
 
 def _open_timing_cache(library: Library, config: Any, options: EngineOptions) -> None:
     path = options.timing_cache
     if path is None or not hasattr(config, "create_timing_cache"):
-        raise _lacking(library, "--timing-cache", "a timing cache")
+        raise _lacking(library, "--timing-cache", "timing cache")
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -161,7 +161,7 @@ def _open_timing_cache(library: Library, config: Any, options: EngineOptions) ->
         taken = cache is not None and config.set_timing_cache(cache, False)
     # TensorRT for RTX has the calls, and says in a warning that they do nothing.
     if warned or not taken:
-        raise _lacking(library, f"--timing-cache {path}", "a timing cache, or not one that fits this file")
+        raise _lacking(library, f"--timing-cache {path}", "timing cache, or none that this file fits")
 
 
 def _save_timing_cache(config: Any, options: EngineOptions) -> None:
@@ -176,4 +176,4 @@ def _save_timing_cache(config: Any, options: EngineOptions) -> None:
 
 
 def _lacking(library: Library, option: str, what: str) -> EngineBuildError:
-    return EngineBuildError(f"{library} has not {what}: leave out {option}")
+    return EngineBuildError(f"{library} has no {what}: leave out {option}")

@@ -71,7 +71,7 @@ def test_what_cannot_be_built_is_said_in_a_line(rtx, write_checkpoint, export_fa
 
 BUILDS = [
     (["--workspace", "1", "--profile", "1x1,4x8,64x128"], "ran out of memory while building"),
-    (["--hardware-compatible"], "has not such plans"),
+    (["--hardware-compatible"], "has no plans for all GPUs"),
     (["--version-compatible"], "try without --version-compatible"),
     (["--compute-capability", "9.0"], "cannot build for compute capability 9.0: it knows 7.5, 8.0, 8.6"),
     (["--compute-capability", "7.5"], "cannot build this graph: node encoder.layers."),
@@ -93,7 +93,7 @@ def test_a_timing_cache_that_would_do_nothing_is_refused(
 ):
     cache = tmp_path / "timing.cache"
     line = export_fails(write_checkpoint(tmp_path / "model"), "--engine", "tensorrt-rtx", "--timing-cache", cache)
-    assert "has not a timing cache" in line
+    assert "has no timing cache" in line
     assert not cache.exists()
 
 
