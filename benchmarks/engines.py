@@ -15,7 +15,8 @@ class EngineSpec:
     """One engine.
 
     ``adapter`` is a module of ``benchmarks.adapters``, ``artifact`` a step of ``benchmarks.prepare`` and the folder
-    that it fills, ``options`` what the adapter's loader takes besides. ``no_cold_start`` says why it has none.
+    that it fills, ``options`` what the adapter's loader takes besides, ``sharing`` what it takes where several
+    processes serve the same model. ``no_cold_start`` says why it has none.
     """
 
     name: str
@@ -24,6 +25,7 @@ class EngineSpec:
     adapter: str
     artifact: str
     options: dict[str, Any] = field(default_factory=dict)
+    sharing: dict[str, Any] = field(default_factory=dict)
     no_cold_start: str | None = None
 
 
@@ -47,7 +49,7 @@ ENGINES: dict[str, EngineSpec] = {
         EngineSpec(
             "ctranslate2", "CTranslate2", "fp32", "ctranslate2_encoder", "ctranslate2", {"compute_type": "float32"}
         ),
-        EngineSpec("erniem-rt", "erniem-rt", "fp32", "erniem_session", "erniem-rt"),
+        EngineSpec("erniem-rt", "erniem-rt", "fp32", "erniem_session", "erniem-rt", sharing={"share_weights": True}),
         EngineSpec("ort-int8", "ONNX Runtime, stock dynamic int8", "int8", "onnxruntime_session", "onnx-int8"),
         EngineSpec("openvino-int8", "OpenVINO, int8", "int8", "openvino_model", "openvino-int8"),
         EngineSpec(
@@ -58,7 +60,14 @@ ENGINES: dict[str, EngineSpec] = {
             "ctranslate2-int8",
             {"compute_type": "int8"},
         ),
-        EngineSpec("erniem-rt-int8", "erniem-rt, int8", "int8", "erniem_session", "erniem-rt-int8"),
+        EngineSpec(
+            "erniem-rt-int8",
+            "erniem-rt, int8",
+            "int8",
+            "erniem_session",
+            "erniem-rt-int8",
+            sharing={"share_weights": True},
+        ),
     )
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def cold_starts(
 
 def shared_memory(spec: EngineSpec, open_client: Open, count: int) -> dict[str, Any]:
     """Run ``count`` workers on the same artifact at once and add up what they occupy together."""
+    spec = replace(spec, options={**spec.options, **spec.sharing})
     clients: list[Client] = []
     try:
         for _ in range(count):

@@ -12,15 +12,13 @@ from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInput
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from erniem_rt.engines.base import Device, Engine, PlanEngine, PlanOptions
+    from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanEngine, PlanOptions
     from erniem_rt.manifest import Manifest
 
 __all__ = ["load_graph", "load_plan"]
 
 
-def load_graph(
-    path: Path, manifest: Manifest, device: Device, threads: int | None, cuda_graphs: bool, verify: bool
-) -> Engine:
+def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
     """Import and open the engine while another thread computes the hashes: about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
@@ -28,7 +26,7 @@ def load_graph(
     with ThreadPoolExecutor(max_workers=1) as pool:
         hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
         try:
-            engine = open_engine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
+            engine = open_engine(path, device=device, options=options)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.

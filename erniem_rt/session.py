@@ -14,7 +14,7 @@ from erniem_rt._inputs import prepare
 from erniem_rt._lanes import Lanes, lane_count
 from erniem_rt._loading import load_graph, load_plan
 from erniem_rt.engines import check_suffix, device_for, is_plan
-from erniem_rt.engines.base import Device, Engine, PlanOptions
+from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
 from erniem_rt.errors import ArtifactError, InvalidInputError
 from erniem_rt.manifest import Manifest
 
@@ -37,6 +37,9 @@ class Session:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
         threads: threads that one run may use on a CPU; None leaves it to the engine (all physical cores).
+        share_weights: run on the weights as they lie in the file, which is mapped: processes that serve the same
+            model then have them in memory once, and each starts sooner. Without it every process makes a copy in the
+            layout that its products are fastest in. For a graph on a CPU.
         cuda_graphs: record the work on a GPU per shape and replay it: faster for small batches. A plan does so unless
             this is False. A graph does so if it is True, on ``cuda``, each shape from its second time on (the first 16
             shapes that come again), and runs then take turns; not for packed graphs, whose work depends on the mask.
@@ -67,6 +70,7 @@ class Session:
         *,
         device: str | None = None,
         threads: int | None = None,
+        share_weights: bool = False,
         cuda_graphs: bool | None = None,
         verify: bool = True,
         trust_plan: bool = False,
@@ -80,18 +84,20 @@ class Session:
         self._longest: int | None = None
         self.lanes = 1
         if is_plan(self._path):
+            _refuse(self._path, "for graphs", share_weights=share_weights)
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
             engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
             self._engine: Engine = engine
             self._longest = engine.max_length
             self.manifest = _as_run(self.manifest, self._longest)
         else:
-            _refuse_plan_options(self._path, trust_plan=trust_plan, runtime_cache=runtime_cache)
+            _refuse(self._path, "for TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
                 warn_of_cpu(self.manifest.engine)
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
-            self._engine = load_graph(self._path, self.manifest, self._device, threads, bool(cuda_graphs), verify)
+            self._graph_options = GraphOptions(threads, share_weights, bool(cuda_graphs))
+            self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
             self.lanes = lane_count(self.manifest, self._device, threads)
         self._verify = verify
         self._side: Lanes | None = None
@@ -158,7 +164,8 @@ class Session:
         with self._opening:
             self._require_open()
             if self._side is None:
-                engine = load_graph(self._path, self._full_manifest, self._device, 1, False, self._verify)
+                options = replace(self._graph_options, threads=1)
+                engine = load_graph(self._path, self._full_manifest, self._device, options, self._verify)
                 self._side = Lanes(engine, self.lanes)
             return self._side
 
@@ -222,10 +229,10 @@ def _as_run(manifest: Manifest, longest: int) -> Manifest:
     return replace(manifest, limits=limits, precision=precision, engine={**(manifest.engine or {}), "packed": True})
 
 
-def _refuse_plan_options(path: Path, **options: object) -> None:
+def _refuse(path: Path, purpose: str, **options: object) -> None:
     for name, value in options.items():
         if value not in (None, False):
-            raise InvalidInputError(f"{name} is for TensorRT plans, and {path} is none: leave it out.")
+            raise InvalidInputError(f"{name} is {purpose}, and {path} is none: leave it out.")
 
 
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:

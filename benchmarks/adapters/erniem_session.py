@@ -12,9 +12,9 @@ from erniem_rt.batching import run_rows
 
 
 class ErnieMSession(Adapter):
-    def __init__(self, artifact: Path, threads: int) -> None:
+    def __init__(self, artifact: Path, threads: int, *, share_weights: bool = False) -> None:
         (graph,) = artifact.glob("*.onnx")
-        self._session = erniem_rt.Session(graph, threads=threads)
+        self._session = erniem_rt.Session(graph, threads=threads, share_weights=share_weights)
         import onnxruntime  # not before: the session imports it while it checks its files
 
         self.versions = {"erniem_rt": erniem_rt.__version__, "onnxruntime": onnxruntime.__version__}

@@ -10,7 +10,7 @@ from erniem_rt.errors import ArtifactError, InvalidInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from erniem_rt.engines.base import Engine, PlanEngine, PlanOptions
+    from erniem_rt.engines.base import Engine, GraphOptions, PlanEngine, PlanOptions
     from erniem_rt.manifest import Manifest
 
 __all__ = ["check_suffix", "device_for", "is_plan", "open_engine", "open_plan"]
@@ -41,11 +41,17 @@ def device_for(path: Path, wanted: Device | None) -> Device:
     return wanted or Device("cuda")
 
 
-def open_engine(path: Path, *, device: Device, threads: int | None, cuda_graphs: bool = False) -> Engine:
-    """Load a graph on ``device``; ``threads`` are those of one run, None leaves them to the engine."""
+def open_engine(path: Path, *, device: Device, options: GraphOptions) -> Engine:
+    """Load a graph on ``device``."""
     from erniem_rt.engines.ort import OrtEngine
 
-    return OrtEngine(path, device=device, threads=threads, cuda_graphs=cuda_graphs)
+    return OrtEngine(
+        path,
+        device=device,
+        threads=options.threads,
+        share_weights=options.share_weights,
+        cuda_graphs=options.cuda_graphs,
+    )
 
 
 def open_plan(path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> PlanEngine:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from erniem_rt.manifest import TensorSpec
 
-__all__ = ["Device", "Engine", "PlanEngine", "PlanOptions"]
+__all__ = ["Device", "Engine", "GraphOptions", "PlanEngine", "PlanOptions"]
 
 _CUDA = re.compile(r"cuda(?::([0-9]{1,3}))?")
 
@@ -71,6 +71,15 @@ class PlanEngine(Engine, Protocol):
     @property
     def max_length(self) -> int:
         """Positions of the longest row that it takes."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a caller may say about running a graph (see :class:`erniem_rt.Session`)."""
+
+    threads: int | None = None
+    share_weights: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,23 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 class OrtEngine:
     """An ONNX graph in an ``onnxruntime.InferenceSession``."""
 
-    def __init__(self, path: Path, *, device: Device, threads: int | None, cuda_graphs: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: Device,
+        threads: int | None,
+        share_weights: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
         if cuda_graphs and device.kind != "cuda":
             raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
+        if share_weights and device.kind != "cpu":
+            raise InvalidInputError(f"share_weights=True needs device='cpu', got device={str(device)!r}.")
         ort = _import_onnxruntime()
         if device.kind == "cuda":
             _require_cuda(ort)
-        session = _create(ort, path, device, threads, cuda_graphs)
+        session = _create(ort, path, device, _options(ort, threads, share_weights), cuda_graphs)
         if device.kind == "cuda" and _CUDA not in session.get_providers():
             raise EngineUnavailableError(
                 f"onnxruntime could not start CUDA on {device} and would have run on the CPU: check the NVIDIA "
@@ -91,11 +101,17 @@ def _require_cuda(ort: Any) -> None:
         )
 
 
-def _create(ort: Any, path: Path, device: Device, threads: int | None, cuda_graphs: bool) -> Any:
+def _options(ort: Any, threads: int | None, share_weights: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
+    if share_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: bool) -> Any:
     providers: list[Any] = [_CPU]
     # On CPU the fused SkipLayerNormalization is about 1.5 times slower than the Add and the
     # LayerNormalization that it replaces, so the pass that makes it stays off.

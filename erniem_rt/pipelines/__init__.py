@@ -37,6 +37,7 @@ def pipeline(
     *,
     device: str | None = None,
     threads: int | None = None,
+    share_weights: bool = False,
     cuda_graphs: bool | None = None,
     verify: bool = True,
     trust_plan: bool = False,
@@ -50,6 +51,7 @@ def pipeline(
         task: The manifest's task if left out; ``"zero-shot-classification"`` for a ``cls`` head trained on NLI.
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
+        share_weights: As for :class:`erniem_rt.Session`.
         cuda_graphs: As for :class:`erniem_rt.Session`.
         verify: As for :class:`erniem_rt.Session`.
         trust_plan: As for :class:`erniem_rt.Session`.
@@ -70,6 +72,7 @@ def pipeline(
             path,
             device=device,
             threads=threads,
+            share_weights=share_weights,
             cuda_graphs=cuda_graphs,
             verify=verify,
             trust_plan=trust_plan,

@@ -354,6 +354,11 @@ def test_what_is_for_plans(heads, options):
     assert message == f"{name} is for TensorRT plans, and {heads['qa'].path} is none: leave it out."
 
 
+def test_sharing_weights_is_for_graphs(machine, plan):
+    message = refused(plan, InvalidInputError, share_weights=True)
+    assert message == f"share_weights is for graphs, and {plan} is none: leave it out."
+
+
 def test_threads_are_for_a_cpu(machine, plan):
     assert refused(plan, InvalidInputError, threads=2).startswith("threads is for a CPU, and ")
 
