@@ -202,7 +202,7 @@ def _engine(
         "versions": versions.get(spec.name, {}),
         "bytes": None if gap else artifact_bytes(folder / spec.artifact),
         "cold_start": {"gap": spec.no_cold_start},
-        "shared": {"gap": "not measured"},
+        "shared": {"gap": spec.no_cold_start or "not measured"},
         "results": verdicts.get(spec.name, {}),
     }
 

@@ -25,6 +25,16 @@ def test_gaps_are_named_with_their_reason(results: dict[str, Any]) -> None:
     assert "optimum ORTModel" not in tables.times(results)
 
 
+def test_every_cell_without_memory_of_the_workers_has_its_reason(results: dict[str, Any]) -> None:
+    results["engines"]["erniem-rt"]["shared"] = {"gap": "MemoryError: no room"}
+    empty = [line.split(" | ")[0][2:] for line in tables.costs(results).splitlines() if line.endswith("| – |")]
+    assert "erniem-rt" in empty
+    gaps = tables.gaps(results)
+    assert "* erniem-rt, 4 processes together: MemoryError: no room" in gaps
+    for label in empty:
+        assert f"* {label}, 4 processes together: " in gaps
+
+
 def test_times_are_medians_with_their_range_in_milliseconds(results: dict[str, Any]) -> None:
     (row,) = [line for line in tables.times(results).splitlines() if line.startswith("| erniem-rt |")]
     assert row.startswith("| erniem-rt | 16 (14–18) | 40 (36–44) |")
