@@ -185,8 +185,13 @@ def _conditions(results: Results) -> str:
     return (
         f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} ({flags}), {results['threads']} threads on "
         f"{machine['cores']} cores; {size}, head `{model['head']}`, seeded weights; medians over {results['rounds']} "
-        f"interleaved rounds. {listed}."
+        f"interleaved rounds{load(machine.get('load_before'))}. {listed}."
     )
+
+
+def load(before: float | None) -> str:
+    """What to say of the load when the run began: the average number of processes that wanted a core."""
+    return "" if before is None else f"; load {before:.2g} before the run"
 
 
 def _measured(results: Results) -> list[Engine]:

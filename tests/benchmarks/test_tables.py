@@ -40,6 +40,14 @@ def test_times_are_medians_with_their_range_in_milliseconds(results: dict[str, A
     assert row.startswith("| erniem-rt | 16 (14–18) | 40 (36–44) |")
 
 
+def test_the_load_before_the_run_is_told(results: dict[str, Any]) -> None:
+    results["machine"]["load_before"] = 1.34
+    for text in (tables.headline(results), tables.markdown(results)):
+        assert "interleaved rounds; load 1.3 before the run." in text
+    del results["machine"]["load_before"]
+    assert "load" not in tables.markdown(results).split("###")[0]
+
+
 def test_every_row_has_as_many_cells_as_the_header(results: dict[str, Any]) -> None:
     for table in (tables.times, tables.costs, tables.bars, tables.text_to_answer, tables.accuracy):
         rows = [line for line in table(results).splitlines() if line.startswith("|")]
