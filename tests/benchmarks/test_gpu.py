@@ -227,6 +227,41 @@ def test_gpu_tests_of_which_none_ran_fail(chosen: str) -> None:
     assert "error: no test ran on cpu, so nothing is proven\n" in done.stderr
 
 
+def test_the_peak_waits_for_the_device_that_computes() -> None:
+    from benchmarks.gpu.peak import _flops_per_second
+
+    waited: list[str] = []
+    tensor = SimpleNamespace(to=lambda _: np.ones((2, 2)))
+    cuda = SimpleNamespace(synchronize=waited.append)
+    torch = SimpleNamespace(randn=lambda *_, **__: tensor, cuda=cuda)
+    assert _flops_per_second(torch, "cuda:1", None, 2) > 0
+    assert set(waited) == {"cuda:1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("cuda", ("CUDAExecutionProvider", {"device_id": "0"})),
+        ("cuda:1", ("CUDAExecutionProvider", {"device_id": "1"})),
+        ("cpu", ("CPUExecutionProvider", {})),
+    ],
+)
+def test_onnxruntime_runs_on_the_device_that_was_named(
+    given: str, expected: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks.adapters import gpu_onnxruntime_session
+
+    asked: list[Any] = []
+
+    def session(graph: str, options: Any, providers: list[Any]) -> Any:
+        asked.extend(providers)
+        return SimpleNamespace(get_providers=lambda: [expected[0]])
+
+    monkeypatch.setattr(gpu_onnxruntime_session.onnxruntime, "InferenceSession", session)
+    gpu_onnxruntime_session.load(tmp_path, 1, given, "fp32")
+    assert asked == [expected]
+
+
 def test_kinds_of_torch_give_the_same_answers(tmp_path: Path) -> None:
     from benchmarks.adapters.gpu_torch_model import load
     from erniem_export.configuration import ErnieMConfig
