@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 from benchmarks import conversions, prepare
 from benchmarks.client import WorkerError
-from benchmarks.gpu import bench, device, plots, tables
+from benchmarks.gpu import bench, device, plots, steps, tables
 from benchmarks.gpu.engines import EAGER, ENGINES, OURS, OURS_GRAPHS, REFERENCE, on_device
 from benchmarks.gpu.figures import add_latency, bars, percentile, shares
-from benchmarks.gpu.workloads import ALL, BATCHES, LENGTHS, build, flops
+from benchmarks.gpu.workloads import ALL, BATCHES, FIXED, LENGTHS, MIXED, QUICK, build, flops
+from erniem_export.engine_arguments import add_engine_arguments, engine_options
+from erniem_export.tensorrt.profiles import resolve_profiles
+from erniem_rt.engines.trt_shapes import plan_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 250002}
@@ -82,6 +86,21 @@ def test_every_artifact_can_be_made() -> None:
         assert spec.artifact in conversions.STEPS
         assert (ROOT / "benchmarks" / "adapters" / f"{spec.adapter}.py").exists()
         assert on_device(spec, "cuda:1").options["device"] == "cuda:1"
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_every_batch_of_equal_rows_is_one_run_of_a_plan(flavour: str) -> None:
+    flags = steps.EXPORTS[f"gpu-erniem-rt-{flavour}-fp16"]
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    arguments, rest = parser.parse_known_args(flags)
+    options = engine_options(arguments)
+    assert (options.engine, rest) == (flavour, ["--fp16"])
+    profiles = resolve_profiles(options.profiles, "cls", 512)
+    for workload in build((*FIXED, *QUICK), 1000):
+        if workload.name != MIXED:
+            lengths = np.array([len(row) for row in workload.rows])
+            assert len(plan_runs(lengths, lengths.max(), profiles)) == 1, workload.name
 
 
 def test_the_issue_s_rivals_are_all_there() -> None:
