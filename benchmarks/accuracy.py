@@ -51,11 +51,13 @@ def accuracy(
             return {"gap": f"{ENGINES[REFERENCE].label} {gaps[REFERENCE]}"}
         verdicts = _judge_all(clients, folder, say)
         correct = [name for name, verdict in verdicts.items() if verdict["gap"] is None]
-        seconds = _time({name: clients[name] for name in (REFERENCE, *correct)}, rounds)
+        seconds, late = _time({name: clients[name] for name in (REFERENCE, *correct)}, rounds)
+    except WorkerError as error:
+        return {"gap": f"{ENGINES[REFERENCE].label}: {error}"}
     finally:
         close_all(clients)
     for name in correct:
-        verdicts[name]["seconds"] = spread(seconds[name])
+        verdicts[name] |= {"gap": late[name]} if name in late else {"seconds": spread(seconds[name])}
     return {
         "gap": None,
         "model": "all-MiniLM-L6-v2",
@@ -113,15 +115,24 @@ def _judged(client: Client, folder: Path, expected: States) -> dict[str, Any]:
         return {"gap": str(error)}
 
 
-def _time(clients: dict[str, Client], rounds: int) -> dict[str, list[float]]:
-    """Seconds for the hidden states of the timed texts, one sample per round, all engines taking turns."""
+def _time(clients: dict[str, Client], rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds for the hidden states of the timed texts, one sample per round, all engines taking turns; and gaps.
+
+    :class:`WorkerError` if it is the reference that fails.
+    """
     samples: dict[str, list[float]] = {name: [] for name in clients}
+    gaps: dict[str, str] = {}
     for number in range(rounds):
-        for name in turn_order(list(clients), number):
+        for name in turn_order([name for name in clients if name not in gaps], number):
             time.sleep(PAUSE)
             request = {"workload": "timed", "untimed": 1, "calls": 1, "states": True}
-            samples[name] += clients[name].ask("time", **request)["seconds"]
-    return samples
+            try:
+                samples[name] += clients[name].ask("time", **request)["seconds"]
+            except WorkerError as error:
+                if name == REFERENCE:
+                    raise
+                gaps[name] = f"failed while it was timed: {error}"
+    return samples, gaps
 
 
 def judge(expected: States, in_batches: States, alone: States) -> dict[str, Any]:

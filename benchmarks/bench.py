@@ -17,10 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy, end_to_end, processes
-from benchmarks.client import Client
+from benchmarks.client import Client, WorkerError
 from benchmarks.engines import ENGINES, QUICK, REFERENCE, EngineSpec
 from benchmarks.machine import describe_machine
-from benchmarks.measure import Results, Say, check_all, close_all, open_all, time_rounds
+from benchmarks.measure import (
+    Results,
+    Say,
+    check_all,
+    close_all,
+    first_answers,
+    open_all,
+    require_reference,
+    time_rounds,
+)
 from benchmarks.prepare import ROOT, artifact_bytes, prepare
 from benchmarks.ratios import ratios
 from benchmarks.tables import markdown
@@ -60,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
 
-    results = run(options, say)
+    try:
+        results = run(options, say)
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"wrote {options.output}")
     print(markdown(results))
-    return 0 if results["engines"][REFERENCE]["gap"] is None else 1
+    return 0
 
 
 def run(options: Options, say: Say) -> dict[str, Any]:
@@ -82,6 +95,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         if gap is not None:
             gaps[spec.name] = gap
             say(gap)
+    require_reference(gaps)
     config = json.loads((options.folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     workloads = build_workloads(options.workloads, config["vocab_size"])
     path = write_workloads(options.folder / "workloads.json", workloads)
@@ -140,7 +154,8 @@ def _timed(
 ) -> tuple[dict[str, Results], dict[str, dict[str, str]]]:
     clients = open_all(specs, open_client, gaps, say)
     try:
-        versions = {n: c.ask("first", workload=processes.FIRST)["versions"] for n, c in clients.items()}
+        versions = first_answers(clients, processes.FIRST, gaps, say)
+        require_reference(gaps)
         say("comparing with PyTorch")
         verdicts = check_all(clients, workloads, say)
         time_rounds(clients, workloads, verdicts, options.rounds, say)
@@ -187,7 +202,7 @@ def _engine(
         "versions": versions.get(spec.name, {}),
         "bytes": None if gap else artifact_bytes(folder / spec.artifact),
         "cold_start": {"gap": spec.no_cold_start},
-        "shared": {"gap": "not measured"},
+        "shared": {"gap": spec.no_cold_start or "not measured"},
         "results": verdicts.get(spec.name, {}),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -34,6 +35,7 @@ class Client:
     ) -> None:
         self.spec = spec
         self._timeout = timeout
+        self._ended: str | None = None
         self._log = folder / f"{spec.name}.worker.log"
         self.started = time.perf_counter()
         with self._log.open("w", encoding="utf-8") as log:
@@ -56,14 +58,17 @@ class Client:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send one request; :class:`WorkerError` if no answer comes."""
+        """Send one request; :class:`WorkerError` if no answer comes, or if the worker has ended before."""
         return self._exchange({"do": do, **arguments})
 
     def close(self) -> None:
         """End the process."""
+        self._ended = self._ended or "its worker was closed"
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                # What could not be sent to a process that has ended is tried once more here.
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -79,6 +84,8 @@ class Client:
         self.close()
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._ended is not None:
+            raise WorkerError(self._ended)
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise WorkerError(f"{self.spec.name} has no pipes")
@@ -89,15 +96,16 @@ class Client:
             raise self._failure() from None
         if not select.select([stdout], [], [], self._timeout)[0]:
             self._process.kill()
-            self.close()
-            raise WorkerError(f"no answer within {self._timeout:.0f} s")
+            raise self._failure(f"no answer within {self._timeout:.0f} s")
         line = stdout.readline()
         if not line:
             raise self._failure()
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _failure(self) -> WorkerError:
+    def _failure(self, reason: str = "") -> WorkerError:
+        """End the process, for ``reason`` or for what it said last; every later request is answered with that."""
         self.close()
-        reason = last_line(self._log.read_text(encoding="utf-8", errors="replace"))
-        return WorkerError(reason or f"ended with exit code {self._process.returncode}")
+        reason = reason or last_line(self._log.read_text(encoding="utf-8", errors="replace"))
+        self._ended = reason or f"ended with exit code {self._process.returncode}"
+        return WorkerError(self._ended)

@@ -53,7 +53,12 @@ def time_rounds(
     """Add to each correct verdict its samples, one per round, and their median and range, in seconds."""
     for workload in workloads:
         names = [name for name in clients if verdicts[name][workload.name]["correct"]]
-        calls = {name: _calls(clients[name], workload) for name in names}
+        calls: dict[str, tuple[int, int]] = {}
+        for name in names:
+            try:
+                calls[name] = _calls(clients[name], workload)
+            except WorkerError as error:
+                _give_up(verdicts[name][workload.name], error)
         samples: dict[str, list[float]] = {name: [] for name in names}
         for number in range(rounds):
             for name in turn_order(names, number):
@@ -88,6 +93,27 @@ def open_all(
     return clients
 
 
+def first_answers(
+    clients: dict[str, Client], workload: str, gaps: dict[str, str], say: Say
+) -> dict[str, dict[str, str]]:
+    """Ask each for one row; return the versions behind it. One that does not answer is closed and becomes a gap."""
+    versions = {}
+    for name in list(clients):
+        try:
+            versions[name] = clients[name].ask("first", workload=workload)["versions"]
+        except WorkerError as error:
+            gaps[name] = f"gives no first answer: {error}"
+            say(f"{name} {gaps[name]}")
+            clients.pop(name).close()
+    return versions
+
+
+def require_reference(gaps: dict[str, str], reference: str = REFERENCE) -> None:
+    """Raise :class:`WorkerError` where the reference has a gap: nothing can be compared without it."""
+    if reference in gaps:
+        raise WorkerError(f"the reference cannot be measured: {gaps[reference]}")
+
+
 def _logits(client: Client, workload: Workload) -> list[list[float]] | str:
     """What the engine answers, or why it does not."""
     try:
@@ -117,6 +143,10 @@ def _turn(
         seconds = client.ask("time", workload=workload.name, untimed=untimed, calls=timed)["seconds"]
     except WorkerError as error:
         del calls[name]
-        verdict |= {"correct": False, "gap": f"failed while it was timed: {error}"}
+        _give_up(verdict, error)
         return
     samples[name].append(spread(seconds)["median"])
+
+
+def _give_up(verdict: dict[str, Any], error: WorkerError) -> None:
+    verdict |= {"correct": False, "gap": f"failed while it was timed: {error}"}

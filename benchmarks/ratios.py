@@ -24,6 +24,8 @@ _SPEED = [
 # Tokens per second on mixed lengths, against those on a batch without padding.
 _PADDING_BAR = 0.95
 _COLD_START_BAR, _COLD_SECONDS, _COLD_MB = 8.0, 0.6, 300.0
+# An artifact with products and word embeddings in int8, at base size.
+_DISK_MB = 290.0
 _TEXT_BAR = 5.0
 _ACCURACY = {
     "relative_l2": ("relative L2 of the hidden states", "at_most", 0.08),
@@ -56,6 +58,7 @@ def ratios(results: Results) -> list[dict[str, Any]]:
     bars.append(_bar(title, "at_least", _COLD_START_BAR, _cold_start_ratio, results))
     bars.append(_bar(f"cold start, s: {label}", "at_most", _COLD_SECONDS, _cold_start_seconds, results))
     bars.append(_bar(f"resident after the first answer, MB: {label}", "at_most", _COLD_MB, _resident_mb, results))
+    bars.append(_bar(f"on disk, MB: {label}", "at_most", _DISK_MB, _disk_mb, results))
     title = "text to answer on nano: erniem-rt's pipeline against transformers'"
     bars.append(_bar(title, "at_least", _TEXT_BAR, _text_to_answer, results))
     for key, (what, kind, limit) in _ACCURACY.items():
@@ -106,6 +109,11 @@ def _cold_start_seconds(results: Results) -> float:
 def _resident_mb(results: Results) -> float:
     resident: float = _cold(results, OURS_INT8)["resident"]
     return resident / 1e6
+
+
+def _disk_mb(results: Results) -> float:
+    size: float = _engine(results, OURS_INT8)["bytes"]
+    return size / 1e6
 
 
 def _text_to_answer(results: Results) -> float:

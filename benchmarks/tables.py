@@ -19,6 +19,7 @@ Engine = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
 EMPTY = "–"
+_TOGETHER = "4 processes together"
 _TOLD_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 
 
@@ -69,7 +70,7 @@ def costs(results: Results) -> str:
         shared = engine["shared"]
         together = EMPTY if shared["gap"] else f"{shared['proportional'] / 1e6:,.0f} MB"
         rows.append([engine["label"], *_start_and_size(engine), together])
-    return table(["", "first answer", "resident", "on disk", "4 processes together"], rows)
+    return table(["", "first answer", "resident", "on disk", _TOGETHER], rows)
 
 
 def text_to_answer(results: Results) -> str:
@@ -137,6 +138,8 @@ def gaps(results: Results) -> str:
             continue
         if "seconds" not in engine["cold_start"]:
             lines.append(f"* {engine['label']}, cold start: {engine['cold_start'].get('gap') or 'wrong answer'}")
+        if engine["shared"]["gap"]:
+            lines.append(f"* {engine['label']}, {_TOGETHER}: {engine['shared']['gap']}")
         for name, verdict in engine["results"].items():
             if "seconds" not in verdict:
                 lines.append(f"* {engine['label']} on {results['workloads'][name]['label']}: {_reason(verdict)}")
@@ -182,8 +185,13 @@ def _conditions(results: Results) -> str:
     return (
         f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} ({flags}), {results['threads']} threads on "
         f"{machine['cores']} cores; {size}, head `{model['head']}`, seeded weights; medians over {results['rounds']} "
-        f"interleaved rounds. {listed}."
+        f"interleaved rounds{load(machine.get('load_before'))}. {listed}."
     )
+
+
+def load(before: float | None) -> str:
+    """What to say of the load when the run began: the average number of processes that wanted a core."""
+    return "" if before is None else f"; load {before:.2g} before the run"
 
 
 def _measured(results: Results) -> list[Engine]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import ROOT, block
+from benchmarks.tables import ROOT, block, load
 
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizer_speed.json"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -35,7 +35,8 @@ def _conditions(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
         f"{result['texts']:,} texts, {result['characters']:,} characters, {result['texts_per_call']:,} texts a call; "
-        f"medians of {result['rounds']} interleaved rounds; vocabulary: {result['vocabulary']}. {machine['cpu']}, "
+        f"medians of {result['rounds']} interleaved rounds{load(machine['load_average'])}; vocabulary: "
+        f"{result['vocabulary']}. {machine['cpu']}, "
         f"{machine['cores']} cores, Python {machine['python']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".\n"

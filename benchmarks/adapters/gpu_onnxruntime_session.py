@@ -16,9 +16,12 @@ class OnnxRuntimeOnGpu(PaddedAdapter):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+        kind, _, index = device.partition(":")
+        provider, settings = (
+            ("CUDAExecutionProvider", {"device_id": index or "0"}) if kind == "cuda" else ("CPUExecutionProvider", {})
+        )
         graph = str(artifact / "model.onnx")
-        self._session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+        self._session = onnxruntime.InferenceSession(graph, options, providers=[(provider, settings)])
         if provider not in self._session.get_providers():
             raise RuntimeError(f"onnxruntime offers no {provider} and would have run on the CPU")
 

@@ -27,7 +27,16 @@ from benchmarks.gpu.engines import ENGINES, REFERENCE, on_device
 from benchmarks.gpu.figures import add_latency, bars, shares
 from benchmarks.gpu.tables import markdown
 from benchmarks.machine import describe_machine
-from benchmarks.measure import Results, Say, check_all, close_all, open_all, time_rounds
+from benchmarks.measure import (
+    Results,
+    Say,
+    check_all,
+    close_all,
+    first_answers,
+    open_all,
+    require_reference,
+    time_rounds,
+)
 from benchmarks.prepare import ROOT, artifact_bytes, last_line, prepare
 from benchmarks.workloads import Workload
 
@@ -108,8 +117,7 @@ def measure(model: str, options: Options, say: Say) -> dict[str, Any]:
         if gap is not None:
             gaps[spec.name] = gap
             say(gap)
-    if REFERENCE in gaps:
-        raise WorkerError(f"the reference cannot be measured: {gaps[REFERENCE]}")
+    require_reference(gaps, REFERENCE)
     config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     workloads = work.build(options.workloads, config["vocab_size"], quick=options.quick)
     path = write_workloads(folder / "workloads.json", workloads)
@@ -143,11 +151,9 @@ def _timed(
 ) -> tuple[dict[str, Results], dict[str, dict[str, str]]]:
     folder, threads = path.parent, os.cpu_count() or 1
     clients = open_all(specs, lambda spec: Client(spec, folder, path, threads), gaps, say)
-    if REFERENCE not in clients:
-        close_all(clients)
-        raise WorkerError(f"the reference cannot be measured: {gaps[REFERENCE]}")
     try:
-        versions = _first_answers(clients, workloads[0], gaps)
+        versions = first_answers(clients, workloads[0].name, gaps, say)
+        require_reference(gaps, REFERENCE)
         say("comparing with PyTorch in fp32")
         verdicts = check_all(clients, workloads, say, REFERENCE)
         time_rounds(clients, workloads, verdicts, options.rounds, say)
@@ -159,20 +165,6 @@ def _timed(
         for verdict in found.values():
             verdict.pop("first_logits", None)
     return verdicts, versions
-
-
-def _first_answers(clients: dict[str, Client], workload: Workload, gaps: dict[str, str]) -> dict[str, dict[str, str]]:
-    """The versions behind each engine; one that gives no first answer becomes a gap."""
-    versions = {}
-    for name in list(clients):
-        try:
-            versions[name] = clients[name].ask("first", workload=workload.name)["versions"]
-        except WorkerError as error:
-            if name == REFERENCE:
-                raise
-            gaps[name] = f"gives no first answer: {error}"
-            clients.pop(name).close()
-    return versions
 
 
 def measure_peak(device: str, size: int) -> dict[str, Any]:

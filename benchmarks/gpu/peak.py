@@ -34,7 +34,7 @@ def _flops_per_second(torch: Any, device: str, dtype: Any, size: int) -> float:
         for _ in range(calls):
             a @ b
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)  # without it, the first GPU is waited for
         best = min(best, time.perf_counter() - started)
     return float(2 * size**3 * calls / best)
 

@@ -44,13 +44,15 @@ def test_a_text_that_differs_alone_shows_however_many_agree() -> None:
 
 
 class Worker:
-    """Stands in for an engine's process: ``error`` is how far its hidden states are off."""
+    """Stands in for an engine's process: ``error`` is how far its hidden states are off, ``dies_in`` what ends it."""
 
-    def __init__(self, spec: EngineSpec, error: float) -> None:
+    def __init__(self, spec: EngineSpec, error: float, dies_in: str = "") -> None:
         self.spec = spec
-        self._error = error
+        self._error, self._dies_in = error, dies_in
 
     def ask(self, question: str, **request: Any) -> dict[str, Any]:
+        if question == self._dies_in:
+            raise WorkerError("out of memory")
         if question == "time":
             return {"seconds": [1 + self._error]}
         np.savez(request["to"], *[(1 + self._error) * states for states in STATES])
@@ -98,6 +100,27 @@ def test_without_the_reference_there_is_one_gap(tmp_path: Path) -> None:
 
     found = accuracy.accuracy(tmp_path, JUDGED, open_client, 1, print)
     assert found == {"gap": "PyTorch, eager could not be loaded: out of memory"}
+
+
+@pytest.mark.usefixtures("prepared")
+def test_an_engine_that_dies_while_it_is_timed_is_a_gap(tmp_path: Path) -> None:
+    def open_client(spec: EngineSpec, *_: Path) -> Any:
+        return Worker(spec, 0.1, dies_in="time" if spec.name == "erniem-rt" else "")
+
+    engines = accuracy.accuracy(tmp_path, JUDGED, open_client, 2, print)["engines"]
+    assert engines["erniem-rt"]["gap"] == "failed while it was timed: out of memory"
+    assert "seconds" not in engines["erniem-rt"]
+    assert engines["erniem-rt-int8"]["seconds"]["median"] == pytest.approx(1.1)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("question", ["hidden_states", "time"])
+def test_a_reference_that_dies_is_one_gap(tmp_path: Path, question: str) -> None:
+    def open_client(spec: EngineSpec, *_: Path) -> Any:
+        return Worker(spec, 0.0, dies_in=question if spec.name == REFERENCE else "")
+
+    found = accuracy.accuracy(tmp_path, JUDGED, open_client, 1, print)
+    assert found == {"gap": "PyTorch, eager: out of memory"}
 
 
 def test_texts_are_seeded_spread_over_languages_and_without_repetition(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 from benchmarks import conversions, prepare
 from benchmarks.client import WorkerError
-from benchmarks.gpu import bench, device, plots, tables
+from benchmarks.gpu import bench, device, plots, steps, tables
 from benchmarks.gpu.engines import EAGER, ENGINES, OURS, OURS_GRAPHS, REFERENCE, on_device
 from benchmarks.gpu.figures import add_latency, bars, percentile, shares
-from benchmarks.gpu.workloads import ALL, BATCHES, LENGTHS, build, flops
+from benchmarks.gpu.workloads import ALL, BATCHES, FIXED, LENGTHS, MIXED, QUICK, build, flops
+from erniem_export.engine_arguments import add_engine_arguments, engine_options
+from erniem_export.tensorrt.profiles import resolve_profiles
+from erniem_rt.engines.trt_shapes import plan_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 250002}
@@ -82,6 +86,21 @@ def test_every_artifact_can_be_made() -> None:
         assert spec.artifact in conversions.STEPS
         assert (ROOT / "benchmarks" / "adapters" / f"{spec.adapter}.py").exists()
         assert on_device(spec, "cuda:1").options["device"] == "cuda:1"
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_every_batch_of_equal_rows_is_one_run_of_a_plan(flavour: str) -> None:
+    flags = steps.EXPORTS[f"gpu-erniem-rt-{flavour}-fp16"]
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    arguments, rest = parser.parse_known_args(flags)
+    options = engine_options(arguments)
+    assert (options.engine, rest) == (flavour, ["--fp16"])
+    profiles = resolve_profiles(options.profiles, "cls", 512)
+    for workload in build((*FIXED, *QUICK), 1000):
+        if workload.name != MIXED:
+            lengths = np.array([len(row) for row in workload.rows])
+            assert len(plan_runs(lengths, lengths.max(), profiles)) == 1, workload.name
 
 
 def test_the_issue_s_rivals_are_all_there() -> None:
@@ -225,6 +244,41 @@ def test_gpu_tests_of_which_none_ran_fail(chosen: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "error: no test ran on cpu, so nothing is proven\n" in done.stderr
+
+
+def test_the_peak_waits_for_the_device_that_computes() -> None:
+    from benchmarks.gpu.peak import _flops_per_second
+
+    waited: list[str] = []
+    tensor = SimpleNamespace(to=lambda _: np.ones((2, 2)))
+    cuda = SimpleNamespace(synchronize=waited.append)
+    torch = SimpleNamespace(randn=lambda *_, **__: tensor, cuda=cuda)
+    assert _flops_per_second(torch, "cuda:1", None, 2) > 0
+    assert set(waited) == {"cuda:1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("cuda", ("CUDAExecutionProvider", {"device_id": "0"})),
+        ("cuda:1", ("CUDAExecutionProvider", {"device_id": "1"})),
+        ("cpu", ("CPUExecutionProvider", {})),
+    ],
+)
+def test_onnxruntime_runs_on_the_device_that_was_named(
+    given: str, expected: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks.adapters import gpu_onnxruntime_session
+
+    asked: list[Any] = []
+
+    def session(graph: str, options: Any, providers: list[Any]) -> Any:
+        asked.extend(providers)
+        return SimpleNamespace(get_providers=lambda: [expected[0]])
+
+    monkeypatch.setattr(gpu_onnxruntime_session.onnxruntime, "InferenceSession", session)
+    gpu_onnxruntime_session.load(tmp_path, 1, given, "fp32")
+    assert asked == [expected]
 
 
 def test_kinds_of_torch_give_the_same_answers(tmp_path: Path) -> None:

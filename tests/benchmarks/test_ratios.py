@@ -70,6 +70,13 @@ def test_limits_from_above(results: dict[str, Any]) -> None:
     assert bar(results, "cold start, s: erniem-rt, int8")["met"] is False
 
 
+def test_an_artifact_that_grew_is_noticed(results: dict[str, Any]) -> None:
+    found = bar(results, "on disk, MB: erniem-rt, int8")
+    assert (found["value"], found["met"]) == (280.0, True)
+    results["engines"]["erniem-rt-int8"]["bytes"] = 290_000_001
+    assert bar(results, "on disk, MB: erniem-rt, int8")["met"] is False
+
+
 def test_text_to_answer_without_the_checkpoint(results: dict[str, Any]) -> None:
     title = "text to answer on nano: erniem-rt's pipeline against transformers'"
     assert bar(results, title)["value"] == pytest.approx(6)

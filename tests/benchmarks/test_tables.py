@@ -25,9 +25,27 @@ def test_gaps_are_named_with_their_reason(results: dict[str, Any]) -> None:
     assert "optimum ORTModel" not in tables.times(results)
 
 
+def test_every_cell_without_memory_of_the_workers_has_its_reason(results: dict[str, Any]) -> None:
+    results["engines"]["erniem-rt"]["shared"] = {"gap": "MemoryError: no room"}
+    empty = [line.split(" | ")[0][2:] for line in tables.costs(results).splitlines() if line.endswith("| – |")]
+    assert "erniem-rt" in empty
+    gaps = tables.gaps(results)
+    assert "* erniem-rt, 4 processes together: MemoryError: no room" in gaps
+    for label in empty:
+        assert f"* {label}, 4 processes together: " in gaps
+
+
 def test_times_are_medians_with_their_range_in_milliseconds(results: dict[str, Any]) -> None:
     (row,) = [line for line in tables.times(results).splitlines() if line.startswith("| erniem-rt |")]
     assert row.startswith("| erniem-rt | 16 (14–18) | 40 (36–44) |")
+
+
+def test_the_load_before_the_run_is_told(results: dict[str, Any]) -> None:
+    results["machine"]["load_before"] = 1.34
+    for text in (tables.headline(results), tables.markdown(results)):
+        assert "interleaved rounds; load 1.3 before the run." in text
+    del results["machine"]["load_before"]
+    assert "load" not in tables.markdown(results).split("###")[0]
 
 
 def test_every_row_has_as_many_cells_as_the_header(results: dict[str, Any]) -> None:

@@ -38,6 +38,11 @@ def test_the_committed_results_meet_the_bar(result: dict[str, Any]) -> None:
     assert max(each) < 2 * min(each)
 
 
+def test_the_load_before_the_run_is_told(result: dict[str, Any]) -> None:
+    result["machine"]["load_average"] = 0.25
+    assert "interleaved rounds; load 0.25 before the run; vocabulary:" in tokenizer_tables.tables(result)
+
+
 def test_wrong_ids_have_no_time(result: dict[str, Any], tmp_path: Path) -> None:
     wrong = copy.deepcopy(result)
     wrong["ways"]["batch, 1 thread"] = {"correct": False}

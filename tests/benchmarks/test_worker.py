@@ -114,13 +114,31 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, workloads: Path) -> 
 
 def test_an_engine_that_dies_says_why(tmp_path: Path) -> None:
     script = "input(); print('{\"ready\": true}', flush=True); input(); raise MemoryError('no room')"
-    with open_client(tmp_path, script) as client, pytest.raises(WorkerError, match="MemoryError: no room"):
-        client.ask("check", workload="two")
+    with open_client(tmp_path, script) as client:
+        for _ in range(2):  # whoever asks later is told the same
+            with pytest.raises(WorkerError, match="MemoryError: no room"):
+                client.ask("check", workload="two")
 
 
 def test_an_engine_that_dies_silently_has_its_exit_code_told(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="ended with exit code 7"):
         open_client(tmp_path, "import os; input(); os._exit(7)")
+
+
+def test_an_engine_that_died_between_two_requests_says_why(tmp_path: Path) -> None:
+    script = "import os, sys; input(); print('{\"ready\": true}', flush=True); sys.stderr.write('killed'); os._exit(9)"
+    with open_client(tmp_path, script) as client:
+        client._process.wait(timeout=30)
+        for _ in range(2):
+            with pytest.raises(WorkerError, match="killed"):
+                client.ask("check", workload="two")
+
+
+def test_an_engine_that_was_closed_is_asked_in_vain(tmp_path: Path, workloads: Path) -> None:
+    client = open_client(tmp_path, "input(); print('{\"ready\": true}', flush=True); input()")
+    client.close()
+    with pytest.raises(WorkerError, match="its worker was closed"):
+        client.ask("check", workload="two")
 
 
 def test_an_engine_that_hangs_is_ended(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from tests.runtime.tensorrt.fake_cuda import FakeGpu
 
 RECORD = json.loads(Path(__file__).with_name("bindings.json").read_text("utf-8"))
 # What only tests use.
-OURS = {"built", "unsupported", "makes_builders", "fail", "inspected"}
 OURS = {
     "layers",
     "inputs",
