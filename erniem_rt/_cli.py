@@ -50,7 +50,7 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
 
     return pipeline(
         arguments.artifact,
-        arguments.task or ("zero-shot-classification" if arguments.candidate_labels else None),
+        arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
         device=arguments.device,
         threads=arguments.threads,
         batch_size=arguments.batch_size,

@@ -154,6 +154,7 @@ def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_ar
         (["--stride", "3"], "zero-shot-classification takes no option 'stride'"),
         (["--align-to-words"], "zero-shot-classification takes no --align-to-words"),
         (["--hypothesis-template", "no place"], "hypothesis_template must be text with {}"),
+        (["--candidate-labels", ""], "candidate_labels is empty: expected at least one label"),
     ],
 )
 def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message) -> None:
