@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _opened(arguments) as (source, target):
                 return _answer_lines(pipeline, options, source, target)
     except (ErnieMError, OSError) as error:
+        _drop_what_cannot_be_written()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -69,6 +71,14 @@ def _opened(arguments: argparse.Namespace) -> Iterator[tuple[io.BufferedReader, 
         if arguments.output != "-":
             target = stack.enter_context(replaced(Path(arguments.output)))
         yield source, target
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Python would try it again at its end, print a second error and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.BufferedReader, target: IO[bytes]) -> int:
