@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from erniem_rt import _cli
 from erniem_rt._cli import main
 from erniem_rt.pipelines import pipeline
 
@@ -75,6 +77,28 @@ def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -
     assert code == 1
     assert [i for i, line in enumerate(answers) if "error" in line] == [30]
     assert len(answers) == 50
+
+
+def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:
+    artifact = make_text_artifact("cls", labels=("good", "bad")).path
+    texts = ["x"] * 20
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    code, _, errors = answer(artifact, texts, "--batch-size", "2")
+    assert (code, errors) == (0, "\r8 lines\r16 lines\r20 lines\n")
+
+    texts[9] = ""
+    code, _, errors = answer(artifact, texts, "--batch-size", "2")
+    assert code == 1
+    clear = "\r\x1b[K"
+    assert errors == (
+        f"\r8 lines{clear}line 10: text is empty: expected text.\n\r16 lines\r20 lines\n"
+        f"{clear}error: 1 of 20 lines could not be answered\n"
+    )
+
+    monkeypatch.setattr(_cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
+    code, _, errors = answer(artifact, texts, "--batch-size", "2")
+    assert (code, errors) == (1, f"\r8 lines{clear}error: interrupted\n")
 
 
 @pytest.mark.parametrize(
