@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from erniem_rt.manifest import HEADS
+from erniem_rt.pipelines import _TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,10 +19,13 @@ BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```console\n(?P<output>
 SNIPPETS = list(BLOCK.finditer(README))
 
 
-def test_there_are_snippets_for_every_task() -> None:
-    code = "\n".join(snippet["code"] for snippet in SNIPPETS)
+def test_every_task_has_a_section_with_a_snippet_and_its_output() -> None:
+    sections = {
+        title.lower().replace(" ", "-"): BLOCK.search(text)
+        for title, text in re.findall(r"^### (.+)\n((?:(?!#).*\n)*)", README, re.MULTILINE)
+    }
 
-    assert [head for head in HEADS if f"{head}.onnx" not in code] == []
+    assert [task for task in _TASKS if not (sections.get(task) and sections[task]["output"])] == []
 
 
 @pytest.mark.parametrize(
