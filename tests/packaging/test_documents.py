@@ -1,10 +1,13 @@
-"""The README's Python snippets run, on the artifacts that its commands make, and print what it says."""
+"""The README's snippets and its command line run, on the artifacts of its exports, and print what it says."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +46,30 @@ def test_snippet_prints_what_the_readme_says(
 
     assert snippet["output"] is not None, "each snippet of the README shows its output"
     assert rounded(printed.getvalue()) == rounded(snippet["output"])
+
+
+def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[str], Path]) -> None:
+    (shown,) = re.finditer(
+        r"^```bash\n(?P<command>python -m erniem_rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
+        README,
+        re.MULTILINE | re.DOTALL,
+    )
+    (head,) = (head for head in HEADS if f"{head}.onnx" in shown["command"])
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    done = subprocess.run(
+        ["bash", "-c", shown["command"]],
+        cwd=nano_artifact(head).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert rounded(done.stdout) == rounded(shown["output"])
+    assert done.stderr.splitlines()[-1] == "error: 1 of 2 lines could not be answered"
 
 
 def rounded(text: str) -> str:
