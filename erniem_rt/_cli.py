@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _opened(arguments) as (source, target):
                 return _answer_lines(pipeline, options, source, target)
     except (ErnieMError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _drop_what_cannot_be_written()
+        _say(f"error: {' '.join(str(error).split())}")
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        _say("error: interrupted")
         return 1
 
 
@@ -50,7 +52,7 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
 
     return pipeline(
         arguments.artifact,
-        arguments.task or ("zero-shot-classification" if arguments.candidate_labels else None),
+        arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
         device=arguments.device,
         threads=arguments.threads,
         batch_size=arguments.batch_size,
@@ -71,13 +73,27 @@ def _opened(arguments: argparse.Namespace) -> Iterator[tuple[io.BufferedReader, 
         yield source, target
 
 
+def _say(message: str) -> None:
+    """Print a line to standard error, in place of the progress where a terminal shows it."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{clear}{message}", file=sys.stderr)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Python would try it again at its end, print a second error and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.BufferedReader, target: IO[bytes]) -> int:
     done = failed = 0
     for chunk in chunks(source, _BATCHES_PER_CHUNK * pipeline.batch_size):
         for number, answer in _answer_chunk(pipeline, options, chunk):
             if isinstance(answer, ErnieMError):
                 failed += 1
-                print(f"line {number}: {answer}", file=sys.stderr)
+                _say(f"line {number}: {answer}")
                 answer = {"error": str(answer), "line": number}
             text = json.dumps(answer, ensure_ascii=False, default=_plain)
             # What UTF-8 cannot hold (half of a surrogate pair) stays the escape that JSON has for it.
@@ -89,7 +105,7 @@ def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.Buffer
     if sys.stderr.isatty() and done:
         print(file=sys.stderr)
     if failed:
-        print(f"error: {failed} of {done} lines could not be answered", file=sys.stderr)
+        _say(f"error: {failed} of {done} lines could not be answered")
     return 1 if failed else 0
 
 

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from erniem_rt.pipelines._uie_schema import Node
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["Prompt", "Prompter", "SchemaLanguage"]
+__all__ = ["Prompt", "PromptKey", "Prompter", "SchemaLanguage"]
 
 SchemaLanguage = Literal["auto", "zh", "en"]
+PromptKey = tuple[str, tuple[range, ...]]
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
@@ -33,6 +34,11 @@ class Prompt:
     def text(self) -> str:
         """The prompt in words."""
         return self.encoded.text
+
+    @property
+    def key(self) -> PromptKey:
+        """What tells prompts apart: an extraction about an answer like ``room [a,b]`` may read as a classification."""
+        return self.text, self.options
 
 
 class Prompter:

@@ -105,7 +105,10 @@ class Pipeline:
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
         if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
-            return self._run(prepare([inputs]), lambda _: None)[0]
+            (answer,) = self._run(prepare([inputs]), lambda _: None)
+            if progress is not None:
+                progress(1, 1)
+            return answer
         if isinstance(inputs, Sequence):
             return list(self._stream(inputs, prepare, progress, len(inputs)))
         return self._stream(inputs, prepare, progress, None)

@@ -13,7 +13,7 @@ import numpy as np
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._options import require_choice
 from erniem_rt.pipelines._scores import sigmoid
-from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, SchemaLanguage
+from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, SchemaLanguage
 from erniem_rt.pipelines._uie_schema import Node, parse_schema
 from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans
 from erniem_rt.pipelines._uie_text import EncodedText, encode, split
@@ -125,7 +125,7 @@ class InformationExtractionPipeline(Pipeline):
 
     def _level(self, text: EncodedText, questions: list[_Question], root: Answer) -> Job[Answer]:
         """Ask one level of the schema; prompts that several answers lead to are asked once."""
-        prompts = {question.prompt.text: question.prompt for question in questions}
+        prompts = {question.prompt.key: question.prompt for question in questions}
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         room = self.max_length - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
         pieces = split(text, room)
@@ -139,18 +139,18 @@ class InformationExtractionPipeline(Pipeline):
         def finish(outputs: list[Outputs]) -> Answer | Job[Answer]:
             remaining = iter(outputs)
             found = {
-                name: self._read(prompt, text, pieces, list(islice(remaining, len(pieces))))
-                for name, prompt in prompts.items()
+                key: self._read(prompt, text, pieces, list(islice(remaining, len(pieces))))
+                for key, prompt in prompts.items()
             }
             following = [next_one for question in questions for next_one in self._attach(question, found)]
             return self._level(text, following, root) if following else root.get("relations", {})
 
         return Job(rows, finish)
 
-    def _attach(self, question: _Question, found: dict[str, list[Answer]]) -> Iterator[_Question]:
+    def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]]) -> Iterator[_Question]:
         """Put what was found in its place; yield what to ask about it."""
         # Copies: the same prompt may be another question's, whose answers get relations of their own.
-        answers = [dict(answer) for answer in found[question.prompt.text]]
+        answers = [dict(answer) for answer in found[question.prompt.key]]
         if answers:
             question.parent.setdefault("relations", {})[question.node.name] = answers
         for child in question.node.children:

@@ -1,16 +1,20 @@
-"""The README's Python snippets run, on the artifacts that its commands make, and print what it says."""
+"""The README's snippets and its command line run, on the artifacts of its exports, and print what it says."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from erniem_rt.manifest import HEADS
+from erniem_rt.pipelines import _TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,10 +22,13 @@ BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```console\n(?P<output>
 SNIPPETS = list(BLOCK.finditer(README))
 
 
-def test_there_are_snippets_for_every_task() -> None:
-    code = "\n".join(snippet["code"] for snippet in SNIPPETS)
+def test_every_task_has_a_section_with_a_snippet_and_its_output() -> None:
+    sections = {
+        title.lower().replace(" ", "-"): BLOCK.search(text)
+        for title, text in re.findall(r"^### (.+)\n((?:(?!#).*\n)*)", README, re.MULTILINE)
+    }
 
-    assert [head for head in HEADS if f"{head}.onnx" not in code] == []
+    assert [task for task in _TASKS if not (sections.get(task) and sections[task]["output"])] == []
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,30 @@ def test_snippet_prints_what_the_readme_says(
 
     assert snippet["output"] is not None, "each snippet of the README shows its output"
     assert rounded(printed.getvalue()) == rounded(snippet["output"])
+
+
+def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[str], Path]) -> None:
+    (shown,) = re.finditer(
+        r"^```bash\n(?P<command>python -m erniem_rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
+        README,
+        re.MULTILINE | re.DOTALL,
+    )
+    (head,) = (head for head in HEADS if f"{head}.onnx" in shown["command"])
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    done = subprocess.run(
+        ["bash", "-c", shown["command"]],
+        cwd=nano_artifact(head).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert rounded(done.stdout) == rounded(shown["output"])
+    assert done.stderr.splitlines()[-1] == "error: 1 of 2 lines could not be answered"
 
 
 def rounded(text: str) -> str:

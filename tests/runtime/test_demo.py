@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniem_rt.manifest import HEADS
+
 PATH = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
@@ -21,6 +23,10 @@ def demo() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_every_head_is_shown(demo: ModuleType) -> None:
+    assert demo.SHOWS.keys() == HEADS.keys()
 
 
 CASES = [

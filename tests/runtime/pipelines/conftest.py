@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Tokenizer
+from erniem_rt._cli import main
 from erniem_rt._inputs import prepare
 from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec, hash_file
 
@@ -22,6 +24,9 @@ COLUMNS = {"base": HIDDEN, "qa": 2, "ie": 2, "mc": 1}
 
 # One row's ids, without padding, to its outputs by name, without batch axis. A choice of ``mc`` is a row.
 Function = Callable[[list[int]], Mapping[str, Any]]
+
+# The command line's exit code, its answers and what it said.
+Answers = tuple[int, list[Any], str]
 
 
 class ScriptedSession:
@@ -198,3 +203,20 @@ def make_text_artifact(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., Tex
         return artifact
 
     return make
+
+
+@pytest.fixture
+def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answers]:
+    """Run the command on lines; return the exit code, the parsed output lines and standard error."""
+
+    def run(artifact: Path, lines: list[bytes | Any], *options: str) -> Answers:
+        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        source.write_bytes(
+            b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+        )
+        target.write_bytes(b'"from before"\n')
+        code = main([str(artifact), "--input", str(source), "--output", str(target), *options])
+        answers = [json.loads(line) for line in target.read_bytes().splitlines()]
+        return code, answers, capsys.readouterr().err
+
+    return run

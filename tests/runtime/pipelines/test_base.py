@@ -117,6 +117,12 @@ def test_progress_counts_every_answer(sums, as_inputs, total):
     assert told == [(n, total) for n in range(1, CHUNK + 4)]
 
 
+def test_progress_is_told_of_one_input_too(sums):
+    told = []
+    assert sums("300", progress=lambda *args: told.append(args)) == 75
+    assert told == [(1, 1)]
+
+
 def test_progress_is_told_batch_by_batch(sums):
     batches = []
     sums(["1"] * 6, progress=lambda *_: batches.append(len(sums.session.batches)))

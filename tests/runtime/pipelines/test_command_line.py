@@ -5,35 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 
+from erniem_rt import _cli
 from erniem_rt._cli import main
 from erniem_rt.pipelines import pipeline
 
 NLI = ("entailment", "neutral", "contradiction")
-Answers = tuple[int, list[Any], str]
-
-
-@pytest.fixture
-def answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answers]:
-    """Run the command on lines; return the exit code, the parsed output lines and standard error."""
-
-    def run(artifact: Path, lines: list[bytes | Any], *options: str) -> Answers:
-        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-        source.write_bytes(
-            b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
-        )
-        target.write_bytes(b'"from before"\n')
-        code = main([str(artifact), "--input", str(source), "--output", str(target), *options])
-        answers = [json.loads(line) for line in target.read_bytes().splitlines()]
-        return code, answers, capsys.readouterr().err
-
-    return run
 
 
 def test_answers_are_those_of_the_pipeline_in_input_order(make_text_artifact, answer, sentences) -> None:
@@ -77,60 +59,26 @@ def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -
     assert len(answers) == 50
 
 
-@pytest.mark.parametrize(
-    ("head", "line", "options", "key"),
-    [
-        ("qa", {"question": "Who?", "context": "Maria wrote it."}, ["--top-k", "2"], "answer"),
-        ("ner", "Maria wrote it.", ["--aggregation-strategy", "simple"], "entity_group"),
-        ("mc", {"prompt": "Maria wrote it.", "choices": ["yes", "no"]}, [], "index"),
-        ("ie", "Maria wrote it.", ["--schema", '["Person"]', "--threshold", "0"], "Person"),
-        ("cls", "Maria wrote it.", ["--candidate-labels", "art,sport"], "scores"),
-        ("cls", "Maria wrote it.", ["--function-to-apply", "none", "--top-k", "3"], "score"),
-        ("ner", "Maria wrote it.", ["--ignore-labels", "B-PER, ", "--stride", "0"], "entity"),
-        (
-            "qa",
-            {"question": "Who?", "context": "Maria wrote it."},
-            ["--max-answer-len", "1", "--align-to-words", "--max-seq-len", "32", "--doc-stride", "3"],
-            "answer",
-        ),
-    ],
-)
-def test_every_task_has_its_options(make_text_artifact, answer, head, line, options, key) -> None:
-    labels = {"ner": ("O", "B-PER"), "cls": NLI}.get(head)
-    artifact = make_text_artifact(head, labels=labels).path
+def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:
+    artifact = make_text_artifact("cls", labels=("good", "bad")).path
+    texts = ["x"] * 20
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
-    code, answers, errors = answer(artifact, [line], *options)
+    code, _, errors = answer(artifact, texts, "--batch-size", "2")
+    assert (code, errors) == (0, "\r8 lines\r16 lines\r20 lines\n")
 
-    assert (code, errors) == (0, "")
-    first = answers[0][0] if isinstance(answers[0], list) else answers[0]
-    assert key in first
+    texts[9] = ""
+    code, _, errors = answer(artifact, texts, "--batch-size", "2")
+    assert code == 1
+    clear = "\r\x1b[K"
+    assert errors == (
+        f"\r8 lines{clear}line 10: text is empty: expected text.\n\r16 lines\r20 lines\n"
+        f"{clear}error: 1 of 20 lines could not be answered\n"
+    )
 
-
-def test_options_do_something(make_text_artifact, answer) -> None:
-    artifact = make_text_artifact("qa").path
-    line = {"question": "Who?", "context": "Maria wrote it and Jo read it."}
-
-    def lengths(*options: str) -> list[int]:
-        _, answers, _ = answer(artifact, [line], "--top-k", "9", *options)
-        return [len(found["answer"].split()) for found in answers[0]]
-
-    assert 0 in lengths("--handle-impossible-answer", "--top-k", "99")
-    assert 0 not in lengths("--top-k", "99")
-    assert max(lengths("--align-to-words", "--max-answer-len", "1")) == 1
-
-    artifact = make_text_artifact("ner", labels=("O", "B-PER")).path
-    found = {entity["entity"] for entity in answer(artifact, ["Maria wrote it."], "--ignore-labels", "")[1][0]}
-    ignored = {entity["entity"] for entity in answer(artifact, ["Maria wrote it."], "--ignore-labels", "O,X")[1][0]}
-    assert (found, ignored) == ({"O", "B-PER"}, {"B-PER"})
-
-
-def test_vectors_are_lists_of_numbers(make_text_artifact, answer) -> None:
-    artifact = make_text_artifact("base").path
-
-    code, answers, _ = answer(artifact, ["Maria wrote it."], "--normalize")
-
-    assert code == 0
-    assert np.linalg.norm(answers[0]) == pytest.approx(1.0)
+    monkeypatch.setattr(_cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
+    code, _, errors = answer(artifact, texts, "--batch-size", "2")
+    assert (code, errors) == (1, f"\r8 lines{clear}error: interrupted\n")
 
 
 def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
@@ -141,39 +89,6 @@ def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_ar
 
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["sequence"] == "x \ud800 y"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--top-k", "1"], "zero-shot-classification takes no --top-k"),
-        (["--task", "zero-shot"], "task 'zero-shot' is not known"),
-        (["--threads", "0"], "threads must be a positive integer"),
-        (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
-        (["--device", "tpu"], "device"),
-        (["--stride", "3"], "zero-shot-classification takes no option 'stride'"),
-        (["--align-to-words"], "zero-shot-classification takes no --align-to-words"),
-        (["--hypothesis-template", "no place"], "hypothesis_template must be text with {}"),
-    ],
-)
-def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message) -> None:
-    artifact = make_text_artifact("cls", labels=NLI).path
-
-    code, answers, errors = answer(artifact, ["text"], "--candidate-labels", "a,b", *options)
-
-    assert (code, answers) == (1, ["from before"])
-    assert errors.startswith("error: ")
-    assert message in errors
-    assert errors.count("\n") == 1
-
-
-def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
-    artifact = make_text_artifact("cls", labels=NLI).path
-
-    code, answers, errors = answer(artifact, ["text"], "--task", "zero-shot-classification")
-
-    assert (code, answers) == (1, ["from before"])
-    assert "needs --candidate-labels" in errors
 
 
 def test_missing_files_end_in_one_line(make_text_artifact, tmp_path: Path, capsys) -> None:

@@ -127,6 +127,24 @@ def test_a_program_may_wait_for_each_answer(artifact) -> None:
             process.kill()
 
 
+@pytest.mark.parametrize("output", ["closed pipe", "/dev/full"])
+def test_an_output_that_takes_nothing_ends_in_one_line(artifact, source, output) -> None:
+    """As in ``python -m erniem_rt ... | head -1``. Python would try what was not written again, and exit with 120."""
+    if output == "closed pipe":
+        reading, target = os.pipe()
+        os.close(reading)
+    else:
+        target = os.open(output, os.O_WRONLY)
+    command = [sys.executable, "-m", "erniem_rt", str(artifact), "--input", str(source)]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+    done = subprocess.run(command, stdout=target, stderr=subprocess.PIPE, text=True, env=buffered, timeout=60)
+
+    os.close(target)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("error: [Errno ")
+
+
 def test_what_has_come_in_is_taken_together() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source:

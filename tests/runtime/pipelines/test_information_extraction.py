@@ -157,6 +157,19 @@ def test_levels_are_asked_breadth_first_and_answers_hang_under_their_parents(mak
     assert len(model.asked) == 2 + 2 + 2
 
 
+def test_a_classification_and_an_extraction_may_be_asked_in_the_same_words(make: Callable[..., Any]) -> None:
+    script = {
+        "P": [Mark("room [a,b]")],
+        "Q": [Mark("room")],
+        "Mood of room [a,b]": [Mark("a", 0.9, in_prompt=True), Mark("calm", 0.8)],
+    }
+    pipe, _ = make(script, schema=[{"P": "Mood"}, {"Q": "Mood[a,b]"}])
+    text = "This room [a,b] is calm."
+    found = pipe(text)
+    assert places(found["P"][0]["relations"]["Mood"]) == [("calm", 19, 23)]
+    assert found["Q"][0]["relations"]["Mood[a,b]"] == [{"text": "a", "probability": pytest.approx(0.9)}]
+
+
 def test_positions_are_those_of_the_text_as_it_was_given(make: Callable[..., Any]) -> None:
     text = "  “Ａｄａ”  和９点\u200b🦊 Ada"
     pipe, _ = make({"P": [Mark("Ada")]}, schema="P")
