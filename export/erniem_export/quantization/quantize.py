@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.progress import Progress
+    from erniem_export.quantization.calibration import Calibration
     from erniem_export.quantization.encoder import Quantization
     from erniem_rt.manifest import Limits
 
@@ -64,7 +65,7 @@ def quantize(
         FusionError: A product is not in the graph.
     """
     cpu = options.resolved_cpu()
-    calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
+    calibration = _calibration(checkpoint, folder, options, limits)
     progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
     found = quantize_encoder(
         checkpoint.model,
@@ -94,7 +95,7 @@ def quantize_for_engine(
         progress.step("storing the weights of the layers in int8")
         parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
         return {"weights_only": int8_weights(graph, parameters)}
-    calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
+    calibration = _calibration(checkpoint, folder, options, limits)
     if calibration.drawn and not checkpoint.is_random:
         raise ExportError(
             "--int8 for TensorRT is calibrated on text, and this checkpoint has no tokenizer to read it with: put its "
@@ -106,6 +107,11 @@ def quantize_for_engine(
     )
     int8_products(graph, found.products)
     return _described(found, calibration.source)
+
+
+def _calibration(checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits) -> Calibration:
+    tokenizer = checkpoint.tokenizer_dir or folder
+    return calibration_for(options.calibration, tokenizer, limits, own=checkpoint.calibration)
 
 
 def _described(found: Quantization, source: str) -> dict[str, Any]:

@@ -65,9 +65,11 @@ def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(t
         shutil.copy(NANO / file, folder)
     text.write_text("a text\nanother\n")
     assert calibration_for(None, folder, LIMITS).source.startswith("built-in text")
-    (folder / "calibration.txt").write_text("one\ntwo\nthree\n")
-    assert calibration_for(None, folder, LIMITS).source == "calibration.txt, 3 lines"
-    assert calibration_for(text, folder, LIMITS).source == "mine.txt, 2 lines"
+    own = folder / "calibration.txt"
+    own.write_text("one\ntwo\nthree\n")
+    assert calibration_for(None, folder, LIMITS, own=own).source == "calibration.txt, 3 lines"
+    assert calibration_for(text, folder, LIMITS, own=own).source == "mine.txt, 2 lines"
+    assert calibration_for(None, tmp_path, LIMITS, own=own).source.startswith("random ids")
 
 
 def test_a_mistake_ends_the_command_in_one_line(
