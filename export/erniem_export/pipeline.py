@@ -22,7 +22,7 @@ from erniem_export.parity.measures import thresholds_of
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import Precision, apply_precision
-from erniem_export.quantization.quantize import quantize, quantize_for_engine
+from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
 from erniem_export.tensorrt.library import AUTO, MISSING, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
@@ -57,11 +57,16 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     """
     _refuse_target(options)
     library = _builder(options, progress)
+    int8, flavour = options.precision.weights == "int8", None if library is None else library.flavour
+    if int8:
+        check_int8(options.int8, flavour)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
         head, model = checkpoint.head, checkpoint.model
         # What cannot go well is refused before the long work.
+        if int8 and checkpoint.tokenizer_dir is not None:
+            check_int8(options.int8, flavour, checkpoint.calibration)
         resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from erniem_export import pipeline
 from erniem_export.errors import ExportError
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_rt.manifest import Limits
@@ -72,8 +73,22 @@ def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(t
     assert calibration_for(None, tmp_path, LIMITS, own=own).source.startswith("random ids")
 
 
-def test_a_mistake_ends_the_command_in_one_line(
-    write_checkpoint: Callable[..., Path], export_fails: Callable[..., str], tmp_path: Path
+def test_a_mistake_ends_the_command_in_one_line_before_anything_is_loaded(
+    export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "load_checkpoint", None)
+    assert "cannot be read" in export_fails("random:tiny", "--int8", "--calibration", tmp_path / "missing.txt")
+
+
+def test_a_checkpoint_s_own_text_that_cannot_be_used_is_found_before_the_graph_is_traced(
+    write_checkpoint: Callable[..., Path],
+    tokenizer_dir: Path,
+    export_fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     model = write_checkpoint(tmp_path / "model")
-    assert "cannot be read" in export_fails(model, "--int8", "--calibration", tmp_path / "missing.txt")
+    shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
+    (model / "calibration.txt").write_text(" \n")
+    monkeypatch.setattr(pipeline, "trace", None)
+    assert "calibration.txt is empty" in export_fails(model, "--int8")
