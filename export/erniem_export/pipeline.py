@@ -27,6 +27,7 @@ from erniem_export.tensorrt.library import AUTO, MISSING, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.vocabulary.pruning import prune, prune_like
+from erniem_rt.engines.trt_rows import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_export.vocabulary.pruning import Vocabulary
 
 __all__ = ["export", "verify"]
 
@@ -75,7 +75,9 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
-        manifest = _write(stage, checkpoint, options, library, vocabulary, progress)
+        manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
+        library = _builder_for(manifest, library, options, progress)
+        manifest = _write(stage, manifest, checkpoint, options, library, progress)
         progress.step("comparing with PyTorch")
         parity = judge(
             stage / manifest.artifact,
@@ -156,15 +158,31 @@ def _builder(options: ExportOptions, progress: Progress) -> Library | None:
     return library
 
 
+def _builder_for(
+    manifest: Manifest, library: Library | None, options: ExportOptions, progress: Progress
+) -> Library | None:
+    """``library``, where a session could run what it builds: by rows, each of which comes out by itself."""
+    if library is None or are_by_row(manifest):
+        return library
+    reason = (
+        f"the hidden states and attentions of head {manifest.head} are not by row, and a plan runs rows: leave out "
+        "--with-hidden-states and --with-attentions"
+    )
+    if options.engine.engine != AUTO:
+        raise EngineBuildError(f"--engine {options.engine.engine}: {reason}")
+    progress.note(f"no TensorRT plan: {reason}")
+    return None
+
+
 def _write(
     stage: Path,
+    manifest: Manifest,
     checkpoint: Checkpoint,
     options: ExportOptions,
     library: Library | None,
-    vocabulary: Vocabulary | None,
     progress: Progress,
 ) -> Manifest:
-    """Write the artifact without its parity report."""
+    """Write the artifact without its parity report; ``manifest`` says what it takes and gives."""
     head, model, wanted = checkpoint.head, checkpoint.model, options.precision
     progress.step(f"tracing {checkpoint.architecture} (head {head})")
     graph = _traced(model, head, options.graph)
@@ -172,7 +190,6 @@ def _write(
     # Without TensorRT, int8 products are onnxruntime's own operators.
     target = "onnxruntime" if int8 and library is None else options.target
     engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
-    manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
