@@ -16,7 +16,7 @@ from erniem_export.config_file import HEAD_OF_CLASS, read_config, without_paths
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.random_weights import SIZES, random_config, randomize
-from erniem_export.sources import TASK_SET_FILE, find_folder, tokenizer_files, weight_files
+from erniem_export.sources import CALIBRATION_FILE, TASK_SET_FILE, find_folder, tokenizer_files, weight_files
 from erniem_export.weights import Shapes, check_weights, read_shapes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Checkpoint:
 
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
-    examples that lies beside the weights, or None.
+    examples that lies beside the weights, or None, and ``calibration`` that of texts for int8.
     """
 
     model: ErnieMPreTrainedModel
@@ -45,6 +45,7 @@ class Checkpoint:
     config_text: str
     tokenizer_dir: Path | None
     task_set: Path | None = None
+    calibration: Path | None = None
 
     @property
     def config(self) -> ErnieMConfig:
@@ -94,11 +95,16 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
             source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
             tokenizer_dir=folder if tokenizer_files(folder) else None,
-            task_set=folder / TASK_SET_FILE if (folder / TASK_SET_FILE).is_file() else None,
+            task_set=_beside(folder, TASK_SET_FILE),
+            calibration=_beside(folder, CALIBRATION_FILE),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
+
+
+def _beside(folder: Path, name: str) -> Path | None:
+    return folder / name if (folder / name).is_file() else None
 
 
 def _random(size: str, head: str) -> Checkpoint:

@@ -22,11 +22,12 @@ from erniem_export.parity.measures import thresholds_of
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import Precision, apply_precision
-from erniem_export.quantization.quantize import quantize, quantize_for_engine
+from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
 from erniem_export.tensorrt.library import AUTO, MISSING, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.vocabulary.pruning import prune, prune_like
+from erniem_rt.engines.trt_rows import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_export.vocabulary.pruning import Vocabulary
 
 __all__ = ["export", "verify"]
 
@@ -57,11 +57,16 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     """
     _refuse_target(options)
     library = _builder(options, progress)
+    int8, flavour = options.precision.weights == "int8", None if library is None else library.flavour
+    if int8:
+        check_int8(options.int8, flavour)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
         head, model = checkpoint.head, checkpoint.model
         # What cannot go well is refused before the long work.
+        if int8 and checkpoint.tokenizer_dir is not None:
+            check_int8(options.int8, flavour, checkpoint.calibration)
         resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
@@ -70,7 +75,9 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
-        manifest = _write(stage, checkpoint, options, library, vocabulary, progress)
+        manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
+        library = _builder_for(manifest, library, options, progress)
+        manifest = _write(stage, manifest, checkpoint, options, library, progress)
         progress.step("comparing with PyTorch")
         parity = judge(
             stage / manifest.artifact,
@@ -151,15 +158,31 @@ def _builder(options: ExportOptions, progress: Progress) -> Library | None:
     return library
 
 
+def _builder_for(
+    manifest: Manifest, library: Library | None, options: ExportOptions, progress: Progress
+) -> Library | None:
+    """``library``, where a session could run what it builds: by rows, each of which comes out by itself."""
+    if library is None or are_by_row(manifest):
+        return library
+    reason = (
+        f"the hidden states and attentions of head {manifest.head} are not by row, and a plan runs rows: leave out "
+        "--with-hidden-states and --with-attentions"
+    )
+    if options.engine.engine != AUTO:
+        raise EngineBuildError(f"--engine {options.engine.engine}: {reason}")
+    progress.note(f"no TensorRT plan: {reason}")
+    return None
+
+
 def _write(
     stage: Path,
+    manifest: Manifest,
     checkpoint: Checkpoint,
     options: ExportOptions,
     library: Library | None,
-    vocabulary: Vocabulary | None,
     progress: Progress,
 ) -> Manifest:
-    """Write the artifact without its parity report."""
+    """Write the artifact without its parity report; ``manifest`` says what it takes and gives."""
     head, model, wanted = checkpoint.head, checkpoint.model, options.precision
     progress.step(f"tracing {checkpoint.architecture} (head {head})")
     graph = _traced(model, head, options.graph)
@@ -167,7 +190,6 @@ def _write(
     # Without TensorRT, int8 products are onnxruntime's own operators.
     target = "onnxruntime" if int8 and library is None else options.target
     engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
-    manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:

@@ -50,27 +50,29 @@ class Report:
             problems.append(f"these weights of the checkpoint are not in the graph: {first_few(self.weights.missing)}")
         output, case, excess = self.worst()
         if excess > 1.0:
-            problems.append(f"{output} on the case {case!r} {self._amount(self.differences[output, case])}")
+            problems.append(
+                f"{output} on the case {case!r} {self._amount(self.differences[output, case], self.limits)}"
+            )
         for output, difference in self.invariance.items():
-            if difference.excess(self.limits) > 1.0:
-                problems.append(
-                    f"{output} of a row changes with the padding and the rows beside it: it {self._amount(difference)}"
-                )
+            if difference.excess(self.limits.alone) > 1.0:
+                amount = self._amount(difference, self.limits.alone)
+                problems.append(f"{output} of a row changes with the padding and the rows beside it: it {amount}")
         if self.decides and not self.agreement.compared:
             problems.append("no decision was compared")
         if self.agreement.share < self.limits.agreement:
             problems.append(f"only {self.agreement.agreed} of {self.agreement.compared} decisions are the same")
         return problems
 
-    def _amount(self, difference: Difference) -> str:
+    @staticmethod
+    def _amount(difference: Difference, limits: Thresholds) -> str:
         if difference.nonfinite:
             return f"has {difference.nonfinite} values that are NaN or infinite"
         if not difference.values:
             return "was empty"
-        limit = self.limits.largest * difference.scale
+        limit = limits.largest * difference.scale
         return (
             f"differs by up to {difference.max_abs:.2e} (limit {limit:.0e}), relative L2 "
-            f"{difference.relative_l2:.1e} (limit {self.limits.relative_l2:.0e}), cosine {difference.cosine:.6f}"
+            f"{difference.relative_l2:.1e} (limit {limits.relative_l2:.0e}), cosine {difference.cosine:.6f}"
         )
 
     def by_output(self) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from erniem_export.errors import ExportError
-from erniem_export.sources import CALIBRATION_FILE, tokenizer_files
+from erniem_export.sources import tokenizer_files
 from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,24 +50,23 @@ class _Encode(Protocol):
 
 
 def calibration_for(
-    text: Path | None, folder: Path | None, limits: Limits, special: tuple[int, int] = (0, 2)
+    text: Path | None, folder: Path | None, limits: Limits, special: tuple[int, int] = (0, 2), own: Path | None = None
 ) -> Calibration:
     """Return what to calibrate on.
 
     Args:
-        text: A file of texts, one on each line; None for ``calibration.txt`` beside the checkpoint, and where there
-            is none, for the built-in ones, 200 lines in 60 languages.
-        folder: Where the checkpoint and the tokenizer's files are. Without any, ids are drawn at random, from a fixed
-            seed.
+        text: A file of texts, one on each line; None for ``own``.
+        folder: Where the tokenizer's files are. Without any, ids are drawn at random, from a fixed seed.
         limits: The model's.
         special: First and last id of rows that are drawn at random.
+        own: The checkpoint's own file of texts; None for the built-in ones, 200 lines in 60 languages.
 
     Raises:
         ExportError: The file cannot be read or holds no text, or there is no tokenizer to read it with.
     """
     encode = _tokenizer(folder, min(_LONGEST, limits.max_length))
-    if text is None and folder is not None and encode is not None and (folder / CALIBRATION_FILE).is_file():
-        text = folder / CALIBRATION_FILE
+    if text is None and encode is not None:
+        text = own
     texts = read_texts(text)
     if encode is None:
         if text is not None:

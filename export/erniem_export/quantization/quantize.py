@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from erniem_export.errors import ExportError
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.int8_standard import int8_products, int8_weights
-from erniem_export.quantization.calibration import calibration_for
+from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_export.quantization.encoder import quantize_encoder
 from erniem_rt._cpu import cpu_flags, has_vnni
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.progress import Progress
+    from erniem_export.quantization.calibration import Calibration
     from erniem_export.quantization.encoder import Quantization
     from erniem_rt.manifest import Limits
 
-__all__ = ["Int8", "quantize", "quantize_for_engine"]
+__all__ = ["Int8", "check_int8", "quantize", "quantize_for_engine"]
+
+# The flavour that takes int8 weights and no products, and so needs no calibration.
+_WEIGHTS_ONLY = "tensorrt-rtx"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,24 @@ class Int8:
         return self.cpu
 
 
+def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> None:
+    """Refuse, before the long work, what :func:`quantize` and :func:`quantize_for_engine` would.
+
+    Args:
+        options: For which CPU, and on what text.
+        flavour: Of TensorRT; None for onnxruntime.
+        own: The checkpoint's own text, once it is loaded.
+
+    Raises:
+        ExportError: The calibration text cannot be used, or the CPU is not fit.
+    """
+    if flavour is None:
+        options.resolved_cpu()
+    text = options.calibration or own
+    if text is not None and flavour != _WEIGHTS_ONLY:
+        read_texts(text)
+
+
 def quantize(
     graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
 ) -> dict[str, Any]:
@@ -64,7 +86,7 @@ def quantize(
         FusionError: A product is not in the graph.
     """
     cpu = options.resolved_cpu()
-    calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
+    calibration = _calibration(checkpoint, folder, options, limits)
     progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
     found = quantize_encoder(
         checkpoint.model,
@@ -90,11 +112,11 @@ def quantize_for_engine(
     Raises:
         ExportError: The calibration text cannot be used, or there is no tokenizer to read one with.
     """
-    if flavour == "tensorrt-rtx":
+    if flavour == _WEIGHTS_ONLY:
         progress.step("storing the weights of the layers in int8")
         parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
         return {"weights_only": int8_weights(graph, parameters)}
-    calibration = calibration_for(options.calibration, checkpoint.tokenizer_dir or folder, limits)
+    calibration = _calibration(checkpoint, folder, options, limits)
     if calibration.drawn and not checkpoint.is_random:
         raise ExportError(
             "--int8 for TensorRT is calibrated on text, and this checkpoint has no tokenizer to read it with: put its "
@@ -106,6 +128,11 @@ def quantize_for_engine(
     )
     int8_products(graph, found.products)
     return _described(found, calibration.source)
+
+
+def _calibration(checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits) -> Calibration:
+    tokenizer = checkpoint.tokenizer_dir or folder
+    return calibration_for(options.calibration, tokenizer, limits, own=checkpoint.calibration)
 
 
 def _described(found: Quantization, source: str) -> dict[str, Any]:

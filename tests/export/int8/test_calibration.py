@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from erniem_export import pipeline
 from erniem_export.errors import ExportError
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_rt.manifest import Limits
@@ -65,13 +66,29 @@ def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(t
         shutil.copy(NANO / file, folder)
     text.write_text("a text\nanother\n")
     assert calibration_for(None, folder, LIMITS).source.startswith("built-in text")
-    (folder / "calibration.txt").write_text("one\ntwo\nthree\n")
-    assert calibration_for(None, folder, LIMITS).source == "calibration.txt, 3 lines"
-    assert calibration_for(text, folder, LIMITS).source == "mine.txt, 2 lines"
+    own = folder / "calibration.txt"
+    own.write_text("one\ntwo\nthree\n")
+    assert calibration_for(None, folder, LIMITS, own=own).source == "calibration.txt, 3 lines"
+    assert calibration_for(text, folder, LIMITS, own=own).source == "mine.txt, 2 lines"
+    assert calibration_for(None, tmp_path, LIMITS, own=own).source.startswith("random ids")
 
 
-def test_a_mistake_ends_the_command_in_one_line(
-    write_checkpoint: Callable[..., Path], export_fails: Callable[..., str], tmp_path: Path
+def test_a_mistake_ends_the_command_in_one_line_before_anything_is_loaded(
+    export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "load_checkpoint", None)
+    assert "cannot be read" in export_fails("random:tiny", "--int8", "--calibration", tmp_path / "missing.txt")
+
+
+def test_a_checkpoint_s_own_text_that_cannot_be_used_is_found_before_the_graph_is_traced(
+    write_checkpoint: Callable[..., Path],
+    tokenizer_dir: Path,
+    export_fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     model = write_checkpoint(tmp_path / "model")
-    assert "cannot be read" in export_fails(model, "--int8", "--calibration", tmp_path / "missing.txt")
+    shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
+    (model / "calibration.txt").write_text(" \n")
+    monkeypatch.setattr(pipeline, "trace", None)
+    assert "calibration.txt is empty" in export_fails(model, "--int8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniem_export import pipeline
 from erniem_export.quantization import quantize
 from erniem_rt import Session, _cpu
 
@@ -34,6 +36,20 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert "int8 against PyTorch" in result.out
     with Session(tmp_path / "out" / "ner.onnx") as session:
         assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
+
+
+def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
+    write_checkpoint: Callable[..., Path], tokenizer_dir: Path, erniem_export: Command, tmp_path: Path
+) -> None:
+    model = write_checkpoint(tmp_path / "model", "ner")
+    shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
+    (model / "calibration.txt").write_text("Guten Morgen, Herr Schneider.\nGood morning.\nWie geht es Ihnen?\n")
+    options = ("--int8", "--languages", "en,de", "--output", tmp_path / "out")
+    result = erniem_export("--model", model, *options)
+    assert result.code == 0, result.err
+    manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
+    assert manifest["checkpoint"]["vocabulary"]["kept"] < 1000
+    assert manifest["engine"]["int8"]["calibration"] == "calibration.txt, 3 lines"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +85,7 @@ def test_a_cpu_that_is_not_fit_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(quantize, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(quantize, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(pipeline, "load_checkpoint", None)  # it is refused before anything is loaded
     assert message in export_fails("random:tiny", "--int8", "--cpu", cpu)
 
 

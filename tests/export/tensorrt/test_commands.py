@@ -69,6 +69,21 @@ def test_what_cannot_be_built_is_said_in_a_line(rtx, write_checkpoint, export_fa
     assert expected in export_fails(write_checkpoint(tmp_path / "model"), "--engine", "tensorrt-rtx", *arguments)
 
 
+@pytest.mark.parametrize("option", ["--with-hidden-states", "--with-attentions"])
+def test_a_plan_that_no_session_could_run_is_not_built(
+    rtx, write_checkpoint, export_fails, erniem_export, monkeypatch, tmp_path, option
+):
+    """The choices of a question are rows to the encoder, and what it gives of them has no axis of questions."""
+    model = write_checkpoint(tmp_path / "model", "mc", num_labels=1)
+    expected = "the hidden states and attentions of head mc are not by row, and a plan runs rows: leave out --with"
+    line = export_fails(model, "--head", "mc", option, "--engine", "tensorrt-rtx")
+    assert line.startswith(f"--engine tensorrt-rtx: {expected}")
+    result = erniem_export("--model", model, "--head", "mc", option, "--engine", "auto", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert f"no TensorRT plan: {expected}" in result.err
+    assert not (tmp_path / "out" / "mc.plan").exists()
+
+
 BUILDS = [
     (["--workspace", "1", "--profile", "1x1,4x8,64x128"], "ran out of memory while building"),
     (["--hardware-compatible"], "has no plans for all GPUs"),
