@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["check_capability", "check_header", "import_library", "install_command", "read_plan"]
 
+# The first GPUs that plans built with --hardware-compatible run on.
+_AMPERE = [8, 0]
+_COMPATIBLE = ", or on another of 8.0 or later with --hardware-compatible"
+
 
 def install_command(plan: Plan) -> str:
     """What installs all that a plan of this flavour runs on."""
@@ -68,7 +72,7 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def check_capability(path: Path, plan: Plan, cuda: Cuda) -> None:
+def check_capability(path: Path, plan: Plan, cuda: Cuda, library: Any) -> None:
     """Raise :class:`EngineUnavailableError` unless the plan was built for a GPU like this one."""
     here = cuda.capability
     if here in plan.compute_capabilities:
@@ -79,8 +83,18 @@ def check_capability(path: Path, plan: Plan, cuda: Cuda) -> None:
     later = " and later ones" if plan.hardware_compatible else ""
     raise EngineUnavailableError(
         f"{path} was built for GPUs of compute capability {', '.join(plan.compute_capabilities)}{later}, and this one "
-        f"has {here}: build the plan again with --compute-capability {here}, or open the .onnx file with device='cuda'."
+        f"has {here}: {_build_for(here, plan, library)}, or open the .onnx file with device='cuda'."
     )
+
+
+def _build_for(capability: str, plan: Plan, library: Any) -> str:
+    """How to get a plan for this GPU, of the flavour that the plan has if that can be."""
+    if plan.flavour == "tensorrt":
+        shared = not plan.hardware_compatible and _numbers(capability) >= _AMPERE
+        return "build the plan again on this GPU" + _COMPATIBLE * shared
+    if hasattr(getattr(library, "ComputeCapability", None), f"SM{capability.replace('.', '')}"):
+        return f"build the plan again with --compute-capability {capability}"
+    return f"{plan.flavour} {library.__version__} builds none for that, so build one on this GPU with --engine tensorrt"
 
 
 def read_plan(path: Path, manifest: Manifest, *, trust: bool) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ class LoadedPlan:
         self._library = import_library(path, plan, trust=options.trust)
         self.cuda = Cuda(device, install_command(plan))
         if not options.trust:
-            check_capability(path, plan, self.cuda)
+            check_capability(path, plan, self.cuda, self._library)
         content = read_plan(path, manifest, trust=options.trust)
         reason(self._library)  # What was said before is not about this plan.
         self._runtime: Any = self._make_runtime()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from erniem_rt.engines.cuda import OutOfMemoryError
@@ -11,7 +12,7 @@ from erniem_rt.engines.trt_lane import Lane
 from erniem_rt.errors import EngineError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from erniem_rt.engines.trt_library import LoadedPlan
 
@@ -50,16 +51,29 @@ class LanePool:
         self._give_back(lane)
 
     def close(self) -> None:
-        """Give idle lanes back now, busy ones when their runs are done, and then the plan. Twice is fine."""
+        """Give idle lanes back now, busy ones when their runs are done, and then the plan. Twice is fine.
+
+        The first failure is raised when all was tried: after an error of CUDA that stays, each call fails.
+        """
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             idle, self._idle = self._idle, []
+            none_left = self._count == 0
             self._changed.notify_all()
-        self._plan.cuda.use()
-        while idle:
-            self._retire(idle.pop())
+        steps: list[Callable[[], None]] = [self._plan.cuda.use]
+        steps += [partial(self._retire, lane) for lane in reversed(idle)]
+        failures = []
+        for step in steps:
+            try:
+                step()
+            except EngineError as error:
+                failures.append(error)
+        if none_left:  # Each lane failed before, so no lane takes the plan along.
+            self._plan.release()
+        if failures:
+            raise failures[0]
 
     def _taken(self) -> Lane:
         while True:

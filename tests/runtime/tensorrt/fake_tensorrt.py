@@ -26,6 +26,7 @@ DataType = enum.Enum("DataType", [*NUMPY, "BF16"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 EngineValidity = enum.Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
 CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+ComputeCapability = enum.Enum("ComputeCapability", ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"])
 ExecutionContextAllocationStrategy = enum.Enum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
 )
@@ -75,6 +76,7 @@ class FakeTensorRT:
         self.deserialized: list[bytes] = []
         self.built: dict[bytes, dict[str, Any]] = {}  # plans of the real library, and what is run in their stead
         if rtx:
+            self.ComputeCapability = ComputeCapability
             self.CudaGraphStrategy = CudaGraphStrategy
             self.EngineValidity = EngineValidity
             self.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics

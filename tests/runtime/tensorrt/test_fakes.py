@@ -79,6 +79,7 @@ def test_tensorrt_names_of_values_are_the_real_ones():
         "DataType",
         "TensorIOMode",
         "EngineValidity",
+        "ComputeCapability",
         "CudaGraphStrategy",
         "ExecutionContextAllocationStrategy",
     ):

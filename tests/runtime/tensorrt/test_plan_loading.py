@@ -98,13 +98,38 @@ def test_a_machine_with_no_gpu_at_all(monkeypatch, plan):
     assert "this machine shows none" in refused(plan, EngineUnavailableError)
 
 
-@pytest.mark.parametrize("compatible", [False, True])
-def test_another_gpu(monkeypatch, plan, compatible):
-    install(monkeypatch, capability=(7, 5))
+@pytest.mark.parametrize(
+    ("capability", "compatible", "remedy"),
+    [
+        ((9, 0), False, "build the plan again on this GPU, or on another of 8.0 or later with --hardware-compatible"),
+        ((7, 5), False, "build the plan again on this GPU"),
+        ((7, 5), True, "build the plan again on this GPU"),
+    ],
+)
+def test_another_gpu(monkeypatch, plan, capability, compatible, remedy):
+    """Full TensorRT builds for the GPU that it builds on, and has no --compute-capability."""
+    install(monkeypatch, capability=capability)
     edit(plan, lambda m: m["plan"].update(hardware_compatible=compatible))
     assert refused(plan, EngineUnavailableError) == (
         f"{plan} was built for GPUs of compute capability 8.9, 12.0{' and later ones' * compatible}, and this one has "
-        "7.5: build the plan again with --compute-capability 7.5, or open the .onnx file with device='cuda'."
+        f"{capability[0]}.{capability[1]}: {remedy}, or open the .onnx file with device='cuda'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "remedy"),
+    [
+        ((7, 5), "build the plan again with --compute-capability 7.5"),
+        ((9, 0), "tensorrt-rtx 10.13.0.35 builds none for that, so build one on this GPU with --engine tensorrt"),
+    ],
+)
+def test_another_gpu_and_a_plan_for_rtx(monkeypatch, heads, plan_of, capability, remedy):
+    """What it can build for, the library knows."""
+    install(monkeypatch, rtx=True, capability=capability)
+    plan = plan_of(heads["qa"].path, flavour="tensorrt-rtx")
+    assert refused(plan, EngineUnavailableError) == (
+        f"{plan} was built for GPUs of compute capability 8.9, 12.0, and this one has {capability[0]}.{capability[1]}: "
+        f"{remedy}, or open the .onnx file with device='cuda'."
     )
 
 

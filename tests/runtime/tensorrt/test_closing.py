@@ -1,0 +1,67 @@
+"""Closing gives the GPU back, whatever failed before or fails meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from erniem_rt import EngineError, Session
+
+from .fake_cuda import cudaError_t
+
+NOTHING = {"Runtime": 0, "ICudaEngine": 0, "IExecutionContext": 0}
+BROKEN = cudaError_t.cudaErrorIllegalAddress
+
+
+def fail_once(machine, session):
+    """The only lane of the session fails, and is not used again."""
+    machine.trt.failing = {"execute_async_v3": "something broke"}
+    with pytest.raises(EngineError, match="something broke"):
+        session.run(input_ids=[[5, 6]])
+    machine.trt.failing = {}
+    gc.collect()
+
+
+def occupy(machine, session, lanes):
+    """Leave so many lanes behind, idle."""
+    barrier = Barrier(lanes)
+    machine.trt.on_execute = lambda: barrier.wait(10)
+    with ThreadPoolExecutor(lanes) as pool:
+        list(pool.map(session.run, [{"input_ids": [[5, 6]]}] * lanes))
+    assert machine.trt.alive["IExecutionContext"] == lanes
+
+
+def test_a_plan_goes_although_its_only_lane_failed(machine, heads, plan_of):
+    """While the session, which is closed, is still at hand."""
+    session = Session(plan_of(heads["qa"].path))
+    fail_once(machine, session)
+    session.close()
+    gc.collect()
+    assert machine.trt.alive == NOTHING
+    assert session.manifest.head == "qa"
+
+
+def test_kernels_are_kept_although_the_only_lane_failed(rtx, heads, plan_of, tmp_path):
+    session = Session(plan_of(heads["qa"].path, flavour="tensorrt-rtx"), runtime_cache=tmp_path / "kernels")
+    session.run(input_ids=[[5, 6]])
+    fail_once(rtx, session)
+    session.close()
+    assert len(json.loads((tmp_path / "kernels").read_bytes())) == 1
+
+
+@pytest.mark.parametrize("name", ["cudaStreamSynchronize", "cudaSetDevice"])
+def test_all_lanes_and_the_plan_go_although_cuda_fails(machine, heads, plan_of, name):
+    """An error of CUDA that stays until the process ends; it is raised when all else is done."""
+    session = Session(plan_of(heads["qa"].path))
+    occupy(machine, session, 2)
+    machine.gpu.failing = {name: [BROKEN] * 9}
+    with pytest.raises(EngineError, match="the words for cudaErrorIllegalAddress"):
+        session.close()
+    gc.collect()
+    assert machine.trt.alive == NOTHING
+    assert machine.gpu.leaks() == []
+    session.close()
