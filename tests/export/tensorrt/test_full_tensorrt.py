@@ -9,9 +9,10 @@ import pytest
 
 from erniem_export import pipeline
 from erniem_export.choices import HALVES
+from erniem_export.errors import EngineBuildError
 from erniem_export.passes.int8_standard import int8_weights
 from erniem_export.tensorrt import library, plan
-from erniem_export.tensorrt.proof import prove
+from erniem_export.tensorrt.proof import inspect, prove
 from erniem_rt.manifest import Manifest, Profile
 
 VERSIONS = ("10.4.0", "11.4.0.106")
@@ -92,6 +93,7 @@ def test_options_reach_the_builder(tensorrt, build, tmp_path):
     assert config.profiles[0].shapes.keys() == {"input_ids", "attention_mask"}
     assert manifest.plan.profiles == (Profile((1, 1), (1, 8), (2, 16)), Profile((1, 1), (4, 8), (8, 128)))
     assert (manifest.plan.hardware_compatible, manifest.plan.version_compatible) == (True, True)
+    assert manifest.plan.proof["inspector"]["run"], "such a plan brings code along, which must be allowed"
     assert "9.0" in manifest.plan.compute_capabilities
     # By both trial builds of attention, and by the plan's.
     assert cache.read_bytes() == b"timed timed timed "
@@ -215,6 +217,19 @@ def test_an_engine_of_another_precision_is_refused(tensorrt, build, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_engine_without_int8_is_refused_where_products_were_to_be_int8(tensorrt, fake):
+    module = tensorrt(VERSIONS[1])
+    found = library.load_library("tensorrt")
+    precision = {"weights": "int8", "products": "fp16"}
+    expected = r"asked for int8, but no layer of the engine \(1\) has a tensor in INT8"
+    with pytest.raises(EngineBuildError, match=expected):
+        inspect(found, memoryview(fake.PLAN), precision, whole=True)
+    assert inspect(found, memoryview(fake.PLAN), precision)["in_HALF"] == 1, "weights alone leave no such layer"
+    module.inspected = ["Half", "Row major linear INT8 format", "Int8"]
+    counted = inspect(found, memoryview(fake.PLAN), precision, whole=True)
+    assert (counted["in_HALF"], counted["in_INT8"]) == (1, 2)
+
+
 def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch):
     tensorrt(VERSIONS[0])
     monkeypatch.setattr("erniem_export.pipeline.apply_precision", lambda *_: {"weights": "fp16", "embedding": "fp16"})
@@ -226,7 +241,7 @@ def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch)
 @pytest.mark.parametrize(("whole", "expected"), [(True, "12 have int8 weights and 0 int8 inputs"), (False, None)])
 def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, whole, expected):
     """Full TensorRT is asked for products in int8; weights alone are another precision."""
-    tensorrt(VERSIONS[0])
+    tensorrt(VERSIONS[0]).inspected = ["Half", "Int8"]
 
     def weights_only(graph, checkpoint, *_):
         parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
@@ -246,6 +261,7 @@ def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, w
 @pytest.mark.slow
 def test_int8_products_pass_the_gate_and_are_proven(tensorrt, erniem_export, tmp_path):
     module = tensorrt(VERSIONS[1])
+    module.inspected = ["Half", "Int8"]
     result = erniem_export(
         "--model", "examples/nano/checkpoints/cls", "--output", tmp_path, "--int8", "--engine", "tensorrt"
     )
