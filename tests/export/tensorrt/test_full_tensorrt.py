@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,50 @@ def test_options_reach_the_builder(tensorrt, build, tmp_path):
     assert "9.0" in manifest.plan.compute_capabilities
     # By both trial builds of attention, and by the plan's.
     assert cache.read_bytes() == b"timed timed timed "
+
+
+@pytest.mark.parametrize("moment", ["while it is written", "before it is in place"])
+def test_an_interrupted_build_leaves_the_timing_cache_as_it_was(tensorrt, build, monkeypatch, tmp_path, moment):
+    tensorrt(VERSIONS[1])
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(b"earlier ")
+    write = Path.write_bytes
+
+    def interrupted(path, content):
+        if cache.name not in path.name:
+            return write(path, content)
+        write(path, bytes(content)[:3] if moment == "while it is written" else content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    result, _ = build("--fp16", "--timing-cache", cache)
+    assert result.err.splitlines()[-1] == "error: interrupted; nothing was written"
+    assert cache.read_bytes() == b"earlier "
+    assert [file.name for file in tmp_path.iterdir() if "timing" in file.name] == [cache.name]
+
+
+def test_a_timing_cache_that_cannot_be_used_is_one_clear_error(tensorrt, build, monkeypatch, fake, tmp_path):
+    tensorrt(VERSIONS[1])
+    (tmp_path / "folder").mkdir()
+    for path, expected in (
+        (tmp_path / "folder", f"--timing-cache {tmp_path / 'folder'} cannot be read: Is a directory"),
+        (
+            tmp_path / "no" / "timing.cache",
+            f"--timing-cache {tmp_path / 'no' / 'timing.cache'} cannot be written: No su",
+        ),
+    ):
+        result, _ = build("--fp16", "--timing-cache", path)
+        assert (result.code, result.err.splitlines()[-1].startswith(f"error: {expected}")) == (1, True), result.err
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(fake.Config, "set_timing_cache", lambda *_: False)
+    other = tmp_path / "other.cache"
+    other.write_bytes(b"of another release")
+    result, _ = build("--fp16", "--timing-cache", other)
+    assert result.err.splitlines()[-1] == (
+        f"error: TensorRT {VERSIONS[1]} has no timing cache, or none that this file fits: leave out "
+        f"--timing-cache {other}"
+    )
+    assert other.read_bytes() == b"of another release"
 
 
 def test_without_profiles_there_is_one_for_latency_and_one_for_throughput(tensorrt, build):
