@@ -59,7 +59,8 @@ def keep_first_tokens(model: ir.Model) -> int:
 def _products_between(graph: ir.Graph, start: ir.Node, end: ir.Value) -> int:
     nodes = list(graph)
     last = end.producer()
-    return sum(node.op_type == "MatMul" for node in nodes[nodes.index(start) : last and nodes.index(last)])
+    stop = len(nodes) if last is None else nodes.index(last)
+    return sum(node.op_type == "MatMul" for node in nodes[nodes.index(start) : stop])
 
 
 def _query(attention: ir.Node) -> tuple[ir.Node, ir.Node]:
