@@ -144,6 +144,33 @@ def test_a_timing_cache_that_cannot_be_used_is_one_clear_error(tensorrt, build, 
     assert other.read_bytes() == b"of another release"
 
 
+def test_a_network_that_lacks_a_product_is_not_proven(tensorrt, build, monkeypatch, tmp_path):
+    tensorrt(VERSIONS[0])
+
+    def without_one(network, *given, **named):
+        network.layers = [layer for layer in network.layers if layer.name != "encoder.layers.1.linear2"]
+        return prove(network, *given, **named)
+
+    monkeypatch.setattr(plan, "prove", without_one)
+    result, _ = build("--fp16")
+    expected = (
+        "error: the precision cannot be proven: the network lacks products of the layers, encoder.layers.1.linear2"
+    )
+    assert (result.code, result.err.splitlines()[-1]) == (1, expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compute_capability_is_for_the_other_flavour(tensorrt, build, tmp_path):
+    tensorrt(VERSIONS[1])
+    result, _ = build("--fp16", "--compute-capability", "8.9")
+    assert (result.code, result.err.splitlines()[-1]) == (
+        1,
+        "error: TensorRT 11.4.0.106 builds for the GPU that it builds on: leave out --compute-capability, or try "
+        "--hardware-compatible",
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_profiles_there_is_one_for_latency_and_one_for_throughput(tensorrt, build):
     tensorrt(VERSIONS[0])
     _, manifest = build("--fp16")
