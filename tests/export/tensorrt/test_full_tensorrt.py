@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -346,6 +347,22 @@ def test_int8_products_pass_the_gate_and_are_proven(tensorrt, erniem_export, tmp
     assert points == {128}
     kinds = [layer.type.name for layer in module.built[-1][0].layers]
     assert kinds.count("QUANTIZE") == 4 * 4  # an input for each group of products
+
+
+def test_calibration_shows_how_many_layers_are_done(tensorrt, build, tokenizer_dir, monkeypatch, tmp_path):
+    tensorrt(VERSIONS[1]).inspected = ["Half", "Int8"]
+    shutil.copytree(tokenizer_dir, tmp_path / "model", dirs_exist_ok=True)
+    shown = []
+
+    def track(_, items, unit):
+        for item in items:
+            yield item
+            shown.append(unit)
+
+    monkeypatch.setattr("erniem_export.progress.Terminal.track", track)
+    result, _ = build("--int8")
+    assert result.code == 0, result.err
+    assert shown == ["layer", "layer"], "both of the model's"
 
 
 def test_int8_without_text_to_calibrate_on_is_refused(tensorrt, build, tmp_path):
