@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,22 @@ def _export(arguments: argparse.Namespace) -> None:
     size = sum(record.size for record in manifest.files.values()) / 1e6
     _say(
         *_reports(manifest),
+        *_int8_line((manifest.engine or {}).get("int8", {})),
         f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s",
         *_plan_line(artifact, manifest.plan),
     )
+
+
+def _int8_line(done: Mapping[str, Any]) -> list[str]:
+    """What was decided for each product, in short; all of it stands in the manifest."""
+    products = done.get("products", {}).values()
+    if not products:
+        return []
+    exact = sum(bool(product["channels_in_fp32"]) for product in products)
+    return [
+        f"{len(products)} products in int8, {exact} of them with channels in fp32; "
+        f"relative L2 {done['relative_l2']:.1e}, {done['calibration']}"
+    ]
 
 
 def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:

@@ -105,6 +105,11 @@ def verify(artifact: Path, model: str, progress: Progress, task_set: Path | None
     """
     if artifact.is_dir():
         raise ArtifactError(f"{artifact} is a folder; give the artifact in it, for example {artifact / 'qa.onnx'}")
+    if artifact.suffix == ".plan":
+        graph = artifact.with_suffix(".onnx")
+        raise ArtifactError(
+            f"{artifact} is a plan, and comparing it needs a GPU (make test-gpu); give {graph}, the graph beside it"
+        )
     manifest = Manifest.load(artifact.with_suffix(".json"))
     thresholds_of(manifest.precision)  # an unknown one before anything large is loaded
     progress.step(f"loading {model}")
@@ -114,7 +119,7 @@ def verify(artifact: Path, model: str, progress: Progress, task_set: Path | None
     _refuse_other_sizes(artifact, manifest, checkpoint)
     takes_ids = any(spec.name == "input_ids" for spec in manifest.inputs)
     examples = task_set_of(checkpoint, task_set, takes_ids=takes_ids)
-    progress.step(f"comparing {artifact.name} with PyTorch")
+    progress.step(f"comparing {manifest.artifact} with PyTorch")
     parity = judge(
         artifact.with_name(manifest.artifact),
         checkpoint.model,

@@ -91,6 +91,14 @@ def test_verify_passes(exported: tuple[Path, Any], erniem_verify: Run) -> None:
     assert result.code == 0, result.err
     assert result.out.splitlines()[-1].endswith("passed")
     assert "comparing qa.onnx with PyTorch" in result.err
+    assert "comparing qa.onnx with PyTorch" in erniem_verify(exported[0] / "qa.json", "--model", "random:tiny").err
+
+
+def test_verify_refuses_a_plan_and_names_the_graph(erniem_verify: Run, tmp_path: Path) -> None:
+    result = erniem_verify(tmp_path / "qa.plan", "--model", "random:tiny")
+    assert result.code == 1
+    expected = f"error: {tmp_path / 'qa.plan'} is a plan, and comparing it needs a GPU (make test-gpu); give "
+    assert result.err == f"{expected}{tmp_path / 'qa.onnx'}, the graph beside it\n"
 
 
 def test_verify_names_the_weights_that_differ(exported: tuple[Path, Any], erniem_verify: Run, tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ _STEPS = 127
 _ROWS_AT_ONCE = 8192
 
 
-def store_embedding(model: ir.Model, precision: str) -> None:
+def store_embedding(model: ir.Model, precision: str) -> int:
     """Store the word-embedding table as ``precision`` (a key of :data:`EMBEDDING_TYPES`), in place.
+
+    Returns how many nodes read the rows that are looked up, now made float32 for them; none if nothing is to be done.
 
     ``int8`` has one float32 scale per row, in ``NAME.scale`` of shape ``(vocabulary, 1)``.
 
@@ -40,7 +42,7 @@ def store_embedding(model: ir.Model, precision: str) -> None:
     """
     graph, dtype = model.graph, EMBEDDING_TYPES[precision]
     if dtype == ir.DataType.FLOAT:
-        return
+        return 0
     lookup, table, numbers = _lookup(graph)
     words = lookup.outputs[0]
     uses, axes = list(words.uses()), words.shape
@@ -57,6 +59,7 @@ def store_embedding(model: ir.Model, precision: str) -> None:
     table.const_value, table.type = ir.tensor(stored, name=table.name), ir.TensorType(dtype)
     for use in uses:
         use.node.replace_input_with(use.idx, rows)
+    return len(uses)
 
 
 def quantize_rows(table: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -19,8 +19,10 @@ __all__ = ["keep_first_tokens"]
 _LAID = {"ScatterND": 2, "Gather": 0}
 
 
-def keep_first_tokens(model: ir.Model) -> None:
+def keep_first_tokens(model: ir.Model) -> int:
     """Reduce the last layer of a packed graph that reads nothing but first tokens, in place.
+
+    Returns how many products are computed of first tokens alone now.
 
     Raises:
         FusionError: The graph is not packed, or something else reads the last layer too.
@@ -38,6 +40,7 @@ def keep_first_tokens(model: ir.Model) -> None:
     if product is None or product.op_type != "MatMul":
         raise FusionError("first tokens: the last query is no product")
     entering = product.inputs[0]
+    count = 1 + _products_between(graph, attention, states)
 
     rewriter = Rewriter(graph)
     first = rewriter.op("Gather", entering, index, name="packed.last_layer_first_tokens")
@@ -50,6 +53,14 @@ def keep_first_tokens(model: ir.Model) -> None:
     ir.convenience.replace_all_uses_with(pick.outputs[0], states)
     TopologicalSortPass()(model)
     RemoveUnusedNodesPass()(model)
+    return count
+
+
+def _products_between(graph: ir.Graph, start: ir.Node, end: ir.Value) -> int:
+    nodes = list(graph)
+    last = end.producer()
+    stop = len(nodes) if last is None else nodes.index(last)
+    return sum(node.op_type == "MatMul" for node in nodes[nodes.index(start) : stop])
 
 
 def _query(attention: ir.Node) -> tuple[ir.Node, ir.Node]:

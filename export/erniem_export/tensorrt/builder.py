@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -169,10 +170,14 @@ def _save_timing_cache(config: Any, options: EngineOptions) -> None:
     cache = config.get_timing_cache()
     if path is None or cache is None:
         return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.write_bytes(memoryview(cache.serialize()))
+        part.write_bytes(memoryview(cache.serialize()))
+        part.replace(path)  # never half a file, which the next build would refuse
     except OSError as error:
         raise ExportError(f"--timing-cache {path} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _lacking(library: Library, option: str, what: str) -> EngineBuildError:

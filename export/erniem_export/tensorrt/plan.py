@@ -130,11 +130,12 @@ def _built(
     products, layers = graph
     builder = make_builder(library)
     network = parse(library, builder, path)
-    proof = prove(network, manifest.precision, products, layers, whole=library.flavour == "tensorrt")
+    whole = library.flavour == "tensorrt"
+    proof = prove(network, manifest.precision, products, layers, whole=whole)
     config = configure(library, builder, options)
     add_profiles(library, builder, config, manifest, profiles)
     plan = build(library, builder, network, config, options, progress)
-    return plan, {**proof, "inspector": inspect(library, plan, manifest.precision)}
+    return plan, {**proof, "inspector": inspect(library, plan, manifest.precision, whole=whole)}
 
 
 def _describe(

@@ -24,7 +24,10 @@ _INSPECTED = {
     "FLOAT": re.compile(r"\b(FP32|Float)\b"),
     "HALF": re.compile(r"\b(FP16|Half)\b"),
     "BF16": re.compile("BF16|BFloat16"),
+    "INT8": re.compile(r"\b(INT8|Int8)\b"),
 }
+# What layers and tensors are called says nothing of their types.
+_NAMED = ("Name", "Metadata")
 _LAYER = re.compile(r"encoder\.layers\.\d+\.")
 
 
@@ -109,15 +112,20 @@ def _weight_bytes(network: Any) -> dict[str, int]:
     return dict(sizes)
 
 
-def inspect(library: Library, plan: memoryview, precision: Mapping[str, str]) -> dict[str, Any]:
+def inspect(library: Library, plan: memoryview, precision: Mapping[str, str], *, whole: bool = False) -> dict[str, Any]:
     """Ask the engine itself, which needs a GPU that can load it; without one, say why not.
 
+    ``whole``: in int8, the products must be, and not the weights only.
+
     Raises:
-        EngineBuildError: No layer of the engine computes in the type that was asked for.
+        EngineBuildError: No layer of the engine computes in a type that was asked for.
     """
     with library.listening() as messages:
         try:
-            engine = library.module.Runtime(library.logger).deserialize_cuda_engine(plan)
+            runtime = library.module.Runtime(library.logger)
+            if hasattr(runtime, "engine_host_code_allowed"):  # version-compatible ones bring some; this one is ours
+                runtime.engine_host_code_allowed = True
+            engine = runtime.deserialize_cuda_engine(plan)
         except TypeError:  # All that the bindings make of a null pointer; the reason is in the log.
             engine = None
     if engine is None:
@@ -125,15 +133,24 @@ def inspect(library: Library, plan: memoryview, precision: Mapping[str, str]) ->
     information = engine.create_engine_inspector().get_engine_information(library.module.LayerInformationFormat.JSON)
     layers = json.loads(information).get("Layers", [])
     text = [layer if isinstance(layer, str) else json.dumps(layer) for layer in layers]
-    wanted = _TYPES[precision.get("products", precision["weights"])]
-    computing = sum(bool(_INSPECTED[wanted].search(layer)) for layer in text)
-    if not computing:
-        raise EngineBuildError(
-            f"asked for {precision['weights']}, but no layer of the engine ({len(text)}) has a tensor in {wanted}"
-        )
+    types = [layer if isinstance(layer, str) else json.dumps(_without_names(layer)) for layer in layers]
+    wanted = [_TYPES[precision.get("products", precision["weights"])]]
+    wanted += ["INT8"] * (whole and precision["weights"] == "int8")
+    computing = {name: sum(bool(_INSPECTED[name].search(layer)) for layer in types) for name in wanted}
+    for name, count in computing.items():
+        if not count:
+            raise EngineBuildError(
+                f"asked for {precision['weights']}, but no layer of the engine ({len(text)}) has a tensor in {name}"
+            )
     return {
         "run": True,
         "layers": len(text),
-        f"in_{wanted}": computing,
+        **{f"in_{name}": count for name, count in computing.items()},
         "fused_attention": sum("_mha" in layer for layer in text),
     }
+
+
+def _without_names(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: _without_names(value) for key, value in found.items() if key not in _NAMED}
+    return [_without_names(value) for value in found] if isinstance(found, list) else found

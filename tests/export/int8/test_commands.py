@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniem_export import pipeline
+from erniem_export import cli, pipeline
+from erniem_export.checkpoint import Checkpoint
+from erniem_export.heads import GraphOptions
+from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
+from erniem_export.quantization.quantize import Int8
 from erniem_rt import Session, _cpu
+from erniem_rt.manifest import Limits
 
 Command = Callable[..., Any]
+FAR = 3  # the channel of ``outlying_model`` that its norms let reach far
 
 
 @pytest.mark.parametrize("cpu", ["auto", "avx2"])
@@ -32,8 +38,13 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert done["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
     assert done["calibration"].startswith("random ids")
     assert 0 < done["relative_l2"] < 0.1
-    assert len(done["products"]) == 12
+    products = done["products"]
+    assert len(products) == 12
+    assert all(0 < product["error"] < 0.2 for product in products.values())
+    assert all(product["input_scale"] > 0 for product in products.values())
     assert "int8 against PyTorch" in result.out
+    line = f"12 products in int8, 0 of them with channels in fp32; relative L2 {done['relative_l2']:.1e}"
+    assert f"{line}, {done['calibration']}\n" in result.out
     with Session(tmp_path / "out" / "ner.onnx") as session:
         assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
 
@@ -50,6 +61,22 @@ def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
     assert manifest["checkpoint"]["vocabulary"]["kept"] < 1000
     assert manifest["engine"]["int8"]["calibration"] == "calibration.txt, 3 lines"
+
+
+def test_what_was_decided_for_each_product_is_told(outlying_model: Any, trace_once: Any, tmp_path: Path) -> None:
+    graph = trace_once(outlying_model, "cls", GraphOptions())
+    checkpoint = Checkpoint(outlying_model, "cls", "test", outlying_model.config.to_json_string(), None)
+    done = quantize.quantize(graph, checkpoint, tmp_path, Int8("avx2"), Limits(64, 1000, 1), Terminal())
+    products = {name.partition("layers.")[2]: product for name, product in done["products"].items()}
+    assert len(products) == 12
+    assert all(0 < product["error"] < 0.1 and product["evened_channels"] > 0 for product in products.values())
+    assert all(len(product["channels_in_fp32"]) == 4 for product in products.values())
+    assert all(FAR in products[f"{layer}.linear1"]["channels_in_fp32"] for layer in range(2))
+    assert FAR not in products["0.self_attn.self_attn.q_proj"]["channels_in_fp32"], "before the norm that reaches far"
+    assert products["0.linear2"]["input_zero_point"] < 30, "what Gelu gives is hardly below zero"
+    line = f"12 products in int8, 12 of them with channels in fp32; relative L2 {done['relative_l2']:.1e}, random ids"
+    assert cli._int8_line(done)[0].startswith(line)
+    assert cli._int8_line({"weights_only": 12}) == cli._int8_line({}) == []
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from erniem_export.heads import CLASSES, GraphOptions
 from erniem_export.options import ExportOptions
 from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
+from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.half import to_half
 from erniem_export.passes.key_lengths import order_tokens
+from erniem_export.passes.packing import pack_tokens
 from erniem_export.passes.targets import optimize_for
 from erniem_export.pipeline import export
 from erniem_export.precision import Precision
@@ -30,6 +32,8 @@ LAYERS = 2
 TOLERANCE = 1e-5
 FIXED, PACKED = "onnxruntime-cuda", "onnxruntime-cuda-packed"
 TARGETS = (FIXED, PACKED)
+# Query, the output of attention, and both of the feed-forward network.
+FIRST_TOKEN_PRODUCTS = 4
 
 # The inputs that the kernels of the CUDA provider read on the CPU, by operator.
 ON_CPU = {
@@ -89,6 +93,18 @@ def test_every_attention_is_masked_by_one_length_per_row(target: str, head: str,
         "first_token_layer": head in ("cls", "mc"),
         "mask": "key lengths",
     }
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_each_pass_says_how_many_attentions_it_masked(pooled: bool, traced) -> None:
+    _, aligned = traced("cls")
+    fuse_attention(aligned, LAYERS)
+    assert align_rows(aligned, pooled=pooled) == LAYERS
+    _, packed = traced("cls")
+    fuse_attention(packed, LAYERS)
+    assert pack_tokens(packed, by_length=True) == LAYERS
+    if pooled:
+        assert keep_first_tokens(packed) == FIRST_TOKEN_PRODUCTS
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -27,6 +27,8 @@ from erniem_rt.manifest import HEADS, Manifest, TensorSpec
 
 LAYERS = 2
 TOLERANCE = 1e-5
+# Query, the output of attention, and both of the feed-forward network.
+FIRST_TOKEN_PRODUCTS = 4
 
 
 @pytest.mark.parametrize("head", CLASSES)
@@ -104,6 +106,15 @@ def test_every_attention_is_fused_and_the_rest_is_packed(head: str, traced) -> N
         "packed": True,
         "first_token_layer": head in ("cls", "mc"),
     }
+
+
+@pytest.mark.parametrize("head", CLASSES)
+def test_each_pass_says_how_often_it_fired(head: str, traced) -> None:
+    _, graph = traced(head)
+    assert fuse_attention(graph, LAYERS) == LAYERS
+    assert pack_tokens(graph) == LAYERS
+    if head in ("cls", "mc"):
+        assert keep_first_tokens(graph) == FIRST_TOKEN_PRODUCTS
 
 
 def test_only_first_tokens_pass_through_the_last_layer(traced, session_of) -> None:

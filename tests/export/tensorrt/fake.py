@@ -197,7 +197,18 @@ class FakeTensorRT:
         )
 
     def Runtime(self, logger: Any) -> Any:
-        layers = [{"Name": "encoder_mha", "Outputs": [{"Format/Datatype": what}]} for what in self.inspected]
+        names = {"Name": "encoder_mha", "Metadata": "[ONNX Layer: linear1.weight.int8]"}
+        tensors = [[{"Name": "linear1.weight.Int8", "Format/Datatype": what}] for what in self.inspected]
+        layers = [{**names, "Outputs": outputs} for outputs in tensors]
         inspector = SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
         engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+
+        def load(plan: Any) -> Any:
+            flags = self.built[-1][1].flags if self.built else []
+            if self.BuilderFlag.VERSION_COMPATIBLE in flags and not runtime.engine_host_code_allowed:
+                logger.log(ILogger.ERROR, "host code is not allowed")
+                return None
+            return engine
+
+        runtime = SimpleNamespace(deserialize_cuda_engine=load, engine_host_code_allowed=False)
+        return runtime

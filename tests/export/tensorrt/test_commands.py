@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +120,22 @@ def test_without_a_builder_a_line_says_how_to_get_one(without_builders, export):
     said = [line for line in result.err.splitlines() if "TensorRT" in line]
     assert said == [library.MISSING]
     assert 'pip install "erniem-rt[tensorrt-rtx]"' in library.MISSING
+
+
+def test_a_profile_waits_for_a_builder_and_contradicts_none(without_builders, export):
+    """The line says both ways on; with the second the profile has to go too, and that is said as well."""
+    result, manifest = export("--engine", "auto", "--profile", "1x1,1x8,1x8")
+    assert (result.code, manifest.plan) == (0, None), result.err
+    assert library.MISSING in result.err.splitlines()
+    result, _ = export("--engine", "none", "--profile", "1x1,1x8,1x8")
+    assert result.code == 2
+    assert "--profile is for a plan, and --engine none builds none" in result.err.splitlines()[-1]
+
+
+def test_the_extra_asks_for_the_release_that_was_tried_and_later_ones(rtx):
+    content = (Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8")
+    tried = ".".join(rtx.__version__.split(".")[:2])
+    assert f'tensorrt-rtx = ["tensorrt-rtx>={tried}", ' in content
 
 
 def test_none_builds_none_and_says_nothing(rtx, export):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from erniem_export import pipeline
 from erniem_export.choices import HALVES
+from erniem_export.errors import EngineBuildError
 from erniem_export.passes.int8_standard import int8_weights
 from erniem_export.tensorrt import library, plan
-from erniem_export.tensorrt.proof import prove
+from erniem_export.tensorrt.proof import inspect, prove
 from erniem_rt.manifest import Manifest, Profile
 
 VERSIONS = ("10.4.0", "11.4.0.106")
@@ -92,9 +95,81 @@ def test_options_reach_the_builder(tensorrt, build, tmp_path):
     assert config.profiles[0].shapes.keys() == {"input_ids", "attention_mask"}
     assert manifest.plan.profiles == (Profile((1, 1), (1, 8), (2, 16)), Profile((1, 1), (4, 8), (8, 128)))
     assert (manifest.plan.hardware_compatible, manifest.plan.version_compatible) == (True, True)
+    assert manifest.plan.proof["inspector"]["run"], "such a plan brings code along, which must be allowed"
     assert "9.0" in manifest.plan.compute_capabilities
     # By both trial builds of attention, and by the plan's.
     assert cache.read_bytes() == b"timed timed timed "
+
+
+@pytest.mark.parametrize("moment", ["while it is written", "before it is in place"])
+def test_an_interrupted_build_leaves_the_timing_cache_as_it_was(tensorrt, build, monkeypatch, tmp_path, moment):
+    tensorrt(VERSIONS[1])
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(b"earlier ")
+    write = Path.write_bytes
+
+    def interrupted(path, content):
+        if cache.name not in path.name:
+            return write(path, content)
+        write(path, bytes(content)[:3] if moment == "while it is written" else content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    result, _ = build("--fp16", "--timing-cache", cache)
+    assert result.err.splitlines()[-1] == "error: interrupted; nothing was written"
+    assert cache.read_bytes() == b"earlier "
+    assert [file.name for file in tmp_path.iterdir() if "timing" in file.name] == [cache.name]
+
+
+def test_a_timing_cache_that_cannot_be_used_is_one_clear_error(tensorrt, build, monkeypatch, fake, tmp_path):
+    tensorrt(VERSIONS[1])
+    (tmp_path / "folder").mkdir()
+    for path, expected in (
+        (tmp_path / "folder", f"--timing-cache {tmp_path / 'folder'} cannot be read: Is a directory"),
+        (
+            tmp_path / "no" / "timing.cache",
+            f"--timing-cache {tmp_path / 'no' / 'timing.cache'} cannot be written: No su",
+        ),
+    ):
+        result, _ = build("--fp16", "--timing-cache", path)
+        assert (result.code, result.err.splitlines()[-1].startswith(f"error: {expected}")) == (1, True), result.err
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(fake.Config, "set_timing_cache", lambda *_: False)
+    other = tmp_path / "other.cache"
+    other.write_bytes(b"of another release")
+    result, _ = build("--fp16", "--timing-cache", other)
+    assert result.err.splitlines()[-1] == (
+        f"error: TensorRT {VERSIONS[1]} has no timing cache, or none that this file fits: leave out "
+        f"--timing-cache {other}"
+    )
+    assert other.read_bytes() == b"of another release"
+
+
+def test_a_network_that_lacks_a_product_is_not_proven(tensorrt, build, monkeypatch, tmp_path):
+    tensorrt(VERSIONS[0])
+
+    def without_one(network, *given, **named):
+        network.layers = [layer for layer in network.layers if layer.name != "encoder.layers.1.linear2"]
+        return prove(network, *given, **named)
+
+    monkeypatch.setattr(plan, "prove", without_one)
+    result, _ = build("--fp16")
+    expected = (
+        "error: the precision cannot be proven: the network lacks products of the layers, encoder.layers.1.linear2"
+    )
+    assert (result.code, result.err.splitlines()[-1]) == (1, expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compute_capability_is_for_the_other_flavour(tensorrt, build, tmp_path):
+    tensorrt(VERSIONS[1])
+    result, _ = build("--fp16", "--compute-capability", "8.9")
+    assert (result.code, result.err.splitlines()[-1]) == (
+        1,
+        "error: TensorRT 11.4.0.106 builds for the GPU that it builds on: leave out --compute-capability, or try "
+        "--hardware-compatible",
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_profiles_there_is_one_for_latency_and_one_for_throughput(tensorrt, build):
@@ -215,6 +290,19 @@ def test_an_engine_of_another_precision_is_refused(tensorrt, build, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_engine_without_int8_is_refused_where_products_were_to_be_int8(tensorrt, fake):
+    module = tensorrt(VERSIONS[1])
+    found = library.load_library("tensorrt")
+    precision = {"weights": "int8", "products": "fp16"}
+    expected = r"asked for int8, but no layer of the engine \(1\) has a tensor in INT8"
+    with pytest.raises(EngineBuildError, match=expected):
+        inspect(found, memoryview(fake.PLAN), precision, whole=True)
+    assert inspect(found, memoryview(fake.PLAN), precision)["in_HALF"] == 1, "weights alone leave no such layer"
+    module.inspected = ["Half", "Row major linear INT8 format", "Int8"]
+    counted = inspect(found, memoryview(fake.PLAN), precision, whole=True)
+    assert (counted["in_HALF"], counted["in_INT8"]) == (1, 2)
+
+
 def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch):
     tensorrt(VERSIONS[0])
     monkeypatch.setattr("erniem_export.pipeline.apply_precision", lambda *_: {"weights": "fp16", "embedding": "fp16"})
@@ -226,7 +314,7 @@ def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch)
 @pytest.mark.parametrize(("whole", "expected"), [(True, "12 have int8 weights and 0 int8 inputs"), (False, None)])
 def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, whole, expected):
     """Full TensorRT is asked for products in int8; weights alone are another precision."""
-    tensorrt(VERSIONS[0])
+    tensorrt(VERSIONS[0]).inspected = ["Half", "Int8"]
 
     def weights_only(graph, checkpoint, *_):
         parameters = {name: tensor.numpy() for name, tensor in checkpoint.model.state_dict().items()}
@@ -246,6 +334,7 @@ def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, w
 @pytest.mark.slow
 def test_int8_products_pass_the_gate_and_are_proven(tensorrt, erniem_export, tmp_path):
     module = tensorrt(VERSIONS[1])
+    module.inspected = ["Half", "Int8"]
     result = erniem_export(
         "--model", "examples/nano/checkpoints/cls", "--output", tmp_path, "--int8", "--engine", "tensorrt"
     )
@@ -258,6 +347,22 @@ def test_int8_products_pass_the_gate_and_are_proven(tensorrt, erniem_export, tmp
     assert points == {128}
     kinds = [layer.type.name for layer in module.built[-1][0].layers]
     assert kinds.count("QUANTIZE") == 4 * 4  # an input for each group of products
+
+
+def test_calibration_shows_how_many_layers_are_done(tensorrt, build, tokenizer_dir, monkeypatch, tmp_path):
+    tensorrt(VERSIONS[1]).inspected = ["Half", "Int8"]
+    shutil.copytree(tokenizer_dir, tmp_path / "model", dirs_exist_ok=True)
+    shown = []
+
+    def track(_, items, unit):
+        for item in items:
+            yield item
+            shown.append(unit)
+
+    monkeypatch.setattr("erniem_export.progress.Terminal.track", track)
+    result, _ = build("--int8")
+    assert result.code == 0, result.err
+    assert shown == ["layer", "layer"], "both of the model's"
 
 
 def test_int8_without_text_to_calibrate_on_is_refused(tensorrt, build, tmp_path):

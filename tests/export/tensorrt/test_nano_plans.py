@@ -11,7 +11,8 @@ from erniem_rt.manifest import HEADS, hash_file
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
 PRECISIONS = ("fp32", "fp16", "int8")
-TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "HALF"}
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "HALF"}
+BUILT = [*((head, precision) for precision in PRECISIONS for head in HEADS), ("qa", "bf16")]
 LAYERS = 4
 MAGIC = b"vtrt"  # how every plan of TensorRT for RTX begins
 LENGTH = slice(16, 24)  # of the header: the size of the plan
@@ -21,7 +22,7 @@ GPU_NEEDED = 2 | 4 | 8 | 16 | 64  # what EngineInvalidityDiagnostics says of the
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=[(head, precision) for precision in PRECISIONS for head in HEADS], ids="-".join)
+@pytest.fixture(params=BUILT, ids="-".join)
 def built(request, planned):
     head, precision = request.param
     artifact, manifest = planned(head, precision)
@@ -65,7 +66,7 @@ def test_the_graph_that_was_built_from_passed_the_gate_and_the_engine_is_said_no
     _, manifest, _ = built
     parity = manifest.plan.parity
     assert parity["engine"].startswith("built, not run")
-    assert len(parity["graph"]) == (1 if manifest.precision["weights"] == "fp32" else 2)
+    assert len(parity["graph"]) == (1 if manifest.precision["weights"] in ("fp32", "bf16") else 2)
     assert all(report["passed"] and report["weights"]["compared"] for report in parity["graph"].values())
 
 
