@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt._signature import check_signature
 from erniem_rt.engines.cuda import Cuda, OutOfMemoryError
 from erniem_rt.engines.trt_cache import RuntimeCache
 from erniem_rt.engines.trt_checks import check_capability, check_header, import_library, install_command, read_plan
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from erniem_rt.engines.base import Device, PlanOptions
     from erniem_rt.manifest import Manifest
+    from erniem_rt.plan import Plan
 
 __all__ = ["LoadedPlan"]
 
@@ -63,16 +65,14 @@ class LoadedPlan:
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._load_error()
-        self.inputs, self.outputs = self._signature()
-        self.profiles, self.largest_shapes = self._read_profiles()
-        if not options.trust and self.profiles != plan.profiles:
-            raise ArtifactError(
-                f"{path} does not fit its manifest: the manifest says profiles {_shown(plan.profiles)}, the plan has "
-                f"{_shown(self.profiles)}. They come from different exports; export again."
-            )
         self._config: Any = None
         self._cache: RuntimeCache | None = None
-        self._configure(options)
+        try:
+            self._compare(manifest, None if options.trust else plan)
+            self._configure(options)
+        except BaseException:
+            self._drop()  # Somebody may keep the error, and with it this.
+            raise
         self.records_graphs = options.cuda_graphs and self._config is None
         self.scratch_size = 0 if self._config is not None else int(self._engine.device_memory_size_v2)
 
@@ -111,6 +111,9 @@ class LoadedPlan:
             return
         if self._cache is not None:
             self._cache.save()
+        self._drop()
+
+    def _drop(self) -> None:
         self._cache = self._config = self._engine = self._runtime = None
 
     def _make_runtime(self) -> Any:
@@ -130,6 +133,17 @@ class LoadedPlan:
             f"{self.path} cannot be loaded by {self._library.__name__} {self._library.__version__}: "
             f"{said or 'it gave no reason'}. Restore the file or export again."
         )
+
+    def _compare(self, manifest: Manifest, plan: Plan | None) -> None:
+        """Ask the engine what it takes; hold that to the manifest and, unless it is trusted, to what is said of it."""
+        self.inputs, self.outputs = self._signature()
+        check_signature(self.path, manifest, self, converted=True)
+        self.profiles, self.largest_shapes = self._read_profiles()
+        if plan is not None and self.profiles != plan.profiles:
+            raise ArtifactError(
+                f"{self.path} does not fit its manifest: the manifest says profiles {_shown(plan.profiles)}, the plan "
+                f"has {_shown(self.profiles)}. They come from different exports; export again."
+            )
 
     def _signature(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         engine, modes = self._engine, self._library.TensorIOMode

@@ -165,7 +165,7 @@ class ICudaEngine(_Living):
         return tuple(axis if isinstance(axis, int) else -1 for axis in self.nodes[name].shape)
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        axes = self.nodes["attention_mask"].shape
+        axes = self.nodes.get("attention_mask", self.nodes[self.inputs[0]]).shape
         found = []
         for shape in self.settings["profiles"][profile_index]:
             sizes = dict(zip(axes, shape, strict=True))

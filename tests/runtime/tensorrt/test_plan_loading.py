@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session
 from erniem_rt.engines.cuda import OutOfMemoryError
@@ -265,6 +267,21 @@ def test_a_plan_of_another_head(machine, heads, plan_of):
     record(plan)
     message = refused(plan, ArtifactError)
     assert "does not fit its manifest qa.json: the manifest says outputs start_logits, end_logits" in message
+
+
+def test_a_plan_that_is_no_erniem_at_all(machine, plan, tmp_path):
+    """Trusted, so nothing but its inputs and outputs tells."""
+    axes = ["batch", "sequence"]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "foreign", [x], [y])
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), foreign)
+    write_plan(plan, foreign, [[[1, 1], [2, 2], [4, 9]]])
+    message = refused(plan, ArtifactError, trust_plan=True)
+    assert (
+        "does not fit its manifest qa.json: the manifest says inputs input_ids, attention_mask, the graph has x."
+        in (message)
+    )
 
 
 def test_other_profiles_than_the_manifest_says(machine, plan):
