@@ -37,10 +37,10 @@ class TensorRTEngine:
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> None:
+        if not are_by_row(manifest):
+            raise ArtifactError(f"{path} has inputs or outputs that are not by row: open the .onnx file instead.")
         plan = LoadedPlan(path, manifest, device, options)
         try:
-            if not are_by_row(manifest):
-                raise ArtifactError(f"{path} has inputs or outputs that are not by row: open the .onnx file instead.")
             self._pool = LanePool(plan)
         except BaseException:
             plan.release()

@@ -284,6 +284,17 @@ def test_a_plan_that_is_no_erniem_at_all(machine, plan, tmp_path):
     )
 
 
+def test_outputs_that_are_not_by_row_are_refused_before_the_plan_is_loaded(machine, heads, plan_of):
+    """Hidden states of the choices of all questions together: rows could not be put in their places."""
+    plan = plan_of(heads["mc"].path)
+    hidden = {"name": "hidden_states.0", "dtype": "float32", "shape": ["batch*choices", "sequence", 8]}
+    edit(plan, lambda m: m["outputs"].append(hidden))
+    assert refused(plan, ArtifactError) == (
+        f"{plan} has inputs or outputs that are not by row: open the .onnx file instead."
+    )
+    assert machine.trt.deserialized == []
+
+
 def test_other_profiles_than_the_manifest_says(machine, plan):
     edit(plan, lambda m: m["plan"]["profiles"][0].update(max=[8, 16]))
     assert "the manifest says profiles (1, 1) to (8, 16), the plan has (1, 1) to (4, 16)" in refused(
