@@ -9,7 +9,7 @@ from erniem_rt.engines.cuda import Cuda, OutOfMemoryError
 from erniem_rt.engines.trt_cache import RuntimeCache
 from erniem_rt.engines.trt_checks import check_capability, check_header, import_library, install_command, read_plan
 from erniem_rt.engines.trt_log import logger_of, reason
-from erniem_rt.errors import ArtifactError, EngineError
+from erniem_rt.errors import ArtifactError, EngineError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
 from erniem_rt.plan import Profile
 
@@ -44,12 +44,18 @@ class LoadedPlan:
         ArtifactError: The file is damaged, changed, or not what its manifest says.
         EngineUnavailableError: The library, its version, the driver or the GPU is not there.
         EngineError: The device has no room.
+        InvalidInputError: There is no runtime cache for plans of this flavour.
     """
 
     def __init__(self, path: Path, manifest: Manifest, device: Device, options: PlanOptions) -> None:
         plan = manifest.plan
         if plan is None:
             raise ArtifactError(f"{path.with_suffix('.json')} says nothing of a plan: export again with --engine.")
+        if options.runtime_cache is not None and plan.flavour != "tensorrt-rtx":
+            raise InvalidInputError(
+                "runtime_cache is for plans of TensorRT for RTX, which compiles when it runs, and "
+                f"{path} is one of {plan.flavour}: leave it out."
+            )
         self.path = path
         self._library = import_library(path, plan, trust=options.trust)
         self.cuda = Cuda(device, install_command(plan))
@@ -173,11 +179,6 @@ class LoadedPlan:
         """Where the library has them, use its own CUDA graphs and its cache of compiled kernels (RTX has)."""
         strategies = getattr(self._library, "CudaGraphStrategy", None)
         if strategies is None:
-            if options.runtime_cache is not None:
-                raise ArtifactError(
-                    f"{self.path} has nothing to put into a runtime cache: only TensorRT for RTX compiles when it "
-                    "runs. Leave runtime_cache out."
-                )
             return
         self._config = self._engine.create_runtime_config()
         wanted = strategies.WHOLE_GRAPH_CAPTURE if options.cuda_graphs else strategies.DISABLED

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from erniem_rt import ArtifactError, InvalidInputError, Session
+from erniem_rt import InvalidInputError, Session
 
 from .fake_tensorrt import CudaGraphStrategy
 
@@ -72,8 +72,14 @@ def test_a_place_that_is_none(rtx, plan, tmp_path, name):
 
 
 def test_full_tensorrt_has_none(machine, heads, plan_of, tmp_path):
-    with pytest.raises(ArtifactError, match="has nothing to put into a runtime cache"):
-        Session(plan_of(heads["qa"].path), runtime_cache=tmp_path / "kernels")
+    plan = plan_of(heads["qa"].path)
+    with pytest.raises(InvalidInputError) as caught:
+        Session(plan, runtime_cache=tmp_path / "kernels")
+    assert str(caught.value) == (
+        f"runtime_cache is for plans of TensorRT for RTX, which compiles when it runs, and {plan} is one of tensorrt: "
+        "leave it out."
+    )
+    assert machine.trt.deserialized == []
 
 
 @pytest.mark.parametrize(
