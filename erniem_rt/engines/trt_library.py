@@ -176,13 +176,16 @@ class LoadedPlan:
         return [tuple(map(int, dims)) for dims in self._engine.get_tensor_profile_shape(spec.name, profile)]
 
     def _configure(self, options: PlanOptions) -> None:
-        """Where the library has them, use its own CUDA graphs and its cache of compiled kernels (RTX has)."""
+        """Where the library has them, use its own CUDA graphs, kernels for each shape, and cache of those (RTX has)."""
         strategies = getattr(self._library, "CudaGraphStrategy", None)
         if strategies is None:
             return
         self._config = self._engine.create_runtime_config()
         wanted = strategies.WHOLE_GRAPH_CAPTURE if options.cuda_graphs else strategies.DISABLED
         self._config.cuda_graph_strategy = wanted
+        specialization = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialization is not None:  # Left alone, the first runs of each shape would take a slower kernel.
+            self._config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         self._cache = RuntimeCache(self._config.create_runtime_cache, options.runtime_cache)
         self.require(self._config.set_runtime_cache(self._cache.handle), "take a runtime cache")
 

@@ -26,6 +26,9 @@ DataType = enum.Enum("DataType", [*NUMPY, "BF16"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 EngineValidity = enum.Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
 CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+DynamicShapesKernelSpecializationStrategy = enum.Enum(
+    "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+)
 ComputeCapability = enum.Enum("ComputeCapability", ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"])
 ExecutionContextAllocationStrategy = enum.Enum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
@@ -78,6 +81,7 @@ class FakeTensorRT:
         if rtx:
             self.ComputeCapability = ComputeCapability
             self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
             self.EngineValidity = EngineValidity
             self.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
@@ -187,6 +191,7 @@ class RuntimeConfig:
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
         self.cache: RuntimeCache | None = None
 
     def create_runtime_cache(self) -> RuntimeCache:

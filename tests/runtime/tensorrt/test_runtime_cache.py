@@ -8,7 +8,7 @@ import pytest
 
 from erniem_rt import InvalidInputError, Session
 
-from .fake_tensorrt import CudaGraphStrategy
+from .fake_tensorrt import CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, RtxEngine
 
 
 @pytest.fixture
@@ -82,15 +82,33 @@ def test_full_tensorrt_has_none(machine, heads, plan_of, tmp_path):
     assert machine.trt.deserialized == []
 
 
-@pytest.mark.parametrize(
-    ("graphs", "strategy"), [(None, "WHOLE_GRAPH_CAPTURE"), (True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")]
-)
-def test_graphs_are_the_librarys_own(rtx, plan, graphs, strategy, monkeypatch):
-    from .fake_tensorrt import RtxEngine
-
+@pytest.fixture
+def configs(monkeypatch):
+    """The configurations that engines were asked for."""
     made = []
     real = RtxEngine.create_runtime_config
     monkeypatch.setattr(RtxEngine, "create_runtime_config", lambda engine: made.append(real(engine)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("graphs", "strategy"), [(None, "WHOLE_GRAPH_CAPTURE"), (True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")]
+)
+def test_graphs_are_the_librarys_own(rtx, plan, graphs, strategy, configs):
     Session(plan, cuda_graphs=graphs).close()
-    (config,) = made
+    (config,) = configs
     assert config.cuda_graph_strategy is CudaGraphStrategy[strategy]
+
+
+def test_kernels_for_a_shape_are_there_when_it_first_runs(rtx, plan, configs):
+    """Its default compiles them beside the runs, which take a slower kernel until then."""
+    Session(plan).close()
+    (config,) = configs
+    assert config.dynamic_shapes_kernel_specialization_strategy is DynamicShapesKernelSpecializationStrategy.EAGER
+
+
+def test_a_release_that_lets_nobody_choose_is_left_alone(rtx, plan, configs):
+    del rtx.trt.DynamicShapesKernelSpecializationStrategy
+    Session(plan).close()
+    (config,) = configs
+    assert config.dynamic_shapes_kernel_specialization_strategy is DynamicShapesKernelSpecializationStrategy.LAZY
