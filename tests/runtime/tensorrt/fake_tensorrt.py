@@ -184,12 +184,12 @@ class ICudaEngine(_Living):
 
 class RtxEngine(ICudaEngine):
     def create_runtime_config(self) -> RuntimeConfig:
-        return RuntimeConfig(self.trt)
+        return RuntimeConfig(self.trt, self.logger)
 
 
 class RuntimeConfig:
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
+    def __init__(self, trt: FakeTensorRT, logger: ILogger) -> None:
+        self._trt, self._logger = trt, logger
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
         self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
         self.cache: RuntimeCache | None = None
@@ -198,6 +198,8 @@ class RuntimeConfig:
         return RuntimeCache()
 
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        if self._trt.fails("set_runtime_cache", self._logger):
+            return False
         self.cache = cache
         return True
 
@@ -272,6 +274,8 @@ class IExecutionContext(_Living):
         return True
 
     def infer_shapes(self) -> list[str]:
+        if self.engine.trt.fails("infer_shapes", self.logger):
+            return ["start_logits"]
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -43,7 +44,13 @@ def test_a_cache_that_brings_nothing_new_is_not_written(rtx, plan, tmp_path):
 def test_what_the_library_refuses_is_replaced(rtx, plan, tmp_path):
     kernels = tmp_path / "kernels"
     kernels.write_bytes(b"of another GPU")
-    with Session(plan, runtime_cache=kernels) as session:
+    message = (
+        f"the runtime cache {kernels} is damaged, or of another GPU, driver or version of TensorRT for RTX: the kernels"
+        " are compiled anew, and it is replaced when the session is closed."
+    )
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        session = Session(plan, runtime_cache=kernels)
+    with session:
         session.run(input_ids=[[5, 6]])
     assert len(json.loads(kernels.read_bytes())) == 1
 
