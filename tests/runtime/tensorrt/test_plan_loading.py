@@ -365,6 +365,19 @@ def test_no_room_for_a_context(machine, plan):
     assert message.startswith(f"{plan} ran out of GPU memory: CUDA out of memory. Free some, or build the plan with sm")
 
 
+@pytest.mark.parametrize("said", ["Error Code 1: Cuda Runtime (out of memory)", "[E] OutOfMemory: 96 MB"])
+def test_no_room_for_a_run(machine, plan, said):
+    with Session(plan) as session:
+        machine.trt.failing = {"execute_async_v3": said}
+        with pytest.raises(OutOfMemoryError) as caught:
+            session.run(input_ids=[[5, 6]])
+        machine.trt.failing = {}
+        assert session.run(input_ids=[[5, 6]])["start_logits"].shape == (1, 2)
+    assert str(caught.value) == (
+        f"{plan} ran out of GPU memory: {said}. Free some, or build the plan with smaller profiles (--profile)."
+    )
+
+
 def test_no_room_for_the_buffers(monkeypatch, plan):
     machine = install(monkeypatch, memory=600)
     message = refused(plan, EngineError)
