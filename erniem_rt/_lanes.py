@@ -39,15 +39,29 @@ class Lanes:
         self._count = count
 
     def run(self, feeds: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
-        """Compute ``outputs`` of each batch, in order; batches are taken as they get their turn."""
+        """Compute ``outputs`` of each batch, in order; batches are taken as they get their turn.
+
+        What is raised where a batch is taken comes after the answers of those before it.
+        """
         under_way: deque[Future[list[NDArray[Any]]]] = deque()
+        source = iter(feeds)
+        failure: Exception | None = None
         with ThreadPoolExecutor(self._count) as pool:
-            for feed in feeds:
+            while True:
+                try:
+                    feed = next(source)
+                except StopIteration:
+                    break
+                except Exception as error:
+                    failure = error
+                    break
                 under_way.append(pool.submit(self._engine.run, feed, outputs))
                 if len(under_way) > self._count:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Let go of the engine."""

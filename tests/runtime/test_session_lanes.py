@@ -57,12 +57,32 @@ def test_files_changed_since_the_session_was_opened_are_refused(artifact, batche
             next(session.run_all(batches))
 
 
-def test_a_bad_batch_is_named_after_those_before_it(heads):
-    with Session(heads["qa"].path, threads=2) as session:
-        answers = session.run_all({"input_ids": [[0, token, 2]]} for token in (5, 5, 5, 99))
-        next(answers)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("good", [0, 1, 2, 3, 6])
+def test_a_bad_batch_is_named_after_all_before_it_are_answered(heads, threads, good):
+    """As with one thread, however many are computed at once."""
+    tokens = [5] * good + [99, 5]
+    with Session(heads["qa"].path, threads=threads) as session:
+        answers = session.run_all({"input_ids": [[0, token, 2]]} for token in tokens)
+        assert len([next(answers) for _ in range(good)]) == good
         with pytest.raises(InvalidInputError, match=r"input_ids\[0, 1\] is 99"):
-            list(answers)
+            next(answers)
+        assert list(answers) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("good", [0, 1, 2, 5])
+def test_batches_that_cannot_be_read_on_come_after_the_answers_too(heads, threads, good):
+    def read():
+        for _ in range(good):
+            yield {"input_ids": [[0, 5, 2]]}
+        raise OSError("the disk is gone")
+
+    with Session(heads["qa"].path, threads=threads) as session:
+        answers = session.run_all(read())
+        assert len([next(answers) for _ in range(good)]) == good
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(answers)
 
 
 def test_a_closed_session_opens_no_lanes(heads, batches):
