@@ -46,6 +46,32 @@ def test_one_thread_and_large_models_have_one_lane(heads, batches, monkeypatch):
         assert len(list(session.run_all(batches))) == len(batches)
 
 
+def test_one_batch_alone_has_all_threads(heads, batches, monkeypatch):
+    """A lane would take one of them, and an engine of its own would have to be opened and checked for it."""
+    with Session(heads["qa"].path, threads=3) as session:
+        monkeypatch.setattr(session, "_opened_side", None)
+        monkeypatch.setattr(session, "_engine", watched := Watched(session._engine))
+        (found,) = session.run_all(iter(batches[:1]))
+        assert watched.runs == 1
+        assert list(session.run_all([])) == []
+        for name, expected in session.run(batches[0]).items():
+            np.testing.assert_array_equal(found[name], expected)
+
+
+class Watched:
+    """An engine, and how often it ran."""
+
+    def __init__(self, engine):
+        self.engine, self.runs = engine, 0
+
+    def run(self, *arguments):
+        self.runs += 1
+        return self.engine.run(*arguments)
+
+    def close(self):
+        self.engine.close()
+
+
 def test_files_changed_since_the_session_was_opened_are_refused(artifact, batches):
     with Session(artifact.path, threads=2) as session:
         session.run(batches[0])
