@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from erniem_rt.engines.base import Device, Engine
     from erniem_rt.manifest import Manifest
 
-__all__ = ["Lanes", "lane_count"]
+__all__ = ["Lanes", "lane_count", "take"]
+
+_T = TypeVar("_T")
 
 # Files of a model whose products are too small to be worth dividing between threads, together; an engine of its own
 # for the lanes is not worth the memory above that.
@@ -39,19 +41,41 @@ class Lanes:
         self._count = count
 
     def run(self, feeds: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
-        """Compute ``outputs`` of each batch, in order; batches are taken as they get their turn."""
+        """Compute ``outputs`` of each batch, in order; batches are taken as they get their turn.
+
+        What is raised where a batch is taken comes after the answers of those before it.
+        """
         under_way: deque[Future[list[NDArray[Any]]]] = deque()
+        source = iter(feeds)
         with ThreadPoolExecutor(self._count) as pool:
-            for feed in feeds:
-                under_way.append(pool.submit(self._engine.run, feed, outputs))
+            while True:
+                taken, failure = take(source, 1)
+                if not taken:
+                    break
+                under_way.append(pool.submit(self._engine.run, taken[0], outputs))
                 if len(under_way) > self._count:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Let go of the engine."""
         self._engine.close()
+
+
+def take(source: Iterator[_T], count: int) -> tuple[list[_T], Exception | None]:
+    """Return up to ``count`` items, and what the source raised in the place of the next one."""
+    taken: list[_T] = []
+    try:
+        while len(taken) < count:
+            taken.append(next(source))
+    except StopIteration:
+        return taken, None
+    except Exception as error:
+        return taken, error
+    return taken, None
 
 
 def _cores() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
 from erniem_rt._inputs import prepare
-from erniem_rt._lanes import Lanes, lane_count
+from erniem_rt._lanes import Lanes, lane_count, take
 from erniem_rt._loading import load_graph, load_plan
 from erniem_rt.engines import check_suffix, device_for, is_plan
 from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
@@ -134,12 +135,19 @@ class Session:
         """Answer many batches, each as :meth:`run` does, in their order.
 
         With a small model on a CPU, :attr:`lanes` batches are computed at once on one thread each: its products are
-        too small to be worth dividing. Batches are taken as they get their turn.
+        too small to be worth dividing. One batch alone has all threads. Batches are taken as they get their turn.
         """
         if self.lanes == 1:
             yield from map(self.run, batches)
             return
-        feeds = (self._feeds(_merged(batch, {})) for batch in batches)
+        source = iter(batches)
+        head, failure = take(source, 2)
+        if len(head) < 2:  # A lane would take one thread alone.
+            yield from map(self.run, head)
+            if failure is not None:
+                raise failure
+            return
+        feeds = (self._feeds(_merged(batch, {})) for batch in chain(head, source))
         for found in self._opened_side().run(feeds, self._outputs):
             yield dict(zip(self._outputs, found, strict=True))
 

@@ -23,9 +23,15 @@ class ErnieMOnGpu(Adapter):
         cuda_graphs: bool = False,
     ) -> None:
         (path,) = artifact.glob(f"*{suffix}")
-        # Said either way: left out, plans have CUDA graphs.
+        is_plan = suffix == ".plan"
+        # Plans were built a moment ago, so they are trusted: whether one runs on a GPU that its manifest does not list,
+        # TensorRT says. CUDA graphs are said either way: left out, plans have them.
         self._session = erniem_rt.Session(
-            path, device=device, threads=None if suffix == ".plan" else threads, cuda_graphs=cuda_graphs
+            path,
+            device=device,
+            threads=None if is_plan else threads,
+            cuda_graphs=cuda_graphs,
+            trust_plan=is_plan,
         )
         manifest = self._session.manifest
         if manifest.precision["weights"] != precision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ _CUDA = "CUDAExecutionProvider"
 _INSTALL_GPU = 'pip install "erniem-rt[gpu]"'
 # What fails is raised; onnxruntime would write it to standard error as well.
 _LOG_FATAL = 4
+# What onnxruntime says when a library or the device fails, and not the file.
+_DEVICE_FAILED = re.compile(
+    r"\b(?:cuda|cudnn|cublas\w*) (?:failure|error)\b|CUDA_PATH is set|Failed to load library|LoadLibrary failed",
+    re.IGNORECASE,
+)
 # What onnxruntime says of a graph of which a part would run on the CPU.
 _NO_CAPTURE = "graph capture"
 # ONNX Runtime's names of the element types whose names differ from numpy's.
@@ -134,7 +140,8 @@ def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: boo
                 f"{path} cannot run as a CUDA graph: {reason}. Export with --target onnxruntime-cuda, or leave out "
                 "cuda_graphs."
             ) from error
-        if device.kind == "cuda" and "cuda" in reason.lower():
+        # The path, which onnxruntime names, may hold any of these words.
+        if device.kind == "cuda" and _DEVICE_FAILED.search(reason.replace(str(path.parent), "")):
             raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
         raise ArtifactError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}. Restore the file or export again."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._signature import check_signature
 from erniem_rt.engines.trt_library import LoadedPlan
 from erniem_rt.engines.trt_pool import LanePool
 from erniem_rt.engines.trt_rows import RowBatch, are_by_row
@@ -38,11 +37,10 @@ class TensorRTEngine:
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> None:
+        if not are_by_row(manifest):
+            raise ArtifactError(f"{path} has inputs or outputs that are not by row: open the .onnx file instead.")
         plan = LoadedPlan(path, manifest, device, options)
         try:
-            check_signature(path, manifest, plan, converted=True)
-            if not are_by_row(manifest):
-                raise ArtifactError(f"{path} has inputs or outputs that are not by row: open the .onnx file instead.")
             self._pool = LanePool(plan)
         except BaseException:
             plan.release()

@@ -21,7 +21,7 @@ class RuntimeCache:
     """A cache of the library, filled from ``path`` if that exists and written there by :meth:`save`.
 
     Without a path the contexts of one session share it, and it ends with them. The library itself refuses what
-    another GPU, driver or version left there; the kernels are then compiled and the file is replaced.
+    another GPU, driver or version left there; that is a warning, the kernels are compiled, and the file is replaced.
 
     Raises:
         InvalidInputError: The path is not that of a file in a folder that exists.
@@ -42,7 +42,12 @@ class RuntimeCache:
             return
         except OSError as error:
             raise unreadable(self._path, error) from error
-        self.handle.deserialize(self._found)
+        if not self.handle.deserialize(self._found):
+            warnings.warn(
+                f"the runtime cache {self._path} is damaged, or of another GPU, driver or version of TensorRT for RTX: "
+                "the kernels are compiled anew, and it is replaced when the session is closed.",
+                stacklevel=2,
+            )
 
     def save(self) -> None:
         """Write what was compiled since; a file that cannot be written is a warning, for all else is done."""

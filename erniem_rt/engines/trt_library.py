@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt._signature import check_signature
 from erniem_rt.engines.cuda import Cuda, OutOfMemoryError
 from erniem_rt.engines.trt_cache import RuntimeCache
 from erniem_rt.engines.trt_checks import check_capability, check_header, import_library, install_command, read_plan
 from erniem_rt.engines.trt_log import logger_of, reason
-from erniem_rt.errors import ArtifactError, EngineError
+from erniem_rt.errors import ArtifactError, EngineError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
 from erniem_rt.plan import Profile
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from erniem_rt.engines.base import Device, PlanOptions
     from erniem_rt.manifest import Manifest
+    from erniem_rt.plan import Plan
 
 __all__ = ["LoadedPlan"]
 
@@ -42,12 +44,18 @@ class LoadedPlan:
         ArtifactError: The file is damaged, changed, or not what its manifest says.
         EngineUnavailableError: The library, its version, the driver or the GPU is not there.
         EngineError: The device has no room.
+        InvalidInputError: There is no runtime cache for plans of this flavour.
     """
 
     def __init__(self, path: Path, manifest: Manifest, device: Device, options: PlanOptions) -> None:
         plan = manifest.plan
         if plan is None:
             raise ArtifactError(f"{path.with_suffix('.json')} says nothing of a plan: export again with --engine.")
+        if options.runtime_cache is not None and plan.flavour != "tensorrt-rtx":
+            raise InvalidInputError(
+                "runtime_cache is for plans of TensorRT for RTX, which compiles when it runs, and "
+                f"{path} is one of {plan.flavour}: leave it out."
+            )
         self.path = path
         self._library = import_library(path, plan, trust=options.trust)
         self.cuda = Cuda(device, install_command(plan))
@@ -63,16 +71,14 @@ class LoadedPlan:
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._load_error()
-        self.inputs, self.outputs = self._signature()
-        self.profiles, self.largest_shapes = self._read_profiles()
-        if not options.trust and self.profiles != plan.profiles:
-            raise ArtifactError(
-                f"{path} does not fit its manifest: the manifest says profiles {_shown(plan.profiles)}, the plan has "
-                f"{_shown(self.profiles)}. They come from different exports; export again."
-            )
         self._config: Any = None
         self._cache: RuntimeCache | None = None
-        self._configure(options)
+        try:
+            self._compare(manifest, None if options.trust else plan)
+            self._configure(options)
+        except BaseException:
+            self._drop()  # Somebody may keep the error, and with it this.
+            raise
         self.records_graphs = options.cuda_graphs and self._config is None
         self.scratch_size = 0 if self._config is not None else int(self._engine.device_memory_size_v2)
 
@@ -111,6 +117,9 @@ class LoadedPlan:
             return
         if self._cache is not None:
             self._cache.save()
+        self._drop()
+
+    def _drop(self) -> None:
         self._cache = self._config = self._engine = self._runtime = None
 
     def _make_runtime(self) -> Any:
@@ -130,6 +139,17 @@ class LoadedPlan:
             f"{self.path} cannot be loaded by {self._library.__name__} {self._library.__version__}: "
             f"{said or 'it gave no reason'}. Restore the file or export again."
         )
+
+    def _compare(self, manifest: Manifest, plan: Plan | None) -> None:
+        """Ask the engine what it takes; hold that to the manifest and, unless it is trusted, to what is said of it."""
+        self.inputs, self.outputs = self._signature()
+        check_signature(self.path, manifest, self, converted=True)
+        self.profiles, self.largest_shapes = self._read_profiles()
+        if plan is not None and self.profiles != plan.profiles:
+            raise ArtifactError(
+                f"{self.path} does not fit its manifest: the manifest says profiles {_shown(plan.profiles)}, the plan "
+                f"has {_shown(self.profiles)}. They come from different exports; export again."
+            )
 
     def _signature(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         engine, modes = self._engine, self._library.TensorIOMode
@@ -156,18 +176,16 @@ class LoadedPlan:
         return [tuple(map(int, dims)) for dims in self._engine.get_tensor_profile_shape(spec.name, profile)]
 
     def _configure(self, options: PlanOptions) -> None:
-        """Where the library has them, use its own CUDA graphs and its cache of compiled kernels (RTX has)."""
+        """Where the library has them, use its own CUDA graphs, kernels for each shape, and cache of those (RTX has)."""
         strategies = getattr(self._library, "CudaGraphStrategy", None)
         if strategies is None:
-            if options.runtime_cache is not None:
-                raise ArtifactError(
-                    f"{self.path} has nothing to put into a runtime cache: only TensorRT for RTX compiles when it "
-                    "runs. Leave runtime_cache out."
-                )
             return
         self._config = self._engine.create_runtime_config()
         wanted = strategies.WHOLE_GRAPH_CAPTURE if options.cuda_graphs else strategies.DISABLED
         self._config.cuda_graph_strategy = wanted
+        specialization = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialization is not None:  # Left alone, the first runs of each shape would take a slower kernel.
+            self._config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         self._cache = RuntimeCache(self._config.create_runtime_cache, options.runtime_cache)
         self.require(self._config.set_runtime_cache(self._cache.handle), "take a runtime cache")
 

@@ -11,9 +11,12 @@ import pytest
 
 from erniem_export import pipeline
 from erniem_export.checkpoint import load_checkpoint
+from erniem_export.cli import main
 from erniem_export.options import ExportOptions
 from erniem_export.precision import Precision
 from erniem_export.progress import Terminal
+
+from .trial import Outcome, try_plan
 
 NANO = Path(__file__).resolve().parents[2] / "examples" / "nano" / "checkpoints"
 HERE = Path(__file__).resolve().parent
@@ -75,3 +78,19 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, st
         return done[key]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def trial(tmp_path_factory: pytest.TempPathFactory, device: str) -> Callable[[str], Outcome]:
+    """``trial(flavour)``: whether the device runs plans of that flavour, tried once on nano's in fp16."""
+    done: dict[str, Outcome] = {}
+
+    def settled(flavour: str) -> Outcome:
+        if flavour not in done:
+            folder = tmp_path_factory.mktemp(flavour)
+            command = ["--model", str(NANO / "qa"), "--output", str(folder), "--engine", flavour, "--fp16"]
+            assert main(command) == 0, f"{flavour} builds no plan"
+            done[flavour] = try_plan(folder / "qa.plan", device)
+        return done[flavour]
+
+    return settled

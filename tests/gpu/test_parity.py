@@ -41,12 +41,15 @@ class Repeated:
         return self._session.run(*arguments, **named)
 
 
-def opener(device: str, *, cuda_graphs: bool = False, suffix: str = ".onnx") -> Callable[[Path], Any]:
+def opener(
+    device: str, *, cuda_graphs: bool = False, suffix: str = ".onnx", trust_plan: bool = False
+) -> Callable[[Path], Any]:
     """What the gate opens artifacts with."""
 
     @contextlib.contextmanager
     def opened(path: Path) -> Iterator[Any]:
-        with Session(path.with_suffix(suffix), device=device, cuda_graphs=cuda_graphs) as session:
+        options = {"cuda_graphs": cuda_graphs, "trust_plan": trust_plan}
+        with Session(path.with_suffix(suffix), device=device, **options) as session:
             yield Repeated(session) if cuda_graphs else session
 
     return opened
@@ -73,16 +76,35 @@ def test_onnxruntime(
     assert report.to_json()["passed"]
 
 
-@pytest.mark.parametrize("precision", [*PRECISIONS, "int8"])
-@pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("head", HEADS)
-def test_tensorrt(
-    head: str, flavour: str, precision: str, device: str, on_gpu: bool, checkpoint: Any, tmp_path: Path
-) -> None:
+def require_builder(flavour: str, on_gpu: bool) -> None:
+    """Skip the test unless plans of this flavour can be built and tried here."""
     if find_spec(FLAVOURS[flavour]) is None:
         pytest.skip(f"{flavour} is not installed")
     if not on_gpu:
         pytest.skip("a plan runs on a GPU only")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_whether_this_gpu_runs_plans(flavour: str, on_gpu: bool, trial: Any, capsys: Any, record_property: Any) -> None:
+    """A finding, printed, where the manifest does not list the GPU (Hopper and TensorRT for RTX); else it must run."""
+    require_builder(flavour, on_gpu)
+    outcome = trial(flavour)
+    record_property(flavour, str(outcome))
+    with capsys.disabled():
+        print(f"\n{flavour}: {outcome}")
+    assert outcome.listed or flavour == "tensorrt-rtx", "full TensorRT builds for the GPU that it builds on"
+
+
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("head", HEADS)
+def test_tensorrt(
+    head: str, flavour: str, precision: str, device: str, on_gpu: bool, checkpoint: Any, trial: Any, tmp_path: Path
+) -> None:
+    require_builder(flavour, on_gpu)
+    outcome = trial(flavour)
+    if outcome.refusal is not None:
+        pytest.skip(str(outcome))
     flags = [] if precision == "fp32" else [f"--{precision}"]
     assert main(["--model", str(NANO / head), "--output", str(tmp_path), "--engine", flavour, *flags]) == 0
     manifest, loaded = Manifest.load(tmp_path / f"{head}.json"), checkpoint(head)
@@ -93,7 +115,7 @@ def test_tensorrt(
             tmp_path / f"{head}.onnx",
             loaded.model,
             tokenizer_dir=loaded.tokenizer_dir,
-            open_session=opener(device, cuda_graphs=cuda_graphs, suffix=".plan"),
+            open_session=opener(device, cuda_graphs=cuda_graphs, suffix=".plan", trust_plan=not outcome.listed),
         )
 
         assert report.to_json()["passed"]

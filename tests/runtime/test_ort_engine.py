@@ -229,18 +229,40 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
         OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), threads=None)
 
 
-def test_a_device_that_fails_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
-    fake_onnxruntime(monkeypatch, failure=RuntimeError("CUDA failure 101: invalid device ordinal\nmore"))
-    with pytest.raises(
-        EngineUnavailableError, match=r"could not use cuda:7: CUDA failure 101: invalid device ordinal$"
-    ):
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "CUDA failure 101: invalid device ordinal",
+        "cuda_call.cc:116 CudaCall CUDNN failure 1: CUDNN_STATUS_NOT_INITIALIZED",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDA error cudaErrorNoDevice",
+        "CUDA_PATH is set but CUDA wasn't able to be loaded",
+        "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: cannot open",
+    ],
+)
+def test_a_device_that_fails_is_not_the_fault_of_the_file(tmp_path, monkeypatch, reason):
+    fake_onnxruntime(monkeypatch, failure=RuntimeError(f"{reason}\nmore"))
+    with pytest.raises(EngineUnavailableError) as caught:
         OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 7), threads=None)
+    assert str(caught.value) == f"onnxruntime could not use cuda:7: {reason}"
 
 
-def test_a_file_that_fails_is_not_the_fault_of_the_device(tmp_path, monkeypatch):
-    fake_onnxruntime(monkeypatch, failure=RuntimeError("protobuf parsing failed"))
-    with pytest.raises(ArtifactError, match=r"cannot be loaded by onnxruntime 1\.0: protobuf parsing failed"):
-        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda"), threads=None)
+@pytest.mark.parametrize("folder", ["out", "cuda", "CUDA error 1"])
+def test_a_file_that_fails_is_not_the_fault_of_the_device(tmp_path, monkeypatch, folder):
+    """onnxruntime names the file, whose path may say anything."""
+    path = tmp_path / folder / "qa.onnx"
+    fake_onnxruntime(monkeypatch, failure=RuntimeError(f"Load model from {path} failed:Protobuf parsing failed."))
+    with pytest.raises(ArtifactError, match=r"cannot be loaded by onnxruntime 1\.0: Load model from .*Protobuf"):
+        OrtEngine(path, device=Device("cuda"), threads=None)
+
+
+def test_a_damaged_file_in_a_folder_named_cuda_is_called_changed(make_artifact, monkeypatch, tmp_path):
+    artifact = make_artifact(folder=tmp_path / "cuda")
+    artifact.path.write_bytes(b"\xff" * artifact.path.stat().st_size)
+    failure = RuntimeError(f"Load model from {artifact.path} failed:Protobuf parsing failed.")
+    fake_onnxruntime(monkeypatch, failure=failure)
+    with pytest.raises(ArtifactError, match=r"qa\.onnx was changed after export"):
+        Session(artifact.path, device="cuda")
 
 
 def test_a_lack_of_memory_is_not_the_fault_of_the_file(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,19 @@ def test_a_session_loads_no_training_library(heads):
     loaded = set(json.loads(done.stdout))
     assert {"erniem_rt", "numpy", "onnxruntime"} <= loaded
     assert not loaded & {"torch", "transformers", "onnx", "sentencepiece", "erniem_export", "scipy"}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "vnni", "warns"), [("vnni", False, True), ("vnni", True, False), ("avx2", False, False)]
+)
+def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypatch, cpu, vnni, warns):
+    artifact.edit(lambda manifest: manifest.update(engine={"int8": {"cpu": cpu}}))
+    monkeypatch.setattr("erniem_rt._cpu.has_vnni", lambda: vnni)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Session(artifact.path).close()
+    assert [str(warning.message) for warning in caught] == warns * [
+        "this artifact was exported for a CPU with VNNI, which this one has not: its results are less accurate here. "
+        "Export it again with --int8 --cpu avx2."
+    ]
+    assert all(warning.filename == __file__ for warning in caught)

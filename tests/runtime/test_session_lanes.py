@@ -46,6 +46,32 @@ def test_one_thread_and_large_models_have_one_lane(heads, batches, monkeypatch):
         assert len(list(session.run_all(batches))) == len(batches)
 
 
+def test_one_batch_alone_has_all_threads(heads, batches, monkeypatch):
+    """A lane would take one of them, and an engine of its own would have to be opened and checked for it."""
+    with Session(heads["qa"].path, threads=3) as session:
+        monkeypatch.setattr(session, "_opened_side", None)
+        monkeypatch.setattr(session, "_engine", watched := Watched(session._engine))
+        (found,) = session.run_all(iter(batches[:1]))
+        assert watched.runs == 1
+        assert list(session.run_all([])) == []
+        for name, expected in session.run(batches[0]).items():
+            np.testing.assert_array_equal(found[name], expected)
+
+
+class Watched:
+    """An engine, and how often it ran."""
+
+    def __init__(self, engine):
+        self.engine, self.runs = engine, 0
+
+    def run(self, *arguments):
+        self.runs += 1
+        return self.engine.run(*arguments)
+
+    def close(self):
+        self.engine.close()
+
+
 def test_files_changed_since_the_session_was_opened_are_refused(artifact, batches):
     with Session(artifact.path, threads=2) as session:
         session.run(batches[0])
@@ -57,12 +83,32 @@ def test_files_changed_since_the_session_was_opened_are_refused(artifact, batche
             next(session.run_all(batches))
 
 
-def test_a_bad_batch_is_named_after_those_before_it(heads):
-    with Session(heads["qa"].path, threads=2) as session:
-        answers = session.run_all({"input_ids": [[0, token, 2]]} for token in (5, 5, 5, 99))
-        next(answers)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("good", [0, 1, 2, 3, 6])
+def test_a_bad_batch_is_named_after_all_before_it_are_answered(heads, threads, good):
+    """As with one thread, however many are computed at once."""
+    tokens = [5] * good + [99, 5]
+    with Session(heads["qa"].path, threads=threads) as session:
+        answers = session.run_all({"input_ids": [[0, token, 2]]} for token in tokens)
+        assert len([next(answers) for _ in range(good)]) == good
         with pytest.raises(InvalidInputError, match=r"input_ids\[0, 1\] is 99"):
-            list(answers)
+            next(answers)
+        assert list(answers) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("good", [0, 1, 2, 5])
+def test_batches_that_cannot_be_read_on_come_after_the_answers_too(heads, threads, good):
+    def read():
+        for _ in range(good):
+            yield {"input_ids": [[0, 5, 2]]}
+        raise OSError("the disk is gone")
+
+    with Session(heads["qa"].path, threads=threads) as session:
+        answers = session.run_all(read())
+        assert len([next(answers) for _ in range(good)]) == good
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(answers)
 
 
 def test_a_closed_session_opens_no_lanes(heads, batches):

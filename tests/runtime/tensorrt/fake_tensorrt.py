@@ -26,6 +26,9 @@ DataType = enum.Enum("DataType", [*NUMPY, "BF16"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 EngineValidity = enum.Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
 CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+DynamicShapesKernelSpecializationStrategy = enum.Enum(
+    "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+)
 ComputeCapability = enum.Enum("ComputeCapability", ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"])
 ExecutionContextAllocationStrategy = enum.Enum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
@@ -78,6 +81,7 @@ class FakeTensorRT:
         if rtx:
             self.ComputeCapability = ComputeCapability
             self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
             self.EngineValidity = EngineValidity
             self.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
@@ -165,7 +169,7 @@ class ICudaEngine(_Living):
         return tuple(axis if isinstance(axis, int) else -1 for axis in self.nodes[name].shape)
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        axes = self.nodes["attention_mask"].shape
+        axes = self.nodes.get("attention_mask", self.nodes[self.inputs[0]]).shape
         found = []
         for shape in self.settings["profiles"][profile_index]:
             sizes = dict(zip(axes, shape, strict=True))
@@ -180,19 +184,22 @@ class ICudaEngine(_Living):
 
 class RtxEngine(ICudaEngine):
     def create_runtime_config(self) -> RuntimeConfig:
-        return RuntimeConfig(self.trt)
+        return RuntimeConfig(self.trt, self.logger)
 
 
 class RuntimeConfig:
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
+    def __init__(self, trt: FakeTensorRT, logger: ILogger) -> None:
+        self._trt, self._logger = trt, logger
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
         self.cache: RuntimeCache | None = None
 
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache()
 
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        if self._trt.fails("set_runtime_cache", self._logger):
+            return False
         self.cache = cache
         return True
 
@@ -267,6 +274,8 @@ class IExecutionContext(_Living):
         return True
 
     def infer_shapes(self) -> list[str]:
+        if self.engine.trt.fails("infer_shapes", self.logger):
+            return ["start_logits"]
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -71,6 +71,7 @@ def test_tensorrt_engines_have_these_attributes(attribute):
     assert hasattr(trt.ICudaEngine, attribute)
     assert hasattr(trt.Runtime, "engine_host_code_allowed")
     assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")
+    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
 
 
 def test_tensorrt_names_of_values_are_the_real_ones():
@@ -81,6 +82,7 @@ def test_tensorrt_names_of_values_are_the_real_ones():
         "EngineValidity",
         "ComputeCapability",
         "CudaGraphStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
         "ExecutionContextAllocationStrategy",
     ):
         for value in getattr(fake_tensorrt, name):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session
 from erniem_rt.engines.cuda import OutOfMemoryError
@@ -267,6 +269,32 @@ def test_a_plan_of_another_head(machine, heads, plan_of):
     assert "does not fit its manifest qa.json: the manifest says outputs start_logits, end_logits" in message
 
 
+def test_a_plan_that_is_no_erniem_at_all(machine, plan, tmp_path):
+    """Trusted, so nothing but its inputs and outputs tells."""
+    axes = ["batch", "sequence"]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "foreign", [x], [y])
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), foreign)
+    write_plan(plan, foreign, [[[1, 1], [2, 2], [4, 9]]])
+    message = refused(plan, ArtifactError, trust_plan=True)
+    assert (
+        "does not fit its manifest qa.json: the manifest says inputs input_ids, attention_mask, the graph has x."
+        in (message)
+    )
+
+
+def test_outputs_that_are_not_by_row_are_refused_before_the_plan_is_loaded(machine, heads, plan_of):
+    """Hidden states of the choices of all questions together: rows could not be put in their places."""
+    plan = plan_of(heads["mc"].path)
+    hidden = {"name": "hidden_states.0", "dtype": "float32", "shape": ["batch*choices", "sequence", 8]}
+    edit(plan, lambda m: m["outputs"].append(hidden))
+    assert refused(plan, ArtifactError) == (
+        f"{plan} has inputs or outputs that are not by row: open the .onnx file instead."
+    )
+    assert machine.trt.deserialized == []
+
+
 def test_other_profiles_than_the_manifest_says(machine, plan):
     edit(plan, lambda m: m["plan"]["profiles"][0].update(max=[8, 16]))
     assert "the manifest says profiles (1, 1) to (8, 16), the plan has (1, 1) to (4, 16)" in refused(
@@ -335,6 +363,19 @@ def test_no_room_for_a_context(machine, plan):
     machine.trt.failing = {"create_execution_context": "CUDA out of memory"}
     message = refused(plan, EngineError)
     assert message.startswith(f"{plan} ran out of GPU memory: CUDA out of memory. Free some, or build the plan with sm")
+
+
+@pytest.mark.parametrize("said", ["Error Code 1: Cuda Runtime (out of memory)", "[E] OutOfMemory: 96 MB"])
+def test_no_room_for_a_run(machine, plan, said):
+    with Session(plan) as session:
+        machine.trt.failing = {"execute_async_v3": said}
+        with pytest.raises(OutOfMemoryError) as caught:
+            session.run(input_ids=[[5, 6]])
+        machine.trt.failing = {}
+        assert session.run(input_ids=[[5, 6]])["start_logits"].shape == (1, 2)
+    assert str(caught.value) == (
+        f"{plan} ran out of GPU memory: {said}. Free some, or build the plan with smaller profiles (--profile)."
+    )
 
 
 def test_no_room_for_the_buffers(monkeypatch, plan):

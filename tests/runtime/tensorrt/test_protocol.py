@@ -227,9 +227,22 @@ def test_a_graph_whose_context_cannot_be_made_is_a_warning(machine, heads, plan_
 
 
 @pytest.mark.parametrize(
-    "name", ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
+    ("name", "what"),
+    [
+        ("set_optimization_profile_async", "select profile 0"),
+        ("set_input_shape", r"take \w+ of shape \(1, 8\)"),
+        ("infer_shapes", "infer the shapes of its outputs: start_logits is not known"),
+        ("set_tensor_address", r"take the address of \w+"),
+        ("execute_async_v3", "run"),
+    ],
 )
-def test_every_answer_of_tensorrt_is_looked_at(machine, heads, plan_of, name):
+def test_every_answer_of_tensorrt_is_looked_at(machine, heads, plan_of, name, what):
     machine.trt.failing = {name: "Error Code 7: no"}
-    with pytest.raises(EngineError, match=r"^tensorrt could not .*: Error Code 7: no\. Open the artifact again"):
+    with pytest.raises(EngineError, match=rf"^tensorrt could not {what}: Error Code 7: no\. Open the artifact again"):
         work(machine, heads, plan_of)
+
+
+def test_a_cache_that_is_not_taken_is_an_error(rtx, heads, plan_of):
+    rtx.trt.failing = {"set_runtime_cache": "Error Code 7: no"}
+    with pytest.raises(EngineError, match=r"^tensorrt_rtx could not take a runtime cache: Error Code 7: no\. Open"):
+        Session(plan_of(heads["qa"].path, flavour="tensorrt-rtx"))

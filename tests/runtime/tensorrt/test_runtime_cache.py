@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from erniem_rt import ArtifactError, InvalidInputError, Session
+from erniem_rt import InvalidInputError, Session
 
-from .fake_tensorrt import CudaGraphStrategy
+from .fake_tensorrt import CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, RtxEngine
 
 
 @pytest.fixture
@@ -43,7 +44,13 @@ def test_a_cache_that_brings_nothing_new_is_not_written(rtx, plan, tmp_path):
 def test_what_the_library_refuses_is_replaced(rtx, plan, tmp_path):
     kernels = tmp_path / "kernels"
     kernels.write_bytes(b"of another GPU")
-    with Session(plan, runtime_cache=kernels) as session:
+    message = (
+        f"the runtime cache {kernels} is damaged, or of another GPU, driver or version of TensorRT for RTX: the kernels"
+        " are compiled anew, and it is replaced when the session is closed."
+    )
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        session = Session(plan, runtime_cache=kernels)
+    with session:
         session.run(input_ids=[[5, 6]])
     assert len(json.loads(kernels.read_bytes())) == 1
 
@@ -72,19 +79,43 @@ def test_a_place_that_is_none(rtx, plan, tmp_path, name):
 
 
 def test_full_tensorrt_has_none(machine, heads, plan_of, tmp_path):
-    with pytest.raises(ArtifactError, match="has nothing to put into a runtime cache"):
-        Session(plan_of(heads["qa"].path), runtime_cache=tmp_path / "kernels")
+    plan = plan_of(heads["qa"].path)
+    with pytest.raises(InvalidInputError) as caught:
+        Session(plan, runtime_cache=tmp_path / "kernels")
+    assert str(caught.value) == (
+        f"runtime_cache is for plans of TensorRT for RTX, which compiles when it runs, and {plan} is one of tensorrt: "
+        "leave it out."
+    )
+    assert machine.trt.deserialized == []
+
+
+@pytest.fixture
+def configs(monkeypatch):
+    """The configurations that engines were asked for."""
+    made = []
+    real = RtxEngine.create_runtime_config
+    monkeypatch.setattr(RtxEngine, "create_runtime_config", lambda engine: made.append(real(engine)) or made[-1])
+    return made
 
 
 @pytest.mark.parametrize(
     ("graphs", "strategy"), [(None, "WHOLE_GRAPH_CAPTURE"), (True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")]
 )
-def test_graphs_are_the_librarys_own(rtx, plan, graphs, strategy, monkeypatch):
-    from .fake_tensorrt import RtxEngine
-
-    made = []
-    real = RtxEngine.create_runtime_config
-    monkeypatch.setattr(RtxEngine, "create_runtime_config", lambda engine: made.append(real(engine)) or made[-1])
+def test_graphs_are_the_librarys_own(rtx, plan, graphs, strategy, configs):
     Session(plan, cuda_graphs=graphs).close()
-    (config,) = made
+    (config,) = configs
     assert config.cuda_graph_strategy is CudaGraphStrategy[strategy]
+
+
+def test_kernels_for_a_shape_are_there_when_it_first_runs(rtx, plan, configs):
+    """Its default compiles them beside the runs, which take a slower kernel until then."""
+    Session(plan).close()
+    (config,) = configs
+    assert config.dynamic_shapes_kernel_specialization_strategy is DynamicShapesKernelSpecializationStrategy.EAGER
+
+
+def test_a_release_that_lets_nobody_choose_is_left_alone(rtx, plan, configs):
+    del rtx.trt.DynamicShapesKernelSpecializationStrategy
+    Session(plan).close()
+    (config,) = configs
+    assert config.dynamic_shapes_kernel_specialization_strategy is DynamicShapesKernelSpecializationStrategy.LAZY
