@@ -22,7 +22,7 @@ Answers = list[dict[str, Any]]
 
 
 def prompts(artifact: Artifact, heldout: HeldOut) -> Tally:
-    """One prompt per text, some texts over the limit."""
+    """One prompt per text, some texts long; those over the limit are in ``test_pipeline_agreement_ie.py``."""
     theirs = Reference()
     tally = Tally()
     with pipeline(artifact("ie"), threads=1) as ours:

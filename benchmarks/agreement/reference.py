@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
@@ -63,3 +64,23 @@ def repaired_question_answering() -> Iterator[Any]:
         mock.patch.object(squad, "Pool", ThreadPool),  # in the same process: a new one per question takes longer
     ):
         yield pipe
+
+
+@contextmanager
+def raised_null(ours: Any, theirs: Any, amount: float) -> Iterator[None]:
+    """Raise what our pipeline's session and their model say of ``[CLS]``, the first token, while the context lasts."""
+    forward, run_all = theirs.forward, ours.session.run_all
+
+    def raised(output: Any) -> Any:
+        for name in ("start_logits", "end_logits"):
+            output[name][:, 0] += amount
+        return output
+
+    def copied(output: dict[str, Any]) -> dict[str, Any]:
+        return {name: array.copy() for name, array in output.items()}
+
+    with (
+        mock.patch.object(theirs, "forward", functools.wraps(forward)(lambda **inputs: raised(forward(**inputs)))),
+        mock.patch.object(ours.session, "run_all", lambda batches: (raised(copied(o)) for o in run_all(batches))),
+    ):
+        yield

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.agreement import TOLERANCE, Artifact, HeldOut
-from benchmarks.agreement.reference import repaired_question_answering
-from benchmarks.agreement.spans import both_answers, questions
+from benchmarks.agreement.reference import LIMIT, NANO, repaired_question_answering
+from benchmarks.agreement.spans import both_answers, questions, with_long_contexts
 from erniem_rt import Tokenizer, pipeline
 
 EACH = 36  # per language
@@ -33,10 +33,11 @@ def test_question_answering_top_k(reference: ModuleType, nano_heldout: HeldOut, 
             assert one.what == other.what
 
 
-def test_contexts_take_several_windows_or_long_rows(nano_heldout: HeldOut, nano_artifact: Artifact) -> None:
-    tokenizer = Tokenizer.from_dir(nano_artifact("qa").parent)
-    lengths = [len(tokenizer(item["context"])) for _, item in questions(nano_heldout, 0.1)]
-    assert sum(length > 100 for length in lengths) > 10
+def test_contexts_of_each_language_are_over_the_limit(nano_heldout: HeldOut) -> None:
+    tokenizer = Tokenizer.from_dir(NANO / "checkpoints" / "qa")
+    inputs = with_long_contexts(questions(nano_heldout))
+    long = [language for language, item in inputs if len(tokenizer(item["context"])) > LIMIT]
+    assert len(long) == len(set(long)) == 6
 
 
 def test_answers_are_right(nano_heldout: HeldOut, nano_artifact: Artifact) -> None:

@@ -131,6 +131,35 @@ def test_labels_without_entailment_are_refused(tokenizer: Tokenizer) -> None:
     assert their_zero_shot(labels, logits)["labels"] == ["hoch", "sehr"]
 
 
+def test_labels_with_two_entailments_are_refused(tokenizer: Tokenizer) -> None:
+    """The reference takes the first."""
+    labels, logits = ("entailment", "entailed", "contradiction"), [[2.0, -1.0, 0.0], [5.0, 9.0, 0.0]]
+    with pytest.raises(InvalidInputError, match="starts with 'entail'"):
+        our_zero_shot(tokenizer, labels, logits)
+    assert their_zero_shot(labels, logits)["scores"] == pytest.approx([1 / (1 + np.exp(-3)), 1 / (1 + np.exp(3))])
+
+
+def test_a_candidate_that_is_given_twice_is_refused(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+    """The reference gives it twice, each with its share."""
+    from transformers import ZeroShotClassificationPipeline as Reference
+
+    session: Any = Answering(NLI, [[1.0, 0.0, 0.0]] * 2)
+    with pytest.raises(InvalidInputError, match="candidate_labels has 'sehr' twice"):
+        ZeroShotClassificationPipeline(session, tokenizer)("text", ["sehr", "sehr"])
+    found = Reference(**reference_parts)("text", candidate_labels=["sehr", "sehr"])
+    assert (found["labels"], found["scores"]) == (["sehr", "sehr"], pytest.approx([0.5, 0.5]))
+
+
+def test_a_text_without_text_is_refused(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+    """The reference classifies special tokens."""
+    from transformers import TextClassificationPipeline as Reference
+
+    session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
+    with pytest.raises(InvalidInputError, match="text is empty"):
+        TextClassificationPipeline(session, tokenizer)("")
+    assert Reference(**reference_parts)("")[0]["label"] in NLI
+
+
 def test_ties_keep_the_order_of_the_candidates(tokenizer: Tokenizer) -> None:
     """The reference turns it round."""
     logits = [[1.0, 0.0, 0.0]] * 2

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_rt import Tokenizer
+from erniem_rt import InvalidInputError, Tokenizer
 from erniem_rt.manifest import HEADS, Limits, TensorSpec
 from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
 from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
@@ -207,6 +207,17 @@ def test_lists_in_lists_out(make_qa):
     theirs, ours, _ = make_qa("▁wrote")
     assert isinstance(theirs(question=[QUESTION], context=[CONTEXT]), dict)
     assert ours([{"question": QUESTION, "context": CONTEXT}]) == [ours(question=QUESTION, context=CONTEXT)]
+    with pytest.raises(InvalidInputError, match="question must be str, got list"):
+        ours(question=[QUESTION], context=[CONTEXT])
+
+
+def test_sizes_of_windows_are_options_of_the_pipeline(make_qa):
+    sizes, asked = {"max_seq_len": 24, "doc_stride": 8}, {"question": QUESTION, "context": CONTEXT}
+    theirs, ours, _ = make_qa("▁wrote", align_to_words=True, **sizes)
+    assert theirs(**asked, **sizes)["answer"] == ours(**asked)["answer"] == "wrote"
+    for name, value in sizes.items():
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            ours(**asked, **{name: value})
 
 
 def test_a_long_question_is_read_to_its_end(make_qa, tokenizer):
@@ -252,6 +263,13 @@ def test_words_and_offsets_are_those_of_the_text(make_ner):
         assert (other["word"], other["start"], other["end"]) == (word, None, None)
         assert (found["word"], found["start"], found["end"]) == ("March", 4, 9)
         assert found["score"] == pytest.approx(other["score"])
+
+
+def test_a_text_without_text_is_refused(make_ner):
+    theirs, ours = make_ner({})
+    assert theirs("") == []
+    with pytest.raises(InvalidInputError, match="text is empty"):
+        ours("")
 
 
 def test_a_group_of_nothing_but_whitespace_is_left_out(make_ner):

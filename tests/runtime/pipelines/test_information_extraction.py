@@ -191,6 +191,32 @@ def test_chinese_relations_and_opinions(make: Callable[..., Any]) -> None:
     assert library["relations"][options] == [{"text": "正向", "probability": pytest.approx(0.9)}]
 
 
+@pytest.mark.parametrize(
+    ("text", "trigger", "time", "place", "ask"),
+    [
+        ("An earthquake hit Lima at 9 pm.", "Quake trigger", "Time", "Place", "{name} of {answer}"),
+        ("晚上9点利马发生地震。", "地震触发词", "时间", "震中位置", "{answer}的{name}"),
+    ],
+)
+def test_an_event_is_a_trigger_with_what_belongs_to_it(
+    make: Callable[..., Any], text: str, trigger: str, time: str, place: str, ask: str
+) -> None:
+    """As in PaddleNLP's README, where the arguments of an event are asked about the word that tells of it."""
+    word, when, where = ("earthquake", "9 pm", "Lima") if text.isascii() else ("地震", "晚上9点", "利马")
+    script = {
+        trigger: [Mark(word)],
+        ask.format(name=time, answer=word): [Mark(when)],
+        ask.format(name=place, answer=word): [Mark(where)],
+    }
+    pipe, _ = make(script, schema={trigger: [time, place, "Magnitude"]})
+    (event,) = pipe(text)[trigger]
+    assert text[event["start"] : event["end"]] == word
+    assert {name: [a["text"] for a in answers] for name, answers in event["relations"].items()} == {
+        time: [when],
+        place: [where],
+    }
+
+
 def test_a_classification_is_answered_from_the_prompt_and_an_extraction_from_the_text(make: Callable[..., Any]) -> None:
     script = {
         "mood[good,bad]": [Mark("bad"), Mark("good", 0.7, in_prompt=True)],

@@ -116,6 +116,41 @@ def test_most_pieces_decide_then_the_sum_and_the_mean_is_reported() -> None:
     assert votes([(GOOD, 0.75)], [(BAD, 0.75)]) == [("good", 0.75)]
 
 
+# Tokens of "mood[good,bad,odd]", as above, and of the third option.
+THREE = EncodedText("mood[good,bad,odd]", [1] * 8, [*PROMPT.offsets[:5], (13, 14), (14, 17), (17, 18)])
+SPANS = st.builds(
+    lambda first, more, probability: Span(first, min(first + more, 7), probability),
+    st.integers(0, 7),
+    st.integers(0, 3),
+    st.sampled_from([0.125, 0.25, 0.625, 0.75, 0.99]),
+)
+PIECES = st.lists(st.lists(SPANS, max_size=4, unique_by=lambda span: span.probability), max_size=6)
+
+
+def plain_votes(pieces: list[list[Span]]) -> set[tuple[str, float]]:
+    """Letter by letter and piece by piece; all options that share the first place, each with its mean probability."""
+    won: dict[str, list[float]] = {"good": [], "bad": [], "odd": []}
+    for spans in pieces:
+        best, choice = 0.0, ""
+        for span in spans:
+            letters = range(THREE.offsets[span.first][0], THREE.offsets[span.last][1])
+            touched = {option for option in won for i in letters if i - THREE.text.index(option) in range(len(option))}
+            if len(touched) == 1 and span.probability > best:
+                best, choice = span.probability, *touched
+        if choice:
+            won[choice].append(best)
+    most = max((len(votes), sum(votes)) for votes in won.values())
+    return {(option, sum(v) / len(v)) for option, v in won.items() if v and (len(v), sum(v)) == most}
+
+
+@given(PIECES)
+def test_votes_are_those_of_the_plain_count(pieces: list[list[Span]]) -> None:
+    found = choose_option(THREE, [*OPTIONS, range(14, 17)], pieces)
+    expected = plain_votes(pieces)
+    assert {(answer["text"], answer["probability"]) for answer in found} <= expected
+    assert len(found) == min(len(expected), 1)
+
+
 def test_a_span_that_is_not_of_one_option_counts_for_nothing() -> None:
     label, both = Span(0, 1, 0.9), Span(GOOD, BAD, 0.9)
     assert choose_option(PROMPT, OPTIONS, [[label, both]]) == []
