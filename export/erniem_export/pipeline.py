@@ -19,6 +19,7 @@ from erniem_export.onnx_export import trace, write
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
+from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import Precision, apply_precision
@@ -167,7 +168,7 @@ def _write(
     # Without TensorRT, int8 products are onnxruntime's own operators.
     target = "onnxruntime" if int8 and library is None else options.target
     engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
-    manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
+    manifest = build_manifest(checkpoint, options.graph, stage)
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
@@ -184,8 +185,24 @@ def _write(
     write(graph, stage / f"{head}.onnx")
     copy_companions(checkpoint, stage)
     manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
+    if vocabulary is not None:
+        vocabulary = vocabulary.in_files(_size(manifest), _bytes_of_token(manifest, model.config.hidden_size))
+        identity = {**manifest.checkpoint, "vocabulary": dataclasses.asdict(vocabulary)}
+        manifest = dataclasses.replace(manifest, checkpoint=identity)
     manifest.save(stage / f"{head}.json")
     return manifest
+
+
+def _size(manifest: Manifest) -> int:
+    """The bytes of the graph and its weights."""
+    return sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
+
+
+def _bytes_of_token(manifest: Manifest, columns: int) -> int:
+    """What a token takes in the artifact: a row of embeddings, unless it takes these from outside."""
+    if all(spec.name != "input_ids" for spec in manifest.inputs):
+        return 0
+    return bytes_of_row(manifest.precision["embedding"], columns)
 
 
 def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:
