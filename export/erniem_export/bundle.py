@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import filecmp
 import importlib
 import shutil
@@ -25,7 +24,6 @@ from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.configuration import ErnieMConfig
-    from erniem_export.vocabulary.pruning import Vocabulary
 
 __all__ = ["build_manifest", "copy_companions", "files_of", "install", "limits_of", "staging"]
 
@@ -81,17 +79,8 @@ def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
         (stage / file.name).write_bytes(content)
 
 
-def build_manifest(
-    checkpoint: Checkpoint,
-    graph: GraphOptions,
-    stage: Path,
-    *,
-    vocabulary: Vocabulary | None = None,
-) -> Manifest:
-    """Describe what lies in ``stage``, in full precision; the parity report is still empty.
-
-    ``vocabulary`` says what was kept of it, where it is not whole.
-    """
+def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
+    """Describe what lies in ``stage``, in full precision; the parity report is still empty."""
     config, head = checkpoint.config, checkpoint.head
     return Manifest(
         head=head,
@@ -110,7 +99,6 @@ def build_manifest(
             "source": checkpoint.source,
             "architecture": checkpoint.architecture,
             "sha256": checkpoint.identity(),
-            **({"vocabulary": dataclasses.asdict(vocabulary)} if vocabulary else {}),
         },
         versions={
             "erniem_rt": erniem_rt.__version__,

@@ -60,6 +60,7 @@ def _export(arguments: argparse.Namespace) -> None:
     _say(
         *_reports(manifest),
         *_int8_line((manifest.engine or {}).get("int8", {})),
+        *_vocabulary_line(manifest),
         f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s",
         *_plan_line(artifact, manifest.plan),
     )
@@ -74,6 +75,17 @@ def _int8_line(done: Mapping[str, Any]) -> list[str]:
     return [
         f"{len(products)} products in int8, {exact} of them with channels in fp32; "
         f"relative L2 {done['relative_l2']:.1e}, {done['calibration']}"
+    ]
+
+
+def _vocabulary_line(manifest: Manifest) -> list[str]:
+    vocabulary = manifest.checkpoint.get("vocabulary")
+    if vocabulary is None:
+        return []
+    after, before = vocabulary["bytes_after"], vocabulary["bytes_before"]
+    return [
+        f"{vocabulary['kept']} of {vocabulary['of']} tokens: graph and weights are {after / 1e6:.1f} MB, "
+        f"{after / before:.0%} of the {before / 1e6:.1f} MB with all of them"
     ]
 
 
@@ -285,7 +297,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         type=_languages,
         default=(),
         metavar="CODE,...",
-        help="keep only the tokens in the scripts and alphabets of these languages, such as en,zh",
+        help="keep only the tokens of these languages, such as en,zh: those of their words, where the package wordfreq "
+        "has them, or else of their scripts and alphabets",
     )
     sizes.add_argument(
         "--keep-tokens",

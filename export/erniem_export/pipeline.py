@@ -19,6 +19,7 @@ from erniem_export.onnx_export import trace, write
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
+from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import Precision, apply_precision
@@ -26,7 +27,7 @@ from erniem_export.quantization.quantize import check_int8, quantize, quantize_f
 from erniem_export.tensorrt.library import AUTO, MISSING, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
-from erniem_export.vocabulary.pruning import prune, prune_like
+from erniem_export.vocabulary.pruning import Vocabulary, prune, prune_like
 from erniem_rt.engines.trt_rows import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
@@ -75,9 +76,12 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
-        manifest = build_manifest(checkpoint, options.graph, stage, vocabulary=vocabulary)
+        manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
         manifest = _write(stage, manifest, checkpoint, options, library, progress)
+        if vocabulary is not None:
+            manifest = _with_vocabulary(manifest, vocabulary, checkpoint.config.hidden_size)
+            manifest.save(stage / f"{head}.json")
         progress.step("comparing with PyTorch")
         parity = judge(
             stage / manifest.artifact,
@@ -213,6 +217,25 @@ def _write(
     manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
     manifest.save(stage / f"{head}.json")
     return manifest
+
+
+def _with_vocabulary(manifest: Manifest, vocabulary: Vocabulary, columns: int) -> Manifest:
+    """The manifest with which tokens are kept, and what that spares in its files."""
+    vocabulary = vocabulary.in_files(_size(manifest), _bytes_of_token(manifest, columns))
+    identity = {**manifest.checkpoint, "vocabulary": dataclasses.asdict(vocabulary)}
+    return dataclasses.replace(manifest, checkpoint=identity)
+
+
+def _size(manifest: Manifest) -> int:
+    """The bytes of the graph and its weights."""
+    return sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
+
+
+def _bytes_of_token(manifest: Manifest, columns: int) -> int:
+    """What a token takes in the artifact: a row of embeddings, unless it takes these from outside."""
+    if all(spec.name != "input_ids" for spec in manifest.inputs):
+        return 0
+    return bytes_of_row(manifest.precision["embedding"], columns)
 
 
 def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:

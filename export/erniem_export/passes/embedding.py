@@ -17,7 +17,7 @@ from erniem_export.passes.half import HALF_TYPES, LARGEST
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EMBEDDING_TYPES", "quantize_rows", "store_embedding"]
+__all__ = ["EMBEDDING_TYPES", "bytes_of_row", "quantize_rows", "store_embedding"]
 
 EMBEDDING_TYPES = {
     "fp32": ir.DataType.FLOAT,
@@ -60,6 +60,13 @@ def store_embedding(model: ir.Model, precision: str) -> int:
     for use in uses:
         use.node.replace_input_with(use.idx, rows)
     return len(uses)
+
+
+def bytes_of_row(precision: str, columns: int) -> int:
+    """What one row of the table takes on disk, stored as ``precision``."""
+    dtype = EMBEDDING_TYPES[precision]
+    scale = ir.DataType.FLOAT.itemsize if dtype == ir.DataType.INT8 else 0
+    return int(columns * dtype.itemsize + scale)
 
 
 def quantize_rows(table: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -13,10 +13,11 @@ from erniem_export.errors import CheckpointError
 from erniem_export.sources import CONFIG_FILE
 from erniem_export.vocabulary.selection import Keep, select
 from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
+from erniem_export.vocabulary.words import ALPHABET, WORDS, rule_for, why_alphabet
 from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from erniem_export.checkpoint import Checkpoint
@@ -29,16 +30,32 @@ _ID_KEYS = tuple(f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "pa
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What became of the vocabulary: tokens kept, and bytes of the embedding in float32 before and after."""
+    """What became of the vocabulary: tokens kept, and the rule for each language, as :func:`rule_for` says.
+
+    Once the artifact is written: the bytes of its graph and weights, and what they would be with all tokens.
+    """
 
     kept: int
     of: int
-    bytes_before: int
-    bytes_after: int
+    rules: Mapping[str, str]
+    bytes_before: int | None = None
+    bytes_after: int | None = None
 
     def __str__(self) -> str:
-        before, after = self.bytes_before / 1e6, self.bytes_after / 1e6
-        return f"kept {self.kept} of {self.of} tokens: {after:.1f} MB of embeddings in float32, {before:.1f} before"
+        parts = [f"kept {self.kept} of {self.of} tokens"]
+        by_words = [code for code, rule in self.rules.items() if rule == WORDS]
+        by_alphabet = [code for code, rule in self.rules.items() if rule == ALPHABET]
+        if by_words:
+            parts.append(f"{', '.join(by_words)} by the words of wordfreq")
+        if by_alphabet:
+            reasons = dict.fromkeys(filter(None, map(why_alphabet, by_alphabet)))
+            parts.append(f"{', '.join(by_alphabet)} by the alphabet{''.join(f' ({reason})' for reason in reasons)}")
+        return "; ".join(parts)
+
+    def in_files(self, size: int, bytes_of_row: int) -> Vocabulary:
+        """With the sizes of an artifact of ``size`` bytes that stores a token in ``bytes_of_row``."""
+        before = size + (self.of - self.kept) * bytes_of_row
+        return dataclasses.replace(self, bytes_before=before, bytes_after=size)
 
 
 def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint, Vocabulary]:
@@ -66,11 +83,8 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
     if kept[-1] >= size or checkpoint.config.pad_token_id not in tokens.values():
         raise CheckpointError(f"{source} has a tokenizer of {len(tokenizer)} tokens, and its model knows {size}")
     write_part(source, kept, folder)
-    row = checkpoint.config.hidden_size * 4
-    return (
-        dataclasses.replace(_with_rows(checkpoint, kept), tokenizer_dir=folder),
-        Vocabulary(len(kept), size, size * row, len(kept) * row),
-    )
+    vocabulary = Vocabulary(len(kept), size, {code: rule_for(code) for code in keep.languages})
+    return dataclasses.replace(_with_rows(checkpoint, kept), tokenizer_dir=folder), vocabulary
 
 
 def prune_like(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

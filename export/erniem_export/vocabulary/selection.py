@@ -1,7 +1,7 @@
-"""Which tokens to keep: by the script and alphabet of languages, or by what a text uses.
+"""Which tokens to keep: by the words or the alphabet of languages, or by what a text uses.
 
-Scripts tell languages apart only as far as writing does. Indonesian, Swahili and English look alike here, so for a
-language in Latin script a text is the sharper tool: it keeps what the tokenizer makes of it and nothing else.
+Scripts tell languages apart only as far as writing does: Indonesian, Swahili and English look alike. So where a list
+of a language's words is at hand, what the tokenizer makes of these is kept, and else all that its alphabet spells.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import regex
 
 from erniem_export.vocabulary.languages import LANGUAGES
+from erniem_export.vocabulary.words import ALPHABET, WORDS, rule_for, texts_of
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from erniem_rt.tokenizer import Tokenizer
@@ -27,6 +29,8 @@ _WORD_START = "▁"
 _LATIN = "Latin"
 # Digits, punctuation, symbols, emoji and combining marks belong to no language.
 _SHARED = (r"\p{Script=Common}", r"\p{Script=Inherited}")
+# Capitals inside a word, as in McDonald and MHz; lists of words have none.
+_INNER_CAPITAL = regex.compile(r"\p{Lowercase_Letter}\p{Uppercase_Letter}")
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Keep:
 def select(tokenizer: Tokenizer, keep: Keep) -> set[int]:
     """Return the ids to keep; special and added tokens are always among them.
 
-    Of a language: tokens that are written in its script, for Latin script in its alphabet. Of a text: every token that
-    it is cut into. Of either: every single character of the scripts, so that any word can still be spelled.
+    Of a language, as :func:`rule_for` says: tokens that its words are cut into, or all that are written in its script,
+    for Latin script in its alphabet. Of a text: every token that it is cut into. Of each: every single character of the
+    scripts, so that any word can still be spelled.
 
     Raises:
         InvalidInputError: A language is not known; the text cannot be read, is empty, or holds no known token.
@@ -59,8 +64,7 @@ def select(tokenizer: Tokenizer, keep: Keep) -> set[int]:
         ids |= used
         scripts |= _scripts_of(token for token, index in vocabulary.items() if index in used)
     if keep.languages:
-        fits = _spells(keep.languages)
-        ids |= {index for token, index in vocabulary.items() if fits(token)}
+        ids |= _ids_of_languages(tokenizer, vocabulary, keep.languages)
         scripts |= {script for code in keep.languages for script in LANGUAGES[code].scripts}
     is_shared = regex.compile(f"[{''.join(map(_script, scripts))}{''.join(_SHARED)}{string.ascii_letters}]").fullmatch
     ids |= {index for token, index in vocabulary.items() if is_shared(token.removeprefix(_WORD_START) or token)}
@@ -73,23 +77,51 @@ def _special_ids(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> set[int]:
     return special | set(settings.added_tokens)
 
 
-def _spells(codes: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a token is written in one of the languages."""
+def _ids_of_languages(tokenizer: Tokenizer, vocabulary: dict[str, int], codes: Sequence[str]) -> set[int]:
     unknown = [code for code in codes if code not in LANGUAGES]
     if unknown:
         raise InvalidInputError(f"language {unknown[0]!r} is not known; expected codes among {', '.join(LANGUAGES)}")
+    rules = {code: rule_for(code) for code in codes}
+    fits = [_spells([code for code in codes if rules[code] == ALPHABET])]
+    used: set[int] = set()
+    for code in (code for code in codes if rules[code] == WORDS):
+        written = _written(LANGUAGES[code].scripts)
+        words = {int(index) for texts in texts_of(code) for index in np.unique(tokenizer.batch(texts).input_ids)}
+        used |= {index for token, index in vocabulary.items() if index in words and written(token)}
+        fits.append(_spelled_as_no_list_has_it(code))
+    return used | {index for token, index in vocabulary.items() if any(fit(token) for fit in fits)}
+
+
+def _spelled_as_no_list_has_it(code: str) -> Callable[[str], bool]:
+    """Whether a language may write a token that lists of words cannot show: they fold ß to ss and capitals to small
+    letters, and hold neither numbers nor punctuation.
+    """
+    spells, shared = _spells([code]), _written(())
+    folded = {letter for letter in LANGUAGES[code].letters if letter.casefold() != letter}
+
+    def fits(token: str) -> bool:
+        return shared(token) or (bool(folded & set(token) or _INNER_CAPITAL.search(token)) and spells(token))
+
+    return fits
+
+
+def _spells(codes: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a token is written in the alphabet of one of the languages."""
     languages = [LANGUAGES[code] for code in codes]
-    scripts = {script for language in languages for script in language.scripts}
     letters = set(string.ascii_lowercase).union(*(language.letters for language in languages))
-    allowed = regex.compile(f"[{''.join(map(_script, sorted(scripts)))}{''.join(_SHARED)}]+")
+    written = _written({script for language in languages for script in language.scripts})
     latin = regex.compile(_script(_LATIN))
 
     def fits(token: str) -> bool:
-        if not allowed.fullmatch(token):
-            return False
-        return all(set(char.lower()) & letters for char in latin.findall(token))
+        return written(token) and all(set(char.lower()) & letters for char in latin.findall(token))
 
     return fits
+
+
+def _written(scripts: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a token has characters of these scripts, and of those that are of no language, only."""
+    allowed = regex.compile(f"[{''.join(map(_script, sorted(scripts)))}{''.join(_SHARED)}]+")
+    return lambda token: allowed.fullmatch(token) is not None
 
 
 def _script(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,29 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path
     return folder
 
 
-def test_fp16_with_int8_embeddings_of_two_languages(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_size_with_all_tokens_is_what_it_would_be(
+    precision: str, checkpoint_dir: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    weights = () if precision == "fp32" else (f"--{precision}",)
+    options = ("--model", checkpoint_dir, "--engine", "none", *weights)
+    for name, more in (("whole", ()), ("part", ("--languages", "zh"))):
+        code, _, log = call(main, *options, *more, "--output", tmp_path / name)
+        assert code == 0, log
+    whole, part = (json.loads((tmp_path / name / "cls.json").read_text()) for name in ("whole", "part"))
+    size = sum(record["size"] for name, record in whole["files"].items() if name.startswith("cls.onnx"))
+    vocabulary = part["checkpoint"]["vocabulary"]
+    assert "vocabulary" not in whole["checkpoint"]
+    # Of the graph: calibrated scales and the alignment of tensors.
+    assert vocabulary["bytes_before"] == pytest.approx(size, abs=1000)
+    assert size - vocabulary["bytes_after"] > 10_000
+
+
+def test_fp16_with_int8_embeddings_of_two_languages(
+    checkpoint_dir: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
     output = tmp_path / "out"
     options = ("--fp16", "--embedding", "int8", "--languages", "de,en")
     code, printed, log = call(main, "--model", checkpoint_dir, "--output", output, *options)
@@ -64,8 +87,13 @@ def test_fp16_with_int8_embeddings_of_two_languages(checkpoint_dir: Path, tmp_pa
     assert [spec["dtype"] for spec in manifest["inputs"] + manifest["outputs"]] == ["int64", "int64", "float32"]
     kept = len(Tokenizer.from_dir(output))
     assert manifest["limits"]["vocab_size"] == kept < 1000
-    assert manifest["checkpoint"]["vocabulary"]["kept"] == kept
-    assert f"kept {kept} of 1000 tokens" in log
+    vocabulary = manifest["checkpoint"]["vocabulary"]
+    assert vocabulary["kept"] == kept
+    assert vocabulary["rules"] == {"de": "alphabet", "en": "alphabet"}
+    assert f'kept {kept} of 1000 tokens; de, en by the alphabet (for fewer tokens: pip install "erniem-rt[l' in log
+    size = sum((output / name).stat().st_size for name in ("cls.onnx", "cls.onnx.data"))
+    assert (vocabulary["bytes_after"], vocabulary["bytes_before"]) == (size, size + (1000 - kept) * (32 + 4))
+    assert f"{kept} of 1000 tokens: graph and weights are {size / 1e6:.1f} MB, " in printed
     assert list(manifest["parity"]) == ["cls.onnx", "cls.onnx as onnxruntime runs it on CPU"]
     assert all(report["passed"] for report in manifest["parity"].values())
     assert "real text" in manifest["parity"]["cls.onnx"]["cases"]

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 def tokens_of(tokenizer: Tokenizer, ids: set[int]) -> set[str]:
     return {token for token, index in tokenizer.get_vocab().items() if index in ids}
+
+
+@pytest.fixture(autouse=True)
+def no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By alphabets, whether wordfreq is installed or not; test_words.py is about the words."""
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
 
 
 @pytest.fixture(scope="module")

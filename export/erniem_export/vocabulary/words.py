@@ -1,0 +1,77 @@
+"""Which words a language has, from the package wordfreq where it is installed, and how they stand in a text.
+
+By their letters alone, English, Indonesian and Swahili are one language; by their words they are not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from erniem_export.vocabulary.languages import LANGUAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ALPHABET", "WORDS", "rule_for", "texts_of", "why_alphabet"]
+
+# How the tokens of a language are told from those of others.
+WORDS, ALPHABET = "words", "alphabet"
+# Scripts of so many languages that a script tells little. The lists are for one script, and in languages written
+# without spaces they depend on a tokenizer of their own.
+_SHARED_SCRIPTS = {"Latin", "Cyrillic"}
+# wordfreq's codes where they are not ours: it has one list for the languages that were Serbo-Croatian, in Latin script.
+_CODES = {"bs": "sh", "hr": "sh", "no": "nb", "tl": "fil"}
+# The least frequency of a word: three in a hundred million. Rarer ones are mostly names and other languages' words.
+_LEAST = 10**-7.5
+_WORDS_IN_A_TEXT = 500
+
+
+def rule_for(code: str) -> str:
+    """:data:`WORDS` if there is a list of this language's words at hand and the script does not do, or else
+    :data:`ALPHABET`.
+    """
+    if not _SHARED_SCRIPTS.issuperset(LANGUAGES[code].scripts):
+        return ALPHABET
+    library = _library()
+    return WORDS if library is not None and _CODES.get(code, code) in _available(library) else ALPHABET
+
+
+def why_alphabet(code: str) -> str | None:
+    """What is missing to keep less of this language; None where there is nothing: its script tells it from others."""
+    if not _SHARED_SCRIPTS.issuperset(LANGUAGES[code].scripts) or rule_for(code) == WORDS:
+        return None
+    if _library() is None:
+        return 'for fewer tokens: pip install "erniem-rt[languages]"'
+    return "wordfreq has no words of it"
+
+
+def texts_of(code: str) -> Iterator[list[str]]:
+    """Yield lists of texts in which every word of the language stands in lower case, capitalised and in capitals, each
+    at the start of a word and after punctuation: a tokenizer has different pieces for these.
+    """
+    frequencies: dict[str, float] = _library().get_frequency_dict(_CODES.get(code, code), "best")
+    words = [word for word, frequency in frequencies.items() if frequency >= _LEAST]
+    for start in range(0, len(words), _WORDS_IN_A_TEXT):
+        some = words[start : start + _WORDS_IN_A_TEXT]
+        forms = (some, [_capitalized(word, code) for word in some], [_upper(word, code) for word in some])
+        yield [" ".join(before + word for word in form) for form in forms for before in ("", '"')]
+
+
+def _upper(word: str, code: str) -> str:
+    return (word.replace("i", "İ") if code == "tr" else word).upper()
+
+
+def _capitalized(word: str, code: str) -> str:
+    return _upper(word[:1], code) + word[1:]
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("wordfreq")
+    except ImportError:
+        return None
+
+
+def _available(library: Any) -> frozenset[str]:
+    return frozenset(library.available_languages("best"))
