@@ -67,7 +67,7 @@ def measure(folder: Path, pairs: tuple[str, ...] = PAIRS) -> dict[str, Any]:
         "bytes": whole,
         "versions": {name: version(name) for name in ("sentencepiece", "wordfreq")},
         "texts": {
-            code: {"source": given["source"], "texts": len(cut[code]), "tokens": sum(map(len, cut[code]))}
+            code: {"source": given["source"], "texts": len(cut[code]), "tokens": _known(cut[code], tokenizer)}
             for code, given in texts.items()
         },
         "rows": found,
@@ -124,6 +124,11 @@ def _compared(before: list[list[str]], after: list[list[str]], whole: Tokenizer,
     }
 
 
+def _known(texts: list[list[str]], tokenizer: Tokenizer) -> int:
+    known = tokenizer.get_vocab().keys()
+    return sum(token in known for tokens in texts for token in tokens)
+
+
 def _unknown(tokens: list[str], known: Collection[str]) -> int:
     return sum(token not in known for token in tokens)
 
@@ -140,12 +145,14 @@ def table(result: dict[str, Any]) -> str:
         sizes = " | ".join(
             f"{row['bytes'][name] / 1e6:,.0f} MB ({row['bytes'][name] / whole[name]:.0%})" for name in whole
         )
-        shares = [
-            ", ".join(f"{code} {found[key] / result['texts'][code][of]:.2%}" for code, found in row["texts"].items())
-            for key, of in (("same", "texts"), ("tokens_kept", "tokens"))
-        ]
+        same, still_there = (
+            ", ".join(
+                f"{code} {found[key] / result['texts'][code][of]:{digits}}" for code, found in row["texts"].items()
+            )
+            for key, of, digits in (("same", "texts", ".2%"), ("tokens_kept", "tokens", ".3%"))
+        )
         rules = ", ".join(dict.fromkeys(row["rules"].values()))
-        lines.append(f"| {row['languages']} | {rules} | {row['kept']:,} | {sizes} | {' | '.join(shares)} |")
+        lines.append(f"| {row['languages']} | {rules} | {row['kept']:,} | {sizes} | {same} | {still_there} |")
     unknown = sum(found["texts_with_new_unknowns"] for row in result["rows"] for found in row["texts"].values())
     texts = ", ".join(f"{code} {given['texts']:,} ({given['source']})" for code, given in result["texts"].items())
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
