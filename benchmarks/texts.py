@@ -38,6 +38,16 @@ def real_texts(folder: Path = FORTUNES) -> tuple[str, list[str]]:
     return f"sentences generated for nano in {', '.join(generated)}", _spread(generated)
 
 
+def fortunes(language: str, folder: Path = FORTUNES) -> list[str]:
+    """Return Debian's ``fortunes`` of up to 500 characters in a language; none where they are not installed."""
+    return _fortunes(folder, _FILES.get(language, ()))
+
+
+def heldout_texts(language: str) -> list[str]:
+    """Return sentences of nano's held-out split."""
+    return _generated(language)
+
+
 def calibration_texts() -> list[str]:
     """Sentences of nano's training split, for engines that calibrate: none of them is judged."""
     return _spread({language: _generated(language, "train") for language in NANO_LANGUAGES})

@@ -14,7 +14,7 @@ import erniem_rt
 
 ENVIRONMENTS = {
     "serve": {"", "ort", "text"},
-    "dev": {"", "ort", "text", "export", "dev"},
+    "dev": {"", "ort", "text", "languages", "export", "dev"},
     "transformers5": {"", "ort", "text", "export"},
 }
 
