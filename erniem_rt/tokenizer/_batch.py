@@ -69,7 +69,7 @@ class BatchTokenizer:
         model: SentencePieceModel,
         splitter: TextSplitter,
         ids_of: Callable[[Iterable[str]], list[int]],
-        one_by_one: Callable[[str], TokenizedText],
+        one_by_one: Callable[[Sequence[str]], list[TokenizedText]],
     ) -> None:
         self._model = model
         self._splitter = splitter
@@ -85,7 +85,8 @@ class BatchTokenizer:
         unknown = np.flatnonzero(pieces == self._model.unknown_id)
         others.update(np.searchsorted(ends, unknown, side="right").tolist())
         tokens = self._table.look_up(pieces, ends)
-        return TokenizedTexts(runs, tokens, {i: self._one_by_one(texts[i]) for i in others}, self._model)
+        found = self._one_by_one([texts[i] for i in others])
+        return TokenizedTexts(runs, tokens, dict(zip(others, found, strict=True)), self._model)
 
 
 def _pairs(spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

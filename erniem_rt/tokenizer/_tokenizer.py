@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +70,7 @@ class Tokenizer(TokenConversion):
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
         )
-        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of, self._tokenized)
+        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of, self._tokenized_all)
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -210,10 +212,20 @@ class Tokenizer(TokenConversion):
         return str(vocab_file), str(model_file)
 
     def _tokenized(self, text: str) -> TokenizedText:
-        segments = self._splitter.split(text)
-        tokens = [self._tokens(segment) for segment in segments]
-        ids = self._vocabulary.ids_of(token for found, _ in tokens for token in found)
-        return TokenizedText(ids, lambda: self._located(segments, [spans for _, spans in tokens]))
+        return self._tokenized_all([text])[0]
+
+    def _tokenized_all(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Each text by itself, but for the ids, which are faster to look up together."""
+        segments = [self._splitter.split(text) for text in texts]
+        tokens = [[self._tokens(segment) for segment in row] for row in segments]
+        ids = iter(self._vocabulary.ids_of(token for row in tokens for found, _ in row for token in found))
+        return [
+            TokenizedText(
+                list(islice(ids, sum(len(found) for found, _ in row))),
+                partial(self._located, parts, [spans for _, spans in row]),
+            )
+            for parts, row in zip(segments, tokens, strict=True)
+        ]
 
     def _tokens(self, segment: Segment) -> tuple[list[str], list[tuple[int, int]]]:
         if self._splitter.is_added(segment.text):
