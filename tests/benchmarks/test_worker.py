@@ -126,7 +126,8 @@ def test_an_engine_that_dies_silently_has_its_exit_code_told(tmp_path: Path) -> 
 
 
 def test_an_engine_that_died_between_two_requests_says_why(tmp_path: Path) -> None:
-    script = "import os, sys; input(); print('{\"ready\": true}', flush=True); sys.stderr.write('killed'); os._exit(9)"
+    script = "import os, sys; input(); print('{\"ready\": true}', flush=True); "
+    script += "print('killed', file=sys.stderr, flush=True); os._exit(9)"
     with open_client(tmp_path, script) as client:
         client._process.wait(timeout=30)
         for _ in range(2):
