@@ -118,3 +118,14 @@ def test_one_worker_too_many_is_a_gap_and_all_are_ended(dies_in: str) -> None:
     assert shared_memory(FAST, opener, 4) == {"gap": "no room"}
     assert len(opener.opened) == 4
     assert all(client.closed for _, client in opener.opened)
+
+
+def test_workers_side_by_side_share_what_the_engine_can_share() -> None:
+    opened: list[dict[str, Any]] = []
+
+    def refuse(spec: EngineSpec) -> Any:
+        opened.append(spec.options)
+        raise WorkerError("seen")
+
+    assert shared_memory(FAST, refuse, 4) == {"gap": "seen"}
+    assert opened == [{"share_weights": True}]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import erniem_rt._lanes
+import erniem_rt.session
 from erniem_rt import ArtifactError, InvalidInputError, Session
 
 
@@ -116,3 +117,17 @@ def test_a_closed_session_opens_no_lanes(heads, batches):
     session.close()
     with pytest.raises(InvalidInputError, match="is closed"):
         next(session.run_all(batches))
+
+
+def test_each_lane_has_one_thread_and_the_session_s_other_options(heads, batches, monkeypatch):
+    opened = []
+    load = erniem_rt.session.load_graph
+
+    def spy(path, manifest, device, options, verify):
+        opened.append((options.threads, options.share_weights))
+        return load(path, manifest, device, options, verify)
+
+    monkeypatch.setattr(erniem_rt.session, "load_graph", spy)
+    with Session(heads["qa"].path, threads=3, share_weights=True) as session:
+        list(session.run_all(batches[:2]))
+    assert opened == [(3, True), (1, True)]
