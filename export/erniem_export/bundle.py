@@ -17,6 +17,7 @@ from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import OPSET
+from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["build_manifest", "copy_companions", "files_of", "install", "limits_of", "staging"]
 
 _STAGE_PREFIX = ".erniem-export-"
+_MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
 
 # Not by the names of their packages: onnxruntime may have come as onnxruntime-gpu.
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
@@ -63,18 +65,24 @@ def staging(output: Path) -> Iterator[Path]:
 
 
 def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
-    """Put the config and the tokenizer's files beside the graph.
+    """Put the config and the tokenizer's files beside the graph, the sentencepiece model in its fastest order.
+
+    The model stays as it is where its order tells the ids, and where the artifact goes into the checkpoint's folder.
 
     Raises:
         CheckpointError: A tokenizer's file cannot be read.
     """
     (stage / CONFIG_FILE).write_text(checkpoint.config_text, encoding="utf-8")
-    for file in tokenizer_files(checkpoint.tokenizer_dir) if checkpoint.tokenizer_dir else ():
+    files = tokenizer_files(checkpoint.tokenizer_dir) if checkpoint.tokenizer_dir else []
+    may_sort = any(file.name == _VOCABULARY and not file.parent.samefile(stage.parent) for file in files)
+    for file in files:
         try:
             content = file.read_bytes()
             if file.suffix == ".json":
                 content = without_paths(content.decode("utf-8")).encode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            elif file.name == _MODEL and may_sort:
+                content = in_byte_order(content)
+        except (OSError, UnicodeDecodeError, CheckpointError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         (stage / file.name).write_bytes(content)
 

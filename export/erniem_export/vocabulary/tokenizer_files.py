@@ -7,12 +7,12 @@ best way to cut a text used none of the lost pieces it is still the best: then t
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import CheckpointError
+from erniem_export.sentencepiece_model import parse
 from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer._pieces import split_piece
@@ -71,15 +71,9 @@ def pieces_at_the_ends(source: Path) -> set[str]:
 
     sentencepiece reckons what an unknown character costs from them; without them, text would be cut differently.
     """
-    pieces = _normal_pieces(_read_model(source / _MODEL))
+    pieces = _normal_pieces(parse((source / _MODEL).read_bytes()))
     ends = (min(pieces, key=lambda piece: piece.score), max(pieces, key=lambda piece: piece.score))
     return {span.token for piece in ends for span in split_piece(piece.piece)}
-
-
-def _read_model(path: Path) -> Any:
-    model = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
-    model.ParseFromString(path.read_bytes())
-    return model
 
 
 def _normal_pieces(model: Any) -> list[Any]:
@@ -87,7 +81,7 @@ def _normal_pieces(model: Any) -> list[Any]:
 
 
 def _drop_pieces(path: Path, lost: set[str]) -> None:
-    model = _read_model(path)
+    model = parse(path.read_bytes())
     kept = [
         piece
         for piece in model.pieces
