@@ -28,8 +28,11 @@ import erniem_rt
 from benchmarks.tables import ROOT
 from benchmarks.tokenizer_data import make_texts, write_tokenizer
 from benchmarks.tokenizer_tables import RESULTS, tables, write_document
+from erniem_export.sentencepiece_model import in_byte_order
+from erniem_export.sources import tokenizer_files
 from erniem_rt import Tokenizer
 from erniem_rt.tokenizer import BatchEncoding
+from erniem_rt.tokenizer._tokenizer import MODEL_FILE
 
 REFERENCE = "transformers"
 ONE_THREAD = "batch, 1 thread"
@@ -89,12 +92,13 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     texts = make_texts(options.texts)
     machine = _machine()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.tokenizer or Path(temporary)
+        folder = options.tokenizer or Path(temporary) / "made_up"
         if options.tokenizer is None:
+            folder.mkdir()
             write_tokenizer(folder)
         ways = _ways(folder, [texts[i : i + options.batch] for i in range(0, len(texts), options.batch)])
         rows = _measure(ways, options.rounds)
-        loading = {what: _loading(str(folder), what) for what in ("sentencepiece", "erniem_rt")}
+        loading = _loading(folder, _exported(folder, Path(temporary) / "exported"))
         long_texts = _long_texts(Tokenizer.from_dir(folder), " ".join(texts))
     return {
         "texts": len(texts),
@@ -182,12 +186,34 @@ def _ratio(base: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(base, other, strict=True))
 
 
-def _loading(folder: str, what: str, rounds: int = 9) -> dict[str, float]:
+def _exported(source: Path, target: Path) -> Path:
+    """The tokenizer's files as ``erniem-export`` writes them."""
+    target.mkdir()
+    for file in tokenizer_files(source):
+        content = file.read_bytes()
+        (target / file.name).write_bytes(in_byte_order(content) if file.name == MODEL_FILE else content)
+    return target
+
+
+def _loading(checkpoint: Path, exported: Path, rounds: int = 9) -> dict[str, dict[str, float]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", _LOAD, folder, what]
-    runs = [json.loads(subprocess.check_output(command, env=environment)) for _ in range(rounds)]
-    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    return {**medians, "least_seconds": min(run["seconds"] for run in runs)}
+    ways = {
+        "sentencepiece": (checkpoint, "sentencepiece"),
+        "checkpoint": (checkpoint, "erniem_rt"),
+        "exported": (exported, "erniem_rt"),
+    }
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (folder, what) in ways.items():
+            command = [sys.executable, "-c", _LOAD, str(folder), what]
+            runs[name].append(json.loads(subprocess.check_output(command, env=environment)))
+    return {
+        name: {
+            **{key: statistics.median(run[key] for run in rows) for key in rows[0]},
+            "least_seconds": min(run["seconds"] for run in rows),
+        }
+        for name, rows in runs.items()
+    }
 
 
 def _long_texts(tokenizer: Tokenizer, text: str, rounds: int = 3) -> list[dict[str, float]]:

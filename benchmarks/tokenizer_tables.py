@@ -9,7 +9,11 @@ from benchmarks.tables import ROOT, block, load
 
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizer_speed.json"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
-_LOADED = {"sentencepiece": "sentencepiece alone", "erniem_rt": "`Tokenizer.from_dir`"}
+_LOADED = {
+    "sentencepiece": "sentencepiece alone, a checkpoint's file",
+    "checkpoint": "`Tokenizer.from_dir`, a checkpoint's files",
+    "exported": "`Tokenizer.from_dir`, an exported folder's",
+}
 
 
 def tables(result: dict[str, Any]) -> str:
