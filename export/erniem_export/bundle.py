@@ -67,24 +67,28 @@ def staging(output: Path) -> Iterator[Path]:
 def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
     """Put the config and the tokenizer's files beside the graph, the sentencepiece model in its fastest order.
 
-    The model stays as it is where its order tells the ids, and where the artifact goes into the checkpoint's folder.
+    The model stays as it is where its order tells the ids, and where the artifact's folder has it like that already.
 
     Raises:
         CheckpointError: A tokenizer's file cannot be read.
     """
     (stage / CONFIG_FILE).write_text(checkpoint.config_text, encoding="utf-8")
     files = tokenizer_files(checkpoint.tokenizer_dir) if checkpoint.tokenizer_dir else []
-    may_sort = any(file.name == _VOCABULARY and not file.parent.samefile(stage.parent) for file in files)
+    has_vocabulary = any(file.name == _VOCABULARY for file in files)
     for file in files:
         try:
             content = file.read_bytes()
             if file.suffix == ".json":
                 content = without_paths(content.decode("utf-8")).encode("utf-8")
-            elif file.name == _MODEL and may_sort:
+            elif file.name == _MODEL and has_vocabulary and not _holds(stage.parent / _MODEL, content):
                 content = in_byte_order(content)
         except (OSError, UnicodeDecodeError, CheckpointError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         (stage / file.name).write_bytes(content)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
 
 
 def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:

@@ -86,6 +86,22 @@ def test_what_is_exported(
     assert Tokenizer.from_dir(output).get_vocab() == Tokenizer.from_dir(checkpoint).get_vocab()
 
 
+@pytest.mark.usefixtures("quick_gate")
+def test_a_model_that_lies_there_already_stays(
+    content: bytes, tokenizer_dir: Path, tmp_path: Path, write_checkpoint: Callable[..., Path], erniem_export: Any
+) -> None:
+    """A folder that was filled by hand, then a second head beside the first."""
+    checkpoint, output = write_checkpoint(tmp_path / "checkpoint"), tmp_path / "out"
+    output.mkdir()
+    for folder in (checkpoint, output):
+        for name in (MODEL, "vocab.txt"):
+            shutil.copy(tokenizer_dir / name, folder)
+    for head in ("cls", "base"):
+        result = erniem_export("--model", checkpoint, "--head", head, "--output", output)
+        assert result.code == 0, result.err
+        assert (output / MODEL).read_bytes() == content
+
+
 def test_no_model() -> None:
     with pytest.raises(CheckpointError, match="not a sentencepiece model"):
         in_byte_order(b"\x00\x01 no model")
