@@ -15,8 +15,9 @@ from ._batch import BatchTokenizer
 from ._batch_encoding import BatchEncoding, Kept, Layout
 from ._checks import check_batch, check_choice, check_count, check_multiple, check_text
 from ._encoding import Encoding, Padding, TokenizedText, Truncation, kept_tokens, padded_length
+from ._exported import check_exported
 from ._pieces import SentencePieceModel
-from ._settings import Side, TokenizerSettings, read_settings
+from ._settings import SETTINGS_FILES, Side, TokenizerSettings, read_settings
 from ._special_tokens import laid_out
 from ._token_conversion import TokenConversion
 from ._token_list import TokenList
@@ -73,15 +74,25 @@ class Tokenizer(TokenConversion):
         self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of, self._tokenized_all)
 
     @classmethod
-    def from_dir(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    def from_dir(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Tokenizer:
         """Load from an exported folder or a checkpoint's.
 
         Reads ``sentencepiece.bpe.model`` and, where present, ``vocab.txt``, ``tokenizer_config.json``,
         ``special_tokens_map.json`` and ``added_tokens.json``.
+
+        Args:
+            path: The folder.
+            verify: Where it is an exported one, compare these files' sizes and hashes with its manifests.
+
+        Raises:
+            ArtifactError: A file is missing or damaged.
+            EngineUnavailableError: sentencepiece is not installed.
         """
         folder = Path(path)
         if not folder.is_dir():
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
+        if verify:
+            check_exported(folder, (MODEL_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
         vocab_file = folder / VOCABULARY_FILE
         return cls(
             folder / MODEL_FILE,

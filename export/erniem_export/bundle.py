@@ -7,7 +7,7 @@ import filecmp
 import importlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["build_manifest", "copy_companions", "files_of", "install", "limits_of", "staging"]
+__all__ = ["build_manifest", "check_room", "copy_companions", "files_of", "install", "limits_of", "staging"]
 
 _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
@@ -135,6 +135,29 @@ def limits_of(config: ErnieMConfig) -> Limits:
     )
 
 
+def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> None:
+    """Check that the files ``names`` of ``head``, which lie in ``stage``, may go to ``output``.
+
+    Raises:
+        ExportError: Another head in ``output`` shares a file whose content differs (it came from another
+            checkpoint), a file of the same name but other content is not an export's, or a folder has the name of
+            a file.
+    """
+    previous, others = _manifests(output, head)
+    ours = _ours(output, previous, others)
+    for name in names:
+        there = output / name
+        if there.is_dir():
+            raise ExportError(f"{there} is a folder, and a file of that name must go there: move it away")
+        sharing = [other for other, manifest in others.items() if name in manifest.files]
+        if sharing and others[sharing[0]].files[name] != hash_file(stage / name):
+            raise ExportError(
+                f"{output} holds head {sharing[0]} of another checkpoint, with its own {name}: choose another --output"
+            )
+        if name not in ours and there.exists() and not filecmp.cmp(stage / name, there, shallow=False):
+            raise ExportError(f"{there} is not from an export and would be lost: choose another --output")
+
+
 def install(stage: Path, output: Path, manifest: Manifest) -> None:
     """Move a finished artifact from ``stage`` to ``output``, in place of what was there for its head.
 
@@ -142,23 +165,15 @@ def install(stage: Path, output: Path, manifest: Manifest) -> None:
     If anything fails, or is interrupted, ``output`` is as it was.
 
     Raises:
-        ExportError: Another head in ``output`` shares a file whose content differs (it came from another
-            checkpoint), a file of the same name but other content is not an export's, or a folder has the name of
-            a file.
+        ExportError: As of :func:`check_room`.
         OSError: As the file system gives it.
     """
-    others = {head: found for head in HEADS if head != manifest.head and (found := _manifest_of(output, head))}
-    _refuse_conflicts(output, manifest, others)
     arriving = [*manifest.files, f"{manifest.head}.json"]
-    previous = _manifest_of(output, manifest.head)
-    ours = _ours(output, previous, others)
-    shared = {file for other in others.values() for file in other.files}
-    stale = ours.intersection(previous.files) - shared if previous else set()
+    check_room(stage, output, manifest.head, arriving)
+    previous, others = _manifests(output, manifest.head)
+    stale = set(previous.files) - {file for other in others.values() for file in other.files} if previous else set()
+    stale = {name for name in stale & _ours(output, previous, others) if not (output / name).is_dir()}
     leaving = [*reversed(arriving), *sorted(stale.difference(arriving))]
-    folders = [name for name in leaving if (output / name).is_dir()]
-    if folders:
-        raise ExportError(f"{output / folders[0]} is a folder, and a file of that name must go there: move it away")
-    _refuse_losses(stage, output, [name for name in arriving if name not in ours])
     _exchange(stage, output, leaving, arriving)
 
 
@@ -183,14 +198,10 @@ def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]
         raise
 
 
-def _refuse_conflicts(output: Path, manifest: Manifest, others: Mapping[str, Manifest]) -> None:
-    for head, other in others.items():
-        clashes = [file for file in other.files if manifest.files.get(file, other.files[file]) != other.files[file]]
-        if clashes:
-            raise ExportError(
-                f"{output} holds head {head} of another checkpoint, with its own {', '.join(clashes)}: "
-                "choose another --output"
-            )
+def _manifests(output: Path, head: str) -> tuple[Manifest | None, dict[str, Manifest]]:
+    """The manifest of ``head`` in ``output``, and those of the other heads."""
+    found = {name: manifest for name in HEADS if (manifest := _manifest_of(output, name))}
+    return found.pop(head, None), found
 
 
 def _ours(output: Path, previous: Manifest | None, others: Mapping[str, Manifest]) -> set[str]:
@@ -200,12 +211,6 @@ def _ours(output: Path, previous: Manifest | None, others: Mapping[str, Manifest
     listed |= {f"{head}.json" for head in manifests}
     # In a checkpoint's own folder, an export lists companions that were there before it.
     return listed.difference((CONFIG_FILE, *TOKENIZER_FILES) if holds_weights(output) else ())
-
-
-def _refuse_losses(stage: Path, output: Path, names: list[str]) -> None:
-    for name in names:
-        if (output / name).exists() and not filecmp.cmp(stage / name, output / name, shallow=False):
-            raise ExportError(f"{output / name} is not from an export and would be lost: choose another --output")
 
 
 def _manifest_of(output: Path, head: str) -> Manifest | None:

@@ -10,7 +10,7 @@ import torch
 
 from erniem_export.accuracy.gate import AccuracyGate
 from erniem_export.accuracy.task_set import task_set_of
-from erniem_export.bundle import build_manifest, copy_companions, files_of, install, limits_of, staging
+from erniem_export.bundle import build_manifest, check_room, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.choices import HALF_TARGETS
 from erniem_export.errors import EngineBuildError, ExportError, ParityError
@@ -27,6 +27,7 @@ from erniem_export.quantization.quantize import check_int8, quantize, quantize_f
 from erniem_export.tensorrt.library import AUTO, MISSING, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
+from erniem_export.tokenizer_check import check_tokenizer
 from erniem_export.vocabulary.pruning import Vocabulary, prune, prune_like
 from erniem_rt.engines.trt_rows import are_by_row
 from erniem_rt.errors import ArtifactError
@@ -71,11 +72,15 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
+        if doubt := check_tokenizer(checkpoint):
+            progress.note(doubt)
         task_set = task_set_of(checkpoint, options.task_set, takes_ids=not options.graph.inputs_embeds)
         vocabulary = None
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
+        copy_companions(checkpoint, stage)
+        check_room(stage, options.output, head, files_of(stage))
         manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
         manifest = _write(stage, manifest, checkpoint, options, library, progress)
@@ -213,7 +218,6 @@ def _write(
         precision = apply_precision(graph, wanted, cases, stage)
     progress.step(f"writing {head}.onnx and its weights")
     write(graph, stage / f"{head}.onnx")
-    copy_companions(checkpoint, stage)
     manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
     manifest.save(stage / f"{head}.json")
     return manifest

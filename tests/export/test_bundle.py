@@ -291,6 +291,24 @@ def test_another_head_of_another_checkpoint_is_not_broken(
     assert message == f"{exported} holds head ner of another checkpoint, with its own {name}: choose another --output"
 
 
+@pytest.mark.parametrize("neighbour", [True, False])
+def test_what_may_not_go_there_is_said_before_the_work(
+    neighbour: bool, tmp_path: Path, exported: Path, checkpoint: Path, export_fails: Fails, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(pipeline, "trace", None)
+    output = exported if neighbour else tmp_path / "out"
+    output.mkdir(exist_ok=True)
+    if neighbour:
+        other_head(exported)
+    (output / "config.json").write_text("another")
+    text = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**text, "initializer_range": 0.03}))
+    expected = (
+        "holds head ner of another checkpoint, with its own config.json" if neighbour else "is not from an export"
+    )
+    assert expected in export_fails(checkpoint, output=output)
+
+
 @pytest.mark.usefixtures("quick_gate")
 @pytest.mark.parametrize("text", ["", "{}", "[]", "not json"])
 def test_what_is_no_manifest_of_ours_is_no_obstacle(
@@ -321,13 +339,6 @@ def test_a_damaged_tokenizer(tmp_path: Path, checkpoint: Path, export_fails: Fai
 def test_damaged_files_of_a_tokenizer(name: str, content: bytes, checkpoint: Path, export_fails: Fails) -> None:
     (checkpoint / name).write_bytes(content)
     assert name in export_fails(checkpoint)
-
-
-def test_a_tokenizer_with_more_ids_than_the_model(checkpoint: Path, export_fails: Fails) -> None:
-    with (checkpoint / "vocab.txt").open("a", encoding="utf-8") as vocabulary:
-        vocabulary.writelines(f"extra{i}\n" for i in range(2000))
-    (checkpoint / "added_tokens.json").write_text(json.dumps({"Lisbon": 1500}))
-    assert "is 1500; it must be from 0 to 999" in export_fails(checkpoint)
 
 
 def test_errors_of_others_pass_through_the_stage(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _tokenizer(folder: Path | None, longest: int) -> _Encode | None:
     if folder is None:
         return None
     if tokenizer_files(folder):
-        ours = Tokenizer.from_dir(folder)
+        ours = Tokenizer.from_dir(folder, verify=False)
         return lambda text, pair=None: ours(text, pair, truncation="longest_first", max_length=longest).input_ids
     if not (folder / _FAST_TOKENIZER).is_file():
         return None

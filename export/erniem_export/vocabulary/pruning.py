@@ -75,7 +75,7 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
             f"{checkpoint.source} has no tokenizer; without one it cannot be told which tokens to keep"
         )
     _require_single_ids(checkpoint)
-    tokenizer, size = Tokenizer.from_dir(source), checkpoint.config.vocab_size
+    tokenizer, size = Tokenizer.from_dir(source, verify=False), checkpoint.config.vocab_size
     tokens = tokenizer.get_vocab()
     wanted = select(tokenizer, keep) | {checkpoint.config.pad_token_id}
     wanted |= {tokens[token] for token in pieces_at_the_ends(source) if token in tokens}

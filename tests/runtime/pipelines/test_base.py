@@ -7,12 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import erniem_rt
-from erniem_rt import ArtifactError, InvalidInputError, Session, pipeline, pipelines
+from erniem_rt import ArtifactError, InvalidInputError, Session, Tokenizer, pipeline, pipelines
 from erniem_rt.pipelines.base import Job, Pipeline, require_mapping, require_text
 
 OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
@@ -260,6 +261,34 @@ def test_a_tokenizer_file_that_is_missing_is_named(make_text_artifact, name):
     path.with_name(name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}.* missing"):
         pipeline(path)
+
+
+def _shorten(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _edit(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "sentencepiece.bpe.model"])
+@pytest.mark.parametrize("damage", [Path.unlink, _shorten, _edit])
+def test_a_tokenizer_alone_is_held_to_the_manifest(make_text_artifact, name, damage):
+    """Without vocab.txt it would load, with ids that are none of the model's."""
+    folder = make_text_artifact("base").path.parent
+    Tokenizer.from_dir(folder)
+    damage(folder / name)
+    with pytest.raises(ArtifactError, match=f"{name} (is missing|is truncated|was changed)"):
+        Tokenizer.from_dir(folder)
+
+
+def test_a_tokenizer_without_a_manifest_is_not_held_to_one(make_text_artifact):
+    folder = make_text_artifact("base").path.parent
+    (folder / "vocab.txt").unlink()
+    unchecked = Tokenizer.from_dir(folder, verify=False)
+    (folder / "base.json").write_text("{}", "utf-8")
+    assert Tokenizer.from_dir(folder).get_vocab() == unchecked.get_vocab()
 
 
 def test_a_folder_exported_without_a_tokenizer_is_no_pipeline(make_text_artifact):

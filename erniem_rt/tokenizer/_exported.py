@@ -1,0 +1,31 @@
+"""The tokenizer's files in an exported folder, held to what the export's manifests say of them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from erniem_rt._files import FileRecord, check_hash, check_size
+from erniem_rt.errors import ArtifactError
+from erniem_rt.manifest import HEADS, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def check_exported(folder: Path, names: Sequence[str]) -> None:
+    """Check those of the files ``names`` that a manifest in ``folder`` lists; a checkpoint's folder has none.
+
+    Raises:
+        ArtifactError: A file is missing, truncated or edited.
+    """
+    listed: dict[str, FileRecord] = {}
+    for head in HEADS:
+        with contextlib.suppress(ArtifactError):  # not there, or not a manifest
+            listed.update(Manifest.load(folder / f"{head}.json").files)
+    records = {folder / name: listed[name] for name in names if name in listed}
+    for path, record in records.items():
+        check_size(path, record.size)
+    for path, record in records.items():
+        check_hash(path, record.sha256)

@@ -1,0 +1,43 @@
+"""Whether a checkpoint's tokenizer is the one of its embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from erniem_export.errors import CheckpointError
+from erniem_export.sources import TOKENIZER_FILES
+from erniem_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from erniem_export.checkpoint import Checkpoint
+
+__all__ = ["check_tokenizer"]
+
+_VOCABULARY = TOKENIZER_FILES[1]
+# Embeddings are padded to a multiple of up to this.
+_PADDING = 128
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> str | None:
+    """Refuse a tokenizer with ids that have no embedding; return what else looks wrong, in a sentence.
+
+    Raises:
+        CheckpointError: The embeddings have too few rows.
+        ErnieMError: The tokenizer cannot be loaded.
+    """
+    folder, rows = checkpoint.tokenizer_dir, checkpoint.config.vocab_size
+    if folder is None:
+        return None
+    ids = max(Tokenizer.from_dir(folder, verify=False).get_vocab().values()) + 1
+    has_vocabulary = (folder / _VOCABULARY).is_file()
+    without = "" if has_vocabulary else f" (there is no {_VOCABULARY}, so they are the pieces of {TOKENIZER_FILES[0]})"
+    if ids > rows:
+        raise CheckpointError(
+            f"{checkpoint.source} has a tokenizer with ids up to {ids - 1}{without}, and its vocab_size is {rows}: "
+            "put in the tokenizer that it was trained with, or resize the embeddings"
+        )
+    if rows - ids >= _PADDING:
+        return f"the tokenizer has ids up to {ids - 1}{without}, and the embeddings {rows} rows: is it the right one?"
+    if not has_vocabulary:
+        return f"there is no {_VOCABULARY}: the ids are those of the pieces in {TOKENIZER_FILES[0]}"
+    return None

@@ -1,0 +1,75 @@
+"""A tokenizer that is not the one of the embeddings is refused before the long work, or doubted aloud."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erniem_export import pipeline
+from erniem_rt.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tokenizer_dir: Path, write_checkpoint: Callable[..., Path]) -> Path:
+    folder = write_checkpoint(tmp_path / "checkpoint")
+    for name in ("sentencepiece.bpe.model", "vocab.txt"):
+        shutil.copy(tokenizer_dir / name, folder)
+    return folder
+
+
+def cut_vocabulary(folder: Path, count: int) -> None:
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "vocab.txt").write_text("".join(lines[:count]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("added", [{"<ent>": 1000}, {"<far>": 5000}])
+def test_added_tokens_without_embeddings(
+    added: dict[str, int], checkpoint: Path, export_fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "trace", None)
+    (checkpoint / "added_tokens.json").write_text(json.dumps(added))
+    assert export_fails(checkpoint) == (
+        f"checkpoint has a tokenizer with ids up to {max(added.values())}, and its vocab_size is 1000: "
+        "put in the tokenizer that it was trained with, or resize the embeddings"
+    )
+
+
+def test_another_tokenizer(checkpoint: Path, export_fails: Any) -> None:
+    with (checkpoint / "vocab.txt").open("a", encoding="utf-8") as vocabulary:
+        vocabulary.writelines(f"extra{i}\n" for i in range(2000))
+    assert "tokenizer with ids up to 2593, and its vocab_size is 1000" in export_fails(checkpoint)
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_the_last_row_may_be_a_token(checkpoint: Path, tmp_path: Path, erniem_export: Any) -> None:
+    (checkpoint / "added_tokens.json").write_text(json.dumps({"<ent>": 999}))
+    result = erniem_export("--model", checkpoint, "--output", tmp_path / "out")
+    assert result.code == 0
+    assert "the tokenizer has" not in result.err
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_a_vocabulary_cut_short(checkpoint: Path, tmp_path: Path, erniem_export: Any) -> None:
+    cut_vocabulary(checkpoint, 300)
+    result = erniem_export("--model", checkpoint, "--output", tmp_path / "out")
+    assert result.code == 0
+    ids = max(Tokenizer.from_dir(checkpoint).get_vocab().values())
+    assert f"the tokenizer has ids up to {ids}, and the embeddings 1000 rows: is it the right one?" in result.err
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_no_vocabulary(checkpoint: Path, tmp_path: Path, erniem_export: Any) -> None:
+    (checkpoint / "vocab.txt").unlink()
+    (checkpoint / "added_tokens.json").write_text(json.dumps({"<ent>": 999}))
+    result = erniem_export("--model", checkpoint, "--output", tmp_path / "out")
+    assert result.code == 0
+    assert "there is no vocab.txt: the ids are those of the pieces in sentencepiece.bpe.model" in result.err
+    (checkpoint / "added_tokens.json").write_text(json.dumps({"<ent>": 1000}))
+    result = erniem_export("--model", checkpoint, "--output", tmp_path / "out2")
+    assert result.code == 1
+    assert "ids up to 1000 (there is no vocab.txt, so they are the pieces of sentencepiece.bpe.model)" in result.err
