@@ -13,6 +13,7 @@ import numpy as np
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._answer_spans import Span, Tokens, best_spans, read
 from erniem_rt.pipelines._options import require_count, require_flag
+from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._windows import windows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
@@ -141,9 +142,8 @@ class QuestionAnsweringPipeline(Pipeline):
         question, context = _texts(item)
         question_ids = self.tokenizer(question, add_special_tokens=False).input_ids
         tokens = self._words(context) if options.align_to_words else self._tokens(context)
-        for name, count in (("question", len(question_ids)), ("context", sum(tokens.starts < tokens.ends))):
-            if not count:
-                raise InvalidInputError(f"{name} holds nothing that the tokenizer keeps: expected text.")
+        require_tokens("question", len(question_ids))
+        require_tokens("context", sum(tokens.starts < tokens.ends))
         room = self._room(len(question_ids))
         parts = [tokens[window] for window in windows(len(tokens), room, min(self._doc_stride, room))]
         rows = [self.tokenizer.build_inputs_with_special_tokens(question_ids, part.ids) for part in parts]

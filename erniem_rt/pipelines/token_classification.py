@@ -11,6 +11,7 @@ from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._entities import Strategy, Token, entities_of_tokens, entities_of_words, grouped
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_choice, require_count
+from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines._windows import best_parts, windows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
@@ -103,6 +104,7 @@ class TokenClassificationPipeline(Pipeline):
     def _job(self, strategy: Strategy, ignored: frozenset[str], text: object) -> Job[list[dict[str, Any]]]:
         text = require_text("text", text)
         encoding = self.tokenizer(text, add_special_tokens=False)
+        require_tokens("text", len(encoding))
         spans = windows(len(encoding), self._room, self._step)
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [make_row(encoding.input_ids[span.start : span.stop]) for span in spans]

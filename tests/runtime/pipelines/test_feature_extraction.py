@@ -82,6 +82,7 @@ def test_options_are_checked(make_pipe, options, message):
         (b"text", "^text must be str, got bytes"),
         ({"text": "a"}, "^text must be str, got dict"),
         (["a", "b", " "], "^input 2: text is empty"),
+        (["a", "\ufeff"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
         (["a", None], "^input 1: text must be str, got NoneType"),
     ],
 )

@@ -126,6 +126,8 @@ def test_texts_over_the_limit_are_cut_at_the_longer_end(make_pipe, tokenizer, se
         (["a", ["b", "c"]], "^input 1: text must be str, got list"),
         ({"text": " "}, "^text is empty"),
         ({"text": "a", "text_pair": ""}, "^text_pair is empty"),
+        (["a", "\u200b"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
+        ({"text": "a", "text_pair": "\u200b"}, "^text_pair holds nothing that the tokenizer keeps: expected text"),
         ({"text": "a", "text_pair": 3}, "^text_pair must be str, got int"),
         ({"text_pair": "a"}, "^'text' is missing; text-classification takes a mapping with 'text', 'text_pair'"),
         ([{"text": "a", "pair": "b"}], "^input 0: key 'pair' is not known"),

@@ -167,11 +167,6 @@ def test_lists_and_streams_in_order_with_progress(make):
     assert pipe(texts[:1]) == found[:1]
 
 
-def test_a_text_without_tokens_has_no_entities(make):
-    assert make({})("\u200b") == []
-    assert make({}, aggregation_strategy="first", ignore_labels=[])("\u200b") == []
-
-
 def test_from_an_exported_folder(make_text_artifact):
     artifact = make_text_artifact("ner", labels=LABELS)
     with pipeline(artifact.path, ignore_labels=[]) as pipe:
@@ -191,6 +186,8 @@ def test_from_an_exported_folder(make_text_artifact):
     [
         ("", "text is empty"),
         (" \n", "text is empty"),
+        ("\u200b", "text holds nothing that the tokenizer keeps: expected text"),
+        ("▁", "text holds nothing that the tokenizer keeps: expected text"),
         (None, "text must be str, got NoneType"),
         (b"x", "text must be str, got bytes"),
         ({"text": "x"}, "text must be str, got dict"),
