@@ -64,10 +64,9 @@ class Pipeline:
     __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
-        require_count("batch_size", batch_size)
+        self.batch_size = require_count("batch_size", batch_size)
         self.session = session
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
 
     @property
     def manifest(self) -> Manifest:

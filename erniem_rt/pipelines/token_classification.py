@@ -68,8 +68,7 @@ class TokenClassificationPipeline(Pipeline):
         super().__init__(session, tokenizer, batch_size=batch_size)
         require_choice("aggregation_strategy", aggregation_strategy, Strategy)
         self._room = self.max_length - tokenizer.num_special_tokens_to_add()
-        stride = min(_STRIDE, self._room // 2) if stride is None else stride
-        require_count("stride", stride, least=0)
+        stride = min(_STRIDE, self._room // 2) if stride is None else require_count("stride", stride, least=0)
         if stride >= self._room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {self._room} tokens of a window.")
         self.labels = label_names(self.manifest)

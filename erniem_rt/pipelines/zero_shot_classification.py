@@ -78,7 +78,7 @@ class ZeroShotClassificationPipeline(Pipeline):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
-        require_flag("multi_label", multi_label)
+        multi_label = require_flag("multi_label", multi_label)
         candidates = _candidates(candidate_labels)
         if not isinstance(hypothesis_template, str) or _PLACE not in hypothesis_template:
             raise InvalidInputError(

@@ -73,6 +73,11 @@ def test_options_are_checked(make_pipe, options, message):
         make_pipe(**options)
 
 
+@pytest.mark.parametrize("flag", [np.True_, np.False_])
+def test_a_flag_may_be_numpys(make_pipe, flag):
+    assert make_pipe(normalize=flag).normalize is bool(flag)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

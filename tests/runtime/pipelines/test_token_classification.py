@@ -223,6 +223,7 @@ def test_options_are_checked(make, options, message):
     ("stride", "message"),
     [
         (-1, "stride must be an integer of at least 0, got -1"),
+        (np.int64(-1), "stride must be an integer of at least 0, got "),
         (2.5, "stride must be an integer of at least 0, got 2.5"),
         (62, "stride is 62; it must be less than the 62 tokens of a window"),
     ],
@@ -230,6 +231,12 @@ def test_options_are_checked(make, options, message):
 def test_an_overlap_that_cannot_be(make, stride, message):
     with pytest.raises(InvalidInputError, match=message):
         make({}, stride=stride)
+
+
+def test_an_overlap_may_be_a_numpy_integer(make):
+    text = "keeper " * 100
+    scalar, plain = make({"▁keeper": "I-PER"}, stride=np.int64(20)), make({"▁keeper": "I-PER"}, stride=20)
+    assert scalar(text) == plain(text)
 
 
 def test_a_manifest_without_labels(scripted_session, tokenizer):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from erniem_rt import InvalidInputError, Tokenizer, pipeline
@@ -193,6 +194,8 @@ def test_a_template_without_a_place_for_the_label_is_refused(make_pipe, template
 def test_multi_label_is_a_flag(make_pipe):
     with pytest.raises(InvalidInputError, match="multi_label must be True or False, got 'no'"):
         ask(make_pipe(), multi_label="no")
+    assert ask(make_pipe(), multi_label=np.True_) == ask(make_pipe(), multi_label=True)
+    assert ask(make_pipe(), multi_label=np.False_) == ask(make_pipe())
 
 
 @pytest.mark.parametrize("name", ["{", "a {} b", "{0.__class__}"])
