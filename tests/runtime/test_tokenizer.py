@@ -183,6 +183,10 @@ def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (lambda t: t.convert_tokens_to_ids(None), "tokens must be a list of str, not NoneType"),
         (lambda t: t.convert_tokens_to_ids(["The", 3]), "token must be str, not int"),
         (lambda t: t.convert_tokens_to_ids([["The"]]), "token must be str, not list"),
+        (lambda t: Tokenizer.from_dir(None), "path must be a str or a path, got NoneType"),
+        (lambda t: Tokenizer(b"spm.model"), "sentencepiece_model must be a str or a path, got bytes"),
+        (lambda t: Tokenizer("spm.model", 3), "vocab_file must be a str or a path, got int"),
+        (lambda t: t.save_vocabulary(None), "save_directory must be a str or a path, got NoneType"),
         (lambda t: t.get_special_tokens_mask([0], [1], already_has_special_tokens=True), "leave token_ids_1 out"),
     ],
 )

@@ -225,6 +225,12 @@ def test_the_task_comes_from_the_manifest_or_the_caller(make_text_artifact, head
             assert pipe.task == (task or pipe.manifest.task)
 
 
+@pytest.mark.parametrize("path", [None, 3, b"cls.onnx"])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(InvalidInputError, match=rf"^path must be a str or a path, got {type(path).__name__}\.$"):
+        pipeline(path)
+
+
 @pytest.mark.parametrize("task", ["sentiment", "", ["qa"]])
 def test_a_task_that_is_none_is_refused(tmp_path, task):
     with pytest.raises(InvalidInputError, match="is not known; expected one of feature-extraction, text-class"):
