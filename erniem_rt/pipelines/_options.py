@@ -43,7 +43,7 @@ def require_fraction(name: str, value: Any) -> float:
 
 def require_choice(name: str, value: object, choices: Any) -> None:
     """Raise :class:`InvalidInputError` unless ``value`` is one of the Literal's values."""
-    if value not in get_args(choices):
+    if not isinstance(value, str) or value not in get_args(choices):
         raise InvalidInputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}.")
 
 

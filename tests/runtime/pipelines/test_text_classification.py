@@ -154,6 +154,7 @@ def test_bad_inputs_are_named(make_pipe, inputs, message):
         ({"top_k": np.int64(0)}, "top_k must be"),
         ({"top_k": np.array([1, 2])}, "top_k must be"),
         ({"top_k": "all"}, "top_k must be"),
+        ({"function_to_apply": np.array(["none", "none"])}, "function_to_apply must be one of sigmoid"),
         ({"function_to_apply": "relu"}, "function_to_apply must be one of sigmoid, softmax, none, got 'relu'"),
     ],
 )
