@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erniem_rt.errors import ArtifactError
+from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
     import os
@@ -24,6 +24,14 @@ class FileRecord:
 
     sha256: str
     size: int
+
+
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """``value`` as a path; :class:`InvalidInputError`, which calls it ``name``, where it is none."""
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise InvalidInputError(f"{name} must be a str or a path, got {type(value).__name__}.") from error
 
 
 def hash_file(path: str | os.PathLike[str]) -> FileRecord:

@@ -6,11 +6,11 @@ import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
+from erniem_rt._files import as_path
 from erniem_rt._inputs import prepare
 from erniem_rt._lanes import Lanes, lane_count, take
 from erniem_rt._loading import load_graph, load_plan
@@ -22,6 +22,7 @@ from erniem_rt.manifest import Manifest
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
@@ -79,7 +80,7 @@ class Session:
     ) -> None:
         wanted = None if device is None else Device.parse(device)
         threads = _checked_threads(threads)
-        self._path, self.manifest = _locate(Path(path))
+        self._path, self.manifest = _locate(as_path("path", path))
         self._full_manifest = self.manifest
         self._device = device_for(self._path, wanted)
         self._longest: int | None = None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._files import unreadable
+from erniem_rt._files import as_path, unreadable
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class RuntimeCache:
 
     def __init__(self, create: Callable[[], Any], path: str | os.PathLike[str] | None) -> None:
         self.handle: Any = create()
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else as_path("runtime_cache", path)
         self._found = b""
         if self._path is None:
             return

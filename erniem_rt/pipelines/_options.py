@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any, get_args
+
+import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 
-__all__ = ["quoted", "require_choice", "require_count", "require_flag"]
+__all__ = ["is_count", "quoted", "require_choice", "require_count", "require_flag", "require_fraction"]
 
 _SHOWN = 60
 
 
-def require_count(name: str, value: object, *, least: int = 1) -> None:
-    """Raise :class:`InvalidInputError` unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether ``value`` is an integer, Python's or numpy's, of at least ``least``."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
+
+
+def require_count(name: str, value: Any, *, least: int = 1) -> int:
+    """``value`` as an int; :class:`InvalidInputError` unless it is an integer of at least ``least``."""
+    if not is_count(value, least):
         raise InvalidInputError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    return int(value)
 
 
-def require_flag(name: str, value: object) -> None:
-    """Raise :class:`InvalidInputError` unless ``value`` is True or False."""
-    if not isinstance(value, bool):
+def require_flag(name: str, value: object) -> bool:
+    """``value`` as a bool; :class:`InvalidInputError` unless it is True or False, Python's or numpy's."""
+    if not isinstance(value, (bool, np.bool_)):
         raise InvalidInputError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def require_fraction(name: str, value: Any) -> float:
+    """``value`` as a float; :class:`InvalidInputError` unless it is a number from 0 to below 1."""
+    is_number = not isinstance(value, bool) and isinstance(value, Real)
+    if not (is_number and 0 <= value < 1):
+        raise InvalidInputError(f"{name} must be a number from 0 to below 1, got {value!r}.")
+    return float(value)
 
 
 def require_choice(name: str, value: object, choices: Any) -> None:
     """Raise :class:`InvalidInputError` unless ``value`` is one of the Literal's values."""
-    if value not in get_args(choices):
+    if not isinstance(value, str) or value not in get_args(choices):
         raise InvalidInputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}.")
 
 

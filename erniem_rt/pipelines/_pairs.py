@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._rows import require_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +30,14 @@ def encode_seconds(
     """Encode texts that stand second in a row of at most ``max_length`` tokens.
 
     Raises:
-        InvalidInputError: One leaves no room for a first text; it is called by its name in ``names``.
+        InvalidInputError: One has no tokens, or leaves no room for a first text; it is called by its name in
+            ``names``.
     """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     seconds = []
     for text, name in zip(texts, names, strict=True):
         ids = tokenizer(text, add_special_tokens=False).input_ids
+        require_tokens(name, len(ids))
         room = max_length - special - len(ids)
         if room < 1:
             raise InvalidInputError(

@@ -1,15 +1,17 @@
-"""Texts as rows of ids, encoded together."""
+"""Texts as rows of ids, encoded together; a text that gives no ids is an error."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["encode_rows"]
+__all__ = ["encode_rows", "require_tokens"]
 
 
 def encode_rows(
@@ -20,7 +22,11 @@ def encode_rows(
     max_length: int,
     add_special_tokens: bool = True,
 ) -> list[list[int]]:
-    """Rows without padding, each what encoding its text, or pair, alone gives; cut to ``max_length`` tokens."""
+    """Rows without padding, each what encoding its text, or pair, alone gives; cut to ``max_length`` tokens.
+
+    Raises:
+        InvalidInputError: Nothing of a text is left as tokens.
+    """
     encoded = tokenizer.batch(
         texts,
         pairs,
@@ -29,5 +35,13 @@ def encode_rows(
         max_length=max_length,
         add_special_tokens=add_special_tokens,
     )
+    for i, size in enumerate(encoded.text_sizes.tolist()):
+        require_tokens("text" if i < len(texts) else "text_pair", size)
     lengths = encoded.attention_mask.sum(axis=1).tolist()
     return [row[:length] for row, length in zip(encoded.input_ids.tolist(), lengths, strict=True)]
+
+
+def require_tokens(name: str, count: int) -> None:
+    """Raise :class:`InvalidInputError` where a text has no tokens: the model would answer about special ones alone."""
+    if not count:
+        raise InvalidInputError(f"{name} holds nothing that the tokenizer keeps: expected text.")

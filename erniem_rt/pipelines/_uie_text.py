@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._rows import require_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +52,7 @@ def encode(tokenizer: Tokenizer, text: str, name: str) -> EncodedText:
         InvalidInputError: Nothing of the text is left as tokens.
     """
     encoding = tokenizer(half_width(text), add_special_tokens=False)
-    if not encoding.input_ids:
-        raise InvalidInputError(f"{name} holds nothing that the tokenizer keeps: expected text.")
+    require_tokens(name, len(encoding))
     return EncodedText(text, encoding.input_ids, encoding.offsets)
 
 

@@ -64,10 +64,9 @@ class Pipeline:
     __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
-        require_count("batch_size", batch_size)
+        self.batch_size = require_count("batch_size", batch_size)
         self.session = session
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
 
     @property
     def manifest(self) -> Manifest:
@@ -104,7 +103,9 @@ class Pipeline:
         self, inputs: Any, prepare: Prepare[Answer], progress: Progress | None
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
-        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
+        if progress is not None and not callable(progress):
+            raise InvalidInputError(f"progress must be a function of two numbers, or None, got {progress!r}.")
+        if _is_one(inputs):
             (answer,) = self._run(prepare([inputs]), lambda _: None)
             if progress is not None:
                 progress(1, 1)
@@ -181,6 +182,13 @@ def require_mapping(task: str, value: object, required: Sequence[str], optional:
     if unknown:
         raise InvalidInputError(f"key {unknown[0]!r} is not known; {task} takes a mapping with {keys}.")
     return dict(value)
+
+
+def _is_one(inputs: object) -> bool:
+    """Whether this is an input, not many. An array without axes is one, although it says that it is iterable."""
+    if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
+        return True
+    return getattr(inputs, "ndim", None) == 0
 
 
 def _prepared(prepare: Prepare[Answer], items: list[Any], first: int) -> list[Job[Answer]]:

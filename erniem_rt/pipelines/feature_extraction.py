@@ -50,9 +50,8 @@ class FeatureExtractionPipeline(Pipeline):
     ) -> None:
         super().__init__(session, tokenizer, batch_size=batch_size)
         require_choice("pooling", pooling, Pooling)
-        require_flag("normalize", normalize)
         self.pooling = pooling
-        self.normalize = normalize
+        self.normalize = require_flag("normalize", normalize)
 
     def __call__(self, inputs: Any, *, progress: Progress | None = None) -> Any:
         """Turn one text, a list of texts or a stream of texts into float32 vectors.

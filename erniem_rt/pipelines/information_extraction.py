@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_choice
+from erniem_rt.pipelines._options import require_choice, require_fraction
 from erniem_rt.pipelines._scores import sigmoid
 from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, SchemaLanguage
 from erniem_rt.pipelines._uie_schema import Node, parse_schema
@@ -79,9 +79,7 @@ class InformationExtractionPipeline(Pipeline):
     ) -> None:
         super().__init__(session, tokenizer, batch_size=batch_size)
         require_choice("schema_lang", schema_lang, SchemaLanguage)
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
-            raise InvalidInputError(f"threshold must be a number from 0 to below 1, got {threshold!r}.")
-        self.threshold = threshold
+        self.threshold = require_fraction("threshold", threshold)
         self._ask = Prompter(tokenizer, self.max_length, schema_lang)
         self._roots = None if schema is None else self._parsed(schema)
 

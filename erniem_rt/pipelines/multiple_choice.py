@@ -8,6 +8,7 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
+from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
 
@@ -50,6 +51,8 @@ class MultipleChoicePipeline(Pipeline):
     def _job(self, item: object) -> Job[dict[str, Any]]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])
         prompt, choices = require_text("prompt", fields["prompt"]), _choices(fields["choices"])
+        first = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        require_tokens("prompt", len(first))
         seconds = encode_seconds(
             self.tokenizer,
             choices,
@@ -62,7 +65,6 @@ class MultipleChoicePipeline(Pipeline):
             index = int(scores.argmax())
             return {"answer": choices[index], "index": index, "scores": [float(score) for score in scores]}
 
-        first = self.tokenizer(prompt, add_special_tokens=False).input_ids
         return Job(pair_rows(self.tokenizer, first, seconds), finish)
 
 

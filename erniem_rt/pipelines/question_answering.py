@@ -13,6 +13,7 @@ import numpy as np
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._answer_spans import Span, Tokens, best_spans, read
 from erniem_rt.pipelines._options import require_count, require_flag
+from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._windows import windows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
@@ -38,10 +39,10 @@ class _Options:
     align_to_words: bool
 
     def __post_init__(self) -> None:
-        require_count("top_k", self.top_k)
-        require_count("max_answer_len", self.max_answer_len)
-        require_flag("handle_impossible_answer", self.handle_impossible_answer)
-        require_flag("align_to_words", self.align_to_words)
+        for name in ("top_k", "max_answer_len"):
+            object.__setattr__(self, name, require_count(name, getattr(self, name)))
+        for name in ("handle_impossible_answer", "align_to_words"):
+            object.__setattr__(self, name, require_flag(name, getattr(self, name)))
 
 
 class QuestionAnsweringPipeline(Pipeline):
@@ -85,7 +86,7 @@ class QuestionAnsweringPipeline(Pipeline):
         super().__init__(session, tokenizer, batch_size=batch_size)
         self._options = _Options(top_k, max_answer_len, handle_impossible_answer, align_to_words)
         if max_seq_len is not None:
-            require_count("max_seq_len", max_seq_len)
+            max_seq_len = require_count("max_seq_len", max_seq_len)
             if max_seq_len > self.max_length:
                 raise InvalidInputError(
                     f"max_seq_len is {max_seq_len}; the model takes at most {self.max_length} tokens."
@@ -93,7 +94,7 @@ class QuestionAnsweringPipeline(Pipeline):
         size = max_seq_len or min(_WINDOW, self.max_length)
         if doc_stride is None:
             doc_stride = min(max(size // 2, 1), _STRIDE)
-        require_count("doc_stride", doc_stride)
+        doc_stride = require_count("doc_stride", doc_stride)
         if doc_stride > size:
             raise InvalidInputError(
                 f"doc_stride is {doc_stride}, more than the {size} tokens of a row: text would be left out."
@@ -141,9 +142,8 @@ class QuestionAnsweringPipeline(Pipeline):
         question, context = _texts(item)
         question_ids = self.tokenizer(question, add_special_tokens=False).input_ids
         tokens = self._words(context) if options.align_to_words else self._tokens(context)
-        for name, count in (("question", len(question_ids)), ("context", sum(tokens.starts < tokens.ends))):
-            if not count:
-                raise InvalidInputError(f"{name} holds nothing that the tokenizer keeps: expected text.")
+        require_tokens("question", len(question_ids))
+        require_tokens("context", sum(tokens.starts < tokens.ends))
         room = self._room(len(question_ids))
         parts = [tokens[window] for window in windows(len(tokens), room, min(self._doc_stride, room))]
         rows = [self.tokenizer.build_inputs_with_special_tokens(question_ids, part.ids) for part in parts]

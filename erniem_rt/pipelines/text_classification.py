@@ -9,7 +9,7 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import require_choice
+from erniem_rt.pipelines._options import is_count, require_choice
 from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines._scores import sigmoid, softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
@@ -79,8 +79,7 @@ class TextClassificationPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text or is empty, or an option is none of the above.
         """
-        if top_k not in (None, "best") and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise InvalidInputError(f"top_k must be a positive integer, None or 'best', got {top_k!r}.")
+        top_k = _checked_top_k(top_k)
         if function_to_apply is not None:
             require_choice("function_to_apply", function_to_apply, Function)
         scored = _FUNCTIONS[function_to_apply or self._function]
@@ -115,6 +114,16 @@ class TextClassificationPipeline(Pipeline):
     def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
         named = zip(self._labels, scores.tolist(), strict=True)
         return [{"label": label, "score": score} for label, score in sorted(named, key=lambda pair: -pair[1])]
+
+
+def _checked_top_k(top_k: Any) -> int | Literal["best"] | None:
+    if is_count(top_k):
+        return int(top_k)
+    if top_k is None:
+        return None
+    if isinstance(top_k, str) and top_k == "best":
+        return "best"
+    raise InvalidInputError(f"top_k must be a positive integer, None or 'best', got {top_k!r}.")
 
 
 def _default_function(problem_type: str | None, labels: int) -> str:

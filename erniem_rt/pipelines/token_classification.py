@@ -11,6 +11,7 @@ from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._entities import Strategy, Token, entities_of_tokens, entities_of_words, grouped
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_choice, require_count
+from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines._windows import best_parts, windows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
@@ -67,8 +68,7 @@ class TokenClassificationPipeline(Pipeline):
         super().__init__(session, tokenizer, batch_size=batch_size)
         require_choice("aggregation_strategy", aggregation_strategy, Strategy)
         self._room = self.max_length - tokenizer.num_special_tokens_to_add()
-        stride = min(_STRIDE, self._room // 2) if stride is None else stride
-        require_count("stride", stride, least=0)
+        stride = min(_STRIDE, self._room // 2) if stride is None else require_count("stride", stride, least=0)
         if stride >= self._room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {self._room} tokens of a window.")
         self.labels = label_names(self.manifest)
@@ -103,6 +103,7 @@ class TokenClassificationPipeline(Pipeline):
     def _job(self, strategy: Strategy, ignored: frozenset[str], text: object) -> Job[list[dict[str, Any]]]:
         text = require_text("text", text)
         encoding = self.tokenizer(text, add_special_tokens=False)
+        require_tokens("text", len(encoding))
         spans = windows(len(encoding), self._room, self._step)
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [make_row(encoding.input_ids[span.start : span.stop]) for span in spans]

@@ -10,7 +10,7 @@ from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import quoted, require_flag
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
-from erniem_rt.pipelines._rows import encode_rows
+from erniem_rt.pipelines._rows import encode_rows, require_tokens
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
@@ -78,12 +78,14 @@ class ZeroShotClassificationPipeline(Pipeline):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
-        require_flag("multi_label", multi_label)
+        multi_label = require_flag("multi_label", multi_label)
         candidates = _candidates(candidate_labels)
         if not isinstance(hypothesis_template, str) or _PLACE not in hypothesis_template:
             raise InvalidInputError(
                 f"hypothesis_template must be text with {_PLACE} where the label goes, got {hypothesis_template!r}."
             )
+        for i, label in enumerate(candidates):
+            require_tokens(f"candidate_labels[{i}]", len(self.tokenizer.tokenize(label)))
         hypotheses = encode_seconds(
             self.tokenizer,
             [hypothesis_template.replace(_PLACE, label) for label in candidates],

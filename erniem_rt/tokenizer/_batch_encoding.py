@@ -126,6 +126,11 @@ class BatchEncoding:
         ids[opened, layout.starts[opened]] = cls_id
         return cls(layout.fill(ids, texts, texts.ids), mask.astype(np.int64), texts, layout)
 
+    @property
+    def text_sizes(self) -> NDArray[np.int64]:
+        """``(texts,)`` int64: how many tokens each text had before it was cut; those of second texts come last."""
+        return self._texts.sizes
+
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """``(batch, sequence, 2)`` int64: each token's half-open range of its text; (0, 0) for inserted tokens."""

@@ -29,7 +29,7 @@ def decode(
     extra = {token.content for token in settings.additional_special_tokens}
     base_size = vocabulary.base_size
     apart = (vocabulary.added_ids.keys() - special) | {t for t in extra if vocabulary.id_of(t) >= base_size}
-    tokens = [vocabulary.token_of(int(i)) for i in ids]
+    tokens = [vocabulary.token_of(i) for i in ids]
     if skip_special_tokens:
         tokens = [token for token in tokens if token not in special]
     parts: list[str] = []

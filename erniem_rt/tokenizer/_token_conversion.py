@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from ._checks import checked_ids, checked_tokens
 from ._decoding import decode
 from ._special_tokens import SpecialTokens
 
@@ -30,7 +31,7 @@ class TokenConversion(SpecialTokens):
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Text from ids. Normalisation is not undone, and unknown ids read as the unknown token."""
-        return decode(ids, self._vocabulary, self.settings, skip_special_tokens=skip_special_tokens)
+        return decode(checked_ids(ids), self._vocabulary, self.settings, skip_special_tokens=skip_special_tokens)
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
@@ -42,7 +43,7 @@ class TokenConversion(SpecialTokens):
         """The id of a token, or those of several; the unknown token's where there is none."""
         if isinstance(tokens, str):
             return self._vocabulary.id_of(tokens)
-        return self._vocabulary.ids_of(tokens)
+        return self._vocabulary.ids_of(checked_tokens(tokens))
 
     @overload
     def convert_ids_to_tokens(self, ids: int) -> str: ...
@@ -54,7 +55,7 @@ class TokenConversion(SpecialTokens):
         """The token of an id, or those of several; the unknown token where there is none."""
         if isinstance(ids, (int, np.integer)):
             return self._vocabulary.token_of(int(ids))
-        return [self._vocabulary.token_of(int(i)) for i in ids]
+        return [self._vocabulary.token_of(i) for i in checked_ids(ids)]
 
     @property
     def vocab_size(self) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt._files import as_path
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 from ._added_tokens import TextSplitter
@@ -26,6 +26,7 @@ from ._vocabulary import Vocabulary, read_vocabulary
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ._added_tokens import Segment
 
@@ -63,7 +64,11 @@ class Tokenizer(TokenConversion):
         settings: TokenizerSettings | None = None,
     ) -> None:
         settings = settings or TokenizerSettings()
-        self._model, vocabulary = _load(Path(sentencepiece_model), vocab_file, settings)
+        self._model, vocabulary = _load(
+            as_path("sentencepiece_model", sentencepiece_model),
+            None if vocab_file is None else as_path("vocab_file", vocab_file),
+            settings,
+        )
         super().__init__(vocabulary, settings)
         self._splitter = TextSplitter(
             self._vocabulary.added.values(),
@@ -88,7 +93,7 @@ class Tokenizer(TokenConversion):
             ArtifactError: A file is missing or damaged.
             EngineUnavailableError: sentencepiece is not installed.
         """
-        folder = Path(path)
+        folder = as_path("path", path)
         if not folder.is_dir():
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
         if verify:
@@ -213,7 +218,7 @@ class Tokenizer(TokenConversion):
         Raises:
             InvalidInputError: There is no such folder.
         """
-        folder = Path(save_directory)
+        folder = as_path("save_directory", save_directory)
         if not folder.is_dir():
             raise InvalidInputError(f"save_directory must be an existing folder; there is none at {folder}.")
         vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
@@ -295,9 +300,7 @@ class Tokenizer(TokenConversion):
         )
 
 
-def _load(
-    model: Path, vocab_file: str | os.PathLike[str] | None, settings: TokenizerSettings
-) -> tuple[SentencePieceModel, Vocabulary]:
+def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> tuple[SentencePieceModel, Vocabulary]:
     """Load both files side by side: sentencepiece leaves Python free while it builds its tables."""
     if vocab_file is None:
         loaded = SentencePieceModel(model)
@@ -305,7 +308,7 @@ def _load(
     with ThreadPoolExecutor(max_workers=1) as pool:
         loading = pool.submit(SentencePieceModel, model)
         try:
-            vocabulary = Vocabulary(read_vocabulary(Path(vocab_file)), settings)
+            vocabulary = Vocabulary(read_vocabulary(vocab_file), settings)
         except ArtifactError:
             loading.result()  # A fault of the model, or a missing sentencepiece, comes first.
             raise

@@ -150,14 +150,35 @@ def test_a_candidate_that_is_given_twice_is_refused(tokenizer: Tokenizer, refere
     assert (found["labels"], found["scores"]) == (["sehr", "sehr"], pytest.approx([0.5, 0.5]))
 
 
-def test_a_text_without_text_is_refused(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
+)
+def test_a_text_without_text_is_refused(
+    tokenizer: Tokenizer, reference_parts: dict[str, Any], text: str, message: str
+) -> None:
     """The reference classifies special tokens."""
     from transformers import TextClassificationPipeline as Reference
 
     session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
-    with pytest.raises(InvalidInputError, match="text is empty"):
-        TextClassificationPipeline(session, tokenizer)("")
-    assert Reference(**reference_parts)("")[0]["label"] in NLI
+    with pytest.raises(InvalidInputError, match=message):
+        TextClassificationPipeline(session, tokenizer)(text)
+    assert Reference(**reference_parts)(text)[0]["label"] in NLI
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "name"), [("\u200b", "sehr", "text"), ("text", "\u200b", r"candidate_labels\[0\]")]
+)
+def test_zero_shot_needs_text_and_labels_with_tokens(
+    tokenizer: Tokenizer, reference_parts: dict[str, Any], text: str, label: str, name: str
+) -> None:
+    """The reference scores the special tokens, or the template alone."""
+    from transformers import ZeroShotClassificationPipeline as Reference
+
+    session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
+    with pytest.raises(InvalidInputError, match=f"^{name} holds nothing that the tokenizer keeps"):
+        ZeroShotClassificationPipeline(session, tokenizer)(text, [label])
+    [score] = Reference(**reference_parts)(text, candidate_labels=[label])["scores"]
+    assert 0 < score < 1
 
 
 def test_ties_keep_the_order_of_the_candidates(tokenizer: Tokenizer) -> None:

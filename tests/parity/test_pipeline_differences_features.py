@@ -79,8 +79,11 @@ def test_a_long_text_is_cut_without_asking(both: tuple[Any, FeatureExtractionPip
     np.testing.assert_allclose(ours(text), np.mean(theirs(text, truncation=True)[0], axis=0), atol=1e-6)
 
 
-def test_a_text_without_text_is_refused(both: tuple[Any, FeatureExtractionPipeline]) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
+)
+def test_a_text_without_text_is_refused(both: tuple[Any, FeatureExtractionPipeline], text: str, message: str) -> None:
     theirs, ours = both
-    assert np.shape(theirs("")) == (1, 2, HIDDEN)
-    with pytest.raises(InvalidInputError, match="text is empty"):
-        ours("")
+    assert np.shape(theirs(text)) == (1, 2, HIDDEN)
+    with pytest.raises(InvalidInputError, match=message):
+        ours(text)

@@ -265,11 +265,14 @@ def test_words_and_offsets_are_those_of_the_text(make_ner):
         assert found["score"] == pytest.approx(other["score"])
 
 
-def test_a_text_without_text_is_refused(make_ner):
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
+)
+def test_a_text_without_text_is_refused(make_ner, text, message):
     theirs, ours = make_ner({})
-    assert theirs("") == []
-    with pytest.raises(InvalidInputError, match="text is empty"):
-        ours("")
+    assert theirs(text) == []
+    with pytest.raises(InvalidInputError, match=message):
+        ours(text)
 
 
 def test_a_group_of_nothing_but_whitespace_is_left_out(make_ner):

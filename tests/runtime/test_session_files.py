@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from erniem_rt import ArtifactError, EngineUnavailableError, Session
+from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session
 from erniem_rt.manifest import Manifest
 
 
@@ -60,6 +60,12 @@ def test_a_truncated_file(artifact, name, verify):
         f"{name} is truncated: expected {len(whole)} bytes, found {len(whole) - 7}.",
         verify=verify,
     )
+
+
+@pytest.mark.parametrize("path", [None, 3, b"qa.onnx", ["qa.onnx"]])
+def test_a_path_that_is_none(path):
+    message = f"path must be a str or a path, got {type(path).__name__}."
+    refuses(path, message, error=InvalidInputError)
 
 
 def test_a_file_that_grew(artifact):

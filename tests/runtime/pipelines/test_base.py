@@ -226,6 +226,35 @@ def test_the_task_comes_from_the_manifest_or_the_caller(make_text_artifact, head
             assert pipe.task == (task or pipe.manifest.task)
 
 
+@pytest.mark.parametrize("path", [None, 3, b"cls.onnx"])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(InvalidInputError, match=rf"^path must be a str or a path, got {type(path).__name__}\.$"):
+        pipeline(path)
+
+
+@pytest.fixture(params=["base", "cls", "zero-shot", "ner", "mc", "qa", "ie"])
+def call(request, make_text_artifact):
+    """``call(inputs, **options)`` of the pipeline of each task."""
+    head, task, options, arguments = request.param, None, {}, ()
+    if head == "zero-shot":
+        head, task, arguments = "cls", "zero-shot-classification", (["art", "sport"],)
+    if head == "ie":
+        options["schema"] = "Person"
+    with pipeline(make_text_artifact(head, **OPTIONS.get(head, {})).path, task, **options) as pipe:
+        yield lambda inputs, **named: pipe(inputs, *arguments, **named)
+
+
+def test_an_array_without_axes_is_one_input_that_is_no_text(call):
+    with pytest.raises(InvalidInputError, match=r"^[^:]*, got ndarray\.$"):
+        call(np.array("text"))
+
+
+@pytest.mark.parametrize("inputs", ["text", [], iter(())])
+def test_a_progress_that_cannot_be_called_is_refused_before_anything_runs(call, inputs):
+    with pytest.raises(InvalidInputError, match=r"^progress must be a function of two numbers, or None, got 3\.$"):
+        call(inputs, progress=3)
+
+
 @pytest.mark.parametrize("task", ["sentiment", "", ["qa"]])
 def test_a_task_that_is_none_is_refused(tmp_path, task):
     with pytest.raises(InvalidInputError, match="is not known; expected one of feature-extraction, text-class"):

@@ -73,6 +73,11 @@ def test_options_are_checked(make_pipe, options, message):
         make_pipe(**options)
 
 
+@pytest.mark.parametrize("flag", [np.True_, np.False_])
+def test_a_flag_may_be_numpys(make_pipe, flag):
+    assert make_pipe(normalize=flag).normalize is bool(flag)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -82,6 +87,7 @@ def test_options_are_checked(make_pipe, options, message):
         (b"text", "^text must be str, got bytes"),
         ({"text": "a"}, "^text must be str, got dict"),
         (["a", "b", " "], "^input 2: text is empty"),
+        (["a", "\ufeff"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
         (["a", None], "^input 1: text must be str, got NoneType"),
     ],
 )

@@ -335,12 +335,22 @@ def test_texts_that_are_none(make: Callable[..., Any], inputs: Any, message: str
         ({"threshold": 1}, "threshold must be a number from 0 to below 1, got 1"),
         ({"threshold": float("nan")}, "threshold must be a number"),
         ({"threshold": True}, "threshold must be a number"),
+        ({"threshold": np.True_}, "threshold must be a number"),
+        ({"threshold": np.float32(1)}, "threshold must be a number"),
+        ({"threshold": 10**400}, "threshold must be a number"),
         ({"batch_size": 0}, "batch_size must be"),
     ],
 )
 def test_options_that_are_none(make: Callable[..., Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make({}, **options)
+
+
+@pytest.mark.parametrize("threshold", [np.float32(0.25), np.float64(0.25), np.int64(0), 0])
+def test_a_threshold_may_be_any_real_number(make: Callable[..., Any], threshold: Any) -> None:
+    pipe, _ = make({}, threshold=threshold)
+    assert type(pipe.threshold) is float
+    assert pipe.threshold == threshold
 
 
 def test_no_schema(make: Callable[..., Any]) -> None:

@@ -230,7 +230,7 @@ def test_the_longest_question_still_leaves_a_token_of_context(make, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_answer_len", "doc_stride", "max_seq_len", "batch_size"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", np.int64(0), np.float32(2), np.True_, np.array([1, 2])])
 def test_counts_are_positive(make, name, value):
     with pytest.raises(InvalidInputError, match=f"{name} must be a"):
         make({}, **{name: value})
@@ -242,12 +242,27 @@ def test_counts_are_positive(make, name, value):
         ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
         ({"max_answer_len": -3}, "max_answer_len must be an integer of at least 1, got -3"),
         ({"handle_impossible_answer": 1}, "handle_impossible_answer must be True or False, got 1"),
+        ({"handle_impossible_answer": np.int64(1)}, "handle_impossible_answer must be True or False, got "),
         ({"align_to_words": "yes"}, "align_to_words must be True or False, got 'yes'"),
     ],
 )
 def test_options_of_one_call_are_checked(make, options, message):
     with pytest.raises(InvalidInputError, match=message):
         make({})(question="Who?", context="x", **options)
+
+
+def test_numpy_scalars_are_what_they_stand_for(make):
+    plain = {"top_k": 2, "max_answer_len": 3, "handle_impossible_answer": True, "align_to_words": True}
+    scalars = {"top_k": np.int64(2), "max_answer_len": np.uint8(3)}
+    scalars |= {"handle_impossible_answer": np.True_, "align_to_words": np.True_}
+    sizes = {"max_seq_len": np.int32(20), "doc_stride": np.int16(5), "batch_size": np.int64(2)}
+    pipe, asked = make({"2021": 9}), {"question": QUESTION, "context": CONTEXT}
+    expected = pipe(**asked, **plain)
+    assert len(expected) == 2
+    assert pipe(**asked, **scalars) == make({"2021": 9}, **scalars)(**asked) == expected
+    windowed = make({"2021": 9}, **sizes)
+    assert type(windowed.batch_size) is int
+    assert windowed(**asked) == make({"2021": 9}, **{name: int(size) for name, size in sizes.items()})(**asked)
 
 
 def test_windows_that_cannot_be(make):

@@ -23,7 +23,7 @@ NLI = ("entailment", "neutral", "contradiction")
 def test_rows_are_those_of_each_text_alone(tokenizer_dir, sentences, side, special, paired, max_length) -> None:
     tokenizer = Tokenizer.from_dir(tokenizer_dir)
     tokenizer.settings = replace(tokenizer.settings, truncation_side=side, padding_side=side)
-    texts = ["x", *sentences, "\u200b", "x"]
+    texts = ["x", *sentences, "x"]
     pairs = [*reversed(texts)] if paired else [None] * len(texts)
     options = {"max_length": max_length, "add_special_tokens": special}
     expected = [
@@ -84,6 +84,31 @@ def test_a_text_at_fault_is_still_named(make, kind) -> None:
     pipe = make(kind)
     with pytest.raises(InvalidInputError, match=r"^input 17: text is empty: "):
         pipe([*["fine"] * 17, " ", "fine"])
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff", "\x01\x02\x7f", "▁", "\ud83d", " \u200b▁\n"])
+@pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
+def test_a_text_without_tokens_is_named_as_an_empty_one_is(make, kind, text) -> None:
+    pipe = make(kind)
+    message = r"text holds nothing that the tokenizer keeps: expected text\.$"
+    with pytest.raises(InvalidInputError, match=f"^{message}"):
+        pipe(text)
+    with pytest.raises(InvalidInputError, match=f"^input 17: {message}"):
+        pipe([*["fine"] * 17, text, "fine"])
+
+
+@pytest.mark.parametrize("item", [("\u200b", "[SEP]"), ("[SEP]", "\u200b"), ("\u200b", "x"), ("x y z", "\u200b")])
+def test_the_text_of_a_pair_that_has_no_tokens_is_named(make, item) -> None:
+    name = "text" if item[0] == "\u200b" else "text_pair"
+    inputs = [{"text": text, "text_pair": pair} for text, pair in (("x", "y"), item)]
+    with pytest.raises(InvalidInputError, match=f"^input 1: {name} holds nothing that the tokenizer keeps"):
+        make("cls")(inputs)
+
+
+def test_a_text_that_is_cut_to_nothing_is_not_one_without_tokens(tokenizer) -> None:
+    expected = tokenizer("x", "y", truncation="longest_first", max_length=5).input_ids
+    assert len(expected) == 5
+    assert encode_rows(tokenizer, ["x"], ["y"], max_length=5) == [expected]
 
 
 def test_texts_and_pairs_may_be_mixed(make, calls) -> None:

@@ -78,6 +78,13 @@ def test_answers_have_the_shapes_of_transformers(make_pipe):
     assert type(pipe("a")[0]["score"]) is float
 
 
+def test_numpy_integers_are_counts(make_pipe):
+    pipe = make_pipe(batch_size=np.int64(2))
+    assert type(pipe.batch_size) is int
+    for top_k in (np.int64(2), np.uint8(2)):
+        assert pipe(["a", "b", "c"], top_k=top_k) == pipe(["a", "b", "c"], top_k=2)
+
+
 def test_ties_keep_the_order_of_the_labels(make_pipe):
     assert [a["label"] for a in make_pipe([1.0, 3.0, 3.0])("a", top_k=None)] == ["fair", "good", "bad"]
     labels = tuple(f"label {i}" for i in range(40))
@@ -126,6 +133,8 @@ def test_texts_over_the_limit_are_cut_at_the_longer_end(make_pipe, tokenizer, se
         (["a", ["b", "c"]], "^input 1: text must be str, got list"),
         ({"text": " "}, "^text is empty"),
         ({"text": "a", "text_pair": ""}, "^text_pair is empty"),
+        (["a", "\u200b"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
+        ({"text": "a", "text_pair": "\u200b"}, "^text_pair holds nothing that the tokenizer keeps: expected text"),
         ({"text": "a", "text_pair": 3}, "^text_pair must be str, got int"),
         ({"text_pair": "a"}, "^'text' is missing; text-classification takes a mapping with 'text', 'text_pair'"),
         ([{"text": "a", "pair": "b"}], "^input 0: key 'pair' is not known"),
@@ -141,7 +150,11 @@ def test_bad_inputs_are_named(make_pipe, inputs, message):
     [
         ({"top_k": 0}, "top_k must be a positive integer, None or 'best', got 0"),
         ({"top_k": True}, "top_k must be"),
+        ({"top_k": np.True_}, "top_k must be"),
+        ({"top_k": np.int64(0)}, "top_k must be"),
+        ({"top_k": np.array([1, 2])}, "top_k must be"),
         ({"top_k": "all"}, "top_k must be"),
+        ({"function_to_apply": np.array(["none", "none"])}, "function_to_apply must be one of sigmoid"),
         ({"function_to_apply": "relu"}, "function_to_apply must be one of sigmoid, softmax, none, got 'relu'"),
     ],
 )

@@ -167,11 +167,6 @@ def test_lists_and_streams_in_order_with_progress(make):
     assert pipe(texts[:1]) == found[:1]
 
 
-def test_a_text_without_tokens_has_no_entities(make):
-    assert make({})("\u200b") == []
-    assert make({}, aggregation_strategy="first", ignore_labels=[])("\u200b") == []
-
-
 def test_from_an_exported_folder(make_text_artifact):
     artifact = make_text_artifact("ner", labels=LABELS)
     with pipeline(artifact.path, ignore_labels=[]) as pipe:
@@ -191,6 +186,8 @@ def test_from_an_exported_folder(make_text_artifact):
     [
         ("", "text is empty"),
         (" \n", "text is empty"),
+        ("\u200b", "text holds nothing that the tokenizer keeps: expected text"),
+        ("▁", "text holds nothing that the tokenizer keeps: expected text"),
         (None, "text must be str, got NoneType"),
         (b"x", "text must be str, got bytes"),
         ({"text": "x"}, "text must be str, got dict"),
@@ -226,6 +223,7 @@ def test_options_are_checked(make, options, message):
     ("stride", "message"),
     [
         (-1, "stride must be an integer of at least 0, got -1"),
+        (np.int64(-1), "stride must be an integer of at least 0, got "),
         (2.5, "stride must be an integer of at least 0, got 2.5"),
         (62, "stride is 62; it must be less than the 62 tokens of a window"),
     ],
@@ -233,6 +231,12 @@ def test_options_are_checked(make, options, message):
 def test_an_overlap_that_cannot_be(make, stride, message):
     with pytest.raises(InvalidInputError, match=message):
         make({}, stride=stride)
+
+
+def test_an_overlap_may_be_a_numpy_integer(make):
+    text = "keeper " * 100
+    scalar, plain = make({"▁keeper": "I-PER"}, stride=np.int64(20)), make({"▁keeper": "I-PER"}, stride=20)
+    assert scalar(text) == plain(text)
 
 
 def test_a_manifest_without_labels(scripted_session, tokenizer):

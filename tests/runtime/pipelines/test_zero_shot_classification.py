@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from erniem_rt import InvalidInputError, Tokenizer, pipeline
@@ -168,6 +169,8 @@ def test_a_long_label_is_cut_short_in_messages(make_pipe):
         ("", "candidate_labels is empty"),
         (" , ,", "candidate_labels is empty"),
         (["a", " "], r"candidate_labels\[1\] is empty"),
+        (["a", "\u200b"], r"candidate_labels\[1\] holds nothing that the tokenizer keeps: expected text"),
+        ("a, ▁,b", r"candidate_labels\[1\] holds nothing that the tokenizer keeps: expected text"),
         (["a", 3], r"candidate_labels\[1\] must be str, got int"),
         (["a", "b", "a"], "candidate_labels has 'a' twice"),
         ("a,b, a", "candidate_labels has 'a' twice"),
@@ -191,6 +194,8 @@ def test_a_template_without_a_place_for_the_label_is_refused(make_pipe, template
 def test_multi_label_is_a_flag(make_pipe):
     with pytest.raises(InvalidInputError, match="multi_label must be True or False, got 'no'"):
         ask(make_pipe(), multi_label="no")
+    assert ask(make_pipe(), multi_label=np.True_) == ask(make_pipe(), multi_label=True)
+    assert ask(make_pipe(), multi_label=np.False_) == ask(make_pipe())
 
 
 @pytest.mark.parametrize("name", ["{", "a {} b", "{0.__class__}"])
@@ -205,6 +210,7 @@ def test_braces_in_a_label_are_text(scripted_session, tokenizer, name):
     [
         ("", "^text is empty"),
         ([TEXT, "\n"], "^input 1: text is empty"),
+        ([TEXT, "\u200b"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
         ({"text": TEXT}, "^text must be str, got dict"),
     ],
 )

@@ -72,6 +72,11 @@ def test_a_cache_that_cannot_be_written_is_a_warning(rtx, plan, tmp_path):
         session.close()
 
 
+def test_a_path_that_is_none(rtx, plan):
+    with pytest.raises(InvalidInputError, match=r"^runtime_cache must be a str or a path, got int"):
+        Session(plan, runtime_cache=3)
+
+
 @pytest.mark.parametrize("name", ["", "missing/kernels"])
 def test_a_place_that_is_none(rtx, plan, tmp_path, name):
     with pytest.raises(InvalidInputError, match="runtime_cache must be a file in a folder that exists, got "):
