@@ -123,7 +123,26 @@ def test_verify_against_another_size(
 ) -> None:
     result = erniem_verify(exported[0] / "qa.onnx", "--model", write_checkpoint(tmp_path / "model", "qa"))
     assert result.code == 1
-    assert "qa.onnx was exported from another checkpoint: its limits are Limits(max_length=512" in result.err
+    assert "qa.onnx was exported from another checkpoint: its limits are max_length = 512, vocab_size = " in result.err
+    assert result.err.endswith("and those of model are max_length = 128, vocab_size = 1000, pad_token_id = 1\n")
+
+
+def test_verify_against_other_labels(
+    erniem_export: Run, erniem_verify: Run, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    def wider(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = ("classifier.weight", "classifier.bias")
+        return {**state, **{name: torch.cat([state[name], state[name][:1]]) for name in names}}
+
+    three = write_checkpoint(tmp_path / "three")
+    labels = {str(i): f"label {i}" for i in range(4)}
+    four = write_checkpoint(tmp_path / "four", edit=wider, id2label=labels)
+    assert erniem_export("--model", three, "--output", tmp_path / "out").code == 0
+    artifact = tmp_path / "out" / "cls.onnx"
+    assert erniem_verify(artifact, "--model", four).err.splitlines()[-1] == (
+        f"error: {artifact} was exported from another checkpoint: its outputs are logits (batch, 3), "
+        "and those of four are logits (batch, 4)"
+    )
 
 
 def test_verify_against_another_head(
