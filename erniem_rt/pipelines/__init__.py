@@ -62,7 +62,8 @@ def pipeline(
     Raises:
         ArtifactError: A file is missing or damaged.
         EngineUnavailableError: A package or the device is not there, or the device cannot compute the graph.
-        InvalidInputError: The task is unknown or belongs to another head, or an option does not exist.
+        InvalidInputError: The task is unknown or belongs to another head, the graph takes ``inputs_embeds``, or an
+            option does not exist.
     """
     wanted = None if task is None else _class(task)
     path = as_path("path", path)
@@ -85,6 +86,11 @@ def pipeline(
                 raise InvalidInputError(
                     f"task {task!r} needs an artifact of head {cls.head!r}; {path} has head "
                     f"{session.manifest.head!r} ({session.manifest.task})."
+                )
+            if all(spec.name != "input_ids" for spec in session.manifest.inputs):
+                raise InvalidInputError(
+                    f"{path} takes inputs_embeds and a pipeline gives input_ids; export again without "
+                    "--with-inputs-embeds."
                 )
             _check_options(cls, options)
             return cls(session, tokenizer.result(), **options)

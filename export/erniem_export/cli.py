@@ -148,7 +148,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 def _run(command: Callable[[], None]) -> int:
     try:
-        with _stopped_by_sigterm():
+        with _stopped_by_signals():
             command()
     except (Exception, KeyboardInterrupt) as error:
         message = _explained(error)
@@ -179,19 +179,22 @@ def _explained(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM interrupt; without a handler, it would end the process with half-written files left behind."""
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP interrupt: left alone, they end the process with half-written files left behind."""
     if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set one
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with contextlib.ExitStack() as handlers:
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                handlers.callback(signal.signal, number, signal.signal(number, _interrupt))
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
+def _interrupt(number: int, _frame: Any) -> None:
+    if number != signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)  # shell and kernel both hang up: the second must not stop the cleaning up
     raise KeyboardInterrupt
 
 

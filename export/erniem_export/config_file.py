@@ -6,6 +6,9 @@ import json
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import activations
+
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
@@ -13,6 +16,7 @@ from erniem_export.heads import CLASSES
 from erniem_export.sources import CONFIG_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["HEAD_OF_CLASS", "read_config", "without_paths"]
@@ -51,6 +55,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         raise CheckpointError(f"{path} must hold a JSON object")
     _check_kind(path, content)
     try:
+        _check_given(content)
         config = ErnieMConfig(**content)
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
@@ -89,6 +94,65 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
+def _is_probability(value: Any) -> bool:
+    return _is_scale(value) and value <= 1
+
+
+def _is_by_number(value: Any) -> bool:
+    return isinstance(value, dict) and all(key.isdecimal() for key in value)
+
+
+def _are_heads(value: Any) -> bool:
+    return _is_by_number(value) and all(
+        isinstance(heads, list) and all(map(_is_count, heads)) for heads in value.values()
+    )
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, str) and value in activations.ACT2FN
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+
+
+# Keys that transformers or torch would not name when they refuse the value: what fits, in code and in words, and
+# whether null does as well.
+_GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
+    "hidden_act": (_is_activation, f"one of {', '.join(sorted(activations.ACT2FN))}", False),
+    "hidden_dropout_prob": (_is_probability, "a number from 0 to 1", False),
+    "attention_probs_dropout_prob": (_is_probability, "a number from 0 to 1", False),
+    "classifier_dropout": (_is_probability, "a number from 0 to 1, or null", True),
+    "dropout": (_is_probability, "a number from 0 to 1, or null", True),
+    "act_dropout": (_is_probability, "a number from 0 to 1, or null", True),
+    "initializer_range": (_is_scale, "a number from 0 up", False),
+    "num_labels": (_is_count, "an integer from 0 up", True),
+    "num_classes": (_is_count, "an integer from 0 up", False),
+    "id2label": (_is_by_number, 'labels by number, as {"0": "no", "1": "yes"}', True),
+    "pruned_heads": (_are_heads, 'lists of heads by layer, as {"0": [1, 2]}', True),
+    "dtype": (_is_dtype, "the name of a torch.dtype", True),
+    "torch_dtype": (_is_dtype, "the name of a torch.dtype", True),
+}
+
+
+def _check_given(content: dict[str, Any]) -> None:
+    """Raise :class:`ValueError` naming the key whose value is of the wrong kind for what is made of it."""
+    for key, value in content.items():
+        if key not in _GIVEN:
+            continue
+        fits, expected, nullable = _GIVEN[key]
+        if not (fits(value) or (nullable and value is None)):
+            raise ValueError(f"{key} = {value!r}, expected {expected}")
+
+
 def _check_values(config: ErnieMConfig) -> None:
     """Raise :class:`ValueError` naming the key whose value no model can be built, traced or served with."""
     for key, least in _SIZES.items():
@@ -98,6 +162,11 @@ def _check_values(config: ErnieMConfig) -> None:
     for bound in ("vocab_size", "max_position_embeddings"):
         if config.pad_token_id >= getattr(config, bound):
             raise ValueError(f"pad_token_id = {config.pad_token_id} is not below {bound} = {getattr(config, bound)}")
+    for layer in config.pruned_heads:
+        if layer >= config.num_hidden_layers:
+            raise ValueError(
+                f"pruned_heads names layer {layer}, expected one below num_hidden_layers = {config.num_hidden_layers}"
+            )
     if not isinstance(config.layer_norm_eps, (int, float)) or not config.layer_norm_eps >= 0:
         raise ValueError(f"layer_norm_eps = {config.layer_norm_eps!r}, expected a number from 0 up")
     if sorted(config.id2label) != list(range(config.num_labels)):

@@ -31,7 +31,7 @@ from erniem_export.tokenizer_check import check_tokenizer
 from erniem_export.vocabulary.pruning import Vocabulary, prune, prune_like
 from erniem_rt.engines.trt_rows import are_by_row
 from erniem_rt.errors import ArtifactError
-from erniem_rt.manifest import Manifest
+from erniem_rt.manifest import Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -268,6 +268,12 @@ def _refuse_other_sizes(artifact: Path, manifest: Manifest, checkpoint: Checkpoi
     ):
         if found != expected:
             raise ParityError(
-                f"{artifact} was exported from another checkpoint: its {name} are {found}, "
-                f"and those of {checkpoint.source} are {expected}"
+                f"{artifact} was exported from another checkpoint: its {name} are {_shown(found)}, "
+                f"and those of {checkpoint.source} are {_shown(expected)}"
             )
+
+
+def _shown(found: Limits | tuple[TensorSpec, ...]) -> str:
+    if isinstance(found, Limits):
+        return ", ".join(f"{key} = {value}" for key, value in dataclasses.asdict(found).items())
+    return ", ".join(f"{spec.name} ({', '.join(map(str, spec.shape))})" for spec in found)

@@ -65,15 +65,29 @@ def test_a_config_that_is_no_text(tmp_path: Path, export_fails: Fails) -> None:
         ({"pad_token_id": 200}, "pad_token_id = 200 is not below max_position_embeddings = 130"),
         ({"pad_token_id": 5000}, "pad_token_id = 5000 is not below vocab_size = 1000"),
         ({"layer_norm_eps": "1e-5"}, "layer_norm_eps = '1e-5', expected a number"),
-        ({"hidden_act": "nonesuch"}, "nonesuch"),
-        ({"hidden_dropout_prob": 7}, "dropout probability"),
+        ({"hidden_act": "geluX"}, "is no ErnieM config: hidden_act = 'geluX', expected one of gelu, "),
+        ({"hidden_act": ["gelu"]}, "hidden_act = ['gelu'], expected one of gelu, "),
+        ({"hidden_dropout_prob": 7}, "hidden_dropout_prob = 7, expected a number from 0 to 1"),
+        ({"hidden_dropout_prob": "x"}, "hidden_dropout_prob = 'x', expected a number from 0 to 1"),
+        ({"attention_probs_dropout_prob": [0]}, "attention_probs_dropout_prob = [0], expected a number from 0 to 1"),
+        ({"classifier_dropout": "x"}, "classifier_dropout = 'x', expected a number from 0 to 1, or null"),
+        ({"dropout": -0.5}, "dropout = -0.5, expected a number from 0 to 1, or null"),
+        ({"act_dropout": "x"}, "act_dropout = 'x', expected a number from 0 to 1, or null"),
+        ({"initializer_range": "x"}, "initializer_range = 'x', expected a number from 0 up"),
+        ({"num_labels": "3"}, "num_labels = '3', expected an integer from 0 up"),
+        ({"num_labels": 2.5}, "num_labels = 2.5, expected an integer from 0 up"),
+        ({"num_classes": "3"}, "num_classes = '3', expected an integer from 0 up"),
+        ({"pruned_heads": [1]}, "pruned_heads = [1], expected lists of heads by layer"),
+        ({"pruned_heads": {"0": 1}}, "pruned_heads = {'0': 1}, expected lists of heads by layer"),
+        ({"pruned_heads": {"2": [1]}}, "pruned_heads names layer 2, expected one below num_hidden_layers = 2"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key' is not supported"),
         ({"problem_type": "guessing"}, "guessing"),
         ({"id2label": {"1": "yes", "2": "no", "3": "maybe"}}, "id2label must name the labels 0 to 2"),
-        ({"id2label": ["yes", "no"]}, "is no ErnieM config"),
-        ({"id2label": {"yes": 0}}, "is no ErnieM config"),
+        ({"id2label": ["yes", "no"]}, "is no ErnieM config: id2label = ['yes', 'no'], expected labels by number"),
+        ({"id2label": {"yes": 0}}, "is no ErnieM config: id2label = {'yes': 0}, expected labels by number"),
         ({"architectures": "ErnieMModel"}, "says architectures = 'ErnieMModel'; expected a list of names"),
-        ({"dtype": "float99", "torch_dtype": "float99"}, "float99"),
+        ({"dtype": "float99"}, "dtype = 'float99', expected the name of a torch.dtype"),
+        ({"torch_dtype": "float99"}, "torch_dtype = 'float99', expected the name of a torch.dtype"),
         ({"quantization_config": {"load_in_8bit": True}}, "expected a checkpoint that is not quantized"),
     ],
 )
@@ -83,11 +97,33 @@ def test_a_config_that_no_model_can_have(
     assert said in export_fails(write_checkpoint(tmp_path / "model", **config))
 
 
-def test_null_for_padding(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
-    folder = write_checkpoint(tmp_path / "model")
+def write_nulls(folder: Path, *keys: str) -> None:
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, "pad_token_id": None}))
-    assert "pad_token_id = None, expected an integer from 0 up" in export_fails(folder)
+    (folder / "config.json").write_text(json.dumps({**content, **dict.fromkeys(keys)}))
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("pad_token_id", "an integer from 0 up"),
+        ("hidden_act", "one of gelu, "),
+        ("hidden_dropout_prob", "a number from 0 to 1"),
+    ],
+)
+def test_null_for_what_must_be_there(
+    key: str, expected: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    write_nulls(folder, key)
+    assert f"{key} = None, expected {expected}" in export_fails(folder)
+
+
+def test_null_for_what_has_a_default(tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", "base")
+    write_nulls(
+        folder, "classifier_dropout", "dropout", "act_dropout", "num_labels", "id2label", "pruned_heads", "dtype"
+    )
+    assert load_checkpoint(str(folder)).head == "base"
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import transformers
 import erniem_rt
 from erniem_export import cli, pipeline
 from erniem_export.checkpoint import load_checkpoint
+from erniem_export.errors import ExportError
 from erniem_rt import Session
 
 Write = Callable[..., Path]
@@ -122,7 +123,26 @@ def test_verify_against_another_size(
 ) -> None:
     result = erniem_verify(exported[0] / "qa.onnx", "--model", write_checkpoint(tmp_path / "model", "qa"))
     assert result.code == 1
-    assert "qa.onnx was exported from another checkpoint: its limits are Limits(max_length=512" in result.err
+    assert "qa.onnx was exported from another checkpoint: its limits are max_length = 512, vocab_size = " in result.err
+    assert result.err.endswith("and those of model are max_length = 128, vocab_size = 1000, pad_token_id = 1\n")
+
+
+def test_verify_against_other_labels(
+    erniem_export: Run, erniem_verify: Run, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    def wider(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = ("classifier.weight", "classifier.bias")
+        return {**state, **{name: torch.cat([state[name], state[name][:1]]) for name in names}}
+
+    three = write_checkpoint(tmp_path / "three")
+    labels = {str(i): f"label {i}" for i in range(4)}
+    four = write_checkpoint(tmp_path / "four", edit=wider, id2label=labels)
+    assert erniem_export("--model", three, "--output", tmp_path / "out").code == 0
+    artifact = tmp_path / "out" / "cls.onnx"
+    assert erniem_verify(artifact, "--model", four).err.splitlines()[-1] == (
+        f"error: {artifact} was exported from another checkpoint: its outputs are logits (batch, 3), "
+        "and those of four are logits (batch, 4)"
+    )
 
 
 def test_verify_against_another_head(
@@ -340,7 +360,7 @@ def test_what_torch_cannot_trace(export_fails: Fails, monkeypatch: pytest.Monkey
     assert export_fails("random:tiny").startswith("torch cannot trace this model: Failed to export the model; ")
 
 
-@pytest.mark.parametrize(("number", "over"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+@pytest.mark.parametrize(("number", "over"), [(signal.SIGTERM, True), (signal.SIGINT, False), (signal.SIGHUP, True)])
 def test_an_export_that_is_told_to_stop(
     number: signal.Signals, over: bool, exported: tuple[Path, Any], tmp_path: Path
 ) -> None:
@@ -349,8 +369,9 @@ def test_an_export_that_is_told_to_stop(
     if over:
         shutil.copytree(exported[0], output)
     before = {file.name: file.read_bytes() for file in output.iterdir()} if over else None
-    # Tests that a shell runs in the background have children that ignore SIGINT, until they say otherwise.
+    # Tests that a shell runs in the background, or nohup, have children that ignore SIGINT or SIGHUP.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     code += "from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["--model", "random:tiny", "--head", "qa", "--output", str(output)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
@@ -365,10 +386,53 @@ def test_an_export_that_is_told_to_stop(
     assert before == ({file.name: file.read_bytes() for file in output.iterdir()} if output.exists() else None)
 
 
-def test_the_signal_handler_is_put_back(erniem_export: Run) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def on_hangup() -> Iterator[Callable[[Any], None]]:
+    """Set what SIGHUP does, until the test is over."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_hangup_leaves_the_cleaning_up_alone(
+    on_hangup: Callable[[Any], None], erniem_export: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell of a closed terminal hangs up, and so does the kernel."""
+    cleaned = []
+
+    def hung_up_twice(*_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+            time.sleep(0.01)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            time.sleep(0.01)
+            cleaned.append(True)
+
+    on_hangup(signal.SIG_DFL)
+    monkeypatch.setattr(pipeline, "export", hung_up_twice)
+    assert erniem_export("--model", "random:tiny").err == "error: interrupted; nothing was written\n"
+    assert cleaned == [True]
+
+
+def test_under_nohup_a_hangup_stays_ignored(
+    on_hangup: Callable[[Any], None], erniem_export: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hung_up(*_: Any) -> None:
+        signal.raise_signal(signal.SIGHUP)
+        time.sleep(0.01)
+        raise ExportError("went on")
+
+    on_hangup(signal.SIG_IGN)
+    monkeypatch.setattr(pipeline, "export", hung_up)
+    assert erniem_export("--model", "random:tiny").err == "error: went on\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_signal_handler_is_put_back(number: signal.Signals, erniem_export: Run) -> None:
+    before = signal.getsignal(number)
     assert erniem_export("--model", "random:nope").code == 1
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_mistakes_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

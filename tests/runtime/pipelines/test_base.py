@@ -270,6 +270,16 @@ def test_a_task_of_another_head_is_refused(make_text_artifact):
     )
 
 
+@pytest.mark.parametrize("head", ["base", "mc", "qa"])
+def test_an_artifact_that_takes_embeddings_is_refused(make_artifact, head):
+    path = make_artifact(head, "inputs_embeds").path
+    with pytest.raises(InvalidInputError) as caught:
+        pipeline(path)
+    assert str(caught.value) == (
+        f"{path} takes inputs_embeds and a pipeline gives input_ids; export again without --with-inputs-embeds."
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
