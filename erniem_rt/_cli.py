@@ -93,21 +93,24 @@ def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.Buffer
 def _answer_chunk(
     pipeline: Pipeline, options: dict[str, Any], chunk: Iterable[tuple[int, bytes]]
 ) -> list[tuple[int, Any]]:
-    """Answer lines together or, if one of them is at fault, one by one."""
+    """Answer lines; the answer to one that is at fault is the error."""
     items = [(number, _parsed(line)) for number, line in chunk]
     good = [item for _, item in items if not isinstance(item, ErnieMError)]
-    try:
-        answers = iter(pipeline(good, **options) if good else [])
-    except InvalidInputError:
-        answers = iter([_answer_one(pipeline, options, item) for item in good])
+    answers = iter(_answers(pipeline, options, good))
     return [(number, item if isinstance(item, ErnieMError) else next(answers)) for number, item in items]
 
 
-def _answer_one(pipeline: Pipeline, options: dict[str, Any], item: Any) -> Any:
+def _answers(pipeline: Pipeline, options: dict[str, Any], items: list[Any]) -> list[Any]:
+    """Answer items together or, while one of them is at fault, each half of them by itself."""
+    if not items:
+        return []
     try:
-        return pipeline([item], **options)[0]
+        return list(pipeline(items, **options))
     except InvalidInputError as error:
-        return InvalidInputError(str(error).removeprefix("input 0: "))
+        if len(items) == 1:
+            return [InvalidInputError(str(error).removeprefix("input 0: "))]
+    middle = len(items) // 2
+    return _answers(pipeline, options, items[:middle]) + _answers(pipeline, options, items[middle:])
 
 
 def _parsed(line: bytes) -> Any:
