@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from erniem_rt._cli import main
+from erniem_rt._sigterm import stopped_by_sigterm
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stopped_by_sigterm():
+        sys.exit(main())

@@ -13,7 +13,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt._cli_files import chunks, refuse_same_file, replaced
 from erniem_rt._cli_options import call_options, make_parser, pipeline_options
-from erniem_rt._cli_streams import drop_what_cannot_be_written, say, show_progress, standard_input, standard_output
+from erniem_rt._cli_streams import (
+    discard_output,
+    drop_what_cannot_be_written,
+    say,
+    show_progress,
+    standard_input,
+    standard_output,
+)
+from erniem_rt._sigterm import Terminated
 from erniem_rt.errors import ErnieMError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         drop_what_cannot_be_written()
         say(f"error: {' '.join(str(error).split())}")
         return 1
+    except Terminated:
+        discard_output()
+        raise
     except KeyboardInterrupt:
         say("error: interrupted")
         return 1

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     import io
     from typing import IO, TextIO
 
-__all__ = ["drop_what_cannot_be_written", "say", "show_progress", "standard_input", "standard_output"]
+__all__ = [
+    "discard_output",
+    "drop_what_cannot_be_written",
+    "say",
+    "show_progress",
+    "standard_input",
+    "standard_output",
+]
 
 
 def standard_input() -> io.BufferedReader:
@@ -43,6 +50,12 @@ def drop_what_cannot_be_written() -> None:
             sys.stdout.flush()
         except OSError:
             _discard(sys.stdout)
+
+
+def discard_output() -> None:
+    """Write no more of standard output: at its end Python would wait for a reader that may have stopped."""
+    if sys.stdout is not None:
+        _discard(sys.stdout)
 
 
 def _opened(stream: TextIO | None, name: str) -> TextIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ def run(artifact: Path, tmp_path: Path):
     def start(redirection: str, *options: str) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, "-m", "erniem_rt", str(artifact), *options]
         command = ["sh", "-c", f'"$@" {redirection}', "sh", *program]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         return subprocess.run(
-            command, cwd=tmp_path, input=LINES, capture_output=True, text=True, check=False, timeout=60
+            command, cwd=tmp_path, env=buffered, input=LINES, capture_output=True, text=True, check=False, timeout=60
         )
 
     return start
