@@ -6,11 +6,9 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
+from erniem_rt._sigterm import Terminated, stopped_by_sigterm
 from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS
 
@@ -37,7 +36,10 @@ _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage)."""
+    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage).
+
+    As long as it works, SIGTERM cleans up too, and exits with 143.
+    """
     parser = _export_parser()
     options = parser.parse_args(argv)
     _refuse_contradictions(parser, options)
@@ -147,19 +149,21 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 
 def _run(command: Callable[[], None]) -> int:
-    try:
-        with _stopped_by_sigterm():
+    with stopped_by_sigterm():
+        try:
             command()
-    except (Exception, KeyboardInterrupt) as error:
-        message = _explained(error)
-        if message is None:
-            raise
-        if isinstance(error, ParityError) and error.report is not None:
-            with contextlib.suppress(ExportError):
-                _say(format_report(error.report))
-        with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
-            print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-        return 1
+        except (Exception, KeyboardInterrupt) as error:
+            message = _explained(error)
+            if message is None:
+                raise
+            if isinstance(error, ParityError) and error.report is not None:
+                with contextlib.suppress(ExportError):
+                    _say(format_report(error.report))
+            with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
+                print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+            if isinstance(error, Terminated):
+                raise
+            return 1
     return 0
 
 
@@ -176,23 +180,6 @@ def _explained(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     return None
-
-
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM interrupt; without a handler, it would end the process with half-written files left behind."""
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set one
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _path(text: str) -> Path:

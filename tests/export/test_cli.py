@@ -23,7 +23,7 @@ import torch
 import transformers
 
 import erniem_rt
-from erniem_export import cli, pipeline
+from erniem_export import bundle, cli, pipeline
 from erniem_export.checkpoint import load_checkpoint
 from erniem_rt import Session
 
@@ -340,9 +340,9 @@ def test_what_torch_cannot_trace(export_fails: Fails, monkeypatch: pytest.Monkey
     assert export_fails("random:tiny").startswith("torch cannot trace this model: Failed to export the model; ")
 
 
-@pytest.mark.parametrize(("number", "over"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+@pytest.mark.parametrize(("number", "over", "code"), [(signal.SIGTERM, True, 143), (signal.SIGINT, False, 1)])
 def test_an_export_that_is_told_to_stop(
-    number: signal.Signals, over: bool, exported: tuple[Path, Any], tmp_path: Path
+    number: signal.Signals, over: bool, code: int, exported: tuple[Path, Any], tmp_path: Path
 ) -> None:
     """While it traces; the process ends by itself, and what was there before stays as it was."""
     output = tmp_path / "out"
@@ -350,19 +350,38 @@ def test_an_export_that_is_told_to_stop(
         shutil.copytree(exported[0], output)
     before = {file.name: file.read_bytes() for file in output.iterdir()} if over else None
     # Tests that a shell runs in the background have children that ignore SIGINT, until they say otherwise.
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["--model", "random:tiny", "--head", "qa", "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while not process.stderr.readline().startswith("tracing"):
         assert process.poll() is None
     time.sleep(0.2)
     os.kill(process.pid, number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == code
     assert said == "error: interrupted; nothing was written\n"
     assert before == ({file.name: file.read_bytes() for file in output.iterdir()} if output.exists() else None)
+
+
+def test_a_second_sigterm_does_not_interrupt_the_cleaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``timeout`` sends two: to its child and to the group."""
+    rmtree = shutil.rmtree
+
+    def terminate(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def remove(*arguments: Any, **options: Any) -> None:
+        terminate()
+        rmtree(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "trace", terminate)
+    monkeypatch.setattr(bundle.shutil, "rmtree", remove)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--model", "random:tiny", "--head", "qa", "--output", str(tmp_path / "out")])
+    assert end.value.code == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_signal_handler_is_put_back(erniem_export: Run) -> None:
