@@ -325,3 +325,7 @@ def _add_task_set(parser: argparse.ArgumentParser) -> None:
         help="labelled examples of the task, a JSON object a line: the task's metric may fall by at most 0.5 points "
         "below PyTorch's (default: task_set.jsonl in the checkpoint's folder, if there is one)",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -274,6 +274,14 @@ def test_help_and_version_are_quick(function: str, option: str) -> None:
     assert "usage: erniem-" in result.stdout or f"erniem-rt {erniem_rt.__version__}" in result.stdout
 
 
+@pytest.mark.parametrize("module", ["erniem_export", "erniem_export.cli"])
+def test_the_package_is_the_command(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", module, "--model", "random:nope", "--output", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: random:nope is not known")
+
+
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_the_packages_of_the_exporter(missing: str, tmp_path: Path) -> None:
     code = (
