@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt._cli_files import chunks, refuse_same_file, replaced
 from erniem_rt._cli_options import call_options, make_parser, pipeline_options
+from erniem_rt._cli_streams import (
+    discard_output,
+    drop_what_cannot_be_written,
+    say,
+    show_progress,
+    standard_input,
+    standard_output,
+)
+from erniem_rt._signals import Terminated
 from erniem_rt.errors import ErnieMError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -39,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _opened(arguments) as (source, target):
                 return _answer_lines(pipeline, options, source, target)
     except (ErnieMError, OSError) as error:
-        _drop_what_cannot_be_written()
-        _say(f"error: {' '.join(str(error).split())}")
+        drop_what_cannot_be_written()
+        say(f"error: {' '.join(str(error).split())}")
         return 1
+    except Terminated:
+        discard_output()
+        raise
     except KeyboardInterrupt:
-        _say("error: interrupted")
+        say("error: interrupted")
         return 1
 
 
@@ -64,27 +74,10 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
 def _opened(arguments: argparse.Namespace) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
     """Yield input and output as bytes: lines are UTF-8 whatever the locale says."""
     with contextlib.ExitStack() as stack:
-        source = cast("io.BufferedReader", sys.stdin.buffer)
-        target: IO[bytes] = sys.stdout.buffer
-        if arguments.input != "-":
-            source = stack.enter_context(Path(arguments.input).open("rb"))
-        if arguments.output != "-":
-            target = stack.enter_context(replaced(Path(arguments.output)))
+        read, write = arguments.input, arguments.output
+        source = standard_input() if read == "-" else stack.enter_context(Path(read).open("rb"))
+        target = standard_output() if write == "-" else stack.enter_context(replaced(Path(write)))
         yield source, target
-
-
-def _say(message: str) -> None:
-    """Print a line to standard error, in place of the progress where a terminal shows it."""
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(f"{clear}{message}", file=sys.stderr)
-
-
-def _drop_what_cannot_be_written() -> None:
-    """Python would try it again at its end, print a second error and exit with 120."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.BufferedReader, target: IO[bytes]) -> int:
@@ -93,40 +86,42 @@ def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.Buffer
         for number, answer in _answer_chunk(pipeline, options, chunk):
             if isinstance(answer, ErnieMError):
                 failed += 1
-                _say(f"line {number}: {answer}")
+                say(f"line {number}: {answer}")
                 answer = {"error": str(answer), "line": number}
             text = json.dumps(answer, ensure_ascii=False, default=_plain)
             # What UTF-8 cannot hold (half of a surrogate pair) stays the escape that JSON has for it.
             target.write(text.encode("utf-8", "backslashreplace") + b"\n")
         target.flush()
         done += len(chunk)
-        if sys.stderr.isatty():
-            print(f"\r{done} lines", end="", file=sys.stderr, flush=True)
-    if sys.stderr.isatty() and done:
-        print(file=sys.stderr)
+        show_progress(f"\r{done} lines")
+    if done:
+        show_progress("\n")
     if failed:
-        _say(f"error: {failed} of {done} lines could not be answered")
+        say(f"error: {failed} of {done} lines could not be answered")
     return 1 if failed else 0
 
 
 def _answer_chunk(
     pipeline: Pipeline, options: dict[str, Any], chunk: Iterable[tuple[int, bytes]]
 ) -> list[tuple[int, Any]]:
-    """Answer lines together or, if one of them is at fault, one by one."""
+    """Answer lines; the answer to one that is at fault is the error."""
     items = [(number, _parsed(line)) for number, line in chunk]
     good = [item for _, item in items if not isinstance(item, ErnieMError)]
-    try:
-        answers = iter(pipeline(good, **options) if good else [])
-    except InvalidInputError:
-        answers = iter([_answer_one(pipeline, options, item) for item in good])
+    answers = iter(_answers(pipeline, options, good))
     return [(number, item if isinstance(item, ErnieMError) else next(answers)) for number, item in items]
 
 
-def _answer_one(pipeline: Pipeline, options: dict[str, Any], item: Any) -> Any:
+def _answers(pipeline: Pipeline, options: dict[str, Any], items: list[Any]) -> list[Any]:
+    """Answer items together or, while one of them is at fault, each half of them by itself."""
+    if not items:
+        return []
     try:
-        return pipeline([item], **options)[0]
+        return list(pipeline(items, **options))
     except InvalidInputError as error:
-        return InvalidInputError(str(error).removeprefix("input 0: "))
+        if len(items) == 1:
+            return [InvalidInputError(str(error).removeprefix("input 0: "))]
+    middle = len(items) // 2
+    return _answers(pipeline, options, items[:middle]) + _answers(pipeline, options, items[middle:])
 
 
 def _parsed(line: bytes) -> Any:

@@ -57,14 +57,29 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     path = Path(os.path.realpath(path))  # a link stays one
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("xb") as file:
+        with _made(part) as file:
             if path.exists():
                 shutil.copymode(path, part)
             yield file
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise
+
+
+def _made(part: Path) -> IO[bytes]:
+    """Open a file that is not there yet; an error is about its folder, for nobody gave its name."""
+    try:
+        return part.open("xb")
+    except OSError as error:
+        if not part.parent.is_dir():
+            raise InvalidInputError(
+                f"--output: there is no folder {part.parent}: make it, or choose another."
+            ) from error
+        raise InvalidInputError(
+            f"--output: no file can be made in {part.parent}: {error.strerror}; choose another."
+        ) from error
 
 
 def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:

@@ -6,11 +6,9 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
+from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS
 
@@ -37,7 +36,10 @@ _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage)."""
+    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage).
+
+    As long as it works, SIGTERM cleans up too, and exits with 143.
+    """
     parser = _export_parser()
     options = parser.parse_args(argv)
     _refuse_contradictions(parser, options)
@@ -147,19 +149,21 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 
 def _run(command: Callable[[], None]) -> int:
-    try:
-        with _stopped_by_signals():
+    with stopped_by_signals():
+        try:
             command()
-    except (Exception, KeyboardInterrupt) as error:
-        message = _explained(error)
-        if message is None:
-            raise
-        if isinstance(error, ParityError) and error.report is not None:
-            with contextlib.suppress(ExportError):
-                _say(format_report(error.report))
-        with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
-            print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-        return 1
+        except (Exception, KeyboardInterrupt) as error:
+            message = _explained(error)
+            if message is None:
+                raise
+            if isinstance(error, ParityError) and error.report is not None:
+                with contextlib.suppress(ExportError):
+                    _say(format_report(error.report))
+            with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
+                print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+            if isinstance(error, Terminated):
+                raise
+            return 1
     return 0
 
 
@@ -176,26 +180,6 @@ def _explained(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     return None
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP interrupt: left alone, they end the process with half-written files left behind."""
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set one
-        yield
-        return
-    with contextlib.ExitStack() as handlers:
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-                handlers.callback(signal.signal, number, signal.signal(number, _interrupt))
-        yield
-
-
-def _interrupt(number: int, _frame: Any) -> None:
-    if number != signal.SIGTERM:
-        signal.signal(number, signal.SIG_IGN)  # shell and kernel both hang up: the second must not stop the cleaning up
-    raise KeyboardInterrupt
 
 
 def _path(text: str) -> Path:
@@ -341,3 +325,7 @@ def _add_task_set(parser: argparse.ArgumentParser) -> None:
         help="labelled examples of the task, a JSON object a line: the task's metric may fall by at most 0.5 points "
         "below PyTorch's (default: task_set.jsonl in the checkpoint's folder, if there is one)",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 import erniem_rt
-from erniem_export import cli, pipeline
+from erniem_export import bundle, cli, pipeline
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import ExportError
 from erniem_rt import Session
@@ -294,6 +294,14 @@ def test_help_and_version_are_quick(function: str, option: str) -> None:
     assert "usage: erniem-" in result.stdout or f"erniem-rt {erniem_rt.__version__}" in result.stdout
 
 
+@pytest.mark.parametrize("module", ["erniem_export", "erniem_export.cli"])
+def test_the_package_is_the_command(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", module, "--model", "random:nope", "--output", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: random:nope is not known")
+
+
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_the_packages_of_the_exporter(missing: str, tmp_path: Path) -> None:
     code = (
@@ -360,9 +368,11 @@ def test_what_torch_cannot_trace(export_fails: Fails, monkeypatch: pytest.Monkey
     assert export_fails("random:tiny").startswith("torch cannot trace this model: Failed to export the model; ")
 
 
-@pytest.mark.parametrize(("number", "over"), [(signal.SIGTERM, True), (signal.SIGINT, False), (signal.SIGHUP, True)])
+@pytest.mark.parametrize(
+    ("number", "over", "code"), [(signal.SIGTERM, True, 143), (signal.SIGINT, False, 1), (signal.SIGHUP, True, 129)]
+)
 def test_an_export_that_is_told_to_stop(
-    number: signal.Signals, over: bool, exported: tuple[Path, Any], tmp_path: Path
+    number: signal.Signals, over: bool, code: int, exported: tuple[Path, Any], tmp_path: Path
 ) -> None:
     """While it traces; the process ends by itself, and what was there before stays as it was."""
     output = tmp_path / "out"
@@ -370,18 +380,18 @@ def test_an_export_that_is_told_to_stop(
         shutil.copytree(exported[0], output)
     before = {file.name: file.read_bytes() for file in output.iterdir()} if over else None
     # Tests that a shell runs in the background, or nohup, have children that ignore SIGINT or SIGHUP.
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    code += "from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    program += "from erniem_export.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["--model", "random:tiny", "--head", "qa", "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while not process.stderr.readline().startswith("tracing"):
         assert process.poll() is None
     time.sleep(0.2)
     os.kill(process.pid, number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == code
     assert said == "error: interrupted; nothing was written\n"
     assert before == ({file.name: file.read_bytes() for file in output.iterdir()} if output.exists() else None)
 
@@ -394,25 +404,30 @@ def on_hangup() -> Iterator[Callable[[Any], None]]:
     signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_hangup_leaves_the_cleaning_up_alone(
-    on_hangup: Callable[[Any], None], erniem_export: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_interrupt_the_cleaning(
+    number: signal.Signals,
+    on_hangup: Callable[[Any], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The shell of a closed terminal hangs up, and so does the kernel."""
-    cleaned = []
+    """``timeout`` sends two, to its child and to the group; so do the shell of a closed terminal and the kernel."""
+    rmtree = shutil.rmtree
 
-    def hung_up_twice(*_: Any) -> None:
-        try:
-            signal.raise_signal(signal.SIGHUP)
-            time.sleep(0.01)
-        finally:
-            signal.raise_signal(signal.SIGHUP)
-            time.sleep(0.01)
-            cleaned.append(True)
+    def terminate(*_: Any) -> None:
+        os.kill(os.getpid(), number)
+
+    def remove(*arguments: Any, **options: Any) -> None:
+        terminate()
+        rmtree(*arguments, **options)
 
     on_hangup(signal.SIG_DFL)
-    monkeypatch.setattr(pipeline, "export", hung_up_twice)
-    assert erniem_export("--model", "random:tiny").err == "error: interrupted; nothing was written\n"
-    assert cleaned == [True]
+    monkeypatch.setattr(pipeline, "trace", terminate)
+    monkeypatch.setattr(bundle.shutil, "rmtree", remove)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--model", "random:tiny", "--head", "qa", "--output", str(tmp_path / "out")])
+    assert end.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_under_nohup_a_hangup_stays_ignored(

@@ -100,8 +100,8 @@ def build(
         finally:
             if monitor is not None:
                 monitor.close()
-    if monitor is not None and monitor.interrupted:
-        raise KeyboardInterrupt
+    if monitor is not None and monitor.interrupted is not None:
+        raise monitor.interrupted
     if plan is None:
         raise EngineBuildError(_why(library, network, messages) + _HINT * options.version_compatible)
     if options.timing_cache is not None:

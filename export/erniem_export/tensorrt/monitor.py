@@ -11,9 +11,9 @@ __all__ = ["Monitor", "monitor_for"]
 
 
 class Monitor(Protocol):
-    """``interrupted``: somebody pressed Ctrl-C, and the build was told to stop."""
+    """``interrupted``: what was raised when somebody pressed Ctrl-C; the build was then told to stop."""
 
-    interrupted: bool
+    interrupted: KeyboardInterrupt | None
 
     def close(self) -> None:
         """Take the progress away."""
@@ -30,7 +30,7 @@ def monitor_for(module: Any, progress: Progress) -> Monitor | None:
     class Watcher(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
-            self.interrupted = False
+            self.interrupted: KeyboardInterrupt | None = None
             self._phases: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
@@ -39,7 +39,7 @@ def monitor_for(module: Any, progress: Progress) -> Monitor | None:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._show(phase_name, step + 1)
-            return not self.interrupted
+            return self.interrupted is None
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.pop(phase_name, None)
@@ -50,8 +50,8 @@ def monitor_for(module: Any, progress: Progress) -> Monitor | None:
         def _show(self, phase: str, done: int) -> None:
             try:
                 progress.phase(phase, done, self._phases.get(phase, 0))
-            except KeyboardInterrupt:
-                self.interrupted = True
+            except KeyboardInterrupt as error:
+                self.interrupted = error
 
     watcher: Monitor = Watcher()
     return watcher

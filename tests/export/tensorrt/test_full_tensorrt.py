@@ -15,6 +15,7 @@ from erniem_export.errors import EngineBuildError
 from erniem_export.passes.int8_standard import int8_weights
 from erniem_export.tensorrt import library, plan
 from erniem_export.tensorrt.proof import inspect, prove
+from erniem_rt._signals import Terminated
 from erniem_rt.manifest import Manifest, Profile
 
 VERSIONS = ("10.4.0", "11.4.0.106")
@@ -269,15 +270,16 @@ def test_running_out_of_memory_says_what_to_do(tensorrt, build, how, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interruption_stops_the_build_and_leaves_nothing(tensorrt, build, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("interruption", "code"), [(KeyboardInterrupt, 1), (Terminated, 143)])
+def test_an_interruption_stops_the_build_and_leaves_nothing(tensorrt, build, monkeypatch, tmp_path, interruption, code):
     module = tensorrt(VERSIONS[1])
 
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise interruption
 
     monkeypatch.setattr("erniem_export.progress.Terminal.phase", lambda _, name, *__: name and interrupted())
     result, _ = build("--fp16")
-    assert (result.code, module.built[1:]) == (1, [])
+    assert (result.code, module.built[1:]) == (code, [])
     assert result.err.splitlines()[-1] == "error: interrupted; nothing was written"
     assert not (tmp_path / "out").exists()
 

@@ -13,6 +13,7 @@ import pytest
 
 from erniem_rt import _cli
 from erniem_rt._cli import main
+from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines import pipeline
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -57,6 +58,26 @@ def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -
     assert code == 1
     assert [i for i, line in enumerate(answers) if "error" in line] == [30]
     assert len(answers) == 50
+
+
+@pytest.mark.parametrize("bad", [[], [0], [37], [63], [5, 6], [1, 30, 60], list(range(64))])
+def test_a_bad_line_costs_few_runs(bad) -> None:
+    """The others are answered together, in halves of halves around it."""
+    calls: list[list[int]] = []
+
+    def double(items: list[int]) -> list[int]:
+        calls.append(items)
+        for index, item in enumerate(items):
+            if item in bad:
+                raise InvalidInputError(f"input {index}: {item} is bad")
+        return [2 * item for item in items]
+
+    lines = [(number, b"%d" % (number - 1)) for number in range(1, 65)]
+    answers = _cli._answer_chunk(double, {}, lines)
+
+    assert [number for number, _ in answers] == list(range(1, 65))
+    assert [str(answer) for _, answer in answers] == [f"{i} is bad" if i in bad else str(2 * i) for i in range(64)]
+    assert len(calls) <= 1 + 2 * 6 * len(bad)
 
 
 def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:

@@ -81,6 +81,18 @@ def test_an_output_that_was_not_finished_replaces_nothing(artifact, source, tmp_
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none/out.jsonl", "there is no folder {}/none: make it, or choose another."),
+        ("a" * 250, "no file can be made in {}: File name too long; choose another."),
+    ],
+)
+def test_an_output_that_cannot_be_made(artifact, source, tmp_path, capsys, name, message) -> None:
+    assert main([str(artifact), "--input", str(source), "--output", str(tmp_path / name)]) == 1
+    assert capsys.readouterr().err == f"error: --output: {message.format(tmp_path.resolve())}\n"
+
+
 def test_an_output_keeps_its_mode_and_its_link(tmp_path) -> None:
     (tmp_path / "real").write_text("from before")
     (tmp_path / "real").chmod(0o600)
