@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -172,16 +172,37 @@ def test_threads_are_counted(tokenizer: Tokenizer, threads: Any) -> None:
         tokenizer.batch(["The"], threads=threads)
 
 
-def seconds(tokenizer: Tokenizer, text: str) -> float:
-    """CPU time of a text by both paths, offsets included: other programs do not count."""
-    started = time.process_time()
-    tokenizer(text)
-    assert tokenizer.batch([text]).offsets.size
-    return time.process_time() - started
+class Work:
+    """What a text costs by both paths, offsets included: calls, and characters that sentencepiece is given."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = self.characters = 0
+        self._processor: Any = tokenizer._model._processor
+        monkeypatch.setattr(tokenizer._model, "_processor", self)
+        sys.setprofile(self._count_call)
+        try:
+            tokenizer(text)
+            assert tokenizer.batch([text]).offsets.size
+        finally:
+            sys.setprofile(None)
+        monkeypatch.undo()
+
+    def __getattr__(self, name: str) -> Any:
+        def counted(texts: Any, **options: Any) -> Any:
+            self.characters += sum(map(len, [texts] if isinstance(texts, str) else texts))
+            return getattr(self._processor, name)(texts, **options)
+
+        return counted
+
+    def _count_call(self, _frame: Any, event: str, _argument: Any) -> None:
+        self.calls += event in ("call", "c_call")
 
 
 @pytest.mark.parametrize("unit", ["The lighthouse ", "x\u0007", "🦊", "[MASK] ", "图书馆，", "  "])
-def test_ten_times_the_text_takes_about_ten_times_as_long(tokenizer: Tokenizer, unit: str) -> None:
-    short, long = unit * (25_000 // len(unit)), unit * (250_000 // len(unit))
-    tokenizer(unit)
-    assert seconds(tokenizer, long) < 35 * max(seconds(tokenizer, short), 0.005)  # were it quadratic: 100 times
+def test_ten_times_the_text_takes_ten_times_the_work(
+    tokenizer: Tokenizer, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = (Work(tokenizer, unit * (size // len(unit)), monkeypatch) for size in (2500, 25_000))
+    assert long.calls < 11 * short.calls  # were it quadratic: 100 times
+    assert long.characters < 11 * short.characters
+    assert long.characters >= 25_000 // len(unit)
