@@ -278,19 +278,17 @@ def in_a_process(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize("function", ["main", "verify_main"])
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_are_quick(function: str, option: str) -> None:
+def test_help_and_version_need_nothing_large(function: str, option: str) -> None:
     code = (
-        "import sys, time; started = time.process_time()\n"
+        "import sys\n"
         f"from erniem_export.cli import {function}\n"
         "try:\n"
         f"    {function}(sys.argv[1:])\n"
         "except SystemExit as end:\n"
-        "    print('torch' in sys.modules, 'numpy' in sys.modules, end.code, time.process_time() - started)"
+        "    print('torch' in sys.modules, 'numpy' in sys.modules, end.code)"
     )
     result = in_a_process(code, option)
-    torch_loaded, numpy_loaded, status, seconds = result.stdout.splitlines()[-1].split()
-    assert (torch_loaded, numpy_loaded, status) == ("False", "False", "0")
-    assert float(seconds) < 0.5
+    assert result.stdout.splitlines()[-1] == "False False 0"
     assert "usage: erniem-" in result.stdout or f"erniem-rt {erniem_rt.__version__}" in result.stdout
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -142,16 +141,10 @@ except erniem_rt.EngineUnavailableError as error:
 
 @pytest.mark.parametrize("command", ["erniem-export", "erniem-verify"])
 def test_help_of_the_commands(command: str, serving_environment: Path, tmp_path: Path) -> None:
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        result = subprocess.run(
-            [str(serving_environment / command), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-        times.append(time.perf_counter() - start)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.startswith(f"usage: {command} ")
-    assert min(times) < 2
+    arguments = [str(serving_environment / command), "--help"]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: {command} ")
 
 
 def test_export_without_torch_names_the_extra(serving_environment: Path, tmp_path: Path) -> None:
