@@ -29,10 +29,9 @@ from benchmarks.tables import ROOT
 from benchmarks.tokenizer_data import make_texts, write_tokenizer
 from benchmarks.tokenizer_tables import RESULTS, tables, write_document
 from erniem_export.sentencepiece_model import in_byte_order
-from erniem_export.sources import tokenizer_files
+from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
 from erniem_rt import Tokenizer
 from erniem_rt.tokenizer import BatchEncoding
-from erniem_rt.tokenizer._tokenizer import MODEL_FILE
 
 REFERENCE = "transformers"
 ONE_THREAD = "batch, 1 thread"
@@ -191,7 +190,7 @@ def _exported(source: Path, target: Path) -> Path:
     target.mkdir()
     for file in tokenizer_files(source):
         content = file.read_bytes()
-        (target / file.name).write_bytes(in_byte_order(content) if file.name == MODEL_FILE else content)
+        (target / file.name).write_bytes(in_byte_order(content) if file.name == TOKENIZER_FILES[0] else content)
     return target
 
 

@@ -38,7 +38,7 @@ _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage).
 
-    As long as it works, SIGTERM cleans up too, and exits with 143.
+    SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129.
     """
     parser = _export_parser()
     options = parser.parse_args(argv)

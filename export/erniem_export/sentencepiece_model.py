@@ -26,11 +26,11 @@ def parse(content: bytes) -> Any:
 
 
 def in_byte_order(content: bytes) -> bytes:
-    """The same model with its pieces sorted by their bytes: it cuts every text alike and loads in three quarters.
+    """The same model with its pieces sorted by their bytes, as sentencepiece sorts them at each load.
 
-    sentencepiece builds a trie of the sorted pieces; pieces that lie in memory as they are sorted are found faster.
-    Only their ids differ, which ErnieM does not see: its ids are lines of ``vocab.txt``. Without that file the ids are
-    the model's own, and the order must stay.
+    It cuts every text alike and loads in about three quarters of the time. Only the pieces' ids differ, which ErnieM
+    does not see: its ids are lines of ``vocab.txt``. Without that file the ids are the model's own, and the order must
+    stay.
 
     Raises:
         CheckpointError: The content is not a sentencepiece model.
