@@ -136,6 +136,7 @@ class Manifest:
         content = {"format_version": self.format_version, **asdict(self)}
         if self.plan is None:
             del content["plan"]  # which versions before plans do not know
+        content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         # Not tempfile: it makes files that only their owner may read.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -148,8 +149,17 @@ class Manifest:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def verify(self, directory: str | os.PathLike[str], *, hashes: bool = True, without: Collection[str] = ()) -> None:
+    def verify(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        hashes: bool = True,
+        without: Collection[str] = (),
+        threads: int = 1,
+    ) -> None:
         """Check that every file is in ``directory`` with its size and, with ``hashes``, its content.
+
+        ``threads`` read a large file at once.
 
         Raises :class:`ArtifactError` naming the first file that is missing, truncated or edited. Sizes
         come first, for all files: they cost nothing. Files ``without`` are not looked at.
@@ -161,7 +171,7 @@ class Manifest:
         if not hashes:
             return
         for name, record in files.items():
-            check_hash(folder / name, record.sha256)
+            check_hash(folder / name, record, threads)
 
 
 def _parse(fields: Fields) -> Manifest:
@@ -206,7 +216,13 @@ def _parse_tensor(fields: Fields) -> TensorSpec:
 
 
 def _parse_record(fields: Fields) -> FileRecord:
-    return FileRecord(fields.sha256("sha256"), fields.integer("size", 0))
+    pieces = None if fields.data.get("pieces_sha256") is None else fields.sha256("pieces_sha256")
+    return FileRecord(fields.sha256("sha256"), fields.integer("size", 0), pieces)
+
+
+def _as_json(record: FileRecord) -> dict[str, object]:
+    """What the file says of a file: no key without a value."""
+    return {key: value for key, value in asdict(record).items() if value is not None}
 
 
 def _parse_optional_plan(fields: Fields, head: str, max_length: int) -> Plan | None:
