@@ -64,6 +64,15 @@ def check_size(path: Path, expected: int) -> None:
         )
 
 
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What the file system says of a file: device, inode, size, times of change; None if it cannot."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def check_hash(path: Path, expected: str) -> None:
     """Raise :class:`ArtifactError` unless the SHA-256 of ``path`` is ``expected``."""
     found = hash_file(path).sha256

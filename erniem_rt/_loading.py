@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from erniem_rt._signature import check_signature
+from erniem_rt._workers import Workers
 from erniem_rt.engines import open_engine, open_plan
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 
@@ -23,7 +23,7 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     manifest.verify(path.parent, hashes=False, without=others)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with Workers(1) as pool:
         hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
         try:
             engine = open_engine(path, device=device, options=options)
