@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -88,6 +88,15 @@ def check_size(path: Path, expected: int) -> None:
         )
 
 
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What the file system says of a file: device, inode, size, times of change; None if it cannot."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def check_hash(path: Path, record: FileRecord, threads: int = 1) -> None:
     """Raise :class:`ArtifactError` unless ``path`` has the content of ``record``.
 
@@ -106,9 +115,9 @@ def check_hash(path: Path, record: FileRecord, threads: int = 1) -> None:
 
 def _hash_pieces(path: Path, size: int, threads: int) -> str:
     """What :attr:`FileRecord.pieces_sha256` records of a file of ``size`` bytes."""
-    with ThreadPoolExecutor(threads) as pool:
-        digests = pool.map(lambda start: _hash_piece(path, start), range(0, size, PIECE))
-        return hashlib.sha256(b"".join(digests)).hexdigest()
+    with Workers(threads) as pool:
+        digests = [pool.submit(_hash_piece, path, start) for start in range(0, size, PIECE)]
+        return hashlib.sha256(b"".join(digest.result() for digest in digests)).hexdigest()
 
 
 def _hash_piece(path: Path, start: int) -> bytes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from erniem_rt._signature import check_signature
+from erniem_rt._workers import Workers
 from erniem_rt.engines import open_engine, open_plan
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 
@@ -24,7 +24,7 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     manifest.verify(path.parent, hashes=False, without=others)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with Workers(1) as pool:
         cores = os.cpu_count() or 1
         hashes = pool.submit(manifest.verify, path.parent, without=others, threads=cores) if verify else None
         try:

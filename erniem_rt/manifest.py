@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._fields import Fields, artifact_error
-from erniem_rt._files import FileRecord, check_hash, check_size, hash_file
+from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, stamp
 from erniem_rt.plan import Plan, Profile, parse_plan
 
 if TYPE_CHECKING:
@@ -172,6 +172,13 @@ class Manifest:
             return
         for name, record in files.items():
             check_hash(folder / name, record, threads)
+
+    def stamps(self, directory: str | os.PathLike[str]) -> dict[str, tuple[int, ...] | None]:
+        """What the file system says of every file, for telling later whether it is still the same; None if it is gone.
+
+        Any write, and any other file in its place, changes inode, size, or one of the times.
+        """
+        return {name: stamp(Path(directory) / name) for name in self.files}
 
 
 def _parse(fields: Fields) -> Manifest:

@@ -58,6 +58,9 @@ class Prompter:
         # The same prompts come again with every text.
         self._encode = lru_cache(maxsize=1024)(self._encode_uncached)
 
+    def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, int, SchemaLanguage]]:
+        return type(self), (self._tokenizer, self._max_length, self._language)
+
     def __call__(self, node: Node, answer: str | None = None) -> Prompt:
         """Ask for ``node``; about ``answer``, if it is a child.
 

@@ -45,6 +45,10 @@ class TokenizedTexts:
             self.sizes[places] = sizes
             self.ids = np.concatenate([self.ids, *(np.array(other.ids, np.int64) for other in others.values())])
 
+    def __getstate__(self) -> dict[str, NDArray[np.int64]]:
+        """Without the model, which only :meth:`offsets` needs."""
+        return {"ids": self.ids, "starts": self.starts, "sizes": self.sizes}
+
     def offsets(self) -> NDArray[np.int64]:
         """``(tokens, 2)`` int64: each token's half-open range of code points of its text."""
         normalized = self._tokens.spans()

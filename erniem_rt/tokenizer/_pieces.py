@@ -40,10 +40,19 @@ class SentencePieceModel:
     """A loaded sentencepiece model. Holds no state that changes results, so threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        self._processor = _load(path)
+        self._set_up(_load(path))
+
+    def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        self._processor = processor
         self._is_dropped = lru_cache(maxsize=4096)(self._normalizes_to_nothing)
         self.size: int = self._processor.get_piece_size()
         self.unknown_id: int = self._processor.unk_id()
+
+    def __getstate__(self) -> bytes:
+        return self.serialized()
+
+    def __setstate__(self, content: bytes) -> None:
+        self._set_up(_loaded(content, "the pickle"))
 
     def pieces(self) -> list[str]:
         """Every piece of the model, by id."""
@@ -115,18 +124,32 @@ class SentencePieceModel:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    _new_processor()  # What is not installed is said first.
+    if not path.is_file():
+        raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
+    return _loaded(content, path)
+
+
+def _new_processor() -> sentencepiece.SentencePieceProcessor:
     try:
         import sentencepiece
     except ImportError as error:
         raise EngineUnavailableError(
             'The tokenizer needs the package sentencepiece. Install it with: pip install "erniem-rt[text]"'
         ) from error
-    if not path.is_file():
-        raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
-    processor = sentencepiece.SentencePieceProcessor()
+    return sentencepiece.SentencePieceProcessor()
+
+
+def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
+    """A processor from the content of a model file, with its path for what may be wrong with it."""
+    processor = _new_processor()
     try:
-        loaded = processor.LoadFromSerializedProto(path.read_bytes())
-    except (OSError, RuntimeError) as error:
+        loaded = processor.LoadFromSerializedProto(content)
+    except RuntimeError as error:
         raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
     if not loaded or processor.get_piece_size() == 0:
         raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
+from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 from ._added_tokens import TextSplitter
@@ -70,6 +70,9 @@ class Tokenizer(TokenConversion):
             settings,
         )
         super().__init__(vocabulary, settings)
+        self._make_tools()
+
+    def _make_tools(self) -> None:
         self._splitter = TextSplitter(
             self._vocabulary.added.values(),
             [token.content for token in self.settings.all_special_tokens],
@@ -77,6 +80,14 @@ class Tokenizer(TokenConversion):
             split_special_tokens=self.settings.split_special_tokens,
         )
         self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of, self._tokenized_all)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
+        return {name: value for name, value in vars(self).items() if name not in ("_splitter", "_tokenize_batch")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_tools()
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Tokenizer:
@@ -305,7 +316,7 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
     if vocab_file is None:
         loaded = SentencePieceModel(model)
         return loaded, Vocabulary(TokenList.of(loaded.pieces()), settings)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with Workers(1) as pool:
         loading = pool.submit(SentencePieceModel, model)
         try:
             vocabulary = Vocabulary(read_vocabulary(vocab_file), settings)
