@@ -15,7 +15,7 @@ from erniem_rt.pipelines._options import require_choice, require_fraction
 from erniem_rt.pipelines._scores import sigmoid
 from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, SchemaLanguage
 from erniem_rt.pipelines._uie_schema import Node, parse_schema
-from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans
+from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans, join_spans
 from erniem_rt.pipelines._uie_text import EncodedText, encode, split
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
 
@@ -158,14 +158,22 @@ class InformationExtractionPipeline(Pipeline):
     def _read(self, prompt: Prompt, text: EncodedText, pieces: list[range], outputs: list[Outputs]) -> list[Answer]:
         """Answers to one prompt from its row with each piece: ``[CLS] prompt [SEP] [SEP] piece [SEP]``."""
         length = len(prompt.encoded.ids)
-        if prompt.options:
-            spans_of = [self._spans(output, slice(1, 1 + length)) for output in outputs]
-            return choose_option(prompt.encoded, prompt.options, spans_of)
-        spans: list[Span] = []
-        for piece, output in zip(pieces, outputs, strict=True):
-            found = self._spans(output, slice(3 + length, 3 + length + len(piece)))
-            spans += [Span(piece.start + first, piece.start + last, score) for first, last, score in found]
-        return cut_answers(text, spans)
+        answers = self._found(length, text, pieces, outputs) if prompt.text_first or not prompt.options else []
+        if answers or not prompt.options:
+            return answers
+        spans_of = [self._spans(output, slice(1, 1 + length)) for output in outputs]
+        return choose_option(prompt.encoded, prompt.options, spans_of)
+
+    def _found(self, length: int, text: EncodedText, pieces: list[range], outputs: list[Outputs]) -> list[Answer]:
+        """Answers from the text to a prompt of ``length`` tokens."""
+        found = [
+            [
+                Span(piece.start + first, piece.start + last, probability)
+                for first, last, probability in self._spans(output, slice(3 + length, 3 + length + len(piece)))
+            ]
+            for piece, output in zip(pieces, outputs, strict=True)
+        ]
+        return cut_answers(text, join_spans(pieces, found))
 
     def _spans(self, output: Outputs, part: slice) -> list[Span]:
         """Spans within one part of a row. One that leaves it is no answer, nor does it change what else is one."""
