@@ -20,8 +20,10 @@ __all__ = ["EncodedText", "encode", "half_width", "split"]
 
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _CLOSING = "\"'”’»」』）)\\]"
-# A dot after a word this short may be an abbreviation's, an initial's or a number's: "J. R. Smith", "St. Gallen".
-_AFTER_LONG_WORD = r"(?<!\b\w)(?<!\b\w\w)(?<!\b\w\w\w)(?<!\b[A-ZÀ-ÞА-Я]\w{3})"
+# A dot after one letter, or after up to three of Latin or Cyrillic script or digits (four with a capital), may be an
+# abbreviation's or a number's: "J. R. Smith", "St. Gallen", "ул. Мира", "4. Mai", "Prof. Li".
+_LETTER, _CAPITAL = "[0-9A-Za-zÀ-ɏЀ-ӿ]", "[A-ZÀ-ÞЀ-Я]"
+_AFTER_LONG_WORD = rf"(?<!\b\w)(?<!\b{_LETTER}{{2}})(?<!\b{_LETTER}{{3}})(?<!\b{_CAPITAL}{_LETTER}{{3}})"
 # Where no name goes on: after a mark that ends a sentence by itself, after one that needs space after it, and at an
 # empty line. A line end alone is none, for scanned text has them within names. Every alternative looks at a bounded
 # number of characters besides those that it takes, so that the search is linear in the text.

@@ -45,10 +45,19 @@ class InformationExtractionPipeline(Pipeline):
 
         ["Person", {"Company": ["Founder", "Sentiment[positive, negative]"]}]
 
-    A name that ends in options is a classification: its answer is one of them. Names become prompts as in uie-m:
+    A name that ends in options, with commas of any script between them, is a classification: its answer is one of
+    them. One item in brackets is part of the name, as in ``Price [EUR]``. With slashes, as in ``Speed [km/h]``, it may
+    be either: one of the options is the answer only where none is found in the text. Names become prompts as in uie-m:
     ``Person``, then ``Founder of Apple`` and ``Sentiment of Apple [positive, negative]``, or ``苹果的创始人``. The
-    schema is asked level by level. A text that does not fit into a row beside the longest prompt of a level is split,
-    at sentence ends where it can be, and answers are joined.
+    schema is asked level by level.
+
+    A text that does not fit into a row beside the longest prompt of a level is split at ends of sentences. Where none
+    ends, pieces share 128 tokens, or half a row if that is less, and an answer of at most that length is found whole,
+    and once. A classification is what most pieces say.
+
+    Each level takes a row for each of its different prompts with each piece of the text. Below the first level that
+    is a prompt for each name and each different answer above it: in a text of 100 pieces with 200 people,
+    ``{"Person": "Employer"}`` takes 100 rows and then 20,000.
 
     Args:
         session: The model.

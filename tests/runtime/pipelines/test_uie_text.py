@@ -63,6 +63,8 @@ def test_no_more_than_two_pieces_share_a_token(text: str, room: int) -> None:
         ("From there. Prof. Ada", 14, ["From there.", "Prof. Ada"]),
         ("bis zum 4. Mai dort", 11, ["bis zum 4. Mai", "4. Mai dort"]),
         ("the year 1998. Ada", 14, ["the year 1998.", "Ada"]),
+        ("this is it. ул. Мира", 15, ["this is it. ул. Мир", ". ул. Мира"]),
+        ("يسكن في دبي. ثم", 11, ["يسكن في دبي.", "ثم"]),
         ("一二三四五六七", 4, ["一二三四", "三四五六", "五六七"]),
     ],
 )
