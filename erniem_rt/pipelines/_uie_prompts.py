@@ -26,10 +26,14 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, for a classification, where its options stand in it (code points)."""
+    """A prompt and, for a classification, where its options stand in it (code points).
+
+    With ``text_first`` they are answers only where the text has none.
+    """
 
     encoded: EncodedText
     options: tuple[range, ...]
+    text_first: bool
 
     @property
     def text(self) -> str:
@@ -71,15 +75,15 @@ class Prompter:
         """
         lead = self._lead(node, answer)
         options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
-        return Prompt(self._encode(lead + node.choices), options)
+        return Prompt(self._encode(lead + node.bracket), options, node.text_first)
 
     def _lead(self, node: Node, answer: str | None) -> str:
-        """The prompt up to its options."""
+        """The prompt up to the brackets that end it."""
         if answer is None:
             return node.label
         if self._language == "zh" or (self._language == "auto" and _HAN.search(node.name)):
             return f"{answer}的{node.label}"
-        return f"{node.label.rstrip()} of {answer} " if node.choices else f"{node.label} of {answer}"
+        return f"{node.label.rstrip()} of {answer} " if node.bracket else f"{node.label} of {answer}"
 
     def _encode(self, text: str) -> EncodedText:
         encoded = self._encoded.get(text)

@@ -8,7 +8,7 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import quoted, require_flag
+from erniem_rt.pipelines._options import quoted, require_flag, split_at_commas
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import encode_rows, require_tokens
 from erniem_rt.pipelines._scores import softmax
@@ -63,7 +63,8 @@ class ZeroShotClassificationPipeline(Pipeline):
 
         Args:
             inputs: Texts.
-            candidate_labels: A list of labels, or one str with commas between them.
+            candidate_labels: A list of labels, or one str with commas between them, of any script. The enumeration
+                comma (、) divides only where no other comma does.
             hypothesis_template: The hypothesis, with ``{}`` where the label goes.
             multi_label: Whether several labels may be true: each is then scored by itself, entailment against
                 contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
@@ -135,7 +136,7 @@ class ZeroShotClassificationPipeline(Pipeline):
 
 def _candidates(labels: object) -> list[str]:
     if isinstance(labels, str):
-        labels = [label.strip() for label in labels.split(",") if label.strip()]
+        labels = split_at_commas(labels)
     if not isinstance(labels, (list, tuple)):
         raise InvalidInputError(
             f"candidate_labels must be a list of str, or one str with commas, got {type(labels).__name__}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -58,3 +59,19 @@ def test_texts_over_the_limit(ours: Any, theirs: Reference, nano_heldout: HeldOu
         found = ours(text, schema=["Person", "Location"])
         assert assert_same(found, theirs.extract(["Person", "Location"], text)) > 10
         assert max(answer["end"] for name in found for answer in found[name]) > len(text) // 2
+
+
+NAMES = (
+    *("Gloria Underwood", "Peter Drake", "Nathan Clarke", "Thomas Vaughan", "Lucy Newton"),
+    *("Victoria Ellis", "James Barrett", "Martin Parker", "Malcolm Nolan", "Sarah Doyle"),
+)
+CITIES = ("London", "Denver", "Toronto", "Houston", "Galway", "Sydney")
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_each_name_of_a_text_without_sentences(ours: Any, shift: int) -> None:
+    """Two rows, wherever between two words or within a name the first one ends."""
+    text = "well " * shift + " and ".join(f"{NAMES[i % 10]} lives in {CITIES[i % 6]}" for i in range(80))
+    expected = [found.span() for found in re.finditer("|".join(NAMES), text)]
+    assert len(expected) == 80
+    assert [(answer["start"], answer["end"]) for answer in ours(text, schema=["Person"])["Person"]] == expected
