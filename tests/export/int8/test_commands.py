@@ -13,10 +13,9 @@ import pytest
 
 from erniem_export import cli, pipeline
 from erniem_export.checkpoint import Checkpoint
-from erniem_export.heads import GraphOptions
+from erniem_export.options import GraphOptions, Int8
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
-from erniem_export.quantization.quantize import Int8
 from erniem_rt import Session, _cpu
 from erniem_rt.manifest import Limits
 

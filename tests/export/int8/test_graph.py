@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from erniem_export.errors import FusionError
-from erniem_export.heads import GraphOptions
 from erniem_export.onnx_export import write
+from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.targets import optimize_for
 from erniem_export.quantization.calibration import calibration_for

@@ -14,13 +14,12 @@ import torch
 from erniem_export.cli import main
 from erniem_export.errors import ExportError, FusionError
 from erniem_export.heads import CLASSES, GraphOptions
-from erniem_export.options import ExportOptions
+from erniem_export.options import ExportOptions, Precision
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.packing import pack_tokens
 from erniem_export.passes.targets import optimize_for
 from erniem_export.pipeline import export
-from erniem_export.precision import Precision
 from erniem_export.progress import Terminal
 from erniem_rt.engines.like_lengths import LikeLengths
 from erniem_rt.manifest import HEADS, Manifest, TensorSpec

@@ -177,9 +177,7 @@ def test_auto_leaves_out_what_cannot_be_and_says_why(
 
 
 def test_int8_left_to_auto_is_for_a_cpu(rtx, monkeypatch):
-    from erniem_export.options import ExportOptions
-    from erniem_export.precision import Precision
-    from erniem_export.tensorrt.options import EngineOptions
+    from erniem_export.options import EngineOptions, ExportOptions, Precision
 
     notes = []
     progress = type("Notes", (), {"note": lambda _, text: notes.append(text)})()
