@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _export_parser()
     arguments = parser.parse_args(argv)
-    try:
-        options = _options(arguments).resolved()
-    except OptionError as error:
-        parser.error(str(error))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DeprecationWarning)
+        try:
+            options = _options(arguments).resolved()
+        except OptionError as error:
+            parser.error(str(error))
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
     return _run(lambda: _export(options))
 
 
@@ -280,10 +285,10 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         choices=(*TARGETS, *OLD_TARGETS),
         default="auto",
         metavar=f"{{{','.join(TARGETS)}}}",
-        help="what the graph is made for. auto (default): in fp32 and int8 a CPU, with fused attention and no work for "
-        "padding, whose positions come out as zeros; with --fp16 and --bf16 a GPU, as onnxruntime-cuda. portable: "
-        "standard operators only, for any ONNX engine. onnxruntime-cuda: fused attention for ONNX Runtime on a GPU; "
-        "onnxruntime-cuda-packed: no work for padding either, but no CUDA graphs",
+        help="what the graph is made for. auto (default): onnxruntime-cpu in fp32 and int8, onnxruntime-cuda with "
+        "--fp16 and --bf16. onnxruntime-cpu: fused attention and no work for padding, whose positions come out as "
+        "zeros. onnxruntime-cuda: fused attention for a GPU; onnxruntime-cuda-packed: no work for padding either, but "
+        "no CUDA graphs. portable: standard operators only, for any ONNX engine",
     )
     sizes.add_argument(
         "--embedding",

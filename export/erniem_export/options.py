@@ -42,14 +42,15 @@ PRECISIONS = ("fp32", *HALVES, "int8")
 # How to store the word embeddings. bf16 comes with --bf16 only: at the same size, fp16 holds them more closely.
 EMBEDDINGS = ("fp32", "fp16", "int8")
 
-# What a graph is made for. portable: standard operators only, for any ONNX engine. onnxruntime: fused attention and no
-# work for padding, for ONNX Runtime on a CPU. onnxruntime-cuda: fused attention for its CUDA provider;
+# What a graph is made for. portable: standard operators only, for any ONNX engine. onnxruntime-cpu: fused attention
+# and no work for padding, for ONNX Runtime on a CPU. onnxruntime-cuda: fused attention for its CUDA provider;
 # onnxruntime-cuda-packed: no work for padding either. auto: one of these, by the precision.
-PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED = "portable", "onnxruntime", "onnxruntime-cuda", "onnxruntime-cuda-packed"
-TARGETS = ("auto", PORTABLE, ON_CUDA, ON_CUDA_PACKED)
+PORTABLE = "portable"
+ON_CPU, ON_CUDA, ON_CUDA_PACKED = "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-cuda-packed"
+TARGETS = ("auto", PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED)
 
-# Names that still work, and what to say instead.
-OLD_TARGETS = {"any": "write --target portable", ON_CPU: "leave it out, since it is the default for a CPU"}
+# Names that still work, and what they are called now.
+OLD_TARGETS = {"any": PORTABLE, "onnxruntime": ON_CPU}
 
 # What an int8 artifact may be made for; auto: the CPU that exports it.
 CPUS = ("auto", "avx2", "vnni")
@@ -206,10 +207,12 @@ class ExportOptions:
 
 def _current(target: str) -> str:
     """The name of a target today; the old ones warn."""
-    if target in OLD_TARGETS:
-        message = f"--target {target} will go in the next release: {OLD_TARGETS[target]}."
-        warnings.warn(message, DeprecationWarning, stacklevel=4)
-    return PORTABLE if target == "any" else target
+    if target not in OLD_TARGETS:
+        return target
+    new = OLD_TARGETS[target]
+    message = f"--target {target} will go in the next release: write --target {new}."
+    warnings.warn(message, DeprecationWarning, stacklevel=4)
+    return new
 
 
 def _unfused(graph: GraphOptions) -> str | None:

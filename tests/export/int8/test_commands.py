@@ -32,7 +32,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
     assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
-    assert manifest["target"] == "onnxruntime"
+    assert manifest["target"] == "onnxruntime-cpu"
     done = manifest["engine"]["int8"]
     assert done["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
     assert done["calibration"].startswith("random ids")
