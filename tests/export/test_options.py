@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import erniem_export
 from erniem_export.errors import OptionError
 from erniem_export.options import EngineOptions, ExportOptions, GraphOptions, Int8, Precision
 from erniem_rt.errors import ErnieMError
-from erniem_rt.manifest import Profile
+from erniem_rt.manifest import Manifest, Profile
 
 ATTENTIONS = GraphOptions(attentions=True)
 RTX, NONE = EngineOptions("tensorrt-rtx"), EngineOptions("none")
@@ -82,6 +83,24 @@ def test_old_names_of_targets_work_with_a_warning(old, new):
         assert ExportOptions("model", target=old).resolved().target == new
 
 
+def test_export_and_verify_from_python(write_checkpoint, quick_gate, tmp_path, capfd):
+    model = write_checkpoint(tmp_path / "model", "qa")
+    artifact, manifest = erniem_export.export(model, tmp_path / "out", hidden_states=True, quiet=True)
+    assert artifact == tmp_path / "out" / "qa.onnx"
+    assert manifest == Manifest.load(tmp_path / "out" / "qa.json")
+    assert manifest.target == "onnxruntime-cpu"
+    assert "hidden_states.0" in {spec.name for spec in manifest.outputs}
+    assert erniem_export.verify(artifact, model, quiet=True).parity
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(OptionError, match="expected MIN,OPT,MAX"):
+        erniem_export.export(model, tmp_path / "other", profiles=["1x1"])
+    with pytest.raises(OptionError, match="precision 'half' is not known"):
+        erniem_export.export(model, tmp_path / "other", precision="half")
+    assert not (tmp_path / "other").exists()
+
+
 def test_options_load_no_torch():
-    code = "import sys, erniem_export.options; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, erniem_export, erniem_export.options; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
