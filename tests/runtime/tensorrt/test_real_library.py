@@ -113,6 +113,6 @@ print(messages[0] == reason(trt) != "")
 
 
 def test_a_process_that_exports_and_then_opens_a_plan_knows_the_reasons():
-    """TensorRT keeps the first logger that it gets, here the exporter's. In a process of its own there is no earlier one."""
+    """TensorRT keeps the first logger that it gets, here the exporter's; a fresh process has no earlier one."""
     done = subprocess.run([sys.executable, "-c", TOGETHER], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
