@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from erniem_export.errors import ExportError
-from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
+from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.options import GraphOptions
 from erniem_rt.manifest import TensorSpec
 
 if TYPE_CHECKING:

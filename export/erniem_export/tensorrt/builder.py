@@ -16,9 +16,9 @@ from erniem_rt.manifest import HEADS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_export.tensorrt.options import EngineOptions
     from erniem_rt.manifest import Manifest, Profile
 
 __all__ = ["build", "configure", "make_builder"]

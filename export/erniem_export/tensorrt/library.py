@@ -15,11 +15,10 @@ from erniem_rt.plan import FLAVOURS
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["AUTO", "MISSING", "Library", "gpu_capability", "load_library"]
+__all__ = ["AUTO", "Library", "gpu_capability", "load_library"]
 
 AUTO = "auto"
 _NEEDS_GPU = "tensorrt"
-MISSING = 'no TensorRT plan, for no builder is installed: pip install "erniem-rt[tensorrt-rtx]", or say --engine none'
 _CU_MAJOR, _CU_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR} of cuda.h
 _REMEDY = 'pip install "erniem-rt[{flavour}]", or say --engine none'
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_export.heads import GraphOptions
 from erniem_export.modeling import ErnieMConfig, ErnieMForTokenClassification
 from erniem_export.onnx_export import trace
+from erniem_export.options import GraphOptions
 from erniem_export.random_weights import randomize
 
 
