@@ -90,7 +90,7 @@ def _checked_columns(
     kind = type(inputs).__name__
     if set(required) <= set(names) <= set(known) and len(set(names)) == len(names):
         columns = {name: inputs[name] for name in known if name in names}
-    elif len(required) > 1:
+    elif len(required) > 1 or not set(optional).isdisjoint(names):
         raise InvalidInputError(
             f"{task} reads the columns {', '.join(map(repr, known))}; this {kind} has {_listed(names)}. "
             "Pass those columns alone, under these names."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
 import numpy as np
@@ -385,11 +386,9 @@ def _require_size(item: object, limit: int | None) -> None:
 
 def _characters(item: object) -> int:
     """How many characters the texts of an input have together."""
-    if isinstance(item, str):
-        return len(item)
-    if isinstance(item, Mapping):
-        return sum(map(_characters, item.values()))
-    return sum(map(_characters, strings("item", item))) if is_list(item) else 0
+    values = list(item.values()) if isinstance(item, Mapping) else [item]
+    lists = [strings("item", value) for value in values if is_list(value)]
+    return sum(len(text) for text in chain(values, *lists) if isinstance(text, str))
 
 
 def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] | InvalidInputError:

@@ -263,6 +263,8 @@ def test_pairs_in_columns(make_text_artifact, make_columns):
         good, bad = classify(make_columns({"text": TEXTS[:2], "text_pair": [TEXTS[0], None]}), errors="return")
         assert good == classify(pairs[:1])[0]
         assert "text_pair must be str, got float, a missing value" in str(bad)
+        with pytest.raises(InvalidInputError, match=r"reads the columns 'text', 'text_pair'; .*Pass those"):
+            classify(make_columns({"text": TEXTS, "text_pair": TEXTS, "id": [1, 2, 3]}))
 
 
 @pytest.mark.parametrize("make_list", [np.array, lambda c: np.array(c, dtype=object), Series, ArrowArray, MapStyle])
