@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from erniem_rt.errors import InvalidInputError
 
 __all__ = ["is_list", "items_of", "plain", "strings"]
@@ -49,7 +51,9 @@ def is_list(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as Python has it, where it is a scalar of pyarrow."""
+    """``value`` as Python has it, where it is a scalar of numpy or pyarrow."""
+    if isinstance(value, np.generic):
+        return value.item()
     return value.as_py() if hasattr(value, "as_py") else value
 
 
