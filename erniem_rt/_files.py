@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK = 1 << 20
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def check_size(path: Path, expected: int) -> None:
     if actual is None:
         raise ArtifactError(f"{path} is missing: the manifest lists it. Restore the file or export again.")
     if actual != expected:
+        refuse_pointer(path)
         what = "truncated" if actual < expected else "longer than what was exported"
         raise ArtifactError(
             f"{path} is {what}: expected {expected} bytes, found {actual}. Restore the file or export again."
@@ -72,6 +74,21 @@ def check_hash(path: Path, expected: str) -> None:
             f"{path} was changed after export: expected sha256 {expected}, found {found}. "
             "Restore the file or export again."
         )
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether Git LFS has left its pointer in place of the file; False for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise :class:`ArtifactError` if Git LFS has left its pointer in place of the file."""
+    if is_lfs_pointer(path):
+        raise ArtifactError(f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull.")
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> ArtifactError:

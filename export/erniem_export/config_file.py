@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
-from erniem_export.sources import CONFIG_FILE
+from erniem_export.sources import CONFIG_FILE, what_is_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,8 @@ _SIZES = {
     "max_position_embeddings": POSITION_OFFSET + 1,
     "pad_token_id": 0,
 }
+# Which kernels the checkpoint was trained with: irrelevant here, and transformers refuses what a class does not have.
+_ATTENTION_KEYS = re.compile(r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled")
 # Keys under which the library notes where files lay.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
 
@@ -48,7 +51,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}") from error
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}{what_is_there(folder)}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -57,7 +60,11 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     try:
         _check_given(content)
         # transformers 5 takes no null for it, which 4 reads as the default.
-        given = {key: value for key, value in content.items() if (key, value) != ("num_labels", None)}
+        given = {
+            key: value
+            for key, value in content.items()
+            if (key, value) != ("num_labels", None) and not _ATTENTION_KEYS.fullmatch(key)
+        }
         config = ErnieMConfig(**given)
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
