@@ -121,7 +121,7 @@ def _beside(folder: Path, name: str) -> Path | None:
 
 
 def _notes(wrapper: str, left_out: Collection[str]) -> tuple[str, ...]:
-    taken_off = [f"every tensor's name begins with {wrapper}, which was taken off"] if wrapper else []
+    taken_off = [f"the names of the tensors begin with {wrapper}, which was taken off"] if wrapper else []
     left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
     return (*taken_off, *left)
 

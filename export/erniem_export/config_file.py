@@ -34,8 +34,10 @@ _SIZES = {
     "max_position_embeddings": POSITION_OFFSET + 1,
     "pad_token_id": 0,
 }
-# Which kernels the checkpoint was trained with: irrelevant here, and transformers refuses what a class does not have.
-_ATTENTION_KEYS = re.compile(r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled")
+# How the checkpoint was trained: irrelevant here, and transformers refuses what it does not have for a class.
+_TRAINING_KEYS = re.compile(
+    r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
+)
 # Keys under which the library notes where files lay.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
 
@@ -59,12 +61,10 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     _check_kind(path, content)
     try:
         _check_given(content)
-        # transformers 5 takes no null for it, which 4 reads as the default.
-        given = {
-            key: value
-            for key, value in content.items()
-            if (key, value) != ("num_labels", None) and not _ATTENTION_KEYS.fullmatch(key)
-        }
+        given = {key: value for key, value in content.items() if not _TRAINING_KEYS.fullmatch(key)}
+        # transformers 5 takes no null for it, which 4 reads as the default; and id2label counts where there is one.
+        if given.get("num_labels") is None or given.get("id2label"):
+            given.pop("num_labels", None)
         config = ErnieMConfig(**given)
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:

@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
 )
 _ADAPTER_FILE = "adapter_config.json"
 _PADDLE_FILE = "model_config.json"
+# Endings of files that somebody may take for the weights.
+_OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # In the order in which transformers prefers them.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -72,11 +74,12 @@ def check_layout(folder: Path) -> None:
         CheckpointError: The folder has either.
     """
     if (folder / _ADAPTER_FILE).is_file():
-        where = "beside the weights, and an export is of one model" if holds_weights(folder) else "and no model"
+        where, unless = " beside the weights", f"; if they are merged already, remove {_ADAPTER_FILE}"
+        if not holds_weights(folder):
+            where, unless = " without its model", ""
         raise CheckpointError(
-            f"{folder} holds an adapter ({_ADAPTER_FILE}{_base_of(folder / _ADAPTER_FILE)}) {where}: merge it with "
-            "peft's merge_and_unload(), save the result with save_pretrained and export that folder; "
-            f"if the weights are merged already, remove {_ADAPTER_FILE}"
+            f"{folder} holds an adapter ({_ADAPTER_FILE}{_base_of(folder / _ADAPTER_FILE)}){where}: merge the two with "
+            f"peft's merge_and_unload(), save the result with save_pretrained and export that folder{unless}"
         )
     for name in (CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *_INDEX_FILES):
         if is_lfs_pointer(folder / name):
@@ -85,18 +88,17 @@ def check_layout(folder: Path) -> None:
 
 def what_is_there(folder: Path) -> str:
     """What a folder holds that is not a whole checkpoint, and what to do: the end of a sentence, or nothing."""
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
     inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, _ADAPTER_FILE))]
     paddle = [name for name in names if name.endswith(".pdparams")]
     if inner:
-        last = max(inner, key=lambda name: (len(name), name))
-        return f"; it holds {_few(inner)}: give such a folder, for example {folder / last}"
+        return f"; it holds {_few(inner)}: give such a folder, for example {folder / inner[-1]}"
     if paddle or _PADDLE_FILE in names:
         layout = f"PaddleNLP's layout ({_few([*paddle, *({_PADDLE_FILE} & set(names))])})"
         return f"; this is {layout}, whose Paddle weights must be converted to PyTorch first"
     if "zero_to_fp32.py" in names:
         return "; DeepSpeed's zero_to_fp32.py, which is there, gathers its shards into pytorch_model.bin"
-    files = [name for name in names if (folder / name).is_file()]
+    files = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
     return f"; it holds {_few(files)}" if files else ""
 
 

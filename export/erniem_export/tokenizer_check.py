@@ -15,8 +15,8 @@ __all__ = ["check_tokenizer"]
 
 _MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
 _WITHOUT = (
-    f"the checkpoint has no tokenizer ({_MODEL} and {_VOCABULARY}): the artifact takes ids, and no pipeline reads "
-    "texts for it; put the files into the checkpoint's folder and export again"
+    f"the checkpoint has no {_MODEL} and so no tokenizer: the artifact takes ids, and no pipeline reads "
+    "texts for it; put its files into the checkpoint's folder and export again"
 )
 # Embeddings are padded to a multiple of up to this.
 _PADDING = 128

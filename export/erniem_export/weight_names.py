@@ -44,14 +44,15 @@ def wrapper_of(names: Collection[str]) -> str:
             f"the weights have PaddlePaddle's names and layout, as {paddle[0]}: they must be converted to PyTorch first"
         )
     words = min((name for name in names if name.endswith(_WORDS)), default=_WORDS)
-    before = words.removesuffix(_WORDS).removesuffix(PREFIX)
-    if not before:
-        return ""
+    base = words.removesuffix(_WORDS)
+    before = base.removesuffix(PREFIX)
     if before == "encoder.":
         raise CheckpointError(
             f"the weights have the names of uie_pytorch, as {words}: rename them as transformers does, "
             f"{PREFIX}{_WORDS} and so on"
         )
+    if not before or not any(name.startswith(f"{base}encoder.layers.") for name in names):
+        return ""
     bare = sorted(name for name in names if not name.startswith(before) and not is_left_over(name))
     if before not in _WRAPPERS or bare:
         rest = f", which {some(bare)} {'does' if len(bare) == 1 else 'do'} not" if bare else ""

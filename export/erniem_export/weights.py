@@ -187,14 +187,21 @@ def _mismatch(
     keys = next((axes for suffix, axes in _AXES.items() if name.endswith(suffix)), ("hidden_size",) * len(expected))
     for key, want, got in zip(keys, expected, found, strict=False):
         if want != got and getattr(config, key) == want:
-            if key == "num_labels" and said.get("id2label"):
-                beside = "" if said.get(key) in (None, want) else f", which count and not {key} = {said[key]}"
-                return (
-                    f"config.json names {want} labels in id2label{beside}, but {name} has {got}: name {got} labels if "
-                    "the weights are right"
-                )
-            return f"config.json says {key} = {want}, but {name} has {got}: set {key} to {got} if the weights are right"
+            wrong, right = f"says {key} = {want}", f"set {key} to {got}"
+            if key == "num_labels":
+                wrong, right = _labels_said(said, want), f"name {got} labels in id2label"
+            return f"config.json {wrong}, but {name} has {got}: {right} if the weights are right"
     return f"{name} has shape {found}; head {head!r} needs {expected}: is this a checkpoint of another head?"
+
+
+def _labels_said(said: Mapping[str, Any], count: int) -> str:
+    """What config.json says of the number of labels, which has come to ``count``."""
+    given = said.get("num_labels")
+    if not said.get("id2label"):
+        return f"says num_labels = {count}" if given is not None else f"names no labels, which means {count}"
+    return f"names {count} labels in id2label" + (
+        f", which counts more than num_labels = {given}" if given not in (None, count) else ""
+    )
 
 
 def _missing(head: str, missing: Iterable[str]) -> str:
