@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
-from erniem_rt._files import unreadable
+from erniem_rt._files import refuse_pointer, unreadable
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Fields:
         except OSError as error:
             raise unreadable(path, error) from error
         except (ValueError, RecursionError) as error:
+            refuse_pointer(path)
             raise artifact_error(path, f"expected JSON, but {error}") from error
         if not isinstance(data, dict):
             raise artifact_error(path, f"expected a JSON object, got {_shown(data)}")

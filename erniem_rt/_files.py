@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK = 1 << 20
+_LFS_POINTER = b"version https://git-lfs"
 
 # A larger file is also recorded piece by piece, so that several threads can check it at once.
 PIECE = 16 << 20
@@ -82,6 +83,7 @@ def check_size(path: Path, expected: int) -> None:
     if actual is None:
         raise ArtifactError(f"{path} is missing: the manifest lists it. Restore the file or export again.")
     if actual != expected:
+        refuse_pointer(path)
         what = "truncated" if actual < expected else "longer than what was exported"
         raise ArtifactError(
             f"{path} is {what}: expected {expected} bytes, found {actual}. Restore the file or export again."
@@ -130,6 +132,21 @@ def _hash_piece(path: Path, start: int) -> bytes:
     except OSError as error:
         raise unreadable(path, error) from error
     return digest.digest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether Git LFS has left its pointer in place of the file; False for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise :class:`ArtifactError` if Git LFS has left its pointer in place of the file."""
+    if is_lfs_pointer(path):
+        raise ArtifactError(f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull.")
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> ArtifactError:

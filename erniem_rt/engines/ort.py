@@ -35,6 +35,8 @@ _DEVICE_FAILED = re.compile(
 )
 # What onnxruntime says of a graph of which a part would run on the CPU.
 _NO_CAPTURE = "graph capture"
+# What onnxruntime says of weights behind a link.
+_OUTSIDE = "External data path"
 # ONNX Runtime's names of the element types whose names differ from numpy's.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -139,9 +141,28 @@ def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: boo
         # The path, which onnxruntime names, may hold any of these words.
         if device.kind == "cuda" and _DEVICE_FAILED.search(reason.replace(str(path.parent), "")):
             raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
+        if _OUTSIDE in reason and (said := _about_links(path, ort.__version__)):
+            raise ArtifactError(said) from error
         raise ArtifactError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}. Restore the file or export again."
         ) from error
+
+
+def _about_links(path: Path, version: str) -> str:
+    """What to do about links that onnxruntime does not follow; nothing where neither graph nor weights are one."""
+    weights = path.with_name(f"{path.name}.data")
+    if not (path.is_symlink() or weights.is_symlink()):
+        return ""
+    copy = f"copy the files (cp -rL {path.parent} COPY) and open the copy"
+    if path.resolve().parent == weights.resolve().parent:
+        return (
+            f"onnxruntime {version} does not open {weights}, a link as in a hub cache: install another version, as "
+            f"pip install 'onnxruntime!=1.24.1' does, or {copy}."
+        )
+    return (
+        f"{path} and {weights.name} are links into different folders, and onnxruntime {version} opens weights beside "
+        f"the graph only: link their whole folder, or {copy}."
+    )
 
 
 def _runner(ort: Any, session: Any, device: Device, cuda_graphs: bool) -> Runner:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from erniem_rt._files import refuse_pointer
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     _new_processor()  # What is not installed is said first.
     if not path.is_file():
         raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
+    refuse_pointer(path)
     try:
         content = path.read_bytes()
     except OSError as error:

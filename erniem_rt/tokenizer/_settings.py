@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from erniem_rt._files import refuse_pointer
 from erniem_rt.errors import ArtifactError
 
 from ._added_tokens import AddedToken
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Side = Literal["left", "right"]
 
 CONFIG_FILE = "tokenizer_config.json"
+MODEL_CONFIG_FILE = "config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 SETTINGS_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
@@ -33,6 +35,7 @@ _DEFAULTS = {
 }
 _FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces")
 _SIDES = ("padding_side", "truncation_side")
+_CLASSES = ("ErnieMTokenizer", "ErnieMTokenizerFast")
 _NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
 
 
@@ -90,11 +93,13 @@ def read_settings(folder: Path) -> TokenizerSettings:
     As in transformers, the latter two count only where the first has no ``added_tokens_decoder``.
 
     Raises:
-        ArtifactError: A file is not JSON or holds values of the wrong kind; the message names the file.
+        ArtifactError: A file is not JSON or holds values of the wrong kind, or the checkpoint has another class's
+            tokenizer; the message names the file.
     """
     config, special_tokens, added_ids = (
         _read_object(folder / name) for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
     )
+    _check_class(folder, config)
     try:
         if "added_tokens_decoder" in config:
             added = {int(i): _token(entry) for i, entry in config["added_tokens_decoder"].items()}
@@ -104,6 +109,18 @@ def read_settings(folder: Path) -> TokenizerSettings:
         return _settings(config, added)
     except (ArtifactError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}, or a token file beside it, cannot be used: {error}") from error
+
+
+def _check_class(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless the tokenizer is ErnieM's; as in transformers, ``config.json`` may say so instead."""
+    file, name = CONFIG_FILE, config.get("tokenizer_class")
+    if name is None:
+        file, name = MODEL_CONFIG_FILE, _read_object(folder / MODEL_CONFIG_FILE).get("tokenizer_class")
+    if name is not None and name not in _CLASSES:
+        raise ArtifactError(
+            f"{folder / file} says tokenizer_class = {name!r}, expected 'ErnieMTokenizer', which gives other ids: put "
+            "in an ErnieM checkpoint's tokenizer files, or, if these are, set tokenizer_class to 'ErnieMTokenizer'."
+        )
 
 
 def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> TokenizerSettings:
@@ -165,6 +182,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        refuse_pointer(path)
         raise ArtifactError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} should hold a JSON object, not a {type(content).__name__}.")

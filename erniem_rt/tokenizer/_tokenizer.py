@@ -15,7 +15,7 @@ from ._batch import BatchTokenizer
 from ._batch_encoding import BatchEncoding, Kept, Layout
 from ._checks import check_batch, check_choice, check_count, check_multiple, check_text
 from ._encoding import Encoding, Padding, TokenizedText, Truncation, kept_tokens, padded_length
-from ._exported import check_exported
+from ._exported import check_exported, was_exported_without
 from ._pieces import SentencePieceModel
 from ._settings import SETTINGS_FILES, Side, TokenizerSettings, read_settings
 from ._special_tokens import laid_out
@@ -109,6 +109,11 @@ class Tokenizer(TokenConversion):
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
         if verify:
             check_exported(folder, (MODEL_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
+        if not (folder / MODEL_FILE).exists() and was_exported_without(folder, MODEL_FILE):
+            raise ArtifactError(
+                f"{folder} has no {MODEL_FILE}: its checkpoint had no tokenizer files when it was exported. Put them "
+                "into the checkpoint's folder and export again, or give ids to a Session."
+            )
         vocab_file = folder / VOCABULARY_FILE
         return cls(
             folder / MODEL_FILE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from erniem_rt._files import refuse_pointer
 from erniem_rt.errors import ArtifactError
 
 from ._token_list import TokenList
@@ -88,6 +89,7 @@ def read_vocabulary(path: Path) -> TokenList:
     Raises:
         ArtifactError: The file is missing, empty or not UTF-8.
     """
+    refuse_pointer(path)
     try:
         content = path.read_bytes()
         content.decode()

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
-from transformers.utils import logging as transformers_logging
 
 from erniem_export.config_file import HEAD_OF_CLASS, read_config, without_paths
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.random_weights import SIZES, random_config, randomize
-from erniem_export.sources import CALIBRATION_FILE, TASK_SET_FILE, find_folder, tokenizer_files, weight_files
-from erniem_export.weights import Shapes, check_weights, read_shapes
+from erniem_export.sources import (
+    CALIBRATION_FILE,
+    TASK_SET_FILE,
+    check_layout,
+    find_folder,
+    tokenizer_files,
+    weight_files,
+)
+from erniem_export.weight_names import some, wrapper_of
+from erniem_export.weights import Shapes, check_weights, read_shapes, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Mapping
 
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
@@ -36,7 +42,8 @@ class Checkpoint:
 
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
-    examples that lies beside the weights, or None, and ``calibration`` that of texts for int8.
+    examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``notes`` say what was
+    taken off or left out of the weights.
     """
 
     model: ErnieMPreTrainedModel
@@ -46,6 +53,7 @@ class Checkpoint:
     tokenizer_dir: Path | None
     task_set: Path | None = None
     calibration: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> ErnieMConfig:
@@ -85,18 +93,23 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
     try:
         folder = find_folder(model)
+        check_layout(folder)
         config_text, config = read_config(folder)
-        shapes = read_shapes(weight_files(folder))
+        files = weight_files(folder)
+        found = read_shapes(files)
+        wrapper = wrapper_of(found)
+        shapes = {name.removeprefix(wrapper): shape for name, shape in found.items()}
         head = _resolve_head(head, config, shapes)
-        check_weights(head, config, shapes)
+        fit = check_weights(head, config, shapes, json.loads(config_text))
         return Checkpoint(
-            model=_load(folder, head, config),
+            model=_load(files, head, config, {name: wrapper + given for name, given in fit.names.items()}),
             head=head,
             source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
             tokenizer_dir=folder if tokenizer_files(folder) else None,
             task_set=_beside(folder, TASK_SET_FILE),
             calibration=_beside(folder, CALIBRATION_FILE),
+            notes=_notes(wrapper, fit.left_out),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -105,6 +118,12 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
 
 def _beside(folder: Path, name: str) -> Path | None:
     return folder / name if (folder / name).is_file() else None
+
+
+def _notes(wrapper: str, left_out: Collection[str]) -> tuple[str, ...]:
+    taken_off = [f"the names of the tensors begin with {wrapper}, which was taken off"] if wrapper else []
+    left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
+    return (*taken_off, *left)
 
 
 def _random(size: str, head: str) -> Checkpoint:
@@ -149,30 +168,15 @@ def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
     raise CheckpointError("config.json names no architecture, and the weights fit cls and mc: say --head cls or mc")
 
 
-def _load(folder: Path, head: str, config: ErnieMConfig) -> ErnieMPreTrainedModel:
-    # Said outright: transformers 5 would round the weights to whatever dtype config.json names.
-    dtype = {"dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": torch.float32}
-    try:
-        with _quiet_transformers():
-            model, info = CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True, **dtype)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise CheckpointError(f"{folder} was not loaded whole: {info['missing_keys']} {info['mismatched_keys']}")
-    loaded: ErnieMPreTrainedModel = model.float().eval()
+def _load(files: Iterable[Path], head: str, config: ErnieMConfig, names: Mapping[str, str]) -> ErnieMPreTrainedModel:
+    """The model in float32; ``names`` gives each parameter's name in the files.
+
+    Not by ``from_pretrained``: it would look for adapters where peft is installed, and refuse some metadata.
+    """
+    with torch.device("meta"):
+        model = CLASSES[head](config)
+    tensors = read_tensors(files, set(names.values()))
+    state = {name: tensors[given].float().contiguous() for name, given in names.items()}
+    model.load_state_dict(state, assign=True)
+    loaded: ErnieMPreTrainedModel = model.eval()
     return loaded
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """The library's remarks on keys that another head left behind are not for our user."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers.logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

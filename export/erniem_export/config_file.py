@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
-from erniem_export.sources import CONFIG_FILE
+from erniem_export.sources import CONFIG_FILE, what_is_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,10 @@ _SIZES = {
     "max_position_embeddings": POSITION_OFFSET + 1,
     "pad_token_id": 0,
 }
+# How the checkpoint was trained: irrelevant here, and transformers refuses what it does not have for a class.
+_TRAINING_KEYS = re.compile(
+    r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
+)
 # Keys under which the library notes where files lay.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
 
@@ -48,7 +53,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}") from error
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}{what_is_there(folder)}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -56,8 +61,10 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     _check_kind(path, content)
     try:
         _check_given(content)
-        # transformers 5 takes no null for it, which 4 reads as the default.
-        given = {key: value for key, value in content.items() if (key, value) != ("num_labels", None)}
+        given = {key: value for key, value in content.items() if not _TRAINING_KEYS.fullmatch(key)}
+        # transformers 5 takes no null for it, which 4 reads as the default; and id2label counts where there is one.
+        if given.get("num_labels") is None or given.get("id2label"):
+            given.pop("num_labels", None)
         config = ErnieMConfig(**given)
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from erniem_export.errors import ExportError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.options import GraphOptions
+from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import TensorSpec
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["OPSET", "trace", "write"]
+__all__ = ["OPSET", "read", "trace", "write"]
 
 # The first opset with Gelu; LayerNormalization is there since 17.
 OPSET = 20
@@ -98,6 +99,26 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
 def write(graph: ir.Model, path: Path) -> None:
     """Write ``path`` and, with the weights, ``path`` + ``.data``."""
     ir.save(graph, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
+
+
+def read(path: Path) -> ir.Model:
+    """Read what :func:`write` wrote, through links too: onnx-ir takes a hub cache's, and hard links, for attacks.
+
+    Raises:
+        ArtifactError: The graph has weights in another file than its own.
+    """
+    graph, weights = ir.load(path), path.with_name(f"{path.name}.data")
+    for value in graph.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if str(tensor.location) != weights.name:
+            raise ArtifactError(f"{path} has weights in {tensor.location!r}, expected {weights.name}; export again.")
+        # Without a base_dir, a tensor opens what it is told to.
+        value.const_value = ir.ExternalTensor(
+            weights.resolve(), tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(tensor.name)
+        )
+    return graph
 
 
 def _example(spec: TensorSpec) -> Tensor:

@@ -72,8 +72,9 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
-        if doubt := check_tokenizer(checkpoint):
-            progress.note(doubt)
+        for note in (*checkpoint.notes, check_tokenizer(checkpoint)):
+            if note:
+                progress.note(note)
         task_set = task_set_of(checkpoint, options.task_set, takes_ids=not options.graph.inputs_embeds)
         vocabulary = None
         if options.keep:

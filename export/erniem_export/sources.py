@@ -6,17 +6,20 @@ import json
 from pathlib import Path
 
 from erniem_export.errors import CheckpointError
+from erniem_rt._files import is_lfs_pointer
 
 __all__ = [
     "CALIBRATION_FILE",
     "CONFIG_FILE",
     "TASK_SET_FILE",
     "TOKENIZER_FILES",
+    "check_layout",
     "find_folder",
     "holds_weights",
     "is_checkpoint",
     "tokenizer_files",
     "weight_files",
+    "what_is_there",
 ]
 
 CONFIG_FILE = "config.json"
@@ -31,6 +34,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_ADAPTER_FILE = "adapter_config.json"
+_PADDLE_FILE = "model_config.json"
+# Endings of files that somebody may take for the weights.
+_OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # In the order in which transformers prefers them.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -61,6 +68,41 @@ def find_folder(model: str) -> Path:
     return _download(model)
 
 
+def check_layout(folder: Path) -> None:
+    """Refuse what would be read as something else: an adapter, and pointers of Git LFS in place of files.
+
+    Raises:
+        CheckpointError: The folder has either.
+    """
+    if (folder / _ADAPTER_FILE).is_file():
+        where, unless = " beside the weights", f"; if they are merged already, remove {_ADAPTER_FILE}"
+        if not holds_weights(folder):
+            where, unless = " without its model", ""
+        raise CheckpointError(
+            f"{folder} holds an adapter ({_ADAPTER_FILE}{_base_of(folder / _ADAPTER_FILE)}){where}: merge the two with "
+            f"peft's merge_and_unload(), save the result with save_pretrained and export that folder{unless}"
+        )
+    for name in (CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *_INDEX_FILES):
+        if is_lfs_pointer(folder / name):
+            raise CheckpointError(f"{folder / name} is a pointer of Git LFS, not the file itself: run git lfs pull")
+
+
+def what_is_there(folder: Path) -> str:
+    """What a folder holds that is not a whole checkpoint, and what to do: the end of a sentence, or nothing."""
+    names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
+    inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, _ADAPTER_FILE))]
+    paddle = [name for name in names if name.endswith(".pdparams")]
+    if inner:
+        return f"; it holds {_few(inner)}: give such a folder, for example {folder / inner[-1]}"
+    if paddle or _PADDLE_FILE in names:
+        layout = f"PaddleNLP's layout ({_few([*paddle, *({_PADDLE_FILE} & set(names))])})"
+        return f"; this is {layout}, whose Paddle weights must be converted to PyTorch first"
+    if "zero_to_fp32.py" in names:
+        return "; DeepSpeed's zero_to_fp32.py, which is there, gathers its shards into pytorch_model.bin"
+    files = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
+    return f"; it holds {_few(files)}" if files else ""
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files of a checkpoint: safetensors if there are any, else pickled ones; shards by their index.
 
@@ -72,9 +114,9 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / single]
         if (folder / index).is_file():
             return _shards(folder / index)
-    paddle = next(iter(sorted(folder.glob("*.pdparams"))), None)
-    hint = f"; {paddle.name} holds Paddle weights, which must be converted to PyTorch first" if paddle else ""
-    raise CheckpointError(f"{folder} has no weights: expected {' or '.join(_SINGLE_FILES)}, or shards{hint}")
+    raise CheckpointError(
+        f"{folder} has no weights: expected {' or '.join(_SINGLE_FILES)}, or shards{what_is_there(folder)}"
+    )
 
 
 def holds_weights(folder: Path) -> bool:
@@ -112,6 +154,19 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
+def _base_of(file: Path) -> str:
+    """Which model an adapter is of, as far as its file tells."""
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" of {base}" if base and isinstance(base, str) else ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def _be(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
@@ -130,7 +185,15 @@ def _download(model: str) -> Path:
     )
 
     def fetch(*patterns: str) -> Path:
-        wanted = [CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *patterns]
+        wanted = [
+            CONFIG_FILE,
+            _ADAPTER_FILE,
+            _PADDLE_FILE,
+            TASK_SET_FILE,
+            CALIBRATION_FILE,
+            *TOKENIZER_FILES,
+            *patterns,
+        ]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
 
     safetensors, pickled = _HUB_PATTERNS

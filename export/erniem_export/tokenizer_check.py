@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["check_tokenizer"]
 
-_VOCABULARY = TOKENIZER_FILES[1]
+_MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
+_WITHOUT = (
+    f"the checkpoint has no {_MODEL} and so no tokenizer: the artifact takes ids, and no pipeline reads "
+    "texts for it; put its files into the checkpoint's folder and export again"
+)
 # Embeddings are padded to a multiple of up to this.
 _PADDING = 128
 
@@ -27,10 +31,10 @@ def check_tokenizer(checkpoint: Checkpoint) -> str | None:
     """
     folder, rows = checkpoint.tokenizer_dir, checkpoint.config.vocab_size
     if folder is None:
-        return None
+        return None if checkpoint.is_random else _WITHOUT
     ids = max(Tokenizer.from_dir(folder, verify=False).get_vocab().values()) + 1
     has_vocabulary = (folder / _VOCABULARY).is_file()
-    without = "" if has_vocabulary else f" (there is no {_VOCABULARY}, so they are the pieces of {TOKENIZER_FILES[0]})"
+    without = "" if has_vocabulary else f" (there is no {_VOCABULARY}, so they are the pieces of {_MODEL})"
     if ids > rows:
         raise CheckpointError(
             f"{checkpoint.source} has a tokenizer with ids up to {ids - 1}{without}, and its vocab_size is {rows}: "
@@ -39,5 +43,5 @@ def check_tokenizer(checkpoint: Checkpoint) -> str | None:
     if rows - ids >= _PADDING:
         return f"the tokenizer has ids up to {ids - 1}{without}, and the embeddings {rows} rows: is it the right one?"
     if not has_vocabulary:
-        return f"there is no {_VOCABULARY}: the ids are those of the pieces in {TOKENIZER_FILES[0]}"
+        return f"there is no {_VOCABULARY}: the ids are those of the pieces in {_MODEL}"
     return None

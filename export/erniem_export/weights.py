@@ -5,30 +5,31 @@ from __future__ import annotations
 import copy
 import re
 import zipfile
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
+from erniem_export.weight_names import PREFIX, is_left_over, some
+from erniem_rt._files import is_lfs_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["Shapes", "check_weights", "expected_shapes", "read_shapes"]
+__all__ = ["Fit", "Shapes", "check_weights", "expected_shapes", "read_shapes", "read_tensors"]
 
 Shapes = dict[str, tuple[int, ...]]
 
-PREFIX = "ernie_m."
-
-_LFS_POINTER = b"version https://git-lfs"
-
 # What another head, or a pooler that this head does not use, leaves in a checkpoint.
-_OTHER_HEADS = re.compile(r"(pooler\.dense|classifier|qa_outputs|linear_start|linear_end)\.(weight|bias)$")
+_OTHER_HEADS = re.compile(
+    r"^(?:ernie_m\.)?(pooler\.dense|classifier|qa_outputs|linear_start|linear_end)\.(weight|bias)$"
+)
 
 # Which config key fixes which axis of a parameter.
 _AXES = {
@@ -43,6 +44,14 @@ _AXES = {
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How weights fit a head: the name in the files of each parameter of its class, and what was left out."""
+
+    names: dict[str, str]
+    left_out: tuple[str, ...]
+
+
 def read_shapes(files: Iterable[Path]) -> Shapes:
     """Return name to shape of every tensor in the weight files.
 
@@ -53,13 +62,24 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
     """
     shapes: Shapes = {}
     for file in files:
-        with file.open("rb") as content:
-            if content.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise CheckpointError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull")
+        if is_lfs_pointer(file):
+            raise CheckpointError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull")
         shapes.update(_safetensors_shapes(file) if file.suffix == ".safetensors" else _pickled_shapes(file))
     if not shapes:
         raise CheckpointError("the weight files hold no tensors")
     return shapes
+
+
+def read_tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors ``names`` of weight files that :func:`read_shapes` took, whatever their metadata say."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as content:
+                tensors.update((name, content.get_tensor(name)) for name in content.keys() if name in names)  # noqa: SIM118
+        else:
+            tensors.update((name, tensor) for name, tensor in _unpickled(file).items() if name in names)
+    return tensors
 
 
 def expected_shapes(head: str, config: ErnieMConfig) -> Shapes:
@@ -75,12 +95,17 @@ def expected_shapes(head: str, config: ErnieMConfig) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_weights(head: str, config: ErnieMConfig, found: Shapes) -> None:
-    """Raise :class:`CheckpointError`, naming what contradicts what, unless ``found`` fits head and config."""
-    found = _with_prefix_of(head, found)
+def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
+    """Raise :class:`CheckpointError`, naming what contradicts what, unless ``shapes`` fit head and config.
+
+    ``said`` is the content of config.json.
+    """
+    names = {_name_in(head, name): name for name in shapes}
+    found = {name: shapes[given] for name, given in names.items()}
     for part in ("word_embeddings.", "encoder.layers."):
         if not any(part in name for name in found):
-            raise CheckpointError(f"these are not ErnieM weights: no {part}* among {_some(found)}")
+            raise CheckpointError(f"these are not ErnieM weights: no {part}* among {some(found)}")
+    _check_gathered(shapes)
     _check_depth(config, found)
     if head == "qa" and config.num_labels != 2 and "qa_outputs.weight" in found:
         raise CheckpointError(
@@ -92,10 +117,12 @@ def check_weights(head: str, config: ErnieMConfig, found: Shapes) -> None:
         raise CheckpointError(_missing(head, missing))
     for name, shape in expected.items():
         if found[name] != shape:
-            raise CheckpointError(_mismatch(head, config, name, shape, found[name]))
+            raise CheckpointError(_mismatch(head, config, name, shape, found[name], said))
     extra = {name for name in found.keys() - expected.keys() if not _OTHER_HEADS.search(name)}
-    if extra:
-        raise CheckpointError(f"the weights hold tensors that ErnieM does not have: {_some(extra)}")
+    unknown = {name for name in extra if not is_left_over(name)}
+    if unknown:
+        raise CheckpointError(f"the weights hold tensors that ErnieM does not have: {some(unknown)}")
+    return Fit({name: names[name] for name in expected}, tuple(sorted(names[name] for name in extra)))
 
 
 def _safetensors_shapes(file: Path) -> Shapes:
@@ -107,6 +134,10 @@ def _safetensors_shapes(file: Path) -> Shapes:
 
 
 def _pickled_shapes(file: Path) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()}
+
+
+def _unpickled(file: Path) -> dict[str, Any]:
     try:
         # Files in torch's format from before 1.6 are no archives, and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -117,16 +148,23 @@ def _pickled_shapes(file: Path) -> Shapes:
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{file} holds no state dict: expected tensors by name, without anything around them")
-    return {name: tuple(tensor.shape) for name, tensor in content.items()}
+    return content
 
 
-def _with_prefix_of(head: str, found: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """Name the encoder's tensors as the head's class does: a base model has them without prefix."""
-    bare = {name.removeprefix(PREFIX): shape for name, shape in found.items()}
-    if head == "base":
-        return bare
-    encoder = ("embeddings.", "encoder.", "pooler.")
-    return {PREFIX + name if name.startswith(encoder) else name: shape for name, shape in bare.items()}
+def _name_in(head: str, name: str) -> str:
+    """A tensor's name in the head's class: the base model has the encoder without prefix."""
+    bare = name.removeprefix(PREFIX)
+    return PREFIX + bare if head != "base" and bare.startswith(("embeddings.", "encoder.", "pooler.")) else bare
+
+
+def _check_gathered(found: Mapping[str, tuple[int, ...]]) -> None:
+    empty = [name for name, shape in found.items() if 0 in shape]
+    if empty:
+        raise CheckpointError(
+            f"{len(empty)} of {len(found)} tensors are empty, as {empty[0]} of shape {found[empty[0]]}: DeepSpeed "
+            "ZeRO-3 leaves such placeholders where it did not gather the weights. Run zero_to_fp32.py in the "
+            "checkpoint's folder, or save with stage3_gather_16bit_weights_on_model_save"
+        )
 
 
 def _check_depth(config: ErnieMConfig, found: Iterable[str]) -> None:
@@ -138,12 +176,32 @@ def _check_depth(config: ErnieMConfig, found: Iterable[str]) -> None:
         )
 
 
-def _mismatch(head: str, config: ErnieMConfig, name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
+def _mismatch(
+    head: str,
+    config: ErnieMConfig,
+    name: str,
+    expected: tuple[int, ...],
+    found: tuple[int, ...],
+    said: Mapping[str, Any],
+) -> str:
     keys = next((axes for suffix, axes in _AXES.items() if name.endswith(suffix)), ("hidden_size",) * len(expected))
     for key, want, got in zip(keys, expected, found, strict=False):
         if want != got and getattr(config, key) == want:
-            return f"config.json says {key} = {want}, but {name} has {got}: set {key} to {got} if the weights are right"
+            wrong, right = f"says {key} = {want}", f"set {key} to {got}"
+            if key == "num_labels":
+                wrong, right = _labels_said(said, want), f"name {got} labels in id2label"
+            return f"config.json {wrong}, but {name} has {got}: {right} if the weights are right"
     return f"{name} has shape {found}; head {head!r} needs {expected}: is this a checkpoint of another head?"
+
+
+def _labels_said(said: Mapping[str, Any], count: int) -> str:
+    """What config.json says of the number of labels, which has come to ``count``."""
+    given = said.get("num_labels")
+    if not said.get("id2label"):
+        return f"says num_labels = {count}" if given is not None else f"names no labels, which means {count}"
+    return f"names {count} labels in id2label" + (
+        f", which counts more than num_labels = {given}" if given not in (None, count) else ""
+    )
 
 
 def _missing(head: str, missing: Iterable[str]) -> str:
@@ -151,9 +209,4 @@ def _missing(head: str, missing: Iterable[str]) -> str:
     if all(_OTHER_HEADS.search(name) for name in names):
         modules = ", ".join(sorted({name.rsplit(".", 1)[0] for name in names}))
         return f"the weights have no {modules}, which head {head!r} needs: this checkpoint was not trained for it"
-    return f"the weights lack {_some(names)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"the weights lack {some(names)}"

@@ -169,7 +169,9 @@ def test_a_head_that_contradicts_the_weights(
 ) -> None:
     folder = write_checkpoint(tmp_path / "model", trained, architectures=None)
     message = export_fails(folder, "--head", asked)
-    assert f"head '{asked}'" in message or "config.json says num_labels = 3, but classifier.weight has 1" in message
+    assert (
+        f"head '{asked}'" in message or "config.json names 3 labels in id2label, but classifier.weight has 1" in message
+    )
 
 
 @pytest.mark.parametrize("trained", ["cls", "mc", "ie"])
@@ -267,18 +269,6 @@ def test_a_config_without_paths_stays_as_it_is(tmp_path: Path, write_checkpoint:
     assert load_checkpoint(str(folder)).config_text == (folder / "config.json").read_text()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a\nb"), ImportError("no backend"), KeyError("act")])
-def test_what_the_library_refuses_is_a_checkpoint_error(
-    error: Exception, tmp_path: Path, write_checkpoint: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(module.CLASSES["cls"], "from_pretrained", refuse)
-    with pytest.raises(CheckpointError, match="transformers cannot load"):
-        load_checkpoint(str(write_checkpoint(tmp_path / "model")))
-
-
 def test_files_that_cannot_be_read(tmp_path: Path, write_checkpoint: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", "model.safetensors")
@@ -286,3 +276,54 @@ def test_files_that_cannot_be_read(tmp_path: Path, write_checkpoint: Write, monk
     monkeypatch.setattr(module, "read_shapes", refuse)
     with pytest.raises(CheckpointError, match=r"cannot be read: Permission denied \(model.safetensors\)"):
         load_checkpoint(str(write_checkpoint(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_loaded_as_the_library_loads_it(head: str, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", head)
+    expected = CLASSES[head].from_pretrained(folder).state_dict()
+    found = load_checkpoint(str(folder)).model
+    assert found.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+    assert not found.training
+
+
+@pytest.mark.parametrize("value", ["sdpa", "flash_attention_2", "flex_attention", "eager", None])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_how_it_attended_in_training_is_irrelevant(
+    key: str, value: str | None, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    plain = load_checkpoint(str(write_checkpoint(tmp_path / "plain")))
+    folder = write_checkpoint(tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, key: value, "gradient_checkpointing": True}))
+    assert load_checkpoint(str(folder)).identity() == plain.identity()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"num_labels": 3, "id2label": {"0": "no", "1": "yes"}},
+            "config.json names 2 labels in id2label, which counts more than num_labels = 3, but classifier.weight "
+            "has 3: ",
+        ),
+        (
+            {"id2label": {"0": "no", "1": "yes"}},
+            "config.json names 2 labels in id2label, but classifier.weight has 3: ",
+        ),
+        ({"num_labels": 4, "id2label": None}, "config.json says num_labels = 4, but classifier.weight has 3: "),
+        ({"id2label": None}, "config.json names no labels, which means 2, but classifier.weight has 3: "),
+    ],
+)
+def test_other_labels_than_the_weights_have(
+    said: dict[str, Any], message: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", label2id=None, **said)
+    assert export_fails(folder) == message + "name 3 labels in id2label if the weights are right"
+
+
+def test_id2label_counts_where_the_weights_agree(tmp_path: Path, write_checkpoint: Write) -> None:
+    names = {"0": "no", "1": "yes", "2": "maybe"}
+    folder = write_checkpoint(tmp_path / "model", num_labels=2, id2label=names, label2id=None)
+    assert list(load_checkpoint(str(folder)).config.id2label.values()) == list(names.values())

@@ -27,6 +27,7 @@ from erniem_export import bundle, cli, pipeline
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import ExportError
 from erniem_rt import Session
+from erniem_rt.manifest import hash_file
 
 Write = Callable[..., Path]
 Fails = Callable[..., str]
@@ -93,6 +94,35 @@ def test_verify_passes(exported: tuple[Path, Any], erniem_verify: Run) -> None:
     assert result.out.splitlines()[-1].endswith("passed")
     assert "comparing qa.onnx with PyTorch" in result.err
     assert "comparing qa.onnx with PyTorch" in erniem_verify(exported[0] / "qa.json", "--model", "random:tiny").err
+
+
+@pytest.mark.parametrize("kind", ["hard links", "hub cache"])
+def test_verify_through_links(kind: str, exported: tuple[Path, Any], erniem_verify: Run, tmp_path: Path) -> None:
+    """onnx-ir refuses both as attacks."""
+    folder = tmp_path / "snapshots" / "0a1b"
+    folder.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for file in exported[0].iterdir():
+        blob = Path(shutil.copy(file, tmp_path / "blobs"))
+        if kind == "hub cache":
+            (folder / file.name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
+        else:
+            (folder / file.name).hardlink_to(blob)
+    result = erniem_verify(folder / "qa.onnx", "--model", "random:tiny")
+    assert result.code == 0, result.err
+    assert "weights the same" in result.out.splitlines()[-1]
+
+
+def test_verify_refuses_weights_elsewhere(exported: tuple[Path, Any], erniem_verify: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported[0], tmp_path / "out")
+    (folder / "qa.onnx").write_bytes((folder / "qa.onnx").read_bytes().replace(b"qa.onnx.data", b"qb.onnx.data"))
+    (folder / "qa.onnx.data").rename(folder / "qb.onnx.data")
+    manifest = json.loads((folder / "qa.json").read_text())
+    manifest["files"] = {name: vars(hash_file(folder / name)) for name in ("qa.onnx", "qb.onnx.data")}
+    (folder / "qa.json").write_text(json.dumps(manifest))
+    result = erniem_verify(folder / "qa.onnx", "--model", "random:tiny")
+    assert result.code == 1
+    assert "has weights in 'qb.onnx.data', expected qa.onnx.data; export again" in result.err
 
 
 def test_verify_refuses_a_plan_and_names_the_graph(erniem_verify: Run, tmp_path: Path) -> None:

@@ -148,7 +148,96 @@ def test_no_weights(name: str, tmp_path: Path) -> None:
 def test_paddle_weights_are_pointed_at(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:
     folder = write_checkpoint(tmp_path / "paddle")
     (folder / "model.safetensors").rename(folder / "model_state.pdparams")
-    assert "model_state.pdparams holds Paddle weights, which must be converted" in export_fails(folder)
+    said = "this is PaddleNLP's layout (model_state.pdparams), whose Paddle weights must be converted to PyTorch first"
+    assert export_fails(folder).endswith(said)
+
+
+def test_a_folder_of_paddlenlp_from_before_config_json(tmp_path: Path, export_fails: Callable[..., str]) -> None:
+    folder = tmp_path / "uie-m-base"
+    folder.mkdir()
+    (folder / "model_config.json").write_text('{"init_args": [{}], "init_class": "UIEM"}')
+    (folder / "model_state.pdparams").touch()
+    assert export_fails(folder) == (
+        f"{folder} has no config.json; this is PaddleNLP's layout (model_state.pdparams, model_config.json), whose "
+        "Paddle weights must be converted to PyTorch first"
+    )
+
+
+MERGE = "with peft's merge_and_unload(), save the result with save_pretrained and export that folder"
+
+
+def test_an_adapter_beside_the_weights(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:
+    """With peft installed transformers would load it into the model, and without it not."""
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "someone/ernie-m"}')
+    (folder / "adapter_model.safetensors").touch()
+    assert export_fails(folder) == (
+        f"{folder} holds an adapter (adapter_config.json of someone/ernie-m) beside the weights: merge the two {MERGE}"
+        "; if they are merged already, remove adapter_config.json"
+    )
+
+
+@pytest.mark.parametrize("text", ['{"base_model_name_or_path": null}', "{}", "[]", "not JSON"])
+def test_an_adapter_alone(text: str, tmp_path: Path, export_fails: Callable[..., str]) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(text)
+    expected = f"{folder} holds an adapter (adapter_config.json) without its model: merge the two {MERGE}"
+    assert export_fails(folder) == expected
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_the_folder_of_a_training_run(
+    config: bool, tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]
+) -> None:
+    folder = tmp_path / "run"
+    for name in ("checkpoint-1000", "checkpoint-500", "checkpoint-9"):
+        write_checkpoint(folder / name)
+    (folder / "logs").mkdir()
+    if config:
+        (folder / "config.json").write_text((folder / "checkpoint-9" / "config.json").read_text())
+    said = "it holds checkpoint-9, checkpoint-500, checkpoint-1000: give such a folder, for example "
+    message = export_fails(folder)
+    assert message.startswith(f"{folder} has no {'weights' if config else 'config.json'}")
+    assert message.endswith(f"; {said}{folder / 'checkpoint-1000'}")
+    assert load_checkpoint(str(folder / "checkpoint-1000")).head == "cls"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["tf_model.h5", "notes.txt"], "it holds tf_model.h5"),
+        (["zero_to_fp32.py", "latest"], "DeepSpeed's zero_to_fp32.py, which is there, gathers its shards into "),
+    ],
+)
+def test_other_weights_are_named(
+    names: list[str], said: str, tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    for name in names:
+        (folder / name).touch()
+    assert f"or shards; {said}" in export_fails(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "sentencepiece.bpe.model",
+        "vocab.txt",
+        "tokenizer_config.json",
+        "task_set.jsonl",
+        "calibration.txt",
+        "model.safetensors.index.json",
+    ],
+)
+def test_pointers_of_git_lfs(
+    name: str, tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert export_fails(folder) == f"{folder / name} is a pointer of Git LFS, not the file itself: run git lfs pull"
 
 
 def test_a_broken_link(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from erniem_export import pipeline
+from erniem_rt import ArtifactError
+from erniem_rt import pipeline as pipeline_of
 from erniem_rt.tokenizer import Tokenizer
 
 
@@ -73,3 +76,46 @@ def test_no_vocabulary(checkpoint: Path, tmp_path: Path, erniem_export: Any) -> 
     result = erniem_export("--model", checkpoint, "--output", tmp_path / "out2")
     assert result.code == 1
     assert "ids up to 1000 (there is no vocab.txt, so they are the pieces of sentencepiece.bpe.model)" in result.err
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("left", [(), ("vocab.txt", "tokenizer_config.json")])
+def test_a_checkpoint_without_tokenizer(
+    left: tuple[str, ...], checkpoint: Path, tmp_path: Path, erniem_export: Any
+) -> None:
+    (checkpoint / "tokenizer_config.json").write_text("{}")
+    for name in ("sentencepiece.bpe.model", "vocab.txt", "tokenizer_config.json"):
+        if name not in left:
+            (checkpoint / name).unlink()
+    output = tmp_path / "out"
+    result = erniem_export("--model", checkpoint, "--output", output)
+    assert result.code == 0
+    assert "the checkpoint has no sentencepiece.bpe.model and so no tokenizer: the artifact takes ids" in result.err
+    for load in (lambda: pipeline_of(output / "cls.onnx"), lambda: Tokenizer.from_dir(output)):
+        with pytest.raises(ArtifactError) as caught:
+            load()
+        assert str(caught.value) == (
+            f"{output} has no sentencepiece.bpe.model: its checkpoint had no tokenizer files when it was exported. Put "
+            "them into the checkpoint's folder and export again, or give ids to a Session."
+        )
+
+
+def test_the_tokenizer_of_another_class(checkpoint: Path, export_fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "trace", None)
+    (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
+    message = export_fails(checkpoint)
+    assert message.startswith(f"{checkpoint / 'tokenizer_config.json'} says tokenizer_class = 'XLMRobertaTokenizer', ")
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_what_was_taken_off_and_left_out_is_said(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], erniem_export: Any
+) -> None:
+    def edit(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+        return {**wrapped, "module.loss_fct.weight": torch.ones(3)}
+
+    result = erniem_export("--model", write_checkpoint(tmp_path / "model", edit=edit), "--output", tmp_path / "out")
+    assert result.code == 0
+    assert "the names of the tensors begin with module., which was taken off" in result.err
+    assert "left out of the weights, for no output depends on it: loss_fct.weight" in result.err

@@ -164,8 +164,6 @@ def deep(state: State) -> State:
     ("head", "edit", "key", "in_config", "in_weights"),
     [
         ("cls", wide, "intermediate_size", 24, 32),
-        ("cls", resized("classifier", 5, 16), "num_labels", 3, 5),
-        ("ner", resized("classifier", 9, 16), "num_labels", 3, 9),
         ("cls", resized("word_embeddings", 1001, 16), "vocab_size", 1000, 1001),
         ("cls", resized("position_embeddings", 514, 16), "max_position_embeddings", 130, 514),
         ("cls", lambda state: {name: t[..., :8].clone() for name, t in state.items()}, "hidden_size", 16, 8),
@@ -207,3 +205,132 @@ def test_damaged_numbers_are_told_from_a_wrong_export(
 
     message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
     assert "the PyTorch model itself yields NaN or infinity in logits" in message
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"note": "mine"}, {"format": "np"}])
+def test_whatever_the_metadata_say(metadata: dict[str, str] | None, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    loaded = load_checkpoint(str(folder))
+    save_file(dict(loaded.model.state_dict()), folder / "model.safetensors", metadata=metadata)
+    assert load_checkpoint(str(folder)).identity() == loaded.identity()
+
+
+def under(prefix: str) -> Callable[[State], State]:
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("head", ["base", "qa"])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "base_model.model."])
+def test_a_prefix_of_every_name_is_taken_off(
+    prefix: str, head: str, pickled: bool, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    plain = load_checkpoint(str(write_checkpoint(tmp_path / "plain", head)))
+    found = load_checkpoint(str(write_checkpoint(tmp_path / "model", head, edit=under(prefix), pickled=pickled)))
+    assert (found.head, found.identity()) == (head, plain.identity())
+    assert found.notes == (f"the names of the tensors begin with {prefix}, which was taken off",)
+    assert plain.notes == ()
+
+
+def part_under_module(state: State) -> State:
+    return {("module." if name.startswith("ernie_m.") else "") + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("edit", "prefix", "rest"),
+    [
+        (under("student."), "student.", ""),
+        (under("module._orig_mod."), "module._orig_mod.", ""),
+        (part_under_module, "module.", ", which classifier.bias, classifier.weight do not"),
+    ],
+)
+def test_another_prefix_is_named(
+    edit: Any, prefix: str, rest: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    words = "ernie_m.embeddings.word_embeddings.weight"
+    assert export_fails(write_checkpoint(tmp_path / "model", edit=edit)) == (
+        f"the weights have {prefix}{words} in place of {words}: take {prefix} off the names that begin with it{rest}"
+    )
+
+
+def renamed(old: str, new: str) -> Callable[[State], State]:
+    return lambda state: {name.replace(old, new): tensor for name, tensor in state.items()}
+
+
+def as_uie_pytorch(state: State) -> State:
+    named = {"ernie_m.": "encoder.", "layers.": "layer.", "self_attn.self_attn.q_proj": "attention.self.query"}
+    for old, new in named.items():
+        state = renamed(old, new)(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (renamed("ernie_m.", "encoder."), "the weights have the names of uie_pytorch, as encoder.embeddings."),
+        (as_uie_pytorch, "the weights have the names of uie_pytorch, as encoder.embeddings."),
+        (
+            renamed("self_attn.self_attn.", "self_attn."),
+            "the weights have PaddlePaddle's names and layout, as ernie_m.",
+        ),
+        (
+            renamed("q_proj.", "q_proj.base_layer."),
+            "the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self",
+        ),
+    ],
+)
+def test_other_layouts_are_recognised(
+    edit: Any, said: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    assert export_fails(write_checkpoint(tmp_path / "model", "ie", edit=edit)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ernie_m.embeddings.position_ids",
+        "ernie_m.embeddings.token_type_ids",
+        "embeddings.position_ids",
+        "loss_fct.weight",
+        "lm_head.decoder.weight",
+        "cls.predictions.transform.dense.bias",
+        "n_averaged",
+    ],
+)
+def test_what_no_output_depends_on_is_left_out_and_said(name: str, tmp_path: Path, write_checkpoint: Write) -> None:
+    def edit(state: State) -> State:
+        return {**state, name: torch.ones(3)}
+
+    plain = load_checkpoint(str(write_checkpoint(tmp_path / "plain")))
+    found = load_checkpoint(str(write_checkpoint(tmp_path / "model", edit=edit)))
+    assert found.identity() == plain.identity()
+    assert found.notes == (f"left out of the weights, for no output depends on it: {name}",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ernie_m.embeddings.token_type_embeddings.weight",
+        "ernie_m.encoder.layers.0.classifier.weight",
+        "ernie_m.encoder.loss_fct.weight",
+        "crf.transitions",
+    ],
+)
+def test_what_an_output_may_depend_on_is_refused(
+    name: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    def edit(state: State) -> State:
+        return {**state, name: torch.ones(3)}
+
+    message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
+    assert message == f"the weights hold tensors that ErnieM does not have: {name}"
+
+
+@pytest.mark.parametrize("which", ["", "word_embeddings", "layers.1.linear2"])
+def test_placeholders_of_zero_3(which: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+    def edit(state: State) -> State:
+        return {name: torch.empty(0) if which in name else tensor for name, tensor in state.items()}
+
+    message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
+    assert "of shape (0,): DeepSpeed ZeRO-3 leaves such placeholders where it did not gather the weights" in message
+    assert "zero_to_fp32.py" in message

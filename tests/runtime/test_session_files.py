@@ -62,6 +62,12 @@ def test_a_truncated_file(artifact, name, verify):
     )
 
 
+@pytest.mark.parametrize("name", ["qa.json", "qa.onnx", "qa.onnx.data", "config.json"])
+def test_a_pointer_of_git_lfs(artifact, name):
+    (artifact.folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refuses(artifact.path, f"{name} is a pointer of Git LFS, not the file itself: run git lfs pull.")
+
+
 @pytest.mark.parametrize("path", [None, 3, b"qa.onnx", ["qa.onnx"]])
 def test_a_path_that_is_none(path):
     message = f"path must be a str or a path, got {type(path).__name__}."
@@ -248,3 +254,58 @@ def test_files_behind_links_are_read(artifact, tmp_path):
         (links / path.name).symlink_to(path)
     with Session(links / "qa.onnx") as session:
         assert session.run(input_ids=[[0, 2]])["start_logits"].shape == (1, 2)
+
+
+def link_each(artifact, folder, targets):
+    """Links in ``folder``, by the names of the artifact's files, to copies in the folder that ``targets`` gives."""
+    folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(artifact.folder.iterdir())):
+        target = targets(number)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / f"blob{number}")
+        (folder / path.name).symlink_to(target / f"blob{number}")
+    return folder / artifact.path.name
+
+
+def test_a_hub_cache(artifact, tmp_path):
+    path = link_each(artifact, tmp_path / "snapshots" / "0a1b", lambda _: tmp_path / "blobs")
+    with Session(path) as session:
+        assert session.run(input_ids=[[0, 2]])["start_logits"].shape == (1, 2)
+
+
+def test_hard_links_and_a_link_to_the_folder(artifact, tmp_path):
+    (tmp_path / "hard").mkdir()
+    for path in artifact.folder.iterdir():
+        (tmp_path / "hard" / path.name).hardlink_to(path)
+    (tmp_path / "link").symlink_to(tmp_path / "hard")
+    for folder in ("hard", "link"):
+        with Session(tmp_path / folder / "qa.onnx") as session:
+            assert session.run(input_ids=[[0, 2]])["start_logits"].shape == (1, 2)
+
+
+def test_files_linked_one_by_one_into_other_folders(artifact, tmp_path):
+    """onnxruntime refuses them since 1.24: nothing is to be restored."""
+    path = link_each(artifact, tmp_path / "links", lambda number: tmp_path / f"folder{number}")
+    refuses(
+        path,
+        f"{path} and qa.onnx.data are links into different folders, and onnxruntime ",
+        f"link their whole folder, or copy the files (cp -rL {path.parent} COPY) and open the copy.",
+    )
+    shutil.copytree(path.parent, tmp_path / "copy")
+    with Session(tmp_path / "copy" / "qa.onnx") as session:
+        assert session.run(input_ids=[[0, 2]])["start_logits"].shape == (1, 2)
+
+
+def test_a_hub_cache_on_onnxruntime_1_24_1(artifact, tmp_path, monkeypatch):
+    """That version alone takes every link for a way out of the model's folder."""
+    path = link_each(artifact, tmp_path / "snapshots" / "0a1b", lambda _: tmp_path / "blobs")
+
+    def refuse(*_, **__):
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 1 : FAIL : External data path validation failed for initializer: words. Error: "
+            f'External data path: "qa.onnx.data" escapes model directory: "{path.parent}"'
+        )
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    refuses(path, f"does not open {path}.data, a link as in a hub cache: install another version, as pip install ")
+    refuses(artifact.path, "qa.onnx cannot be loaded by onnxruntime")

@@ -14,6 +14,15 @@ import sentencepiece
 from erniem_rt.errors import ArtifactError
 from erniem_rt.tokenizer import Tokenizer, TokenizerSettings
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+FILES = (
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
 
 @pytest.fixture
 def folder(tokenizer_dir: Path, tmp_path: Path) -> Path:
@@ -96,7 +105,7 @@ def test_a_token_listed_twice_has_its_last_id(folder: Path) -> None:
     [
         ("sentencepiece.bpe.model", None, "no such file"),
         ("sentencepiece.bpe.model", b"", "not a.* sentencepiece model"),
-        ("sentencepiece.bpe.model", b"version https://git-lfs.github.com/spec/v1", "not a.* sentencepiece model"),
+        *((name, POINTER, "is a pointer of Git LFS, not the file itself: run git lfs pull") for name in FILES),
         ("vocab.txt", b"", "is empty"),
         ("vocab.txt", b"[CLS]\n\xff\xfe\n", "not a readable vocabulary"),
         ("tokenizer_config.json", b"{", "not readable JSON"),
@@ -170,3 +179,25 @@ def test_models_that_offsets_cannot_follow_are_refused(
 def test_settings_given_in_code_are_checked_too() -> None:
     with pytest.raises(ArtifactError, match="truncation_side"):
         TokenizerSettings(truncation_side="middle")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "BertTokenizer", 3])
+def test_the_tokenizer_of_another_class_is_refused(folder: Path, name: Any) -> None:
+    """transformers would take that class, whose ids differ."""
+    with pytest.raises(ArtifactError) as caught:
+        configure(folder, tokenizer_class=name)
+    assert str(caught.value).startswith(
+        f"{folder / 'tokenizer_config.json'} says tokenizer_class = {name!r}, expected 'ErnieMTokenizer'"
+    )
+
+
+@pytest.mark.parametrize("name", ["ErnieMTokenizer", "ErnieMTokenizerFast", None])
+def test_its_own_class_or_none_is_taken(folder: Path, name: str | None) -> None:
+    assert configure(folder, tokenizer_class=name)("a").input_ids == Tokenizer.from_dir(folder)("a").input_ids
+
+
+def test_the_class_in_the_model_s_config_counts_where_the_tokenizer_s_names_none(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"/config.json says tokenizer_class = 'BertTokenizer'"):
+        Tokenizer.from_dir(folder)
+    assert configure(folder, tokenizer_class="ErnieMTokenizer").cls_token == "[CLS]"

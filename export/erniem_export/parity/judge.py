@@ -7,9 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import read, write
 from erniem_export.parity.gate import check_parity
 from erniem_export.passes.emulation import emulate_half
 from erniem_export.passes.half import HALF_TYPES
@@ -74,7 +72,7 @@ def judge(
 
 def _write_emulation(artifact: Path, folder: Path) -> Path:
     """Write the artifact's emulation into ``folder``, with a manifest that differs in its files only."""
-    graph = ir.load(artifact)
+    graph = read(artifact)
     emulate_half(graph)
     path = folder / artifact.name
     write(graph, path)

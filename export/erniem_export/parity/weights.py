@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from erniem_export.modeling import ErnieMForInformationExtraction
+from erniem_export.onnx_export import read
 from erniem_export.parity.int8_weights import compare_products
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Map
     by :func:`compare_products`. All parameters must be there, but for those that the graph has no use for, biases of
     zeros, and those that share the initializer of a parameter with the same values.
     """
-    graph = ir.load(artifact).graph
+    graph = read(artifact).graph
     stored = _weights_read(graph)
     takes_embeddings = any(value.name == "inputs_embeds" for value in graph.inputs)
     parameters = model.state_dict()

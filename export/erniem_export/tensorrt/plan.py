@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import read, write
 from erniem_export.parity.judge import judge
 from erniem_export.passes.attention_op import to_attention
 from erniem_export.passes.half import HALF_TYPES
@@ -98,7 +98,7 @@ def _computed_in(manifest: Manifest) -> ir.DataType:
 
 def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict[str, ir.Node], dict[str, Any]]:
     """Write TensorRT's graph into ``scratch``, under the artifact's name."""
-    graph = ir.load(artifact)
+    graph = read(artifact)
     keep_masks_alive(graph, layers)
     done: dict[str, Any] = {"layers": layers}
     if form == ATTENTION:

@@ -1,0 +1,74 @@
+"""The names of a checkpoint's tensors: ErnieM's own, those of training libraries around it, and of other layouts."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from erniem_export.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["PREFIX", "is_left_over", "some", "wrapper_of"]
+
+PREFIX = "ernie_m."
+
+_WORDS = "embeddings.word_embeddings.weight"
+# What training libraries put before every name: torch.compile, DataParallel, Lightning, peft.
+_WRAPPERS = ("_orig_mod.", "module.", "model.", "base_model.model.")
+# What no output depends on: buffers that count positions, losses, heads of pretraining, a counter of averaged weights.
+_LEFT_OVER = re.compile(
+    r"(?:ernie_m\.)?embeddings\.(?:position_ids|token_type_ids)"
+    r"|(?:loss\w*|criterion|lm_head|cls\.predictions|cls\.seq_relationship)\..+"
+    r"|n_averaged"
+)
+_ADAPTED = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|ia3_l|adalora_\w+)\.")
+# transformers has ErnieM's own module around each of these: self_attn.self_attn.q_proj.
+_PADDLE = re.compile(r"layers\.\d+\.self_attn\.[qkv]_proj\.")
+
+
+def wrapper_of(names: Collection[str]) -> str:
+    """The prefix that a training library has put before the name of every tensor; empty without one.
+
+    Raises:
+        CheckpointError: The names are an adapter's, or of a layout or under a prefix that is not read.
+    """
+    if adapted := [name for name in names if _ADAPTED.search(name)]:
+        raise CheckpointError(
+            f"the weights hold an adapter's tensors ({some(adapted)}): merge it with peft's merge_and_unload(), save "
+            "the result with save_pretrained and export that folder"
+        )
+    if paddle := [name for name in names if _PADDLE.search(name)]:
+        raise CheckpointError(
+            f"the weights have PaddlePaddle's names and layout, as {paddle[0]}: they must be converted to PyTorch first"
+        )
+    words = min((name for name in names if name.endswith(_WORDS)), default=_WORDS)
+    base = words.removesuffix(_WORDS)
+    before = base.removesuffix(PREFIX)
+    if before == "encoder.":
+        raise CheckpointError(
+            f"the weights have the names of uie_pytorch, as {words}: rename them as transformers does, "
+            f"{PREFIX}{_WORDS} and so on"
+        )
+    if not before or not any(name.startswith(f"{base}encoder.layers.") for name in names):
+        return ""
+    bare = sorted(name for name in names if not name.startswith(before) and not is_left_over(name))
+    if before not in _WRAPPERS or bare:
+        rest = f", which {some(bare)} {'does' if len(bare) == 1 else 'do'} not" if bare else ""
+        raise CheckpointError(
+            f"the weights have {words} in place of {PREFIX}{_WORDS}: take {before} off the names that begin with it"
+            f"{rest}"
+        )
+    return before
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a tensor is one that no output depends on."""
+    return _LEFT_OVER.fullmatch(name) is not None
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
