@@ -82,7 +82,7 @@ def build_workloads(names: Sequence[str], vocab_size: int, seed: int = 0) -> lis
 
 
 def build_gpu_workloads(names: Sequence[str], vocab_size: int, *, quick: bool = False) -> list[Workload]:
-    """Return the named workloads of a GPU, ``BATCHxLENGTH`` or ``mixed``; the same for the same names and vocabulary."""
+    """Return the named workloads of a GPU, ``BATCHxLENGTH`` or ``mixed``; the same for the same vocabulary."""
     return [_build_gpu(name, vocab_size, *(GPU_MIXED_QUICK if quick else GPU_MIXED)) for name in names]
 
 

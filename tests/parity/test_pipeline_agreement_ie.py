@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.agreement import TOLERANCE, Artifact, HeldOut
-from benchmarks.agreement.extraction import Reference, flat
-from benchmarks.agreement.reference import LIMIT
 from erniem_rt import pipeline
+from tests.parity.agreement import TOLERANCE, Artifact, HeldOut, flat
+from tests.parity.pipeline_reference import LIMIT, Reference
 
 SCHEMA = {"Person": ["Employer", "Birthplace"], "Organization": [{"Founder": "Residence"}, "Headquarters"]}
 CHINESE_SCHEMA = {"人物": ["雇主", "出生地"], "组织机构": [{"创始人": "居住地"}, "总部"]}

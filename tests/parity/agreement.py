@@ -1,24 +1,43 @@
-"""Answers and entities: our pipelines beside the reference.
+"""Our pipelines beside transformers 4.57.6's, on nano's checkpoints and held-out texts.
 
-transformers' question answering is compared with after repairs (see :mod:`benchmarks.agreement.reference`).
+``test_pipeline_agreement*.py`` run these comparisons, and ``benchmarks/pipeline_agreement.py`` writes their figures.
+transformers' question answering is compared with after repairs (see ``pipeline_reference.py``).
 """
 
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.agreement.reference import load, raised_null, reference_pipeline, repaired_question_answering
-from benchmarks.agreement.tally import Answer, Artifact, HeldOut, Tally, listed
 from erniem_rt import pipeline
 from erniem_rt.pipelines._entities import Token
 from erniem_rt.pipelines._entities import entities_of_words as words_of
+from tests.parity.pipeline_reference import (
+    LIMIT,
+    TOLERANCE,
+    Answer,
+    Answers,
+    Artifact,
+    HeldOut,
+    Reference,
+    Tally,
+    listed,
+    load,
+    raised_null,
+    ranked,
+    reference_pipeline,
+    repaired_question_answering,
+)
 
-_EACH = 36  # per language
+__all__ = ["COMPARISONS", "TOLERANCE", "Artifact", "Comparison", "HeldOut", "Tally"]
 
+_EACH, _EACH_CLS = 36, 34  # examples per language
+
+Input = tuple["str | None", Any]  # language, what is asked
 Question = tuple[str, dict[str, str]]
 
 
@@ -208,3 +227,194 @@ def _visible(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _normalized(word: str) -> str:
     return "".join(unicodedata.normalize("NFKC", word).split())
+
+
+def texts_and_pairs(heldout: HeldOut) -> list[Input]:
+    """Single texts, pairs, and some of both that are over the limit."""
+    examples = heldout("cls", 3, _EACH_CLS)
+    inputs: list[Input] = [
+        (e.language, e.premise if i % 3 == 0 else _pair(e.premise, e.hypothesis)) for i, e in enumerate(examples)
+    ]
+    for i in range(0, len(examples), _EACH_CLS):
+        text = " ".join(example.premise for example in examples[i : i + _EACH_CLS])
+        inputs += [(examples[i].language, text), (None, _pair(text, examples[0].hypothesis))]
+    return inputs
+
+
+def labels(artifact: Artifact, heldout: HeldOut) -> Tally:
+    """Text classification, all labels."""
+    inputs = texts_and_pairs(heldout)
+    texts = [text for _, text in inputs]
+    theirs = reference_pipeline("TextClassificationPipeline", "cls")(
+        texts, top_k=None, truncation=True, max_length=LIMIT
+    )
+    tally = Tally()
+    with pipeline(artifact("cls")) as ours:
+        for (language, _), found, expected in zip(inputs, ours(texts, top_k=None), theirs, strict=True):
+            tally.add(language, *ranked(_scored(found), _scored(expected)))
+    return tally
+
+
+def zero_shot(artifact: Artifact, heldout: HeldOut, multi_label: bool = False) -> Tally:
+    """Zero-shot classification with candidates and a hypothesis in the language of the text."""
+    theirs = reference_pipeline("ZeroShotClassificationPipeline", "cls")
+    tally = Tally()
+    with pipeline(artifact("cls"), "zero-shot-classification") as ours:
+        for language, candidates, template, texts in _zero_shot_cases(heldout):
+            options = {"hypothesis_template": template, "multi_label": multi_label}
+            expected = theirs(texts, candidate_labels=candidates, **options)
+            for one, other in zip(ours(texts, candidates, **options), expected, strict=True):
+                found, wanted = ranked(_labelled(one), _labelled(other))
+                tally.add(
+                    language,
+                    found._replace(what=[one["sequence"], *found.what]),
+                    wanted._replace(what=[other["sequence"], *wanted.what]),
+                )
+    return tally
+
+
+def choices(artifact: Artifact, heldout: HeldOut) -> Tally:
+    """Multiple choice. transformers has no pipeline for it: the reference model, asked one input at a time."""
+    model, tokenizer = load("mc")
+    examples = heldout("mc", 3, _EACH_CLS)
+    inputs: list[Input] = [(e.language, {"prompt": e.prompt, "choices": list(e.choices)}) for e in examples]
+    for i in (0, 100):  # over the limit
+        inputs.append((None, {"prompt": " ".join(e.prompt for e in examples[i : i + 20]), "choices": ["a", "b"]}))
+    tally = Tally()
+    with pipeline(artifact("mc")) as ours:
+        for (language, item), found in zip(inputs, ours([item for _, item in inputs]), strict=True):
+            prompts = [item["prompt"]] * len(item["choices"])
+            rows = tokenizer(prompts, item["choices"], truncation="only_first", padding=True, return_tensors="pt")
+            with torch.inference_mode():
+                scores = model(input_ids=rows["input_ids"][None]).logits[0].softmax(-1).tolist()
+            expected = Answer(item["choices"][scores.index(max(scores))], scores)
+            tally.add(language, Answer(found["answer"], found["scores"]), expected)
+    return tally
+
+
+def features(artifact: Artifact, heldout: HeldOut) -> Tally:
+    """Hidden states of every token; scores are their values."""
+    theirs = reference_pipeline("FeatureExtractionPipeline", "base")
+    inputs = [(lang, text["text"] if isinstance(text, dict) else text) for lang, text in texts_and_pairs(heldout)]
+    tally = Tally()
+    with pipeline(artifact("base"), pooling="none") as ours:
+        for (language, text), found in zip(inputs, ours([text for _, text in inputs]), strict=True):
+            expected = theirs(text, truncation=True, return_tensors=True)[0]
+            tally.add(language, Answer(found.shape, found), Answer(tuple(expected.shape), expected.numpy()))
+    return tally
+
+
+def _zero_shot_cases(heldout: HeldOut) -> list[tuple[str, list[str], str, list[str]]]:
+    """Language, candidates, hypothesis, texts; one text of each language is over the limit."""
+    from languages import load as load_language
+
+    examples, cases = heldout("cls", 3, _EACH_CLS), []
+    for code in dict.fromkeys(example.language for example in examples):
+        data = load_language(code).data
+        candidates = [topic["name"] for topic in data["topics"].values()][:3]
+        template = data["topic_hypotheses"][0].replace("{topic}", "{}")
+        texts = [example.premise for example in examples if example.language == code]
+        # One candidate is a case of its own; a few texts are enough for it.
+        cases.append((code, candidates, template, [*texts, " ".join(texts)]))
+        cases.append((code, candidates[:1], template, texts[:3]))
+    return cases
+
+
+def _pair(text: str, pair: str) -> dict[str, str]:
+    return {"text": text, "text_pair": pair}
+
+
+def _scored(answers: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    return [(answer["label"], answer["score"]) for answer in answers]
+
+
+def _labelled(answer: dict[str, Any]) -> list[tuple[str, float]]:
+    return list(zip(answer["labels"], answer["scores"], strict=True))
+
+
+def prompts(artifact: Artifact, heldout: HeldOut) -> Tally:
+    """One prompt per text, some texts long; those over the limit are in ``test_pipeline_agreement_ie.py``."""
+    theirs = Reference()
+    tally = Tally()
+    with pipeline(artifact("ie"), threads=1) as ours:
+        for example in heldout("ie", 5, _EACH, 0.1):
+            found = ours(example.text, schema=example.prompt)
+            tally.add(example.language, flat(found), flat(theirs.extract(example.prompt, example.text)))
+    return tally
+
+
+def flat(found: dict[str, Answers]) -> Answer:
+    """Answers at every level of a schema, each under the path of names and answers that led to it."""
+    return listed(list(_flat(found, ())))
+
+
+def _flat(found: dict[str, Answers], path: tuple[Any, ...]) -> Iterator[tuple[Any, float]]:
+    for name, answers in found.items():
+        for answer in answers:
+            here = (*path, name, answer["text"], answer["start"], answer["end"])
+            yield here, answer["probability"]
+            yield from _flat(answer.get("relations", {}), here)
+
+
+class Comparison(NamedTuple):
+    """A task with options of ours, what it is compared with, and how: ``run(artifact, heldout, **arguments)``."""
+
+    task: str
+    options: str
+    reference: str
+    run: Callable[..., Tally]
+    arguments: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Task and options."""
+        return f"{self.task} {self.options}".strip()
+
+
+_QA = "`QuestionAnsweringPipeline`, repaired"
+_NER = "`TokenClassificationPipeline`"
+_NER_WORDS = "transformers' aggregation, fed with our words"
+
+COMPARISONS = (
+    Comparison("question-answering", "", "transformers' decoder on the reference model", decoded_answers),
+    Comparison("question-answering", "align_to_words", _QA, answers),
+    Comparison(
+        "question-answering",
+        "align_to_words, max_seq_len=80, doc_stride=16",
+        _QA,
+        answers,
+        {"max_seq_len": 80, "doc_stride": 16},
+    ),
+    Comparison(
+        "question-answering",
+        "align_to_words, handle_impossible_answer, max_seq_len=80, doc_stride=16",
+        f"{_QA}, and `[CLS]` raised",
+        answers_or_none,
+        {"max_seq_len": 80, "doc_stride": 16},
+    ),
+    Comparison("text-classification", "top_k=None", "`TextClassificationPipeline`", labels),
+    Comparison("zero-shot-classification", "", "`ZeroShotClassificationPipeline`", zero_shot),
+    Comparison(
+        "zero-shot-classification",
+        "multi_label",
+        "`ZeroShotClassificationPipeline`",
+        zero_shot,
+        {"multi_label": True},
+    ),
+    Comparison("token-classification", "", _NER, token_labels, {"ignore_labels": ["O"]}),
+    Comparison("token-classification", "ignore_labels=[]", _NER, token_labels, {"ignore_labels": []}),
+    Comparison("token-classification", 'aggregation_strategy="simple"', _NER, simple_entities),
+    *(
+        Comparison(
+            "token-classification",
+            f'aggregation_strategy="{strategy}"',
+            _NER_WORDS,
+            entities_of_words,
+            {"strategy": strategy},
+        )
+        for strategy in ("first", "average", "max")
+    ),
+    Comparison("multiple-choice", "", "the reference model, a row per choice", choices),
+    Comparison("information-extraction", "", "PaddleNLP's rules over the reference model", prompts),
+    Comparison("feature-extraction", 'pooling="none"', "`FeatureExtractionPipeline`", features),
+)

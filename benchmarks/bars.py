@@ -1,11 +1,12 @@
-"""The bars that the project sets itself, computed from the results of one run and from nothing else."""
+"""The bars that the project sets itself on a CPU and on a GPU, computed from the results of one run alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.summary import median_ratio
+from benchmarks.engines import GPU_EAGER
 from benchmarks.workloads import FIXED, workload_label
 
 Results = dict[str, Any]
@@ -33,9 +34,17 @@ _ACCURACY = {
     "worst_alone": ("a text alone and in a batch, worst cosine", "at_least", 0.9995),
 }
 
+_GPU_MODEL, _GPU_BATCH, _GPU_ROW = "random:base", "128x128", "1x128"
+_PEAK_BAR, _EAGER_BAR, _LATENCY_BAR = 0.55, 2.0, 1e-3
+
 
 class _MissingError(Exception):
     """A figure is not there; says which and why."""
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times the speed of theirs ours has: the median over rounds of the ratio within a round."""
+    return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
 
 
 def ratios(results: Results) -> list[dict[str, Any]]:
@@ -162,3 +171,61 @@ def _engine(results: Results, name: str) -> dict[str, Any]:
     if engine["gap"]:
         raise _MissingError(f"{engine['label']}: {engine['gap']}")
     return engine
+
+
+def shares(found: Results, peaks: dict[str, float]) -> None:
+    """Add to each timed verdict the share of the measured peak, in its engine's precision, that it reached."""
+    for engine in found["engines"].values():
+        for name, verdict in engine["results"].items():
+            if "seconds" in verdict and engine["precision"] in peaks:
+                rate = found["workloads"][name]["flops"] / verdict["seconds"]["median"]
+                verdict["share_of_peak"] = rate / peaks[engine["precision"]]
+
+
+def gpu_bars(results: Results) -> list[dict[str, Any]]:
+    """Every bar as ``{"bar", "at_least" or "at_most", "value", "met", "engine", "gap"}``: the best of our engines."""
+    found = results["models"].get(_GPU_MODEL)
+    rows = [
+        (f"share of the measured matrix peak, fp16, {_GPU_BATCH}", "at_least", _PEAK_BAR, _best_share),
+        (f"speed against PyTorch eager fp16, {_GPU_BATCH}", "at_least", _EAGER_BAR, _best_speed),
+        (f"p50 of one row, {_GPU_ROW}, seconds", "at_most", _LATENCY_BAR, _best_latency),
+    ]
+    return [_best_bar(*row, found) for row in rows]
+
+
+def _best_bar(title: str, kind: str, limit: float, values: Any, found: Results | None) -> dict[str, Any]:
+    candidates: dict[str, float] = values(found) if found is not None else {}
+    if not candidates:
+        gap = f"{_GPU_MODEL} was not measured" if found is None else "no engine of ours, or not what it is held against"
+        return {"bar": title, kind: limit, "value": None, "met": None, "engine": None, "gap": gap}
+    best = (max if kind == "at_least" else min)(candidates, key=lambda name: candidates[name])
+    value = candidates[best]
+    met = value >= limit if kind == "at_least" else value <= limit
+    return {"bar": title, kind: limit, "value": value, "met": met, "engine": best, "gap": None}
+
+
+def _best_share(found: Results) -> dict[str, float]:
+    return {name: verdict["share_of_peak"] for name, verdict in _ours(found, _GPU_BATCH) if "share_of_peak" in verdict}
+
+
+def _best_speed(found: Results) -> dict[str, float]:
+    eager = found["engines"][GPU_EAGER]["results"].get(_GPU_BATCH, {})
+    if "samples" not in eager:
+        return {}
+    return {
+        name: median_ratio(verdict["samples"], eager["samples"])
+        for name, verdict in _ours(found, _GPU_BATCH)
+        if "samples" in verdict
+    }
+
+
+def _best_latency(found: Results) -> dict[str, float]:
+    return {name: verdict["latency"]["p50"] for name, verdict in _ours(found, _GPU_ROW) if "latency" in verdict}
+
+
+def _ours(found: Results, workload: str) -> list[tuple[str, Results]]:
+    return [
+        (name, engine["results"][workload])
+        for name, engine in found["engines"].items()
+        if name.startswith("erniem-rt") and engine["precision"] == "fp16" and workload in engine["results"]
+    ]

@@ -1,8 +1,11 @@
-"""What int8 costs on real trained weights: hidden states and nearest neighbours against fp32, alone and in batches."""
+"""What needs trained weights: what int8 costs in accuracy, on MiniLM, and from text to answer, on nano.
+
+Accuracy is that of hidden states and nearest neighbours against fp32, alone and in batches. From text to answer, with
+the tokenizer, our pipeline is compared with transformers'.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,27 +14,87 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.artifacts import prepare
 from benchmarks.client import Client, WorkerError
+from benchmarks.documents import ROOT
 from benchmarks.engines import ENGINES, REFERENCE, EngineSpec
-from benchmarks.measure import PAUSE, Say, close_all, open_all
-from benchmarks.minilm import GAP, find_weights, tokenize
-from benchmarks.prepare import prepare
-from benchmarks.summary import spread, turn_order
-from benchmarks.texts import real_texts
+from benchmarks.measure import Pace, Say, close_all, measure_workloads, open_all, spread, turn_order
+from benchmarks.related_models import GAP, find_weights, tokenize
+from benchmarks.texts import NANO_LANGUAGES, nano_examples, real_texts
+from benchmarks.workloads import Workload, write_workloads
 
 States = list[NDArray[Any]]
 
 MODEL, BATCH = "minilm", 16
-# How many of the texts are timed. Speed belongs beside accuracy: what real weights need in float32, random ones do not.
+# How many of the texts are timed. Speed belongs beside accuracy: what real weights need in fp32, random ones do not.
 TIMED = 128
 JUDGED = ("ort-int8", "openvino-int8", "ctranslate2-int8", "erniem-rt", "erniem-rt-int8")
+
+THEIR_PIPELINE = EngineSpec("pipeline-transformers", "transformers' pipeline", "fp32", "TransformersPipeline", "nano")
+OUR_PIPELINE = EngineSpec("pipeline-erniem-rt", "erniem-rt's pipeline", "fp32", "ErnieMPipeline", "nano-exported")
+PER_LANGUAGE, PAIRS_BATCH = 16, 32
+CHECKPOINT = ROOT / "examples" / "nano" / "checkpoints" / "cls"
+
+
+def end_to_end(folder: Path, open_client: Callable[[EngineSpec, Path], Client], pace: Pace, say: Say) -> dict[str, Any]:
+    """Measure both pipelines on held-out pairs in six languages; only a gap if the checkpoint is not there."""
+    if not (CHECKPOINT / "config.json").exists():
+        return {"gap": "examples/nano/checkpoints/cls is not there; make nano-train makes it"}
+    gap = _export_nano(folder)
+    if gap is not None:
+        return {"gap": gap}
+    texts = _pairs()
+    workload = Workload("texts", f"{len(texts)} pairs of texts", texts, texts, PAIRS_BATCH)
+    path = write_workloads(folder / "texts.json", [workload])
+    gaps: dict[str, str] = {}
+    clients = open_all([THEIR_PIPELINE, OUR_PIPELINE], lambda spec: open_client(spec, path), gaps, say)
+    try:
+        if THEIR_PIPELINE.name in gaps:
+            return {"gap": f"{THEIR_PIPELINE.label} {gaps[THEIR_PIPELINE.name]}"}
+        verdicts = measure_workloads(clients, [workload], pace, say, THEIR_PIPELINE.name)
+    except WorkerError as error:
+        return {"gap": str(error)}
+    finally:
+        close_all(clients)
+    engines = {}
+    for spec in (THEIR_PIPELINE, OUR_PIPELINE):
+        found = verdicts[spec.name]["texts"] if spec.name in verdicts else {"gap": gaps[spec.name]}
+        found.pop("first_logits", None)
+        engines[spec.name] = {"label": spec.label, **found}
+    return {
+        "gap": None,
+        "model": "examples/nano/checkpoints/cls",
+        "texts": len(texts),
+        "batch_size": PAIRS_BATCH,
+        "engines": engines,
+    }
+
+
+def _export_nano(folder: Path) -> str | None:
+    """Link the checkpoint and export it; return why it cannot be."""
+    import erniem_export
+    from erniem_rt import ErnieMError
+
+    link = folder / THEIR_PIPELINE.artifact
+    link.unlink(missing_ok=True)
+    link.symlink_to(CHECKPOINT, target_is_directory=True)
+    try:
+        erniem_export.export(CHECKPOINT, folder / OUR_PIPELINE.artifact, quiet=True)
+    except ErnieMError as error:
+        return f"exporting nano failed: {error}"
+    return None
+
+
+def _pairs() -> tuple[Any, ...]:
+    examples = [e for code in NANO_LANGUAGES for e in nano_examples("cls", code, PER_LANGUAGE)]
+    return tuple({"text": example["premise"], "text_pair": example["hypothesis"]} for example in examples)
 
 
 def accuracy(
     folder: Path,
     names: Sequence[str],
     open_client: Callable[[EngineSpec, Path, Path], Client],
-    rounds: int,
+    pace: Pace,
     say: Say,
 ) -> dict[str, Any]:
     """Return per engine what :func:`judge` finds, and its speed; only a gap if weights or reference cannot be had."""
@@ -43,7 +106,7 @@ def accuracy(
         return {"gap": gap}
     source, texts = real_texts()
     rows = _write_rows(folder, texts)
-    gaps = _prepare(folder, names)
+    gaps = _prepare_all(folder, names)
     chosen = [ENGINES[name] for name in (REFERENCE, *JUDGED)]
     clients = open_all(chosen, lambda spec: open_client(spec, folder, rows), gaps, say)
     try:
@@ -51,7 +114,7 @@ def accuracy(
             return {"gap": f"{ENGINES[REFERENCE].label} {gaps[REFERENCE]}"}
         verdicts = _judge_all(clients, folder, say)
         correct = [name for name, verdict in verdicts.items() if verdict["gap"] is None]
-        seconds, late = _time({name: clients[name] for name in (REFERENCE, *correct)}, rounds)
+        seconds, late = _time({name: clients[name] for name in (REFERENCE, *correct)}, pace)
     except WorkerError as error:
         return {"gap": f"{ENGINES[REFERENCE].label}: {error}"}
     finally:
@@ -71,15 +134,12 @@ def accuracy(
 
 def _write_rows(folder: Path, texts: list[str]) -> Path:
     """Write what the workers read: the texts to judge, and those of them to time."""
-    ids = tokenize(folder / "checkpoint", texts)
+    ids = tuple(map(tuple, tokenize(folder / "checkpoint", texts)))
     workloads = {"texts": ids, "timed": ids[:TIMED]}
-    content = {name: {"rows": found, "checked": [], "batch_size": BATCH} for name, found in workloads.items()}
-    path = folder / "rows.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
+    return write_workloads(folder / "rows.json", [Workload(name, name, r, (), BATCH) for name, r in workloads.items()])
 
 
-def _prepare(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def _prepare_all(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Make the artifacts; return why an engine has none."""
     gaps = {name: "left out of this run" for name in JUDGED if name not in names}
     for name in (name for name in JUDGED if name in names):
@@ -115,16 +175,16 @@ def _judged(client: Client, folder: Path, expected: States) -> dict[str, Any]:
         return {"gap": str(error)}
 
 
-def _time(clients: dict[str, Client], rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+def _time(clients: dict[str, Client], pace: Pace) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds for the hidden states of the timed texts, one sample per round, all engines taking turns; and gaps.
 
     :class:`WorkerError` if it is the reference that fails.
     """
     samples: dict[str, list[float]] = {name: [] for name in clients}
     gaps: dict[str, str] = {}
-    for number in range(rounds):
+    for number in range(pace.rounds):
         for name in turn_order([name for name in clients if name not in gaps], number):
-            time.sleep(PAUSE)
+            time.sleep(pace.pause)
             request = {"workload": "timed", "untimed": 1, "calls": 1, "states": True}
             try:
                 samples[name] += clients[name].ask("time", **request)["seconds"]
