@@ -101,7 +101,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         problem_type=config.problem_type if head == "cls" else None,
         limits=limits_of(config),
         inputs=graph_inputs(head, config, graph),
-        outputs=graph_outputs(head, config, graph),
+        outputs=graph_outputs(head, checkpoint.model, graph),
         precision={"weights": "fp32", "embedding": "fp32"},
         opset=OPSET,
         target="any",

@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from erniem_export import modeling
 from erniem_rt.manifest import HEADS, TensorSpec
 
 if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["CLASSES", "GraphOptions", "graph_inputs", "graph_outputs"]
+__all__ = ["CLASSES", "POOLER_OPTIONAL", "GraphOptions", "graph_inputs", "graph_outputs", "make_model"]
 
 CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "base": modeling.ErnieMModel,
@@ -24,6 +26,19 @@ CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "qa": modeling.ErnieMForQuestionAnswering,
     "ie": modeling.ErnieMForInformationExtraction,
 }
+
+
+# Whose graphs need no pooler; the class of each has one.
+POOLER_OPTIONAL = ("base", "ie")
+
+
+def make_model(head: str, config: ErnieMConfig, *, pooler: bool = True) -> modeling.ErnieMPreTrainedModel:
+    """A model without memory for its parameters; without ``pooler`` it has none, for heads that need none."""
+    with torch.device("meta"):
+        model = CLASSES[head](config)
+    if not pooler:
+        model.base_model.pooler = None
+    return model
 
 
 @dataclass(frozen=True)
@@ -57,15 +72,19 @@ def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tupl
     return tuple(specs)
 
 
-def graph_outputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
-    """The outputs of the exported graph, in order.
+def graph_outputs(
+    head: str, model: modeling.ErnieMPreTrainedModel, options: GraphOptions
+) -> tuple[TensorSpec, ...]:
+    """The outputs of the exported graph, in order; a base model without pooler has no ``pooler_output``.
 
     The choices of ``mc`` are rows to the encoder, so its hidden states and attentions have ``batch*choices`` rows.
     """
+    config = model.config
     sizes = {"hidden": config.hidden_size, "labels": config.num_labels}
     specs = [
         TensorSpec(name, "float32", tuple(sizes.get(axis, axis) for axis in axes))
         for name, axes in HEADS[head].outputs.items()
+        if name != "pooler_output" or model.base_model.pooler is not None
     ]
     rows = "batch*choices" if head == "mc" else "batch"
     if options.hidden_states:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from erniem_export import checkpoint as module
 from erniem_export.checkpoint import load_checkpoint
@@ -184,12 +185,42 @@ def test_the_base_of_a_fine_tuned_checkpoint(trained: str, tmp_path: Path, write
     assert all(torch.equal(tensor, expected[name]) for name, tensor in base.model.state_dict().items())
 
 
-@pytest.mark.parametrize("trained", ["qa", "ner"])
-def test_the_base_of_a_checkpoint_without_pooler(
-    trained: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+def without_pooler(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if "pooler" not in name}
+
+
+@pytest.mark.parametrize("trained", ["base", "qa", "ner", "ie"])
+def test_the_base_of_a_checkpoint_without_pooler(trained: str, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", trained, edit=without_pooler)
+    base = load_checkpoint(str(folder), "base")
+    encoder = {
+        name.removeprefix("ernie_m."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if "embeddings." in name or "encoder." in name
+    }
+    found = base.model.state_dict()
+    assert base.notes == ("the weights have no pooler: the graph has no pooler_output",)
+    assert found.keys() == encoder.keys()
+    assert all(torch.equal(tensor, encoder[name]) for name, tensor in found.items())
+
+
+def test_information_extraction_reads_no_pooler(tmp_path: Path, write_checkpoint: Write) -> None:
+    bare = load_checkpoint(str(write_checkpoint(tmp_path / "bare", "ie", edit=without_pooler)))
+    whole = load_checkpoint(str(write_checkpoint(tmp_path / "whole", "ie")))
+    ids = torch.tensor([[0, 5, 6, 2]])
+    assert bare.notes == ()
+    assert torch.equal(bare.model(ids).start_logits, whole.model(ids).start_logits)
+
+
+@pytest.mark.parametrize("head", ["base", "cls", "mc"])
+def test_a_pooler_that_lacks_a_part_or_is_needed(
+    head: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
 ) -> None:
-    message = export_fails(write_checkpoint(tmp_path / "model", trained), "--head", "base")
-    assert message.startswith("the weights have no pooler.dense, which head 'base' needs")
+    gone = "pooler.dense.bias" if head == "base" else "pooler"
+    folder = write_checkpoint(
+        tmp_path / "model", head, edit=lambda state: {key: value for key, value in state.items() if gone not in key}
+    )
+    assert f"pooler.dense, which head '{head}' needs" in export_fails(folder)
 
 
 @pytest.mark.parametrize("said", ["float16", "float32", None])
