@@ -15,7 +15,7 @@ import erniem_rt
 from erniem_export.config_file import without_paths
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, ExportError
-from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
+from erniem_export.heads import LABELLED, GraphOptions, graph_inputs, graph_outputs
 from erniem_export.onnx_export import OPSET
 from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
@@ -97,7 +97,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
     return Manifest(
         head=head,
         task=HEADS[head].task,
-        labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in ("cls", "ner") else None,
+        labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in LABELLED else None,
         problem_type=config.problem_type if head == "cls" else None,
         limits=limits_of(config),
         inputs=graph_inputs(head, config, graph),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from erniem_export.config_file import HEAD_OF_CLASS, read_config, without_paths
+from erniem_export.config_file import HEAD_OF_CLASS, name_labels, read_config, without_paths
 from erniem_export.errors import CheckpointError
-from erniem_export.heads import CLASSES, make_model
+from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.random_weights import SIZES, random_config, randomize
 from erniem_export.sources import (
     CALIBRATION_FILE,
@@ -99,8 +99,9 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         found = read_shapes(files)
         wrapper = wrapper_of(found)
         shapes = {name.removeprefix(wrapper): shape for name, shape in found.items()}
-        head = _resolve_head(head, config, shapes)
-        fit = check_weights(head, config, shapes, json.loads(config_text))
+        head, said = _resolve_head(head, config, shapes), json.loads(config_text)
+        about_labels = name_labels(config, said) if head in LABELLED else None
+        fit = check_weights(head, config, shapes, said)
         return Checkpoint(
             model=_load(files, make_model(head, config, pooler=fit.pooler), wrapper, fit.names),
             head=head,
@@ -109,7 +110,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
             tokenizer_dir=folder if tokenizer_files(folder) else None,
             task_set=_beside(folder, TASK_SET_FILE),
             calibration=_beside(folder, CALIBRATION_FILE),
-            notes=_notes(head, wrapper, fit),
+            notes=(*_notes(head, wrapper, fit), *([about_labels] if about_labels else [])),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

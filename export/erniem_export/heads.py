@@ -16,7 +16,7 @@ from erniem_rt.manifest import HEADS, TensorSpec
 if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["CLASSES", "POOLER_OPTIONAL", "GraphOptions", "graph_inputs", "graph_outputs", "make_model"]
+__all__ = ["CLASSES", "LABELLED", "POOLER_OPTIONAL", "GraphOptions", "graph_inputs", "graph_outputs", "make_model"]
 
 CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "base": modeling.ErnieMModel,
@@ -28,6 +28,8 @@ CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
 }
 
 
+# Whose labels have names.
+LABELLED = ("cls", "ner")
 # Whose graphs need no pooler; the class of each has one.
 POOLER_OPTIONAL = ("base", "ie")
 
