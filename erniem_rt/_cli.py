@@ -107,30 +107,15 @@ def _answer_chunk(
     """Answer lines; the answer to one that is at fault is the error."""
     items = [(number, _parsed(line)) for number, line in chunk]
     good = [item for _, item in items if not isinstance(item, ErnieMError)]
-    answers = iter(_answers(pipeline, options, good))
+    answers = iter(pipeline(good, errors="return", **options))
     return [(number, item if isinstance(item, ErnieMError) else next(answers)) for number, item in items]
 
 
-def _answers(pipeline: Pipeline, options: dict[str, Any], items: list[Any]) -> list[Any]:
-    """Answer items together or, while one of them is at fault, each half of them by itself."""
-    if not items:
-        return []
-    try:
-        return list(pipeline(items, **options))
-    except InvalidInputError as error:
-        if len(items) == 1:
-            return [InvalidInputError(str(error).removeprefix("input 0: "))]
-    middle = len(items) // 2
-    return _answers(pipeline, options, items[:middle]) + _answers(pipeline, options, items[middle:])
-
-
 def _parsed(line: bytes) -> Any:
-    """The line's value; an object with nothing but a text stands for that text."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         return InvalidInputError(f"expected a JSON string or object in UTF-8, but {error}")
-    return value["text"] if isinstance(value, dict) and value.keys() == {"text"} else value
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from erniem_rt._lanes import take
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ _BLOCK = 1 << 20
 def chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, bytes]]]:
     """Yield lines with their numbers, from 1, without blank ones: as many as have come in, at most ``size`` at once.
 
-    A program at the other end of a pipe may thus wait for an answer before it writes its next line.
+    A program at the other end of a pipe may thus wait for an answer before it writes its next line. Where the source
+    fails, the whole lines before that come first.
     """
     chunk: list[tuple[int, bytes]] = []
     number = 0
-    for line in _lines(source):
+    lines = _lines(source)
+    failure: Exception | None = None
+    while failure is None:
+        taken, failure = take(lines, 1)
+        line = taken[0] if taken else None
         if line is not None:
             number += 1
             if line.strip():
@@ -36,8 +42,10 @@ def chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, byt
         if chunk and (line is None or len(chunk) == size):
             yield chunk
             chunk = []
-    if chunk:
-        yield chunk
+        if not taken:
+            break
+    if failure is not None:
+        raise failure
 
 
 def refuse_same_file(source: str, target: str) -> None:

@@ -31,6 +31,11 @@ _FLAG = {"action": "store_true", "default": None}
 
 # Options by the names that the pipelines give them, with what argparse needs to know: those of making a pipeline...
 _PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "max_characters": {
+        "type": int,
+        "metavar": "N",
+        "help": "every task: a line of more is an error; default: no limit",
+    },
     "max_seq_len": {"type": int, "help": "question answering: longest row, in tokens"},
     "doc_stride": {"type": int, "help": "question answering: tokens from one window to the next"},
     "stride": {"type": int, "help": "token classification: tokens that neighbouring windows share"},

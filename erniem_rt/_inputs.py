@@ -64,7 +64,10 @@ def _check_names(given: Mapping[str, object], specs: Mapping[str, TensorSpec], m
 
 def _as_array(name: str, value: object) -> NDArray[Any]:
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        if array.dtype == object and array.size:  # rows in a column, or numbers as Python has them
+            array = np.array(array.tolist())
+        return array
     # RuntimeError is what a torch tensor that is not on the CPU, or part of a graph, may answer.
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

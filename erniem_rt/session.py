@@ -136,7 +136,9 @@ class Session:
         """Answer many batches, each as :meth:`run` does, in their order.
 
         With a small model on a CPU, :attr:`lanes` batches are computed at once on one thread each: its products are
-        too small to be worth dividing. One batch alone has all threads. Batches are taken as they get their turn.
+        too small to be worth dividing. One batch alone has all threads. Batches are taken as they get their turn:
+        with lanes, one more than there are lanes before the first answer, so use :meth:`run` where a batch depends on
+        the answer before it. What is raised by a batch, or in taking one, comes after the answers to those before it.
         """
         if self.lanes == 1:
             yield from map(self.run, batches)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines.base import require_options
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
 
@@ -92,7 +92,7 @@ def pipeline(
                     f"{path} takes inputs_embeds and a pipeline gives input_ids; export again without "
                     "--with-inputs-embeds."
                 )
-            _check_options(cls, options)
+            require_options(cls, options)
             return cls(session, tokenizer.result(), **options)
         except BaseException:
             session.close()
@@ -105,13 +105,3 @@ def _class(task: str) -> type[Pipeline]:
     module, name = _TASKS[task]
     cls: type[Pipeline] = getattr(import_module(f"erniem_rt.pipelines.{module}"), name)
     return cls
-
-
-def _check_options(cls: type[Pipeline], options: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(cls).parameters if name not in ("session", "tokenizer")]
-    for name in options:
-        if name in known:
-            continue
-        if name in list(inspect.signature(cls.__call__).parameters)[2:]:
-            raise InvalidInputError(f"{name} belongs into the call: pipeline(path)(inputs, {name}=...).")
-        raise InvalidInputError(f"{cls.task} takes no option {name!r}; expected one of {', '.join(known)}.")

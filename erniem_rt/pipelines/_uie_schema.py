@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._containers import is_list, strings
 from erniem_rt.pipelines._uie_text import half_width
 
 __all__ = ["Node", "parse_schema"]
@@ -70,8 +71,8 @@ def _entries(schema: object, place: str) -> Iterator[tuple[object, object, str]]
     elif isinstance(schema, Mapping):
         for name, children in schema.items():
             yield name, children, f"{place}[{name!r}]"
-    elif isinstance(schema, (list, tuple)):
-        for i, item in enumerate(schema):
+    elif is_list(schema):
+        for i, item in enumerate(strings(place, schema)):
             if not isinstance(item, (str, Mapping)):
                 raise InvalidInputError(f"{place}[{i}] must be a name or a dict, got {type(item).__name__}.")
             yield from _entries(item, f"{place}[{i}]")

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import inspect
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
+import numpy as np
+
+from erniem_rt._lanes import take
 from erniem_rt.batching import Outputs, run_rows
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_count
+from erniem_rt.pipelines._containers import is_list, items_of, strings
+from erniem_rt.pipelines._options import require_choice, require_count
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from typing_extensions import Unpack
 
     from erniem_rt.manifest import Manifest
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["Job", "Outputs", "Pipeline", "Progress", "require_mapping", "require_text"]
+__all__ = [
+    "Job",
+    "Outputs",
+    "Pipeline",
+    "Progress",
+    "RunOptions",
+    "require_mapping",
+    "require_options",
+    "require_text",
+    "text_of",
+]
 
 Answer = TypeVar("Answer")
 Self = TypeVar("Self", bound="Pipeline")
@@ -26,8 +43,67 @@ Self = TypeVar("Self", bound="Pipeline")
 # Told after each answer: how many inputs are answered, and of how many (None for a stream).
 Progress = Callable[[int, "int | None"], None]
 
+Errors = Literal["raise", "return"]
+
 # Inputs that are prepared and sorted by length together, in batches.
 _BATCHES_PER_CHUNK = 8
+
+
+class RunOptions(TypedDict, total=False):
+    """Options that every pipeline takes, when it is made and in each call; None in a call means the pipeline's own.
+
+    Attributes:
+        batch_size: Most rows in one run of the model; 16.
+        read_ahead: How many inputs of a stream are taken before the first of them is answered: they are sorted by
+            length and run together. ``8 * batch_size`` if left out, and 1 with ``batch_size=1``: each input is then
+            answered before the next one is taken.
+        errors: What becomes of an input that cannot be answered. ``"raise"``, the default, raises its
+            :class:`InvalidInputError` after the answers of those before it. With ``"return"`` the error is its
+            answer, and all others are answered. Whatever else fails (the engine, the source of a stream) is raised.
+        max_characters: Most characters in one input, its texts taken together; more is an error of that input, before
+            any work is done for it. No limit if left out.
+        progress: Told after each answer how many inputs are answered, and of how many (None for a stream).
+    """
+
+    batch_size: int | None
+    read_ahead: int | None
+    errors: Errors | None
+    max_characters: int | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """:class:`RunOptions`, checked."""
+
+    batch_size: int = 16
+    read_ahead: int | None = None
+    errors: Errors = "raise"
+    max_characters: int | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "read_ahead", "max_characters"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, require_count(name, getattr(self, name)))
+        require_choice("errors", self.errors, Errors)
+        if self.progress is not None and not callable(self.progress):
+            raise InvalidInputError(f"progress must be a function of two numbers, or None, got {self.progress!r}.")
+
+    def changed(self, options: Mapping[str, Any]) -> _Run:
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def chunk_size(self, *, stream: bool) -> int:
+        """How many inputs are taken, prepared and run together."""
+        if stream and self.read_ahead is not None:
+            return self.read_ahead
+        return 1 if stream and self.batch_size == 1 else _BATCHES_PER_CHUNK * self.batch_size
+
+
+# Parameters of a pipeline's constructor and call that are no options.
+_GIVEN = ("self", "session", "tokenizer", "inputs")
+
+_RUN_OPTIONS = tuple(field.name for field in fields(_Run))
 
 
 @dataclass(frozen=True)
@@ -46,6 +122,9 @@ class Job(Generic[Answer]):
 # Makes a job of each input.
 Prepare = Callable[[list[Any]], list[Job[Answer]]]
 
+# Makes what is raised about the input of an index.
+Named = Callable[[int, InvalidInputError], InvalidInputError]
+
 
 class Pipeline:
     """A session, its tokenizer, and a task. Safe to share between threads; a context manager.
@@ -53,20 +132,39 @@ class Pipeline:
     Subclasses give a ``__call__`` that checks its options and answers one :class:`Job` per input; nothing of a call
     is kept in the object.
 
+    Every pipeline may be called with one input, or with many: a list, an array, a Series, a column, or columns with a
+    row per input (a mapping of lists, a frame, a table, a dataset) give a list of as many answers. Any other iterable
+    is a stream, which is answered as it is read. All that was taken from it before something failed is answered
+    before that is raised.
+
+    Args:
+        session: The model.
+        tokenizer: Its tokenizer.
+        **options: :class:`RunOptions`.
+
     Attributes:
         session: The model.
         tokenizer: Its tokenizer.
-        batch_size: Most rows in one run of the model.
+        required: The keys of an input; the first is a text. Where it is the only one, the text alone will do.
+        optional: Keys that an input may have besides.
     """
 
     task: str
     head: str
+    required: tuple[str, ...] = ("text",)
+    optional: tuple[str, ...] = ()
     __call__: Callable[..., Any]
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
-        self.batch_size = require_count("batch_size", batch_size)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
+        require_options(type(self), options)
+        self._run_options = _Run().changed(options)
         self.session = session
         self.tokenizer = tokenizer
+
+    @property
+    def batch_size(self) -> int:
+        """Most rows in one run of the model, where a call does not say otherwise."""
+        return self._run_options.batch_size
 
     @property
     def manifest(self) -> Manifest:
@@ -94,80 +192,122 @@ class Pipeline:
         return f"{type(self).__name__}({self.session!r})"
 
     def _answer(
-        self, inputs: Any, prepare: Callable[[Any], Job[Answer]], progress: Progress | None
+        self, inputs: Any, prepare: Callable[[Any], Job[Answer]], options: RunOptions
     ) -> Answer | list[Answer] | Iterator[Answer]:
-        """Answer one input (text or mapping) with one answer, a list with a list, any other iterable as a stream."""
-        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], progress)
+        """Answer one input with one answer, many with a list, a stream with an iterator."""
+        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], options)
 
     def _answer_together(
-        self, inputs: Any, prepare: Prepare[Answer], progress: Progress | None
+        self, inputs: Any, prepare: Prepare[Answer], options: RunOptions
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
-        if progress is not None and not callable(progress):
-            raise InvalidInputError(f"progress must be a function of two numbers, or None, got {progress!r}.")
-        if _is_one(inputs):
-            (answer,) = self._run(prepare([inputs]), lambda _: None)
-            if progress is not None:
-                progress(1, 1)
+        _require_call_options(type(self), options)
+        run = self._run_options.changed(options)
+        many = items_of(self.task, inputs, self.required, self.optional)
+        if many is None:
+            (answer,) = self._answers([inputs], 1, prepare, run, _itself)
             return answer
-        if isinstance(inputs, Sequence):
-            return list(self._stream(inputs, prepare, progress, len(inputs)))
-        return self._stream(inputs, prepare, progress, None)
+        items, total = many
+        answers = self._answers(items, total, prepare, run, _about)
+        return answers if total is None else list(answers)
 
-    def _stream(
+    def _answers(
         self,
-        inputs: Iterable[Any],
-        prepare: Prepare[Answer],
-        progress: Progress | None,
+        items: Iterable[Any],
         total: int | None,
+        prepare: Prepare[Answer],
+        run: _Run,
+        named: Named,
     ) -> Iterator[Answer]:
-        iterator, done = iter(inputs), 0
+        """Yield the answers to ``items``, chunk by chunk; ``named`` makes what is raised about the item of an index."""
+        source, done = iter(items), 0
+        size = run.chunk_size(stream=total is None)
+        failure: Exception | None = None
+        broken: Exception | None = None
 
         def report(answered: int) -> None:
-            if progress is not None:
-                progress(done + answered, total)
+            if run.progress is not None:
+                run.progress(done + answered, total)
 
-        while chunk := list(islice(iterator, _BATCHES_PER_CHUNK * self.batch_size)):
-            answers = self._run(_prepared(prepare, chunk, done), report)
+        while failure is None:
+            chunk, failure = take(source, size)
+            if not chunk:
+                break
+            results, broken = self._results(_prepared(prepare, chunk, run), run, report)
+            broken = yield from _settled(results, broken, run, named, done)
+            failure = failure if broken is None else broken
             done += len(chunk)
-            yield from answers
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure, broken  # which hold this frame, which holds them
 
-    def _run(self, jobs: list[Job[Answer]], report: Callable[[int], None]) -> list[Answer]:
-        """Run jobs together, round by round, until each has its answer; ``report`` their number as it grows."""
-        answers: dict[int, Answer] = {}
-        pending = dict(enumerate(jobs))
-        while pending:
-            following: dict[int, Job[Answer]] = {}
-            for index, result in self._round(pending):
-                if isinstance(result, Job):
-                    following[index] = result
+    def _results(
+        self, jobs: list[Job[Answer] | InvalidInputError], run: _Run, report: Callable[[int], None]
+    ) -> tuple[dict[int, Answer | InvalidInputError], Exception | None]:
+        """Run jobs together, round by round, until each has its result; ``report`` their number as it grows.
+
+        The results are by index, with what was raised where some are missing.
+        """
+        results: dict[int, Answer | InvalidInputError] = {}
+        pending: dict[int, Job[Answer]] = {}
+        answered = 0
+
+        def settle(index: int, result: Answer | InvalidInputError) -> None:
+            nonlocal answered
+            results[index] = result
+            if run.errors == "return" or not isinstance(result, InvalidInputError):
+                answered += 1
+                report(answered)
+
+        try:
+            for index, job in enumerate(jobs):
+                if isinstance(job, Job):
+                    pending[index] = job
                 else:
-                    answers[index] = result
-                    report(len(answers))
-            pending = following
-        return [answers[index] for index in range(len(jobs))]
+                    settle(index, job)
+            while pending:
+                following: dict[int, Job[Answer]] = {}
+                for index, result in self._round(pending, run.batch_size):
+                    if isinstance(result, Job):
+                        following[index] = result
+                    else:
+                        settle(index, result)
+                pending = following
+        except Exception as error:
+            return results, error
+        return results, None
 
-    def _round(self, jobs: Mapping[int, Job[Answer]]) -> Iterator[tuple[int, Answer | Job[Answer]]]:
+    def _round(
+        self, jobs: Mapping[int, Job[Answer]], batch_size: int
+    ) -> Iterator[tuple[int, Answer | Job[Answer] | InvalidInputError]]:
         """Run every job's rows; yield each job's result once its last row is there, so that few outputs are held."""
         owners = [index for index, job in jobs.items() for _ in job.rows]
         found: dict[int, dict[int, Outputs]] = {index: {} for index in jobs}
-        yield from ((index, job.finish([])) for index, job in jobs.items() if not job.rows)
+        yield from ((index, _finished(job, [])) for index, job in jobs.items() if not job.rows)
         rows = [row for job in jobs.values() for row in job.rows]
-        for row, outputs in run_rows(self.session, rows, batch_size=self.batch_size):
+        for row, outputs in run_rows(self.session, rows, batch_size=batch_size):
             index = owners[row]
             found[index][row] = outputs
             if len(found[index]) == len(jobs[index].rows):
                 complete = found.pop(index)
-                yield index, jobs[index].finish([complete[i] for i in sorted(complete)])
+                yield index, _finished(jobs[index], [complete[i] for i in sorted(complete)])
 
 
 def require_text(name: str, value: object) -> str:
     """Return ``value`` if it is text with something in it; :class:`InvalidInputError` otherwise."""
     if not isinstance(value, str):
-        raise InvalidInputError(f"{name} must be str, got {type(value).__name__}.")
+        remedy = ", a missing value: leave it out, or put a text in its place" if _is_missing(value) else ""
+        raise InvalidInputError(f"{name} must be str, got {type(value).__name__}{remedy}.")
     if not value.strip():
         raise InvalidInputError(f"{name} is empty: expected text.")
-    return value
+    return str.__str__(value)  # of numpy's str, Python's
+
+
+def text_of(task: str, item: object) -> str:
+    """The text of an input that is a text, or ``{"text": ...}``; :class:`InvalidInputError` otherwise."""
+    return require_text("text", require_mapping(task, item, ["text"])["text"] if isinstance(item, Mapping) else item)
 
 
 def require_mapping(task: str, value: object, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
@@ -184,40 +324,98 @@ def require_mapping(task: str, value: object, required: Sequence[str], optional:
     return dict(value)
 
 
-def _is_one(inputs: object) -> bool:
-    """Whether this is an input, not many. An array without axes is one, although it says that it is iterable."""
-    if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
-        return True
-    return getattr(inputs, "ndim", None) == 0
+def require_options(cls: type[Pipeline], options: Iterable[str]) -> None:
+    """Raise :class:`InvalidInputError` unless all are names of options that a pipeline is made with."""
+    known = [*_own_parameters(cls.__init__), *_RUN_OPTIONS]
+    for name in options:
+        if name not in known:
+            if name in _own_parameters(cls.__call__):
+                raise InvalidInputError(f"{name} belongs into the call: pipeline(path)(inputs, {name}=...).")
+            raise InvalidInputError(f"{cls.task} takes no option {name!r}; expected one of {', '.join(known)}.")
 
 
-def _prepared(prepare: Prepare[Answer], items: list[Any], first: int) -> list[Job[Answer]]:
-    """Jobs whose errors say which input they are about; the first one's index is ``first``."""
+def _require_call_options(cls: type[Pipeline], options: Iterable[str]) -> None:
+    """The same for the options of a call that its signature does not name."""
+    for name in options:
+        if name not in _RUN_OPTIONS:
+            if name in _own_parameters(cls.__init__):
+                raise InvalidInputError(f"{name} is an option of the pipeline: pipeline(path, {name}=...).")
+            known = [*_own_parameters(cls.__call__), *_RUN_OPTIONS]
+            raise InvalidInputError(
+                f"a call of {cls.task} takes no option {name!r}; expected one of {', '.join(known)}."
+            )
+
+
+def _own_parameters(function: Callable[..., Any]) -> list[str]:
+    """The options that a pipeline's constructor or call takes beside those of every pipeline."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in _GIVEN]
+
+
+def _is_missing(value: object) -> bool:
+    """Whether this is no value: None, not a number, or NA of pandas."""
+    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _prepared(prepare: Prepare[Answer], items: list[Any], run: _Run) -> list[Job[Answer] | InvalidInputError]:
+    """The job of each item or, of one at fault, its error; with ``errors="raise"`` up to the first one at fault."""
     try:
-        jobs = prepare(items)
-    except InvalidInputError:
-        jobs = []  # One by one it comes out which of them is at fault.
-        for index, item in enumerate(items, start=first):
-            try:
-                jobs += prepare([item])
-            except InvalidInputError as error:
-                raise _about(index, error) from error
-    return [_named(job, index) for index, job in enumerate(jobs, start=first)]
+        for item in items:
+            _require_size(item, run.max_characters)
+        return [*prepare(items)]
+    except InvalidInputError as error:
+        if len(items) == 1:
+            return [error.with_traceback(None)]  # which would keep all items in memory
+    middle = len(items) // 2  # in halves it comes out at little cost which of them is at fault
+    jobs = _prepared(prepare, items[:middle], run)
+    if run.errors == "raise" and isinstance(jobs[-1], InvalidInputError):
+        return jobs
+    return jobs + _prepared(prepare, items[middle:], run)
+
+
+def _require_size(item: object, limit: int | None) -> None:
+    if limit is None:
+        return
+    size = _characters(item)
+    if size > limit:
+        raise InvalidInputError(
+            f"the input has {size} characters, more than max_characters={limit}: shorten it, or split it into several."
+        )
+
+
+def _characters(item: object) -> int:
+    """How many characters the texts of an input have together."""
+    values = list(item.values()) if isinstance(item, Mapping) else [item]
+    lists = [strings("item", value) for value in values if is_list(value)]
+    return sum(len(text) for text in chain(values, *lists) if isinstance(text, str))
+
+
+def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] | InvalidInputError:
+    try:
+        return job.finish(outputs)
+    except InvalidInputError as error:
+        return error.with_traceback(None)
+
+
+def _settled(
+    results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: _Run, named: Named, first: int
+) -> Generator[Any, None, Exception | None]:
+    """Yield the results in order; return what is to be raised in the place of the next one."""
+    index = 0
+    while index in results:
+        result = results.pop(index)
+        if run.errors == "raise" and isinstance(result, InvalidInputError):
+            return named(first + index, result)
+        yield result
+        index += 1
+    return broken
+
+
+def _itself(_: int, error: InvalidInputError) -> InvalidInputError:
+    return error
 
 
 def _about(index: int, error: InvalidInputError) -> InvalidInputError:
     """The same error, which also says which input it is about."""
     return InvalidInputError(f"input {index}: {error}")
-
-
-def _named(job: Job[Answer], index: int) -> Job[Answer]:
-    """The same job; its errors, and those of the jobs that it leads to, say which input they are about."""
-
-    def finish(outputs: list[Outputs]) -> Answer | Job[Answer]:
-        try:
-            result = job.finish(outputs)
-        except InvalidInputError as error:
-            raise _about(index, error) from error
-        return _named(result, index) if isinstance(result, Job) else result
-
-    return Job(job.rows, finish)

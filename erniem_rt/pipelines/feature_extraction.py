@@ -8,10 +8,11 @@ import numpy as np
 
 from erniem_rt.pipelines._options import require_choice, require_flag
 from erniem_rt.pipelines._rows import encode_rows
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ class FeatureExtractionPipeline(Pipeline):
             of the first token with ``"cls"``, the model's own ``"pooler"`` output, or ``"none"`` for the hidden state
             of every token, special tokens included.
         normalize: Scale each vector to length 1.
-        batch_size: Most rows in one run of the model.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
     task = "feature-extraction"
@@ -46,21 +47,21 @@ class FeatureExtractionPipeline(Pipeline):
         *,
         pooling: Pooling = "mean",
         normalize: bool = False,
-        batch_size: int = 16,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(session, tokenizer, batch_size=batch_size)
+        super().__init__(session, tokenizer, **options)
         require_choice("pooling", pooling, Pooling)
         self.pooling = pooling
         self.normalize = require_flag("normalize", normalize)
 
-    def __call__(self, inputs: Any, *, progress: Progress | None = None) -> Any:
+    def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Turn one text, a list of texts or a stream of texts into float32 vectors.
 
         Texts over the model's limit are cut at their end.
 
         Args:
-            inputs: Texts.
-            progress: Told after each answer how many of the inputs are answered.
+            inputs: Texts, each a str or ``{"text": ...}``.
+            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             ``(hidden,)`` per text, or ``(tokens, hidden)`` with ``pooling="none"``; a list for a list, an iterator
@@ -69,10 +70,10 @@ class FeatureExtractionPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        return self._answer_together(inputs, self._jobs, progress)
+        return self._answer_together(inputs, self._jobs, options)
 
     def _jobs(self, items: list[object]) -> list[Job[NDArray[np.float32]]]:
-        texts = [require_text("text", item) for item in items]
+        texts = [text_of(self.task, item) for item in items]
         return [Job([row], self._finish) for row in encode_rows(self.tokenizer, texts, max_length=self.max_length)]
 
     def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:

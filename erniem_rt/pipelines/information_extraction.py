@@ -17,9 +17,11 @@ from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, Schema
 from erniem_rt.pipelines._uie_schema import Node, parse_schema
 from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans
 from erniem_rt.pipelines._uie_text import EncodedText, encode, split
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
@@ -57,7 +59,7 @@ class InformationExtractionPipeline(Pipeline):
         schema_lang: How to ask about an answer: ``"zh"`` with 的, ``"en"`` with "of", ``"auto"`` as the name asked for
             is written: Chinese if it has a Han character.
         threshold: Start and end of an answer are more probable than this; from 0 to below 1.
-        batch_size: Most rows in one run of the model; each prompt makes a row with each piece of a text.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`; each prompt makes a row with each piece of a text.
 
     Raises:
         InvalidInputError: The schema is not one (the message says where), a prompt leaves no room for a text, or
@@ -75,21 +77,21 @@ class InformationExtractionPipeline(Pipeline):
         schema: Any = None,
         schema_lang: SchemaLanguage = "auto",
         threshold: float = 0.5,
-        batch_size: int = 16,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(session, tokenizer, batch_size=batch_size)
+        super().__init__(session, tokenizer, **options)
         require_choice("schema_lang", schema_lang, SchemaLanguage)
         self.threshold = require_fraction("threshold", threshold)
         self._ask = Prompter(tokenizer, self.max_length, schema_lang)
         self._roots = None if schema is None else self._parsed(schema)
 
-    def __call__(self, inputs: Any, *, schema: Any = None, progress: Progress | None = None) -> Any:
+    def __call__(self, inputs: Any, *, schema: Any = None, **options: Unpack[RunOptions]) -> Any:
         """Extract from one text, a list of texts or a stream of texts.
 
         Args:
-            inputs: Texts.
+            inputs: Texts, each a str or ``{"text": ...}``.
             schema: What to extract, if not what the pipeline was made for.
-            progress: Told after each answer how many of the inputs are answered.
+            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             Per text a dict of names to answers, without the names that nothing was found for; a list for a list, an
@@ -108,7 +110,7 @@ class InformationExtractionPipeline(Pipeline):
                 'information-extraction needs a schema, like schema=["Person", {"Company": ["Founder"]}]: give it to '
                 "the pipeline or to its call."
             )
-        return self._answer(inputs, partial(self._job, roots), progress)
+        return self._answer(inputs, partial(self._job, roots), options)
 
     def _parsed(self, schema: object) -> tuple[Node, ...]:
         nodes = parse_schema(schema)
@@ -116,8 +118,8 @@ class InformationExtractionPipeline(Pipeline):
             self._ask(node)
         return nodes
 
-    def _job(self, roots: Sequence[Node], text: object) -> Job[Answer]:
-        encoded = encode(self.tokenizer, require_text("text", text), "text")
+    def _job(self, roots: Sequence[Node], item: object) -> Job[Answer]:
+        encoded = encode(self.tokenizer, text_of(self.task, item), "text")
         root: Answer = {}
         return self._level(encoded, [_Question(node, self._ask(node), root) for node in roots], root)
 

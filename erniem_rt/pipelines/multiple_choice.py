@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._containers import strings
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MultipleChoicePipeline"]
 
@@ -21,21 +25,22 @@ class MultipleChoicePipeline(Pipeline):
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        batch_size: Most rows in one run of the model; an input makes a row per choice.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`; an input makes a row per choice.
     """
 
     task = "multiple-choice"
     head = "mc"
+    required = ("prompt", "choices")
 
-    def __call__(self, inputs: Any, *, progress: Progress | None = None) -> Any:
+    def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Answer one ``{"prompt": str, "choices": [str, ...]}``, a list or a stream of them.
 
-        Choices may be any number and of any lengths. A prompt that is over the model's limit together with a choice
-        is cut at its end; choices never are.
+        Choices are a list, array or Series, of any number and any lengths. A prompt that is over the model's limit
+        together with a choice is cut at its end; choices never are.
 
         Args:
             inputs: What to answer.
-            progress: Told after each answer how many of the inputs are answered.
+            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             Per input ``{"answer": str, "index": int, "scores": list[float]}``: the best choice, the first one where
@@ -46,7 +51,7 @@ class MultipleChoicePipeline(Pipeline):
             InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
-        return self._answer(inputs, self._job, progress)
+        return self._answer(inputs, self._job, options)
 
     def _job(self, item: object) -> Job[dict[str, Any]]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])
@@ -69,8 +74,7 @@ class MultipleChoicePipeline(Pipeline):
 
 
 def _choices(value: object) -> list[str]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidInputError(f"choices must be a list of str, got {type(value).__name__}.")
-    if not value:
+    choices = strings("choices", value)
+    if not choices:
         raise InvalidInputError("choices is empty: expected at least one.")
-    return [require_text(f"choices[{i}]", choice) for i, choice in enumerate(value)]
+    return [require_text(f"choices[{i}]", choice) for i, choice in enumerate(choices)]

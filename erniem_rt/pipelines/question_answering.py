@@ -15,9 +15,11 @@ from erniem_rt.pipelines._answer_spans import Span, Tokens, best_spans, read
 from erniem_rt.pipelines._options import require_count, require_flag
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._windows import windows
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_text
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
@@ -64,11 +66,12 @@ class QuestionAnsweringPipeline(Pipeline):
             long question needs, at most the model's limit.
         doc_stride: Tokens from the start of one window to the start of the next; never more than a window holds.
             If left out, 128 or half of ``max_seq_len``, whichever is less.
-        batch_size: Most rows in one run of the model.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
     task = "question-answering"
     head = "qa"
+    required = ("question", "context")
 
     def __init__(
         self,
@@ -81,9 +84,9 @@ class QuestionAnsweringPipeline(Pipeline):
         align_to_words: bool = False,
         max_seq_len: int | None = None,
         doc_stride: int | None = None,
-        batch_size: int = 16,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(session, tokenizer, batch_size=batch_size)
+        super().__init__(session, tokenizer, **options)
         self._options = _Options(top_k, max_answer_len, handle_impossible_answer, align_to_words)
         if max_seq_len is not None:
             max_seq_len = require_count("max_seq_len", max_seq_len)
@@ -105,17 +108,18 @@ class QuestionAnsweringPipeline(Pipeline):
         self,
         inputs: Any = None,
         *,
-        question: str | None = None,
-        context: str | None = None,
+        question: Any = None,
+        context: Any = None,
         top_k: int | None = None,
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
         align_to_words: bool | None = None,
-        progress: Progress | None = None,
+        **options: Unpack[RunOptions],
     ) -> Any:
         """Answer ``question`` from ``context``, or one mapping with these two keys, a list or a stream of mappings.
 
-        The other options are the pipeline's own where they are left out.
+        Both may be columns: lists, arrays or Series of one length. The other options are the pipeline's own where
+        they are left out; ``**options`` are :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             ``{"answer", "score", "start", "end"}``: ``context[start:end]`` (code points) is the answer, the score is
@@ -131,12 +135,12 @@ class QuestionAnsweringPipeline(Pipeline):
             "handle_impossible_answer": handle_impossible_answer,
             "align_to_words": align_to_words,
         }
-        options = replace(self._options, **{name: value for name, value in given.items() if value is not None})
+        asked = replace(self._options, **{name: value for name, value in given.items() if value is not None})
         if inputs is None:
             inputs = {"question": question, "context": context}
         elif question is not None or context is not None:
             raise InvalidInputError("give question and context by name or as one mapping, not both.")
-        return self._answer(inputs, partial(self._job, options), progress)
+        return self._answer(inputs, partial(self._job, asked), options)
 
     def _job(self, options: _Options, item: object) -> Job[Any]:
         question, context = _texts(item)

@@ -12,12 +12,13 @@ from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import is_count, require_choice
 from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines._scores import sigmoid, softmax
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_mapping, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
@@ -39,14 +40,15 @@ class TextClassificationPipeline(Pipeline):
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        batch_size: Most rows in one run of the model.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
     task = "text-classification"
     head = "cls"
+    optional = ("text_pair",)
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
-        super().__init__(session, tokenizer, batch_size=batch_size)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
+        super().__init__(session, tokenizer, **options)
         self._labels = label_names(self.manifest)
         self._function = _default_function(self.manifest.problem_type, len(self._labels))
 
@@ -56,7 +58,7 @@ class TextClassificationPipeline(Pipeline):
         *,
         top_k: int | Literal["best"] | None = "best",
         function_to_apply: Function | None = None,
-        progress: Progress | None = None,
+        **options: Unpack[RunOptions],
     ) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
@@ -69,7 +71,7 @@ class TextClassificationPipeline(Pipeline):
                 around it.
             function_to_apply: What makes scores of the logits. By default nothing for ``problem_type`` "regression",
                 sigmoid for "multi_label_classification" and for a single label, softmax for the rest.
-            progress: Told after each answer how many of the inputs are answered.
+            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             The shapes of transformers' pipeline. Per input a list of ``{"label": str, "score": float}`` or, with
@@ -91,8 +93,8 @@ class TextClassificationPipeline(Pipeline):
         def prepare(items: list[object]) -> list[Job[Any]]:
             return [Job([row], finish) for row in self._rows([self._texts(item) for item in items])]
 
-        answer = self._answer_together(inputs, prepare, progress)
-        return [answer] if isinstance(inputs, str) and top_k == "best" else answer
+        answer = self._answer_together(inputs, prepare, options)
+        return [answer] if isinstance(inputs, str) and isinstance(answer, dict) else answer
 
     def _texts(self, item: object) -> tuple[str, str | None]:
         pair = None

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._containers import strings
 from erniem_rt.pipelines._entities import Strategy, Token, entities_of_tokens, entities_of_words, grouped
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_choice, require_count
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines._windows import best_parts, windows
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
@@ -45,7 +47,7 @@ class TokenClassificationPipeline(Pipeline):
             and digits; punctuation stands alone, and so does each token in a script written without spaces.
         ignore_labels: Labels to leave out, as they appear in the result: ``"B-PER"`` of tokens, ``"PER"`` of entities.
         stride: How many tokens neighbouring windows share; 128 or half a window, whichever is less, if left out.
-        batch_size: Most rows in one run of the model.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
     Raises:
         ArtifactError: The manifest does not name the labels.
@@ -63,9 +65,9 @@ class TokenClassificationPipeline(Pipeline):
         aggregation_strategy: Strategy = "none",
         ignore_labels: Collection[str] = ("O",),
         stride: int | None = None,
-        batch_size: int = 16,
+        **options: Unpack[RunOptions],
     ) -> None:
-        super().__init__(session, tokenizer, batch_size=batch_size)
+        super().__init__(session, tokenizer, **options)
         require_choice("aggregation_strategy", aggregation_strategy, Strategy)
         self._room = self.max_length - tokenizer.num_special_tokens_to_add()
         stride = min(_STRIDE, self._room // 2) if stride is None else require_count("stride", stride, least=0)
@@ -82,9 +84,11 @@ class TokenClassificationPipeline(Pipeline):
         *,
         aggregation_strategy: Strategy | None = None,
         ignore_labels: Collection[str] | None = None,
-        progress: Progress | None = None,
+        **options: Unpack[RunOptions],
     ) -> Any:
         """Label one text, a list of texts or a stream of texts. The options are the pipeline's own where left out.
+
+        A text is a str or ``{"text": ...}``; ``**options`` are :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             Per text a list of ``{"entity", "score", "index", "word", "start", "end"}``, in the order of the text:
@@ -98,10 +102,10 @@ class TokenClassificationPipeline(Pipeline):
         strategy = self._strategy if aggregation_strategy is None else aggregation_strategy
         require_choice("aggregation_strategy", strategy, Strategy)
         ignored = self._ignored if ignore_labels is None else _checked_labels(ignore_labels)
-        return self._answer(inputs, partial(self._job, strategy, ignored), progress)
+        return self._answer(inputs, partial(self._job, strategy, ignored), options)
 
-    def _job(self, strategy: Strategy, ignored: frozenset[str], text: object) -> Job[list[dict[str, Any]]]:
-        text = require_text("text", text)
+    def _job(self, strategy: Strategy, ignored: frozenset[str], item: object) -> Job[list[dict[str, Any]]]:
+        text = text_of(self.task, item)
         encoding = self.tokenizer(text, add_special_tokens=False)
         require_tokens("text", len(encoding))
         spans = windows(len(encoding), self._room, self._step)
@@ -135,7 +139,9 @@ class TokenClassificationPipeline(Pipeline):
 
 
 def _checked_labels(labels: Collection[str]) -> frozenset[str]:
-    if not isinstance(labels, (list, tuple, set, frozenset)) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, (set, frozenset)):
+        labels = strings("ignore_labels", labels, "a list of labels")
+    if not all(isinstance(label, str) for label in labels):
         raise InvalidInputError(f"ignore_labels must be a list of labels, got {labels!r}.")
     return frozenset(labels)
 

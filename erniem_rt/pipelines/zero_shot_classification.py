@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines._containers import strings
 from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import quoted, require_flag
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import encode_rows, require_tokens
 from erniem_rt.pipelines._scores import softmax
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, Progress, require_text
+from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_text, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
@@ -34,7 +36,7 @@ class ZeroShotClassificationPipeline(Pipeline):
         session: The model. Its labels say by their names which one is entailment ("entail..." in any case) and which
             contradiction ("contra...", or the other one of two).
         tokenizer: Its tokenizer.
-        batch_size: Most rows in one run of the model; a text makes a row per candidate label.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`; a text makes a row per candidate label.
 
     Raises:
         InvalidInputError: No label, or more than one, is called entailment.
@@ -43,8 +45,8 @@ class ZeroShotClassificationPipeline(Pipeline):
     task = "zero-shot-classification"
     head = "cls"
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
-        super().__init__(session, tokenizer, batch_size=batch_size)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
+        super().__init__(session, tokenizer, **options)
         self._labels = label_names(self.manifest)
         self._entailment = self._label_id("entail")
 
@@ -55,19 +57,19 @@ class ZeroShotClassificationPipeline(Pipeline):
         *,
         hypothesis_template: str = "This example is {}.",
         multi_label: bool = False,
-        progress: Progress | None = None,
+        **options: Unpack[RunOptions],
     ) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
         A text that is over the model's limit together with a hypothesis is cut at its end; hypotheses never are.
 
         Args:
-            inputs: Texts.
-            candidate_labels: A list of labels, or one str with commas between them.
+            inputs: Texts, each a str or ``{"text": ...}``.
+            candidate_labels: A list, array or Series of labels, or one str with commas between them.
             hypothesis_template: The hypothesis, with ``{}`` where the label goes.
             multi_label: Whether several labels may be true: each is then scored by itself, entailment against
                 contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
-            progress: Told after each answer how many of the inputs are answered.
+            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
             Per input ``{"sequence": str, "labels": list[str], "scores": list[float]}``, the best first and ties in
@@ -107,11 +109,11 @@ class ZeroShotClassificationPipeline(Pipeline):
             return Job(pair_rows(self.tokenizer, ids, hypotheses), finish)
 
         def prepare(items: list[object]) -> list[Job[dict[str, Any]]]:
-            texts = [require_text("text", item) for item in items]
+            texts = [text_of(self.task, item) for item in items]
             rows = encode_rows(self.tokenizer, texts, max_length=self.max_length, add_special_tokens=False)
             return [job(text, ids) for text, ids in zip(texts, rows, strict=True)]
 
-        return self._answer_together(inputs, prepare, progress)
+        return self._answer_together(inputs, prepare, options)
 
     def _scores(self, logits: NDArray[Any], contradiction: int | None) -> NDArray[np.float64]:
         """Scores ``(candidates,)`` from logits ``(candidates, labels)``."""
@@ -136,10 +138,7 @@ class ZeroShotClassificationPipeline(Pipeline):
 def _candidates(labels: object) -> list[str]:
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",") if label.strip()]
-    if not isinstance(labels, (list, tuple)):
-        raise InvalidInputError(
-            f"candidate_labels must be a list of str, or one str with commas, got {type(labels).__name__}."
-        )
+    labels = strings("candidate_labels", labels, "a list of str, or one str with commas")
     if not labels:
         raise InvalidInputError("candidate_labels is empty: expected at least one label.")
     checked = [require_text(f"candidate_labels[{i}]", label) for i, label in enumerate(labels)]

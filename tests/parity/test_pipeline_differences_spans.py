@@ -207,8 +207,7 @@ def test_lists_in_lists_out(make_qa):
     theirs, ours, _ = make_qa("▁wrote")
     assert isinstance(theirs(question=[QUESTION], context=[CONTEXT]), dict)
     assert ours([{"question": QUESTION, "context": CONTEXT}]) == [ours(question=QUESTION, context=CONTEXT)]
-    with pytest.raises(InvalidInputError, match="question must be str, got list"):
-        ours(question=[QUESTION], context=[CONTEXT])
+    assert ours(question=[QUESTION], context=[CONTEXT]) == [ours(question=QUESTION, context=CONTEXT)]
 
 
 def test_sizes_of_windows_are_options_of_the_pipeline(make_qa):
@@ -216,7 +215,7 @@ def test_sizes_of_windows_are_options_of_the_pipeline(make_qa):
     theirs, ours, _ = make_qa("▁wrote", align_to_words=True, **sizes)
     assert theirs(**asked, **sizes)["answer"] == ours(**asked)["answer"] == "wrote"
     for name, value in sizes.items():
-        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        with pytest.raises(InvalidInputError, match=f"{name} is an option of the pipeline"):
             ours(**asked, **{name: value})
 
 

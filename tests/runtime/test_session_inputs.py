@@ -34,6 +34,27 @@ def refuses(session, *fragments, inputs=None, **named):
     assert "\n" not in str(caught.value)
 
 
+def _column(rows):
+    """An object array of rows, as a column of a table gives them."""
+    column = np.empty(len(rows), object)
+    column[:] = rows
+    return column
+
+
+@pytest.mark.parametrize(
+    "ids", [IDS.astype(object), _column(IDS.tolist()), _column(list(IDS)), _column([tuple(row) for row in IDS])]
+)
+def test_object_arrays_of_equal_rows(qa, ids):
+    mask = _column([[True, True, True, True], [True, True, True, False]])
+    for feeds in ({"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}):
+        np.testing.assert_array_equal(qa.run(feeds)["end_logits"], qa.run(input_ids=IDS)["end_logits"])
+
+
+@pytest.mark.parametrize("rows", [[[0, 5], [0, 5, 2]], [[0, 5], None]])
+def test_object_arrays_of_other_rows_are_refused(qa, rows):
+    refuses(qa, "input_ids cannot be read as one array", "padded to the same length", input_ids=_column(rows))
+
+
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i8", ">u2"]
 
 
@@ -105,7 +126,15 @@ def test_choices_are_indexed_in_full(mc):
 
 @pytest.mark.parametrize(
     "ids",
-    [IDS.astype(float), IDS == 0, IDS.astype(complex), IDS.astype(str), IDS.astype(object), [[0, 2.0]], "text"],
+    [
+        IDS.astype(float),
+        IDS == 0,
+        IDS.astype(complex),
+        IDS.astype(str),
+        IDS.astype(str).astype(object),
+        [[0, 2.0]],
+        "text",
+    ],
 )
 def test_ids_that_are_not_integers(qa, ids):
     expected = "must have shape (batch, sequence)" if isinstance(ids, str) else "input_ids must be integers, got dtype"

@@ -18,6 +18,10 @@ from erniem_rt.pipelines.base import Job, Pipeline, require_mapping, require_tex
 
 OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
 BATCH, CHUNK = 2, 16
+NO_OPTION = (
+    "text-classification takes no option 'batchsize'; expected one of batch_size, read_ahead, errors, max_characters, "
+    "progress."
+)
 
 
 class Sums(Pipeline):
@@ -26,7 +30,7 @@ class Sums(Pipeline):
     task = "sums"
     head = "cls"
 
-    def __call__(self, inputs, *, over=100, progress=None):
+    def __call__(self, inputs, *, over=100, **options):
         def job(rows):
             return Job(rows, finish)
 
@@ -39,7 +43,7 @@ class Sums(Pipeline):
                 raise InvalidInputError("text is empty.")
             return job([[int(word) for word in row.split()] for row in item.split(",")])
 
-        return self._answer(inputs, prepare, progress)
+        return self._answer(inputs, prepare, options)
 
 
 @pytest.fixture
@@ -80,8 +84,10 @@ def test_a_job_may_lead_to_further_ones_and_others_do_not_wait_in_order(sums):
 
 def test_a_job_without_rows_is_finished(scripted_session):
     class Nothing(Pipeline):
+        task = "nothing"
+
         def __call__(self, inputs):
-            return self._answer(inputs, lambda item: Job([], lambda outputs: (item, len(outputs))), None)
+            return self._answer(inputs, lambda item: Job([], lambda outputs: (item, len(outputs))), {})
 
     session = scripted_session("cls", None, labels=("a",))
     assert Nothing(session, None)(["a", "b"]) == [("a", 0), ("b", 0)]
@@ -136,7 +142,7 @@ def test_an_error_names_the_input_of_a_list_or_stream(sums):
     with pytest.raises(InvalidInputError, match=r"^input 1: text is empty\.$"):
         sums(["1", ""])
     stream = sums("" if n == CHUNK + 2 else "1" for n in range(100))
-    assert list(islice(stream, CHUNK)) == [1] * CHUNK
+    assert list(islice(stream, CHUNK + 2)) == [1] * (CHUNK + 2)
     with pytest.raises(InvalidInputError, match=rf"^input {CHUNK + 2}: text is empty\.$"):
         next(stream)
 
@@ -145,8 +151,10 @@ def test_an_error_about_an_answer_names_the_input_too(scripted_session):
     """Errors may come up late: in making something of the outputs, or of those of a further question."""
 
     class Deep(Pipeline):
+        task = "deep"
+
         def __call__(self, inputs):
-            return self._answer(inputs, lambda depth: self.job(depth), None)
+            return self._answer(inputs, lambda depth: self.job(depth), {})
 
         def job(self, depth):
             def finish(outputs):
@@ -283,7 +291,7 @@ def test_an_artifact_that_takes_embeddings_is_refused(make_artifact, head):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batchsize": 3}, "text-classification takes no option 'batchsize'; expected one of batch_size."),
+        ({"batchsize": 3}, NO_OPTION),
         ({"top_k": 3}, "top_k belongs into the call: pipeline(path)(inputs, top_k=...)."),
     ],
 )

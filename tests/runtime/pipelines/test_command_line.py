@@ -13,7 +13,6 @@ import pytest
 
 from erniem_rt import _cli
 from erniem_rt._cli import main
-from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines import pipeline
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -60,24 +59,16 @@ def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -
     assert len(answers) == 50
 
 
-@pytest.mark.parametrize("bad", [[], [0], [37], [63], [5, 6], [1, 30, 60], list(range(64))])
-def test_a_bad_line_costs_few_runs(bad) -> None:
-    """The others are answered together, in halves of halves around it."""
-    calls: list[list[int]] = []
+def test_a_line_over_the_limit_is_an_error_of_its_own(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("base").path
 
-    def double(items: list[int]) -> list[int]:
-        calls.append(items)
-        for index, item in enumerate(items):
-            if item in bad:
-                raise InvalidInputError(f"input {index}: {item} is bad")
-        return [2 * item for item in items]
+    code, answers, errors = answer(artifact, ["four", "longer", {"text": "four"}], "--max-characters", "4")
 
-    lines = [(number, b"%d" % (number - 1)) for number in range(1, 65)]
-    answers = _cli._answer_chunk(double, {}, lines)
-
-    assert [number for number, _ in answers] == list(range(1, 65))
-    assert [str(answer) for _, answer in answers] == [f"{i} is bad" if i in bad else str(2 * i) for i in range(64)]
-    assert len(calls) <= 1 + 2 * 6 * len(bad)
+    assert code == 1
+    assert answers[0] == answers[2]
+    message = "the input has 6 characters, more than max_characters=4: shorten it, or split it into several."
+    assert answers[1] == {"error": message, "line": 2}
+    assert f"line 2: {message}" in errors
 
 
 def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from erniem_rt import _cli
+from erniem_rt import _cli, _cli_files
 from erniem_rt._cli import main
 from erniem_rt._cli_files import chunks, replaced
 
@@ -155,6 +155,25 @@ def test_an_output_that_takes_nothing_ends_in_one_line(artifact, source, output)
     os.close(target)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert done.stderr.startswith("error: [Errno ")
+
+
+def test_lines_before_a_failure_of_the_source_come_first(monkeypatch) -> None:
+    """Where a pipe is ready and cannot be read on."""
+
+    class Broken(BytesIO):
+        blocks = [b'"one"\n"two"\n"thr', OSError("the disk is gone")]
+
+        def read1(self, size=-1):
+            block = self.blocks.pop(0)
+            if isinstance(block, OSError):
+                raise block
+            return block
+
+    monkeypatch.setattr(_cli_files, "_is_ready", lambda source: True)
+    found = chunks(Broken(), 8)
+    assert next(found) == [(1, b'"one"'), (2, b'"two"')]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
 
 
 def test_what_has_come_in_is_taken_together() -> None:

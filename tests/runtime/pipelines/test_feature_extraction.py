@@ -85,7 +85,7 @@ def test_a_flag_may_be_numpys(make_pipe, flag):
         (" \t\n", "^text is empty"),
         (5, "^text must be str, got int"),
         (b"text", "^text must be str, got bytes"),
-        ({"text": "a"}, "^text must be str, got dict"),
+        ({"text": 3}, "^text must be str, got int"),
         (["a", "b", " "], "^input 2: text is empty"),
         (["a", "\ufeff"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
         (["a", None], "^input 1: text must be str, got NoneType"),

@@ -314,7 +314,7 @@ def test_from_an_artifact(make_text_artifact: Callable[..., Any]) -> None:
         (" \n\t", "text is empty"),
         ("\u200b", "text holds nothing that the tokenizer keeps"),
         (3, "text must be str, got int"),
-        ({"text": "Ada"}, "text must be str, got dict"),
+        ({"texts": "Ada"}, "'text' is missing; information-extraction takes a mapping with 'text'"),
         (["Ada", None], "input 1: text must be str, got NoneType"),
         (["Ada", ""], "input 1: text is empty"),
     ],

@@ -190,7 +190,7 @@ def test_from_an_exported_folder(make_text_artifact):
         ("▁", "text holds nothing that the tokenizer keeps: expected text"),
         (None, "text must be str, got NoneType"),
         (b"x", "text must be str, got bytes"),
-        ({"text": "x"}, "text must be str, got dict"),
+        ({"text": "x", "id": 1}, "key 'id' is not known; token-classification takes a mapping with 'text'"),
     ],
 )
 def test_an_input_that_is_no_text(make, text, message):
@@ -208,7 +208,7 @@ def test_the_input_at_fault_is_named(make):
     [
         ({"aggregation_strategy": "fist"}, "one of none, simple, first, average, max, got 'fist'"),
         ({"aggregation_strategy": ["max"]}, r"one of none, simple, first, average, max, got \['max'\]"),
-        ({"ignore_labels": "O"}, "ignore_labels must be a list of labels, got 'O'"),
+        ({"ignore_labels": "O"}, "ignore_labels must be a list of labels, got str"),
         ({"ignore_labels": [0]}, r"ignore_labels must be a list of labels, got \[0\]"),
     ],
 )

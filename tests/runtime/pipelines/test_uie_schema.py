@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from erniem_rt import InvalidInputError
@@ -20,6 +21,8 @@ def tree(nodes: tuple[Node, ...]) -> dict[str, Any]:
         ("Person", {"Person": {}}),
         (["Person", "Date"], {"Person": {}, "Date": {}}),
         (("Person",), {"Person": {}}),
+        (np.array(["Person", "Date"]), {"Person": {}, "Date": {}}),
+        ({"Company": np.array(["Founder"], dtype=object)}, {"Company": {"Founder": {}}}),
         ({"Company": "Founder"}, {"Company": {"Founder": {}}}),
         ({"Company": []}, {"Company": {}}),
         ({"Company": {"Founder": "Birthplace"}}, {"Company": {"Founder": {"Birthplace": {}}}}),

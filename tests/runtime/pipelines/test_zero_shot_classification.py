@@ -211,7 +211,7 @@ def test_braces_in_a_label_are_text(scripted_session, tokenizer, name):
         ("", "^text is empty"),
         ([TEXT, "\n"], "^input 1: text is empty"),
         ([TEXT, "\u200b"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
-        ({"text": TEXT}, "^text must be str, got dict"),
+        ({"text": ["a", 3]}, "^input 1: text must be str, got int"),
     ],
 )
 def test_bad_texts_are_named(make_pipe, inputs, message):

@@ -1,0 +1,142 @@
+"""What callers keep texts in: lists, arrays, Series, frames, tables, datasets; known by their methods, not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+
+__all__ = ["is_list", "items_of", "plain", "strings"]
+
+_MISSING = float("nan")
+_NEVER_LISTS = (str, bytes, bytearray, memoryview, Mapping)
+
+
+def items_of(
+    task: str, inputs: Any, required: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[Iterable[Any], int | None] | None:
+    """Read what a pipeline was called with; ``required`` and ``optional`` are the keys of one input.
+
+    Returns:
+        The items and their number, None for a stream; or None if ``inputs`` is one input. Columns (of a frame, a
+        table, a dataset, a structured array, or a mapping whose first required key has a list) give an item per row:
+        a mapping, or the value alone where there is one column.
+
+    Raises:
+        InvalidInputError: Columns are missing, of different lengths, or not of this task; an array has several axes.
+    """
+    names = _column_names(inputs, required[0])
+    if names is not None:
+        return _rows(_checked_columns(task, inputs, names, required, optional))
+    if is_list(inputs):
+        if getattr(inputs, "ndim", 1) > 1:
+            raise InvalidInputError(
+                f"{task} takes a list of inputs; this {type(inputs).__name__} has {inputs.ndim} axes, shape "
+                f"{tuple(inputs.shape)}. Pass one column: array[:, 0]."
+            )
+        return map(plain, _iterator(inputs)), len(inputs)
+    if isinstance(inputs, _NEVER_LISTS) or not isinstance(inputs, Iterable) or getattr(inputs, "ndim", None) == 0:
+        return None
+    return map(plain, inputs), None
+
+
+def is_list(value: Any) -> bool:
+    """Whether this is many values: it has a length and takes an index, and is neither text nor a mapping."""
+    if isinstance(value, (*_NEVER_LISTS, type)) or getattr(value, "ndim", None) == 0:
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def plain(value: Any) -> Any:
+    """``value`` as Python has it, where it is a scalar of numpy or pyarrow."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.as_py() if hasattr(value, "as_py") else value
+
+
+def strings(name: str, value: Any, expected: str = "a list of str") -> list[Any]:
+    """The items of a list, array or column of any kind; :class:`InvalidInputError` if it is none."""
+    if not is_list(value):
+        raise InvalidInputError(f"{name} must be {expected}, got {type(value).__name__}.")
+    return [plain(item) for item in _iterator(value)]
+
+
+def _iterator(values: Any) -> Iterator[Any]:
+    if hasattr(values, "__iter__"):
+        return iter(values)
+    return (values[i] for i in range(len(values)))  # a dataset need not raise IndexError at its end
+
+
+def _column_names(inputs: Any, first: str) -> list[Any] | None:
+    """Names of the columns, or None if ``inputs`` is not made of columns."""
+    if isinstance(inputs, Mapping):
+        return list(inputs) if is_list(inputs.get(first)) else None
+    names = getattr(getattr(inputs, "dtype", None), "names", None)  # a structured array
+    if names is None and len(_shape(inputs)) == 2:
+        # pyarrow and datasets; then pandas and polars (a table of pyarrow has both).
+        names = getattr(inputs, "column_names", None)
+        names = getattr(inputs, "columns", None) if names is None else names
+    return None if names is None else list(names)
+
+
+def _shape(inputs: Any) -> Sequence[Any]:
+    shape = getattr(inputs, "shape", None)
+    return shape if isinstance(shape, tuple) else ()
+
+
+def _checked_columns(
+    task: str, inputs: Any, names: list[Any], required: Sequence[str], optional: Sequence[str]
+) -> dict[str, Any]:
+    known = (*required, *optional)
+    kind = type(inputs).__name__
+    if set(required) <= set(names) <= set(known) and len(set(names)) == len(names):
+        columns = {name: inputs[name] for name in known if name in names}
+    elif len(required) > 1 or not set(optional).isdisjoint(names):
+        raise InvalidInputError(
+            f"{task} reads the columns {', '.join(map(repr, known))}; this {kind} has {_listed(names)}. "
+            "Pass those columns alone, under these names."
+        )
+    else:
+        raise InvalidInputError(
+            f"{task} takes one column of texts; this {kind} has {_listed(names)}. "
+            f"Pass the column: inputs[{_column_of_text(inputs, names, required[0])!r}]."
+        )
+    lengths = {name: len(column) if is_list(column) else None for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(
+            f"{name!r} one {type(columns[name]).__name__}" if n is None else f"{name!r} {n}"
+            for name, n in lengths.items()
+        )
+        raise InvalidInputError(f"{task} needs columns with a row per input, as many in each; their rows: {told}.")
+    return columns
+
+
+def _column_of_text(inputs: Any, names: list[Any], wanted: str) -> Any:
+    """The column to recommend: the one of the right name, else the first that begins with a text."""
+    if wanted in names:
+        return wanted
+    return next((name for name in names if _begins_with_text(inputs[name])), names[0] if names else wanted)
+
+
+def _begins_with_text(column: Any) -> bool:
+    return is_list(column) and len(column) > 0 and isinstance(plain(next(_iterator(column))), str)
+
+
+def _listed(names: list[Any]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _rows(columns: dict[str, Any]) -> tuple[Iterable[Any], int]:
+    count = len(next(iter(columns.values())))
+    values = [map(plain, _iterator(column)) for column in columns.values()]
+    if len(values) == 1:
+        return values[0], count
+    return (dict(zip(columns, map(_not_none, row), strict=True)) for row in zip(*values, strict=True)), count
+
+
+def _not_none(value: Any) -> Any:
+    """A missing value of a column, for a key with None is one that is left out."""
+    return _MISSING if value is None else value
