@@ -43,12 +43,14 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 class Head:
     """One of the six heads: its task, the axes of its ids, and the axes of each of its outputs.
 
-    ``hidden`` and ``labels`` stand for sizes that a checkpoint fixes; the other axes are dynamic.
+    ``hidden`` and ``labels`` stand for sizes that a checkpoint fixes; the other axes are dynamic. An artifact may lack
+    the outputs that are ``optional``.
     """
 
     task: str
     axes: tuple[str, ...]
     outputs: Mapping[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
 
 
 _ROWS = ("batch", "sequence")
@@ -60,6 +62,7 @@ HEADS: Mapping[str, Head] = MappingProxyType(
             "feature-extraction",
             _ROWS,
             MappingProxyType({"last_hidden_state": (*_ROWS, "hidden"), "pooler_output": ("batch", "hidden")}),
+            optional=("pooler_output",),
         ),
         "cls": Head("text-classification", _ROWS, MappingProxyType({"logits": ("batch", "labels")})),
         "ner": Head("token-classification", _ROWS, MappingProxyType({"logits": (*_ROWS, "labels")})),
@@ -248,7 +251,8 @@ def _check_whole(manifest: Manifest, path: Path) -> None:
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
             raise artifact_error(path, f"{kind} lists a name twice: {', '.join(names)}")
-    missing = set(HEADS[manifest.head].outputs) - {spec.name for spec in manifest.outputs}
+    head = HEADS[manifest.head]
+    missing = set(head.outputs) - set(head.optional) - {spec.name for spec in manifest.outputs}
     if missing:
         raise artifact_error(path, f"outputs lacks {', '.join(sorted(missing))} of head {manifest.head!r}")
     _check_inputs(manifest, path)

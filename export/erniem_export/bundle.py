@@ -15,7 +15,7 @@ import erniem_rt
 from erniem_export.config_file import without_paths
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, ExportError
-from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
 from erniem_export.onnx_export import OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
@@ -98,11 +98,11 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
     return Manifest(
         head=head,
         task=HEADS[head].task,
-        labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in ("cls", "ner") else None,
+        labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in LABELLED else None,
         problem_type=config.problem_type if head == "cls" else None,
         limits=limits_of(config),
         inputs=graph_inputs(head, config, graph),
-        outputs=graph_outputs(head, config, graph),
+        outputs=graph_outputs(head, checkpoint.model, graph),
         precision={"weights": "fp32", "embedding": "fp32"},
         opset=OPSET,
         target=PORTABLE,

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from erniem_export.config_file import HEAD_OF_CLASS, read_config, without_paths
+from erniem_export.config_file import HEAD_OF_CLASS, name_labels, read_config, without_paths
 from erniem_export.errors import CheckpointError
-from erniem_export.heads import CLASSES
+from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.random_weights import SIZES, random_config, randomize
 from erniem_export.sources import (
     CALIBRATION_FILE,
@@ -23,10 +21,10 @@ from erniem_export.sources import (
     weight_files,
 )
 from erniem_export.weight_names import some, wrapper_of
-from erniem_export.weights import Shapes, check_weights, read_shapes, read_tensors
+from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
@@ -99,17 +97,18 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         found = read_shapes(files)
         wrapper = wrapper_of(found)
         shapes = {name.removeprefix(wrapper): shape for name, shape in found.items()}
-        head = _resolve_head(head, config, shapes)
-        fit = check_weights(head, config, shapes, json.loads(config_text))
+        head, said = _resolve_head(head, config, shapes), json.loads(config_text)
+        about_labels = name_labels(config, said) if head in LABELLED else None
+        fit = check_weights(head, config, shapes, said)
         return Checkpoint(
-            model=_load(files, head, config, {name: wrapper + given for name, given in fit.names.items()}),
+            model=_load(files, make_model(head, config, pooler=fit.pooler), wrapper, fit.names),
             head=head,
             source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
             tokenizer_dir=folder if tokenizer_files(folder) else None,
             task_set=_beside(folder, TASK_SET_FILE),
             calibration=_beside(folder, CALIBRATION_FILE),
-            notes=_notes(wrapper, fit.left_out),
+            notes=(*_notes(head, wrapper, fit), *([about_labels] if about_labels else [])),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -120,20 +119,19 @@ def _beside(folder: Path, name: str) -> Path | None:
     return folder / name if (folder / name).is_file() else None
 
 
-def _notes(wrapper: str, left_out: Collection[str]) -> tuple[str, ...]:
+def _notes(head: str, wrapper: str, fit: Fit) -> tuple[str, ...]:
     taken_off = [f"the names of the tensors begin with {wrapper}, which was taken off"] if wrapper else []
-    left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
-    return (*taken_off, *left)
+    left = [f"left out of the weights, for no output depends on it: {some(fit.left_out)}"] if fit.left_out else []
+    bare = head == "base" and not fit.pooler
+    return (*taken_off, *left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
 
 
 def _random(size: str, head: str) -> Checkpoint:
     if size not in SIZES:
         raise CheckpointError(f"random:{size} is not known; expected one of {', '.join(_RANDOM + s for s in SIZES)}")
     config = random_config(size, head)
-    cls = CLASSES[head]
-    config.architectures = [cls.__name__]
-    with torch.device("meta"):
-        model = cls(config)
+    config.architectures = [CLASSES[head].__name__]
+    model = make_model(head, config)
     model.to_empty(device="cpu")
     randomize(model)
     return Checkpoint(model.eval(), head, _RANDOM + size, without_paths(config.to_json_string(use_diff=False)), None)
@@ -168,13 +166,14 @@ def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
     raise CheckpointError("config.json names no architecture, and the weights fit cls and mc: say --head cls or mc")
 
 
-def _load(files: Iterable[Path], head: str, config: ErnieMConfig, names: Mapping[str, str]) -> ErnieMPreTrainedModel:
-    """The model in float32; ``names`` gives each parameter's name in the files.
+def _load(
+    files: Iterable[Path], model: ErnieMPreTrainedModel, wrapper: str, names: Mapping[str, str]
+) -> ErnieMPreTrainedModel:
+    """``model`` with its parameters, in float32; ``wrapper`` and ``names`` give their names in the files.
 
     Not by ``from_pretrained``: it would look for adapters where peft is installed, and refuse some metadata.
     """
-    with torch.device("meta"):
-        model = CLASSES[head](config)
+    names = {name: wrapper + given for name, given in names.items()}
     tensors = read_tensors(files, set(names.values()))
     state = {name: tensors[given].float().contiguous() for name, given in names.items()}
     model.load_state_dict(state, assign=True)

@@ -17,10 +17,10 @@ from erniem_export.heads import CLASSES
 from erniem_export.sources import CONFIG_FILE, what_is_there
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["HEAD_OF_CLASS", "read_config", "without_paths"]
+__all__ = ["HEAD_OF_CLASS", "name_labels", "read_config", "without_paths"]
 
 HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
 
@@ -34,6 +34,8 @@ _SIZES = {
     "max_position_embeddings": POSITION_OFFSET + 1,
     "pad_token_id": 0,
 }
+# What transformers calls labels that nobody has named.
+_UNNAMED = re.compile(r"LABEL_\d+")
 # How the checkpoint was trained: irrelevant here, and transformers refuses what it does not have for a class.
 _TRAINING_KEYS = re.compile(
     r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
@@ -70,6 +72,41 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
     return without_paths(text), config
+
+
+def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
+    """Give the labels the names of ``label2id`` where ``id2label`` has none; return what there is to say of the two.
+
+    ``said`` is the content of config.json. transformers' zero-shot pipeline reads ``label2id``, the others
+    ``id2label``: where both have names, and others, those of ``id2label`` are taken.
+    """
+    numbers = said.get("label2id")
+    if not numbers or _all_unnamed(numbers):
+        return None
+    given = said.get("id2label")
+    counted = given or any(said.get(key) is not None for key in ("num_labels", "num_classes"))
+    count = config.num_labels if counted else len(numbers)
+    if not _is_numbering(numbers, count):
+        return f"label2id of config.json does not number {count} labels from 0: the labels are {_listed(config)}"
+    named = {number: label for label, number in numbers.items()}
+    if named == {number: str(label) for number, label in config.id2label.items()}:
+        return None
+    if given and not _all_unnamed(given.values()):
+        return f"id2label and label2id of config.json differ: the labels are id2label's, {_listed(config)}"
+    config.id2label, config.label2id = dict(sorted(named.items())), dict(numbers)
+    return f"id2label of config.json names no labels: they are label2id's, {_listed(config)}" if given else None
+
+
+def _all_unnamed(labels: Iterable[Any]) -> bool:
+    return all(isinstance(label, str) and _UNNAMED.fullmatch(label) for label in labels)
+
+
+def _is_numbering(numbers: Mapping[str, Any], count: int) -> bool:
+    return all(map(_is_count, numbers.values())) and sorted(numbers.values()) == list(range(count))
+
+
+def _listed(config: ErnieMConfig) -> str:
+    return ", ".join(str(label) for _, label in sorted(config.id2label.items()))
 
 
 def without_paths(text: str) -> str:
@@ -115,6 +152,10 @@ def _is_probability(value: Any) -> bool:
     return _is_scale(value) and value <= 1
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _is_by_number(value: Any) -> bool:
     return isinstance(value, dict) and all(key.isdecimal() for key in value)
 
@@ -146,6 +187,7 @@ _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "num_labels": (_is_count, "an integer from 0 up", True),
     "num_classes": (_is_count, "an integer from 0 up", False),
     "id2label": (_is_by_number, 'labels by number, as {"0": "no", "1": "yes"}', True),
+    "label2id": (_is_object, 'numbers by label, as {"no": 0, "yes": 1}', True),
     "pruned_heads": (_are_heads, 'lists of heads by layer, as {"0": [1, 2]}', True),
     "dtype": (_is_dtype, "the name of a torch.dtype", True),
     "torch_dtype": (_is_dtype, "the name of a torch.dtype", True),

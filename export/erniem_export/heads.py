@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from erniem_export import modeling
 from erniem_rt.manifest import HEADS, TensorSpec
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.options import GraphOptions
 
-__all__ = ["CLASSES", "graph_inputs", "graph_outputs"]
+__all__ = ["CLASSES", "LABELLED", "POOLER_OPTIONAL", "graph_inputs", "graph_outputs", "make_model"]
 
 CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "base": modeling.ErnieMModel,
@@ -24,6 +26,21 @@ CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "qa": modeling.ErnieMForQuestionAnswering,
     "ie": modeling.ErnieMForInformationExtraction,
 }
+
+
+# Whose labels have names.
+LABELLED = ("cls", "ner")
+# Whose graphs need no pooler; the class of each has one.
+POOLER_OPTIONAL = ("base", "ie")
+
+
+def make_model(head: str, config: ErnieMConfig, *, pooler: bool = True) -> modeling.ErnieMPreTrainedModel:
+    """A model without memory for its parameters; without ``pooler`` it has none, for heads that need none."""
+    with torch.device("meta"):
+        model = CLASSES[head](config)
+    if not pooler:
+        model.base_model.pooler = None
+    return model
 
 
 def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
@@ -42,15 +59,17 @@ def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tupl
     return tuple(specs)
 
 
-def graph_outputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
-    """The outputs of the exported graph, in order.
+def graph_outputs(head: str, model: modeling.ErnieMPreTrainedModel, options: GraphOptions) -> tuple[TensorSpec, ...]:
+    """The outputs of the exported graph, in order; a base model without pooler has no ``pooler_output``.
 
     The choices of ``mc`` are rows to the encoder, so its hidden states and attentions have ``batch*choices`` rows.
     """
+    config = model.config
     sizes = {"hidden": config.hidden_size, "labels": config.num_labels}
     specs = [
         TensorSpec(name, "float32", tuple(sizes.get(axis, axis) for axis in axes))
         for name, axes in HEADS[head].outputs.items()
+        if name != "pooler_output" or model.base_model.pooler is not None
     ]
     rows = "batch*choices" if head == "mc" else "batch"
     if options.hidden_states:

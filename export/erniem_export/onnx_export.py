@@ -72,7 +72,7 @@ class _Traced(nn.Module):
 def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.Model:
     """Trace ``model`` into the canonical graph; :class:`ExportError` if it does not come out as specified."""
     inputs = graph_inputs(head, model.config, options)
-    outputs = graph_outputs(head, model.config, options)
+    outputs = graph_outputs(head, model, options)
     dims = {axis: torch.export.Dim(axis) for axis in _EXAMPLE_SIZES}
     dynamic = {
         spec.name: {i: dims[axis] for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs

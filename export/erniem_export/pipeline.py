@@ -275,7 +275,7 @@ def _refuse_other_sizes(artifact: Path, manifest: Manifest, checkpoint: Checkpoi
     for name, expected, found in (
         ("limits", limits_of(config), manifest.limits),
         ("inputs", graph_inputs(head, config, options), manifest.inputs),
-        ("outputs", graph_outputs(head, config, options), manifest.outputs),
+        ("outputs", graph_outputs(head, checkpoint.model, options), manifest.outputs),
     ):
         if found != expected:
             raise ParityError(

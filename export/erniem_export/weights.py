@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from erniem_export.errors import CheckpointError
-from erniem_export.heads import CLASSES
+from erniem_export.heads import POOLER_OPTIONAL, make_model
 from erniem_export.weight_names import PREFIX, is_left_over, some
 from erniem_rt._files import is_lfs_pointer
 
@@ -46,10 +46,13 @@ _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Fit:
-    """How weights fit a head: the name in the files of each parameter of its class, and what was left out."""
+    """How weights fit a head: the name in the files of each parameter of its class, what was left out, and whether
+    there is a pooler, for heads whose class has one.
+    """
 
     names: dict[str, str]
     left_out: tuple[str, ...]
+    pooler: bool
 
 
 def read_shapes(files: Iterable[Path]) -> Shapes:
@@ -82,14 +85,13 @@ def read_tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, tor
     return tensors
 
 
-def expected_shapes(head: str, config: ErnieMConfig) -> Shapes:
+def expected_shapes(head: str, config: ErnieMConfig, *, pooler: bool = True) -> Shapes:
     """Return name to shape of every parameter of a head's class under ``config``; a ``qa`` head has two labels."""
     if head == "qa":
         config = copy.deepcopy(config)
         config.num_labels = 2
     try:
-        with torch.device("meta"):
-            model = CLASSES[head](config)
+        model = make_model(head, config, pooler=pooler)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise CheckpointError(f"config.json describes no ErnieM model: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -111,7 +113,8 @@ def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping
         raise CheckpointError(
             f"config.json says num_labels = {config.num_labels}, but a qa head scores 2 things, start and end"
         )
-    expected = expected_shapes(head, config)
+    pooler = head not in POOLER_OPTIONAL or any("pooler." in name for name in found)
+    expected = expected_shapes(head, config, pooler=pooler)
     missing = expected.keys() - found.keys()
     if missing:
         raise CheckpointError(_missing(head, missing))
@@ -122,7 +125,7 @@ def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping
     unknown = {name for name in extra if not is_left_over(name)}
     if unknown:
         raise CheckpointError(f"the weights hold tensors that ErnieM does not have: {some(unknown)}")
-    return Fit({name: names[name] for name in expected}, tuple(sorted(names[name] for name in extra)))
+    return Fit({name: names[name] for name in expected}, tuple(sorted(names[name] for name in extra)), pooler)
 
 
 def _safetensors_shapes(file: Path) -> Shapes:

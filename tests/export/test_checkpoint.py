@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from erniem_export import checkpoint as module
 from erniem_export.checkpoint import load_checkpoint
@@ -77,6 +78,7 @@ def test_a_config_that_is_no_text(tmp_path: Path, export_fails: Fails) -> None:
         ({"num_labels": "3"}, "num_labels = '3', expected an integer from 0 up"),
         ({"num_labels": 2.5}, "num_labels = 2.5, expected an integer from 0 up"),
         ({"num_classes": "3"}, "num_classes = '3', expected an integer from 0 up"),
+        ({"label2id": ["good", "bad"]}, "label2id = ['good', 'bad'], expected numbers by label, as "),
         ({"pruned_heads": [1]}, "pruned_heads = [1], expected lists of heads by layer"),
         ({"pruned_heads": {"0": 1}}, "pruned_heads = {'0': 1}, expected lists of heads by layer"),
         ({"pruned_heads": {"2": [1]}}, "pruned_heads names layer 2, expected one below num_hidden_layers = 2"),
@@ -184,12 +186,83 @@ def test_the_base_of_a_fine_tuned_checkpoint(trained: str, tmp_path: Path, write
     assert all(torch.equal(tensor, expected[name]) for name, tensor in base.model.state_dict().items())
 
 
-@pytest.mark.parametrize("trained", ["qa", "ner"])
-def test_the_base_of_a_checkpoint_without_pooler(
-    trained: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+NAMES = {"entailment": 0, "neutral": 1, "contradiction": 2}
+UNNAMED = {str(i): f"LABEL_{i}" for i in range(3)}
+OTHERS = {"0": "good", "1": "fair", "2": "bad"}
+
+
+@pytest.mark.parametrize("head", ["cls", "ner"])
+@pytest.mark.parametrize("count", [{"num_labels": 3}, {}])
+def test_label2id_without_id2label(head: str, count: dict[str, int], tmp_path: Path, write_checkpoint: Write) -> None:
+    said = {"num_labels": None, **count, "id2label": None, "label2id": NAMES}
+    checkpoint = load_checkpoint(str(write_checkpoint(tmp_path / "model", head, **said)))
+    assert checkpoint.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
+    assert checkpoint.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("id2label", "label2id", "names", "note"),
+    [
+        (
+            UNNAMED,
+            NAMES,
+            list(NAMES),
+            "id2label of config.json names no labels: they are label2id's, entailment",
+        ),
+        (OTHERS, NAMES, ["good", "fair", "bad"], "id2label and label2id of config.json differ: the labels are id2labe"),
+        (OTHERS, {"good": 0, "bad": 1}, ["good", "fair", "bad"], "label2id of config.json does not number 3 labels"),
+        (OTHERS, {"good": 0, "fair": 1, "bad": 1}, ["good", "fair", "bad"], "label2id of config.json does not number"),
+        (None, {"good": 0, "bad": 2}, ["LABEL_0", "LABEL_1", "LABEL_2"], "label2id of config.json does not number 3"),
+        (OTHERS, {"LABEL_0": 0, "LABEL_1": 1}, ["good", "fair", "bad"], None),
+        (OTHERS, {"bad": 2, "good": 0, "fair": 1}, ["good", "fair", "bad"], None),
+        (UNNAMED, None, ["LABEL_0", "LABEL_1", "LABEL_2"], None),
+    ],
+)
+def test_labels_of_two_maps(
+    id2label: Any, label2id: Any, names: list[str], note: str | None, tmp_path: Path, write_checkpoint: Write
 ) -> None:
-    message = export_fails(write_checkpoint(tmp_path / "model", trained), "--head", "base")
-    assert message.startswith("the weights have no pooler.dense, which head 'base' needs")
+    folder = write_checkpoint(tmp_path / "model", num_labels=3, id2label=id2label, label2id=label2id)
+    checkpoint = load_checkpoint(str(folder))
+    assert [checkpoint.config.id2label[i] for i in range(3)] == names
+    assert [told[: len(note or "")] for told in checkpoint.notes] == ([] if note is None else [note])
+
+
+def without_pooler(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if "pooler" not in name}
+
+
+@pytest.mark.parametrize("trained", ["base", "qa", "ner", "ie"])
+def test_the_base_of_a_checkpoint_without_pooler(trained: str, tmp_path: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(tmp_path / "model", trained, edit=without_pooler)
+    base = load_checkpoint(str(folder), "base")
+    encoder = {
+        name.removeprefix("ernie_m."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if "embeddings." in name or "encoder." in name
+    }
+    found = base.model.state_dict()
+    assert base.notes == ("the weights have no pooler: the graph has no pooler_output",)
+    assert found.keys() == encoder.keys()
+    assert all(torch.equal(tensor, encoder[name]) for name, tensor in found.items())
+
+
+def test_information_extraction_reads_no_pooler(tmp_path: Path, write_checkpoint: Write) -> None:
+    bare = load_checkpoint(str(write_checkpoint(tmp_path / "bare", "ie", edit=without_pooler)))
+    whole = load_checkpoint(str(write_checkpoint(tmp_path / "whole", "ie")))
+    ids = torch.tensor([[0, 5, 6, 2]])
+    assert bare.notes == ()
+    assert torch.equal(bare.model(ids).start_logits, whole.model(ids).start_logits)
+
+
+@pytest.mark.parametrize("head", ["base", "cls", "mc"])
+def test_a_pooler_that_lacks_a_part_or_is_needed(
+    head: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    gone = "pooler.dense.bias" if head == "base" else "pooler"
+    folder = write_checkpoint(
+        tmp_path / "model", head, edit=lambda state: {key: value for key, value in state.items() if gone not in key}
+    )
+    assert f"pooler.dense, which head '{head}' needs" in export_fails(folder)
 
 
 @pytest.mark.parametrize("said", ["float16", "float32", None])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_export.accuracy.lines import READERS, Example, LineError, Task
 from erniem_export.errors import ExportError
+from erniem_export.heads import LABELLED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ def task_set_of(checkpoint: Checkpoint, given: Path | None, *, takes_ids: bool =
     if checkpoint.tokenizer_dir is None:
         raise ExportError(f"the task set {path} cannot be used: {checkpoint.source} has no tokenizer to read text with")
     config, head = checkpoint.config, checkpoint.head
-    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in ("cls", "ner") else ()
+    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in LABELLED else ()
     return read_task_set(path, Task(head, labels, config.problem_type if head == "cls" else None))
 
 
