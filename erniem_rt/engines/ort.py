@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._onnxruntime import import_onnxruntime
-from erniem_rt._processes import keep_for_good, renew_after_fork
+from erniem_rt._processes import keep_for_good, no_fork, renew_after_fork
 from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
@@ -57,10 +57,11 @@ class OrtEngine:
             raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
         if share_weights and device.kind != "cpu":
             raise InvalidInputError(f"share_weights=True needs device='cpu', got device={str(device)!r}.")
-        ort = import_onnxruntime()
-        if device.kind == "cuda":
-            _require_cuda(ort)
-        session = _create(ort, path, device, _options(ort, threads, share_weights), cuda_graphs)
+        with no_fork():
+            ort = import_onnxruntime()
+            if device.kind == "cuda":
+                _require_cuda(ort)
+            session = _create(ort, path, device, _options(ort, threads, share_weights), cuda_graphs)
         if device.kind == "cuda" and _CUDA not in session.get_providers():
             raise EngineUnavailableError(
                 f"onnxruntime could not start CUDA on {device} and would have run on the CPU: check the NVIDIA "

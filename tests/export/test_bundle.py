@@ -218,7 +218,9 @@ def test_export_again_replaces_and_leaves_nothing_stale(
     )
     (exported / "notes.txt").write_text("mine")
     (exported / "cls.onnx.data").write_bytes(b"damaged since")
-    assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+    with (exported / "cls.onnx.data").open("rb") as served:  # as a process has it mapped
+        assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+        assert served.read() == b"damaged since"
     # A vocabulary of the old checkpoint beside the new model would give wrong ids.
     assert not (exported / "vocab.txt").exists()
     assert (exported / "notes.txt").read_text() == "mine"
