@@ -63,7 +63,10 @@ class Lanes:
                 _check_process(process)
                 yield under_way.popleft().result()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # Its traceback holds this frame.
 
     def close(self) -> None:
         """Let go of the engine."""

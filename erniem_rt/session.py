@@ -162,7 +162,10 @@ class Session:
         if len(head) < 2:  # A lane would take one thread alone.
             yield from map(self.run, head)
             if failure is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # Its traceback holds this frame.
             return
         feeds = (self._feeds(_merged(batch, {})) for batch in chain(head, source))
         for found in self._opened_side().run(feeds, self._outputs):

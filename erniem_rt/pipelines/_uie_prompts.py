@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from erniem_rt.errors import InvalidInputError
@@ -20,6 +19,8 @@ __all__ = ["Prompt", "PromptKey", "Prompter", "SchemaLanguage"]
 SchemaLanguage = Literal["auto", "zh", "en"]
 PromptKey = tuple[str, tuple[range, ...]]
 
+# Most prompts that a prompter remembers.
+_REMEMBERED = 1024
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
@@ -52,14 +53,15 @@ class Prompter:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, language: SchemaLanguage) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = tokenizer
         self._max_length = max_length
         self._language = language
         # The same prompts come again with every text.
-        self._encode = lru_cache(maxsize=1024)(self._encode_uncached)
+        self._encoded: dict[str, EncodedText] = {}
 
-    def __reduce__(self) -> tuple[type[Prompter], tuple[Tokenizer, int, SchemaLanguage]]:
-        return type(self), (self._tokenizer, self._max_length, self._language)
+    def close(self) -> None:
+        """Let go of the tokenizer."""
+        self._tokenizer = None
 
     def __call__(self, node: Node, answer: str | None = None) -> Prompt:
         """Ask for ``node``; about ``answer``, if it is a child.
@@ -79,10 +81,20 @@ class Prompter:
             return f"{answer}的{node.label}"
         return f"{node.label.rstrip()} of {answer} " if node.choices else f"{node.label} of {answer}"
 
-    def _encode_uncached(self, text: str) -> EncodedText:
-        shown = quoted(text)
-        encoded = encode(self._tokenizer, text, f"the prompt {shown}")
-        special = self._tokenizer.num_special_tokens_to_add(pair=True)
+    def _encode(self, text: str) -> EncodedText:
+        encoded = self._encoded.get(text)
+        if encoded is None:
+            if len(self._encoded) >= _REMEMBERED:
+                self._encoded.clear()
+            encoded = self._encoded[text] = self._encode_anew(text)
+        return encoded
+
+    def _encode_anew(self, text: str) -> EncodedText:
+        shown, tokenizer = quoted(text), self._tokenizer
+        if tokenizer is None:
+            raise InvalidInputError("the pipeline is closed; open it again.")
+        encoded = encode(tokenizer, text, f"the prompt {shown}")
+        special = tokenizer.num_special_tokens_to_add(pair=True)
         if len(encoded.ids) + special >= self._max_length:
             raise InvalidInputError(
                 f"the prompt {shown} takes {len(encoded.ids)} tokens; the limit is {self._max_length}, of which "

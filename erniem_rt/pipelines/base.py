@@ -55,7 +55,6 @@ class Pipeline:
 
     Attributes:
         session: The model.
-        tokenizer: Its tokenizer.
         batch_size: Most rows in one run of the model.
     """
 
@@ -66,7 +65,15 @@ class Pipeline:
     def __init__(self, session: Session, tokenizer: Tokenizer, *, batch_size: int = 16) -> None:
         self.batch_size = require_count("batch_size", batch_size)
         self.session = session
-        self.tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer; :class:`InvalidInputError` once the pipeline is closed."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise InvalidInputError("the pipeline is closed; open it again.")
+        return tokenizer
 
     @property
     def manifest(self) -> Manifest:
@@ -79,8 +86,9 @@ class Pipeline:
         return self.manifest.limits.max_length
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model and let go of the tokenizer. Closing twice is fine."""
         self.session.close()
+        self._tokenizer = None
 
     def __enter__(self: Self) -> Self:
         return self

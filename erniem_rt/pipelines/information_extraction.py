@@ -110,6 +110,11 @@ class InformationExtractionPipeline(Pipeline):
             )
         return self._answer(inputs, partial(self._job, roots), progress)
 
+    def close(self) -> None:
+        """Free the model and let go of the tokenizer."""
+        super().close()
+        self._ask.close()
+
     def _parsed(self, schema: object) -> tuple[Node, ...]:
         nodes = parse_schema(schema)
         for node in nodes:

@@ -7,7 +7,7 @@ pieces further at CJK characters, punctuation and digits. Positions are followed
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,7 +44,8 @@ class SentencePieceModel:
 
     def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         self._processor = processor
-        self._is_dropped = lru_cache(maxsize=4096)(self._normalizes_to_nothing)
+        # Not of a method: that would hold the model, in a circle which only the cycle collector frees.
+        self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
         self.size: int = self._processor.get_piece_size()
         self.unknown_id: int = self._processor.unk_id()
 
@@ -119,9 +120,6 @@ class SentencePieceModel:
             source_end -= 1
         return source_start, source_end
 
-    def _normalizes_to_nothing(self, char: str) -> bool:
-        return not self._processor.normalize(char)
-
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     _new_processor()  # What is not installed is said first.
@@ -159,6 +157,10 @@ def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProc
             "cannot be told with them."
         )
     return processor
+
+
+def _normalizes_to_nothing(processor: sentencepiece.SentencePieceProcessor, char: str) -> bool:
+    return not processor.normalize(char)
 
 
 def _split_once(piece: str) -> tuple[TokenSpan, ...]:

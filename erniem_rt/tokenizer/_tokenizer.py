@@ -79,7 +79,7 @@ class Tokenizer(TokenConversion):
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
         )
-        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of, self._tokenized_all)
+        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
@@ -192,7 +192,7 @@ class Tokenizer(TokenConversion):
         check_multiple(pad_to_multiple_of, limit if truncation and padding else None)
         added = self.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
         limit = self._limit(limit, truncation, added)
-        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads)
+        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads, self._tokenized_all)
 
         def cut(length: int, other: int | None) -> tuple[slice, slice]:
             return self._kept(length, other, added, limit, truncation)
