@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,6 @@ from typing import TYPE_CHECKING
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
-    import os
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -32,6 +31,18 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
         return Path(value)
     except TypeError as error:
         raise InvalidInputError(f"{name} must be a str or a path, got {type(value).__name__}.") from error
+
+
+def require_utf_8(path: Path) -> None:
+    """Raise :class:`ArtifactError` for a path that onnxruntime cannot be given."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise ArtifactError(
+            f"{shown} cannot be opened by onnxruntime, which takes paths in UTF-8 alone: rename what is shown with a "
+            "backslash, or make a link to it."
+        ) from error
 
 
 def hash_file(path: str | os.PathLike[str]) -> FileRecord:
