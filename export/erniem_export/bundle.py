@@ -20,6 +20,7 @@ from erniem_export.onnx_export import OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
+from erniem_rt._files import require_utf_8
 from erniem_rt._onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
@@ -45,7 +46,9 @@ def staging(output: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: ``output`` cannot be written, or the disk is full.
+        ArtifactError: ``output`` is no path in UTF-8.
     """
+    require_utf_8(output.absolute())
     created: list[Path] = []
     stage: Path | None = None
     try:

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from erniem_export import bundle, pipeline
 from erniem_export.errors import ExportError
-from erniem_rt import Session
+from erniem_rt import ArtifactError, Session
 from erniem_rt.manifest import Manifest
 
 Write = Callable[..., Path]
@@ -153,6 +154,14 @@ def test_a_folder_that_cannot_be_made(output: str, tmp_path: Path, checkpoint: P
     assert result.err.startswith(f"error: cannot write to {tmp_path / output}: ")
     assert (tmp_path / "file").read_text() == "mine"
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", "checkpoint"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every path is Unicode")
+def test_a_folder_that_onnxruntime_could_not_read(tmp_path: Path, checkpoint: Path) -> None:
+    output = tmp_path / os.fsdecode(b"mod\xe8le")
+    with pytest.raises(ArtifactError, match=r"mod\\xe8le cannot be opened by onnxruntime"), bundle.staging(output):
+        pytest.fail("the export would begin")
+    assert not output.exists()
 
 
 @pytest.mark.usefixtures("quick_gate")
