@@ -74,9 +74,7 @@ def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tupl
     return tuple(specs)
 
 
-def graph_outputs(
-    head: str, model: modeling.ErnieMPreTrainedModel, options: GraphOptions
-) -> tuple[TensorSpec, ...]:
+def graph_outputs(head: str, model: modeling.ErnieMPreTrainedModel, options: GraphOptions) -> tuple[TensorSpec, ...]:
     """The outputs of the exported graph, in order; a base model without pooler has no ``pooler_output``.
 
     The choices of ``mc`` are rows to the encoder, so its hidden states and attentions have ``batch*choices`` rows.

@@ -203,7 +203,12 @@ def test_label2id_without_id2label(head: str, count: dict[str, int], tmp_path: P
 @pytest.mark.parametrize(
     ("id2label", "label2id", "names", "note"),
     [
-        (UNNAMED, NAMES, list(NAMES), "id2label of config.json names no labels: they are label2id's, entailment, neutr"),
+        (
+            UNNAMED,
+            NAMES,
+            list(NAMES),
+            "id2label of config.json names no labels: they are label2id's, entailment, neutr",
+        ),
         (OTHERS, NAMES, ["good", "fair", "bad"], "id2label and label2id of config.json differ: the labels are id2labe"),
         (OTHERS, {"good": 0, "bad": 1}, ["good", "fair", "bad"], "label2id of config.json does not number 3 labels"),
         (OTHERS, {"good": 0, "fair": 1, "bad": 1}, ["good", "fair", "bad"], "label2id of config.json does not number"),
