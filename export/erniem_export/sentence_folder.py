@@ -122,9 +122,7 @@ def left_aside(folder: Path) -> str | None:
     except CheckpointError:
         whole = None
     if whole is not None and whole.model.resolve() == folder:
-        return (
-            f"{folder.name} is a part of a sentence-transformers folder: give that one to have its pooling as default"
-        )
+        return f"{folder.name} is a part of a sentence-transformers folder: give that one to have its pooling"
     names = [SENTENCE_FILE] * (folder / SENTENCE_FILE).is_file()
     names += sorted(inner.name for inner in folder.glob(MODULE_FOLDERS) if inner.is_dir())
     return f"not read, for there is no {MODULES_FILE} beside: {', '.join(names)}" if names else None
