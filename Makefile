@@ -7,8 +7,10 @@ ARGS ?=
 WORKERS ?= auto
 PYTEST = pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # For the targets on a GPU: a Python with PyTorch for CUDA, transformers, onnx, onnxruntime-gpu and pytest. Nothing is
-# installed into it.
+# installed into it; packages that it lacks may lie in GPU_SITE (see benchmarks/wheels.py).
 GPU_PYTHON ?= python3
+GPU_SITE ?= build/gpu-site
+ON_GPU = PYTHONPATH=$(GPU_SITE):.:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -74,21 +76,21 @@ nano-task-sets: $(DEV) ## Write the task sets and calibration texts of the nano 
 
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
 	.venv-bench/bin/python -m benchmarks.bench $(ARGS)
-	.venv-bench/bin/python benchmarks/plots.py
-	.venv-bench/bin/python benchmarks/tables.py --write-readme
+	.venv-bench/bin/python -m benchmarks.plots
+	.venv-bench/bin/python -m benchmarks.tables --write-docs
 
 bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
 	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
 
-test-gpu: ## Run the parity gate of every head, precision and engine on an NVIDIA GPU
-	@$(GPU_PYTHON) benchmarks/gpu/device.py test-gpu cuda pytest sentencepiece
-	PYTHONPATH=.:export $(GPU_PYTHON) tests/gpu/run.py $(ARGS)
+test-gpu: ## Run the parity gate of heads, precisions and engines on an NVIDIA GPU, for at most 8 minutes
+	@$(ON_GPU) benchmarks/machine.py test-gpu cuda pytest sentencepiece
+	$(ON_GPU) tests/gpu/run.py $(ARGS)
 
-bench-gpu: ## Measure every engine on an NVIDIA GPU; write results, plots and tables
-	@$(GPU_PYTHON) benchmarks/gpu/device.py bench-gpu cuda matplotlib
-	PYTHONPATH=.:export $(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
-	PYTHONPATH=.:export $(GPU_PYTHON) -m benchmarks.gpu.plots
-	PYTHONPATH=.:export $(GPU_PYTHON) -m benchmarks.gpu.tables --write-docs
+bench-gpu: ## Measure every engine on an NVIDIA GPU for at most 8 minutes; write results, plots and tables
+	@$(ON_GPU) benchmarks/machine.py bench-gpu cuda matplotlib
+	$(ON_GPU) -m benchmarks.bench --device cuda $(ARGS)
+	$(ON_GPU) -m benchmarks.plots --results benchmarks/results/bench-gpu.json
+	$(ON_GPU) -m benchmarks.tables --results benchmarks/results/bench-gpu.json --write-docs
 
 wheel: dist/.stamp ## Build the wheel into dist/
 

@@ -1,6 +1,7 @@
 """Measure every engine on every workload and write the figures as JSON; see docs/benchmarks.md.
 
-Usage: python -m benchmarks.bench [--quick] [--rounds N] [--threads N] [--engines NAME,NAME] [--output FILE]
+Usage: python -m benchmarks.bench [--device cpu|cuda|cuda:N] [--quick] [--engines NAME,NAME] [--workloads NAME,NAME]
+       [--models NAME,NAME] [--rounds N] [--threads N] [--budget SECONDS] [--output FILE] [--dry-run]
 """
 
 from __future__ import annotations
@@ -8,218 +9,317 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, end_to_end, processes
+from benchmarks import bars, engines, measure, trained, workloads
+from benchmarks.artifacts import artifact_bytes, last_line, prepare
 from benchmarks.client import Client, WorkerError
-from benchmarks.engines import ENGINES, QUICK, REFERENCE, EngineSpec
-from benchmarks.machine import describe_machine
-from benchmarks.measure import (
-    Results,
-    Say,
-    check_all,
-    close_all,
-    first_answers,
-    open_all,
-    require_reference,
-    time_rounds,
-)
-from benchmarks.prepare import ROOT, artifact_bytes, prepare
-from benchmarks.ratios import ratios
+from benchmarks.documents import RESULTS_DIR, ROOT
+from benchmarks.engines import EngineSpec
+from benchmarks.machine import describe_machine, missing
+from benchmarks.measure import FIRST, Budget, Pace, Results, Say
 from benchmarks.tables import markdown
-from benchmarks.workloads import ALL, Workload, build_workloads
+from benchmarks.workloads import Workload
 
-RESULTS = ROOT / "benchmarks" / "results"
-WORKERS = 4
-QUICK_WORKLOADS = ("1x32", "8x128", "mixed")
-LEFT_OUT = {"gap": "left out of this run"}
-BUSY = 0.5
+_WORKERS = 4
+_BUSY = 0.5
+_LEFT_OUT = "left out of this run"
+_PEAK_SIZE, _PEAK_SIZE_QUICK = 8192, 256
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+# Of the time that is left when a model's turn comes: what preparing its artifacts must leave to measuring, and the
+# share of the whole budget below which no further model is begun.
+_TO_MEASURE, _LEAST = 0.4, 0.25
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a run on a CPU and one on a GPU differ in; each ``quick`` is for ``--quick``."""
+
+    folder: str
+    engines: dict[str, EngineSpec]
+    reference: str
+    chosen: dict[bool, tuple[str, ...]]
+    workloads: dict[bool, tuple[str, ...]]
+    models: dict[bool, str]
+    pace: dict[bool, Pace]
+    output: dict[bool, str]
+    # Seconds that a worker may take to answer, and that the run takes at most.
+    patience: float
+    budget: float | None
+    # Workers that are started at once.
+    at_once: int
+
+
+CPU = Suite(
+    folder="bench",
+    engines=engines.ENGINES,
+    reference=engines.REFERENCE,
+    chosen={False: tuple(engines.ENGINES), True: engines.QUICK},
+    workloads={False: workloads.ALL, True: workloads.QUICK},
+    models={False: "random:base", True: "small"},
+    pace={False: Pace(7), True: Pace(3)},
+    output={False: "bench.json", True: "bench-quick.json"},
+    patience=600,
+    budget=None,
+    at_once=1,
+)
+GPU = Suite(
+    folder="bench-gpu",
+    engines=engines.GPU_ENGINES,
+    reference=engines.GPU_REFERENCE,
+    chosen={False: tuple(engines.GPU_ENGINES), True: tuple(engines.GPU_ENGINES)},
+    workloads={False: workloads.GPU_ALL, True: workloads.GPU_QUICK},
+    models={False: "random:base,random:large", True: "random:tiny"},
+    pace={False: Pace(5, turn=0.2, pause=0.05, latency_calls=300), True: Pace(2, latency_calls=20)},
+    output={False: "bench-gpu.json", True: "bench-gpu-quick.json"},
+    patience=90,
+    budget=440,
+    at_once=4,
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, how often, with how many threads, and where the figures go."""
+    """What is measured, where, how often, and where the figures go."""
 
-    model: str
-    threads: int
-    rounds: int
-    cold_rounds: int
+    suite: Suite
+    device: str
+    models: tuple[str, ...]
     engines: tuple[str, ...]
     workloads: tuple[str, ...]
+    pace: Pace
+    threads: int
+    budget: float | None
     quick: bool
     output: Path
 
-    @property
-    def folder(self) -> Path:
-        """Where the artifacts of this model are."""
-        return ROOT / "build" / "bench" / self.model.replace(":", "-")
+    def folder(self, model: str) -> Path:
+        """Where the artifacts of a model are."""
+        return ROOT / "build" / self.suite.folder / model.replace(":", "-")
+
+    def build_workloads(self, vocab_size: int) -> list[Workload]:
+        if self.suite is GPU:
+            return workloads.build_gpu_workloads(self.workloads, vocab_size, quick=self.quick)
+        return workloads.build_workloads(self.workloads, vocab_size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 1 if the reference itself cannot be measured."""
+    """Run the benchmark; 1 without the device, or if the reference cannot be measured."""
     options = _options(argv)
+    lack = missing(options.device) if options.suite is GPU else None
+    if lack is not None:
+        print(f"error: the benchmark cannot run on {options.device}: {lack}", file=sys.stderr)
+        return 1
     started = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     try:
-        results = run(options, say)
+        results = (_run_on_gpu if options.suite is GPU else _run_on_cpu)(options, say)
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"wrote {options.output}")
+    if results.get("left_out"):
+        say(f"left out, for the time budget of {options.budget:.0f} s was spent: {', '.join(results['left_out'])}")
     print(markdown(results))
     return 0
 
 
-def run(options: Options, say: Say) -> dict[str, Any]:
-    """Prepare, check, time; return everything that was found."""
-    machine = describe_machine()
-    if machine["load_before"] > BUSY:
+def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
+    """Measure one model, then what needs fresh processes or trained weights; return everything that was found."""
+    machine, budget = describe_machine(), Budget(options.budget)
+    if machine["load_before"] > _BUSY:
         say(f"the machine is busy (load {machine['load_before']}); figures will be off, and ratios less so")
-    specs = [ENGINES[name] for name in ENGINES if name in options.engines]
-    options.folder.mkdir(parents=True, exist_ok=True)
-    gaps = {name: LEFT_OUT["gap"] for name in ENGINES if name not in options.engines}
-    for spec in specs:
-        say(f"preparing {spec.label}")
-        gap = prepare(spec.artifact, options.folder, options.model)
-        if gap is not None:
-            gaps[spec.name] = gap
-            say(gap)
-    require_reference(gaps)
-    config = json.loads((options.folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
-    workloads = build_workloads(options.workloads, config["vocab_size"])
-    path = write_workloads(options.folder / "workloads.json", workloads)
-
-    def open_client(spec: EngineSpec, rows: Path = path) -> Client:
-        return Client(spec, options.folder, rows, options.threads)
-
-    verdicts, versions = _timed(options, specs, workloads, open_client, gaps, say)
-    results: dict[str, Any] = {
+    (model,) = options.models
+    results = {
         "format": 1,
         "quick": options.quick,
-        "commit": commit(),
+        "commit": _commit(),
         "machine": machine,
         "threads": options.threads,
-        "rounds": options.rounds,
-        "model": _model(options.model, config),
-        "workloads": {workload.name: workload.description() for workload in workloads},
-        "engines": {spec.name: _engine(spec, options.folder, gaps, verdicts, versions) for spec in ENGINES.values()},
+        "rounds": options.pace.rounds,
+        **measure_model(model, options, budget, say),
     }
-    present = [spec for spec in specs if spec.name not in gaps]
-    correct = _cold_starters(results, present)
-    _add_cold_starts(results, correct, open_client, options.cold_rounds, say)
+    folder = options.folder(model)
+
+    def open_client(spec: EngineSpec, rows: Path = folder / "workloads.json") -> Client:
+        return Client(spec, folder, rows, options.threads)
+
+    _add_processes(results, options, open_client, say)
     if options.quick:
-        results |= {"end_to_end": LEFT_OUT, "accuracy": LEFT_OUT}
+        results |= {"end_to_end": {"gap": _LEFT_OUT}, "accuracy": {"gap": _LEFT_OUT}}
     else:
-        _add_shared_memory(results, correct, open_client, say)
         say("from text to answer")
-        results["end_to_end"] = end_to_end.end_to_end(options.folder, open_client, options.rounds, say)
-        results["accuracy"] = _accuracy(options, say)
-    results["ratios"] = ratios(results)
-    _drop_logits(results)
+        results["end_to_end"] = trained.end_to_end(folder, open_client, options.pace, say)
+        results["accuracy"] = trained.accuracy(
+            ROOT / "build" / "bench" / trained.MODEL,
+            options.engines,
+            lambda spec, place, rows: Client(spec, place, rows, options.threads),
+            options.pace,
+            say,
+        )
+    results["ratios"] = bars.ratios(results)
+    _write(results, options.output)
     return results
 
 
-def _accuracy(options: Options, say: Say) -> dict[str, Any]:
-    def open_client(spec: EngineSpec, folder: Path, rows: Path) -> Client:
-        return Client(spec, folder, rows, options.threads)
+def _run_on_gpu(options: Options, say: Say) -> dict[str, Any]:
+    """Measure the device's peak, then every model that the budget allows; return everything that was found."""
+    budget = Budget(options.budget)
+    say("measuring the peak of matrix products")
+    peak = measure_peak(options.device, _PEAK_SIZE_QUICK if options.quick else _PEAK_SIZE)
+    results: dict[str, Any] = {
+        "format": 1,
+        "quick": options.quick,
+        "commit": _commit(),
+        "machine": describe_machine(),
+        "device": options.device,
+        "peak": peak,
+        "rounds": options.pace.rounds,
+        "models": {},
+        "left_out": budget.left_out,
+    }
+    for model in options.models:
+        if results["models"] and not budget.allows(model, _LEAST * (budget.seconds or 0)):
+            continue
+        found = measure_model(model, options, budget, say)
+        bars.shares(found, peak["flops_per_second"])
+        results["models"][model] = found
+        results["bars"] = bars.gpu_bars(results)
+        _write(results, options.output)  # after each model, so that what was measured is kept
+    return results
 
-    folder = ROOT / "build" / "bench" / accuracy.MODEL
-    return accuracy.accuracy(folder, options.engines, open_client, options.rounds, say)
 
+def measure_model(model: str, options: Options, budget: Budget, say: Say) -> dict[str, Any]:
+    """Prepare, check and time every engine with one model; return the model, the workloads and the engines."""
+    folder, suite = options.folder(model), options.suite
+    folder.mkdir(parents=True, exist_ok=True)
+    specs = [spec for spec in suite.engines.values() if spec.name in options.engines]
+    if suite is GPU:
+        specs = [spec.on(options.device) for spec in specs]
+    gaps = {name: _LEFT_OUT for name in suite.engines if name not in options.engines}
+    gaps |= _prepare_all(model, specs, folder, budget, say)
+    measure.require_reference(gaps, suite.reference)
+    config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+    work = options.build_workloads(config["vocab_size"])
+    rows = workloads.write_workloads(folder / "workloads.json", work)
 
-def _drop_logits(results: dict[str, Any]) -> None:
-    for engine in results["engines"].values():
-        for verdict in engine["results"].values():
-            verdict.pop("first_logits", None)
+    def open_client(spec: EngineSpec) -> Client:
+        return Client(
+            spec, folder, rows, options.threads, timeout=min(suite.patience, budget.timeout or suite.patience)
+        )
 
-
-def _timed(
-    options: Options,
-    specs: list[EngineSpec],
-    workloads: list[Workload],
-    open_client: Any,
-    gaps: dict[str, str],
-    say: Say,
-) -> tuple[dict[str, Results], dict[str, dict[str, str]]]:
-    clients = open_all(specs, open_client, gaps, say)
+    clients = measure.open_all(specs, open_client, gaps, say, suite.at_once)
     try:
-        versions = first_answers(clients, processes.FIRST, gaps, say)
-        require_reference(gaps)
-        say("comparing with PyTorch")
-        verdicts = check_all(clients, workloads, say)
-        time_rounds(clients, workloads, verdicts, options.rounds, say)
+        versions = measure.first_answers(clients, work[0].name, gaps, say)
+        measure.require_reference(gaps, suite.reference)
+        say("comparing with PyTorch, and timing")
+        verdicts = measure.measure_workloads(
+            clients, work, options.pace, say, suite.reference, budget, of="" if suite is CPU else f"{model}: "
+        )
     finally:
-        close_all(clients)
-    return verdicts, versions
+        measure.close_all(clients)
+    described = {key: config[key] for key in _SIZES}
+    labels = {"labels": len(config["id2label"])} if suite is CPU else {}
+    return {
+        "model": {"name": model, "head": "cls", **labels, **described},
+        "workloads": {
+            w.name: {**w.description(), **({} if suite is CPU else {"flops": workloads.flops(w, described)})}
+            for w in work
+        },
+        "engines": {
+            spec.name: _engine(spec, suite, folder, gaps.get(spec.name), verdicts, versions)
+            for spec in suite.engines.values()
+        },
+    }
 
 
-def _cold_starters(results: dict[str, Any], specs: list[EngineSpec]) -> list[EngineSpec]:
-    """The engines of which a fresh process can be asked for its first answer."""
-    return [
-        spec
-        for spec in specs
-        if spec.no_cold_start is None and results["engines"][spec.name]["results"][processes.FIRST]["correct"]
-    ]
-
-
-def _add_cold_starts(results: dict[str, Any], specs: list[EngineSpec], open_client: Any, rounds: int, say: Say) -> None:
-    say("cold starts")
-    engines = results["engines"]
-    expected = {spec.name: engines[spec.name]["results"][processes.FIRST]["first_logits"] for spec in specs}
-    for name, found in processes.cold_starts(specs, open_client, expected, rounds).items():
-        engines[name]["cold_start"] = found
-
-
-def _add_shared_memory(results: dict[str, Any], specs: list[EngineSpec], open_client: Any, say: Say) -> None:
+def _prepare_all(model: str, specs: Sequence[EngineSpec], folder: Path, budget: Budget, say: Say) -> dict[str, str]:
+    """Make the artifacts; return why an engine has none. Part of the budget is kept for measuring."""
+    gaps, reserve = {}, 0.0 if budget.seconds is None else _TO_MEASURE * budget.left
     for spec in specs:
-        say(f"{WORKERS} workers of {spec.label}")
-        results["engines"][spec.name]["shared"] = processes.shared_memory(spec, open_client, WORKERS)
+        if not budget.allows(f"{model}: {spec.label}", reserve):
+            gaps[spec.name] = "left out: the time budget for preparing was spent"
+            continue
+        say(f"{model}: preparing {spec.label}")
+        timeout = None if budget.timeout is None else max(1.0, budget.timeout - reserve / 2)
+        gap = prepare(spec.artifact, folder, model, timeout)
+        if gap is not None:
+            gaps[spec.name] = gap
+            say(gap)
+    return gaps
 
 
 def _engine(
     spec: EngineSpec,
+    suite: Suite,
     folder: Path,
-    gaps: dict[str, str],
+    gap: str | None,
     verdicts: dict[str, Results],
     versions: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    gap = gaps.get(spec.name)
-    return {
+    results = verdicts.get(spec.name, {})
+    found = {
         "label": spec.label,
         "precision": spec.precision,
         "gap": gap,
         "versions": versions.get(spec.name, {}),
         "bytes": None if gap else artifact_bytes(folder / spec.artifact),
-        "cold_start": {"gap": spec.no_cold_start},
-        "shared": {"gap": spec.no_cold_start or "not measured"},
-        "results": verdicts.get(spec.name, {}),
     }
+    if suite is CPU:
+        found["cold_start"] = {"gap": spec.no_cold_start}
+        found["shared"] = {"gap": spec.no_cold_start or "not measured"}
+    return {**found, "results": results}
 
 
-def _model(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    return {"name": name, "head": "cls", "labels": len(config["id2label"]), **{key: config[key] for key in sizes}}
+def _add_processes(
+    results: dict[str, Any], options: Options, open_client: Callable[[EngineSpec], Client], say: Say
+) -> None:
+    """Add cold starts and, unless the run is quick, the memory of several workers, of engines that answer right."""
+    found = results["engines"]
+    specs = [
+        spec
+        for spec in options.suite.engines.values()
+        if spec.no_cold_start is None and found[spec.name]["results"].get(FIRST, {}).get("correct")
+    ]
+    say("cold starts")
+    expected = {spec.name: found[spec.name]["results"][FIRST]["first_logits"] for spec in specs}
+    pace = replace(options.pace, rounds=1 if options.quick else 5)
+    for name, start in measure.cold_starts(specs, open_client, expected, pace).items():
+        found[name]["cold_start"] = start
+    for spec in [] if options.quick else specs:
+        say(f"{_WORKERS} workers of {spec.label}")
+        found[spec.name]["shared"] = measure.shared_memory(spec, open_client, _WORKERS)
 
 
-def write_workloads(path: Path, workloads: list[Workload]) -> Path:
-    """Write what the workers read; return where."""
-    content = {w.name: {"rows": w.rows, "checked": w.checked, "batch_size": w.batch_size} for w in workloads}
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
+def measure_peak(device: str, size: int) -> dict[str, Any]:
+    """What ``machine.py`` measures of the device, in a process of its own: this one must hold no memory on it."""
+    command = [sys.executable, "-m", "benchmarks.machine", "--peak", device, str(size)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WorkerError(f"the peak of the device cannot be measured: {last_line(done.stderr)}")
+    peak: dict[str, Any] = json.loads(done.stdout)
+    return peak
 
 
-def commit() -> str:
+def _write(results: dict[str, Any], output: Path) -> None:
+    models = results.get("models", {"": results})
+    for verdict in (v for m in models.values() for e in m["engines"].values() for v in e["results"].values()):
+        verdict.pop("first_logits", None)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _commit() -> str:
     """Which state of the code is measured."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -227,33 +327,51 @@ def commit() -> str:
 
 def _options(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer engines and rounds")
-    parser.add_argument("--model", help="random:base, random:tiny, random:large or small; default random:base")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default cpu")
+    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer workloads and rounds")
+    parser.add_argument("--dry-run", action="store_true", help="with --device cuda: try it out on the CPU")
+    parser.add_argument("--models", "--model", help="comma-separated, of random:base, random:large, random:tiny, small")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--engines", help=f"comma-separated, of {', '.join(ENGINES)}")
-    parser.add_argument("--workloads", help=f"comma-separated, of {', '.join(ALL)}")
+    parser.add_argument("--engines", help="comma-separated; a wrong name lists them")
+    parser.add_argument("--workloads", help="comma-separated; on a GPU any BATCHxLENGTH, and mixed")
+    parser.add_argument("--budget", type=float, help="seconds; what does not fit is left out and named. 0: no limit")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(argv)
-    engines = _chosen(parser, given.engines, QUICK if given.quick else tuple(ENGINES), tuple(ENGINES))
-    workloads = _chosen(parser, given.workloads, QUICK_WORKLOADS if given.quick else ALL, ALL)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", given.device):
+        parser.error(f"--device {given.device} is not known; expected cpu, cuda or cuda:N")
+    suite, quick = CPU if given.device == "cpu" else GPU, given.quick
+    models = tuple((given.models or suite.models[quick]).split(","))
+    if suite is CPU and (len(models) > 1 or given.dry_run):
+        parser.error("--device cpu takes one model, and no --dry-run")
+    chosen = _chosen(parser, given.engines, suite.chosen[quick], tuple(suite.engines))
+    shape = r"\d+x\d+" if suite is GPU else None
+    work = _chosen(parser, given.workloads, suite.workloads[quick], suite.workloads[False], shape)
+    pace = suite.pace[quick]
+    budget = suite.budget if given.budget is None else given.budget or None
     return Options(
-        model=given.model or ("small" if given.quick else "random:base"),
+        suite=suite,
+        device="cpu" if given.dry_run else given.device,
+        models=models,
+        engines=tuple({suite.reference: None, **dict.fromkeys(chosen)}),
+        workloads=work if suite is GPU else tuple({FIRST: None, **dict.fromkeys(work)}),
+        pace=replace(pace, rounds=given.rounds or pace.rounds),
         threads=given.threads,
-        rounds=given.rounds or (3 if given.quick else 7),
-        cold_rounds=1 if given.quick else 5,
-        engines=tuple({REFERENCE: None, **dict.fromkeys(engines)}),
-        workloads=tuple({processes.FIRST: None, **dict.fromkeys(workloads)}),
-        quick=given.quick,
-        output=given.output or RESULTS / ("bench-quick.json" if given.quick else "bench.json"),
+        budget=budget,
+        quick=quick,
+        output=given.output or RESULTS_DIR / suite.output[quick],
     )
 
 
 def _chosen(
-    parser: argparse.ArgumentParser, given: str | None, default: tuple[str, ...], known: tuple[str, ...]
+    parser: argparse.ArgumentParser,
+    given: str | None,
+    default: tuple[str, ...],
+    known: tuple[str, ...],
+    pattern: str | None = None,
 ) -> tuple[str, ...]:
     names = tuple(given.split(",")) if given else default
-    unknown = [name for name in names if name not in known]
+    unknown = [n for n in names if n not in (*known, *default) and not (pattern and re.fullmatch(pattern, n))]
     if unknown:
         parser.error(f"{', '.join(unknown)} not known; expected some of {', '.join(known)}")
     return names

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.artifacts import last_line
+from benchmarks.documents import ROOT
 from benchmarks.engines import EngineSpec
-from benchmarks.prepare import ROOT, last_line
 
 
 class WorkerError(Exception):

@@ -1,22 +1,25 @@
-"""The engines that are compared: which adapter runs which artifact."""
+"""The engines that are compared, on a CPU and on a GPU: which adapter runs which artifact."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 REFERENCE = "torch-eager"
+GPU_REFERENCE, GPU_EAGER = "torch-fp32", "torch-eager-fp16"
+GPU_OURS, GPU_OURS_GRAPHS = "erniem-rt-fp16", "erniem-rt-graphs-fp16"
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """One engine.
 
-    ``adapter`` is a module of ``benchmarks.adapters``, ``artifact`` a step of ``benchmarks.prepare`` and the folder
-    that it fills, ``options`` what the adapter's loader takes besides, ``sharing`` what it takes where several
-    processes serve the same model. ``no_cold_start`` says why it has none.
+    ``adapter`` is a class of ``benchmarks.adapters``, ``artifact`` a step of ``benchmarks.artifacts`` and the folder
+    that it fills, ``options`` what the adapter takes besides, ``sharing`` what it takes where several processes serve
+    the same model. ``no_cold_start`` says why it has none.
     """
 
     name: str
@@ -28,47 +31,82 @@ class EngineSpec:
     sharing: dict[str, Any] = field(default_factory=dict)
     no_cold_start: str | None = None
 
+    def on(self, device: str) -> EngineSpec:
+        """Return the same engine on ``device``; its adapter is told the precision too."""
+        return replace(self, options={**self.options, "device": device, "precision": self.precision})
 
-ENGINES: dict[str, EngineSpec] = {
-    spec.name: spec
-    for spec in (
-        EngineSpec(REFERENCE, "PyTorch, eager", "fp32", "torch_reference", "checkpoint"),
+
+def _by_name(specs: Iterable[EngineSpec]) -> dict[str, EngineSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+ENGINES = _by_name(
+    (
+        EngineSpec(REFERENCE, "PyTorch, eager", "fp32", "TransformersModel", "checkpoint"),
         EngineSpec(
             "torch-compile",
             "PyTorch, torch.compile",
             "fp32",
-            "torch_reference",
+            "TransformersModel",
             "checkpoint",
             {"compiled": True},
             no_cold_start="compiles at the first answer, and takes its time from a cache at the next start",
         ),
-        EngineSpec("ort-plain", "ONNX Runtime, plain export", "fp32", "onnxruntime_session", "onnx-plain"),
-        EngineSpec("ort-optimized", "ONNX Runtime, stock optimiser", "fp32", "onnxruntime_session", "onnx-optimized"),
-        EngineSpec("optimum", "optimum ORTModel", "fp32", "optimum_ortmodel", "onnx-plain"),
-        EngineSpec("openvino", "OpenVINO", "fp32", "openvino_model", "openvino"),
+        EngineSpec("ort-plain", "ONNX Runtime, plain export", "fp32", "OnnxRuntime", "onnx-plain"),
+        EngineSpec("ort-optimized", "ONNX Runtime, stock optimiser", "fp32", "OnnxRuntime", "onnx-optimized"),
+        EngineSpec("optimum", "optimum ORTModel", "fp32", "Optimum", "onnx-plain"),
+        EngineSpec("openvino", "OpenVINO", "fp32", "OpenVino", "openvino"),
+        EngineSpec("ctranslate2", "CTranslate2", "fp32", "CTranslate2", "ctranslate2", {"compute_type": "float32"}),
+        EngineSpec("erniem-rt", "erniem-rt", "fp32", "ErnieM", "erniem-rt", sharing={"share_weights": True}),
+        EngineSpec("ort-int8", "ONNX Runtime, stock dynamic int8", "int8", "OnnxRuntime", "onnx-int8"),
+        EngineSpec("openvino-int8", "OpenVINO, int8", "int8", "OpenVino", "openvino-int8"),
         EngineSpec(
-            "ctranslate2", "CTranslate2", "fp32", "ctranslate2_encoder", "ctranslate2", {"compute_type": "float32"}
-        ),
-        EngineSpec("erniem-rt", "erniem-rt", "fp32", "erniem_session", "erniem-rt", sharing={"share_weights": True}),
-        EngineSpec("ort-int8", "ONNX Runtime, stock dynamic int8", "int8", "onnxruntime_session", "onnx-int8"),
-        EngineSpec("openvino-int8", "OpenVINO, int8", "int8", "openvino_model", "openvino-int8"),
-        EngineSpec(
-            "ctranslate2-int8",
-            "CTranslate2, int8",
-            "int8",
-            "ctranslate2_encoder",
-            "ctranslate2-int8",
-            {"compute_type": "int8"},
+            "ctranslate2-int8", "CTranslate2, int8", "int8", "CTranslate2", "ctranslate2-int8", {"compute_type": "int8"}
         ),
         EngineSpec(
-            "erniem-rt-int8",
-            "erniem-rt, int8",
-            "int8",
-            "erniem_session",
-            "erniem-rt-int8",
-            sharing={"share_weights": True},
+            "erniem-rt-int8", "erniem-rt, int8", "int8", "ErnieM", "erniem-rt-int8", sharing={"share_weights": True}
         ),
     )
-}
+)
 
 QUICK = (REFERENCE, "ort-plain", "ctranslate2", "erniem-rt", "ctranslate2-int8", "erniem-rt-int8")
+
+
+def _gpu(
+    name: str, label: str, adapter: str, artifact: str, precision: Precision = "fp16", **options: Any
+) -> EngineSpec:
+    return EngineSpec(name, label, precision, adapter, artifact, options, no_cold_start="not measured on a GPU")
+
+
+def _plan(flavour: str, title: str, *, cuda_graphs: bool) -> EngineSpec:
+    return _gpu(
+        f"erniem-rt-{flavour}{'-graphs' if cuda_graphs else ''}-fp16",
+        f"erniem-rt, {title}, fp16{', CUDA graphs' if cuda_graphs else ''}",
+        "ErnieM",
+        f"gpu-erniem-rt-{flavour}-fp16",
+        suffix=".plan",
+        cuda_graphs=cuda_graphs,
+    )
+
+
+_GRAPH, _PACKED, _PLAIN = "gpu-erniem-rt-fp16", "gpu-erniem-rt-packed-fp16", "gpu-onnx-plain"
+_ORT = "erniem-rt, ONNX Runtime"
+# Where time is short the first ones are measured: the reference, what the bars compare, plans, then the other rivals.
+GPU_ENGINES = _by_name(
+    (
+        _gpu(GPU_REFERENCE, "PyTorch, fp32", "TorchModel", "checkpoint", "fp32", kind="sdpa"),
+        _gpu(GPU_EAGER, "PyTorch, eager, fp16", "TorchModel", "checkpoint", kind="eager"),
+        _gpu(GPU_OURS, f"{_ORT}, fp16", "ErnieM", _GRAPH),
+        _gpu(GPU_OURS_GRAPHS, f"{_ORT}, fp16, CUDA graphs", "ErnieM", _GRAPH, cuda_graphs=True),
+        _plan("tensorrt-rtx", "TensorRT for RTX", cuda_graphs=False),
+        _plan("tensorrt-rtx", "TensorRT for RTX", cuda_graphs=True),
+        _plan("tensorrt", "TensorRT", cuda_graphs=False),
+        _plan("tensorrt", "TensorRT", cuda_graphs=True),
+        _gpu("torch-sdpa-fp16", "PyTorch, SDPA, fp16", "TorchModel", "checkpoint", kind="sdpa"),
+        _gpu("erniem-rt-packed-fp16", f"{_ORT}, packed, fp16", "ErnieM", _PACKED),
+        _gpu("ort-plain-fp16", "ONNX Runtime, plain export, fp16", "OnnxRuntime", f"{_PLAIN}-fp16"),
+        _gpu("ort-plain-fp32", "ONNX Runtime, plain export, fp32", "OnnxRuntime", _PLAIN, "fp32"),
+        _gpu("torch-compile-fp16", "PyTorch, torch.compile, fp16", "TorchModel", "checkpoint", kind="compile"),
+    )
+)
+GPU_QUICK = tuple(GPU_ENGINES)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from benchmarks.tables import ROOT, block
+from benchmarks.documents import RESULTS_DIR, ROOT, Blocks, table, write_blocks
 from benchmarks.texts import NANO_LANGUAGES, fortunes, heldout_texts
+from erniem_export.options import Keep
 from erniem_export.passes.embedding import bytes_of_row
-from erniem_export.vocabulary.selection import Keep, select
+from erniem_export.vocabulary.selection import select
 from erniem_export.vocabulary.tokenizer_files import pieces_at_the_ends, write_part
 from erniem_export.vocabulary.words import rule_for
 from erniem_rt.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ from erniem_rt.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-RESULTS = ROOT / "benchmarks" / "results" / "languages.json"
+RESULTS = RESULTS_DIR / "languages.json"
 DOCUMENT = ROOT / "docs" / "languages.md"
 PAIRS = ("en,de", "en,es", "en,fr", "en,pl")
 _MANUALS = Path("/usr/share/man")
@@ -42,13 +43,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.tokenizer is not None:
         RESULTS.write_text(json.dumps(measure(options.tokenizer), indent=2) + "\n", encoding="utf-8")
-    write_document(json.loads(RESULTS.read_text(encoding="utf-8")))
+    write_blocks(blocks(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 def measure(folder: Path, pairs: tuple[str, ...] = PAIRS) -> dict[str, Any]:
     """Prune the tokenizer by both rules for each pair of languages, and let it cut the texts."""
     texts = {code: texts_in(code) for code in sorted({code for pair in pairs for code in pair.split(",")})}
-    bench = json.loads((RESULTS.parent / "bench.json").read_text(encoding="utf-8"))
+    bench = json.loads((RESULTS_DIR / "bench.json").read_text(encoding="utf-8"))
     whole = {name: bench["engines"][engine]["bytes"] for name, engine in _ENGINES.items()}
     tokenizer = Tokenizer.from_dir(folder)
     cut = {code: list(map(tokenizer.tokenize, found["texts"])) for code, found in texts.items()}
@@ -133,39 +134,30 @@ def _unknown(tokens: list[str], known: Collection[str]) -> int:
     return sum(token not in known for token in tokens)
 
 
-def table(result: dict[str, Any]) -> str:
+def blocks(result: dict[str, Any]) -> Blocks:
+    """Which block of which document holds what."""
+    return {(DOCUMENT, "languages"): markdown(result)}
+
+
+def markdown(result: dict[str, Any]) -> str:
     """One row for each pair and rule."""
     whole = result["bytes"]
-    lines = [
-        "| `--languages` | by | tokens kept | fp32 | int8 | texts cut as before | tokens still there |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        f"| all | | {result['tokens']:,} | {whole['fp32'] / 1e6:,.0f} MB | {whole['int8'] / 1e6:.0f} MB | | |",
-    ]
+    sizes = [f"{whole['fp32'] / 1e6:,.0f} MB", f"{whole['int8'] / 1e6:.0f} MB"]
+    rows = [["all", "", f"{result['tokens']:,}", *sizes, "", ""]]
     for row in result["rows"]:
-        sizes = " | ".join(
-            f"{row['bytes'][name] / 1e6:,.0f} MB ({row['bytes'][name] / whole[name]:.0%})" for name in whole
-        )
-        same, still_there = (
-            ", ".join(
-                f"{code} {found[key] / result['texts'][code][of]:{digits}}" for code, found in row["texts"].items()
-            )
-            for key, of, digits in (("same", "texts", ".2%"), ("tokens_kept", "tokens", ".3%"))
-        )
+        sizes = [f"{row['bytes'][name] / 1e6:,.0f} MB ({row['bytes'][name] / whole[name]:.0%})" for name in whole]
+        shares = [
+            ", ".join(f"{code} {found[key] / result['texts'][code][of]:{form}}" for code, found in row["texts"].items())
+            for key, of, form in (("same", "texts", ".2%"), ("tokens_kept", "tokens", ".3%"))
+        ]
         rules = ", ".join(dict.fromkeys(row["rules"].values()))
-        lines.append(f"| {row['languages']} | {rules} | {row['kept']:,} | {sizes} | {same} | {still_there} |")
+        rows.append([row["languages"], rules, f"{row['kept']:,}", *sizes, *shares])
+    header = ["`--languages`", "by", "tokens kept", "fp32", "int8", "texts cut as before", "tokens still there"]
     unknown = sum(found["texts_with_new_unknowns"] for row in result["rows"] for found in row["texts"].values())
     texts = ", ".join(f"{code} {given['texts']:,} ({given['source']})" for code, given in result["texts"].items())
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines += ["", f"Texts: {texts}. Texts in which something became `[UNK]` that was not: {unknown}. {versions}."]
-    return "\n".join(lines) + "\n"
-
-
-def write_document(result: dict[str, Any], document: Path = DOCUMENT) -> None:
-    """Replace what stands between the markers ``languages``."""
-    content = document.read_text(encoding="utf-8")
-    span = block(content, "languages")
-    if span is not None:
-        document.write_text(content[: span.start] + table(result) + content[span.stop :], encoding="utf-8")
+    note = f"Texts: {texts}. Texts in which something became `[UNK]` that was not: {unknown}. {versions}."
+    return f"{table(header, rows)}\n\n{note}\n"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,32 @@
-"""What the figures were taken on."""
+"""What the figures were taken on: the CPU, and the GPU with its measured peak. Needs only Python itself.
+
+Usage: python benchmarks/machine.py TARGET DEVICE [PACKAGE...]: exit code 1 and one sentence if this Python or machine
+lacks what the make target needs; and python -m benchmarks.machine --peak DEVICE SIZE, which prints JSON.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 # What decides which kernels the engines pick.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_REMEDY = "name a Python that has them: make GPU_PYTHON=/path/to/python"
+NEEDED = ("numpy", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "safetensors", "tqdm")
+# Of the peak: rounds, products in each, and the type of each precision's products.
+_ROUNDS, _CALLS = 5, 20
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, the flags that matter to it, cores, memory, system, Python, and the load of the last minute."""
+    """Return CPU, the flags that matter to it, cores, memory, system, Python, and the load of the last minute."""
     info = _cpu_info()
     return {
         "cpu": info.get("model name", platform.processor() or "unknown"),
@@ -36,3 +50,88 @@ def _cpu_info() -> dict[str, str]:
         return {}
     pairs = (line.split(":", 1) for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def missing(device: str, packages: tuple[str, ...] = NEEDED) -> str | None:
+    """Return in one sentence what this Python lacks for ``device``, with the remedy; None if nothing."""
+    absent = [package for package in packages if find_spec(package) is None]
+    if absent:
+        return f"{sys.executable} has no {', '.join(absent)}; {_REMEDY}."
+    if device == "cpu":
+        return None
+    # In another process: this one must hold no memory on the device.
+    code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        return f"torch cannot be imported by {sys.executable}: {reason}."
+    version, cuda, available = done.stdout.split()
+    if available != "True":
+        return (
+            f"PyTorch {version} ({'built without CUDA' if cuda == 'None' else f'CUDA {cuda}'}) finds no NVIDIA GPU; "
+            f"run it on a machine with one, and {_REMEDY}."
+        )
+    return None
+
+
+def measure_peak(device: str, size: int) -> dict[str, Any]:
+    """Return the device, its driver, and FLOP/s of square products of ``size`` by precision: the best round."""
+    import torch
+
+    found = {name: flops_per_second(torch, device, getattr(torch, dtype), size) for name, dtype in _DTYPES.items()}
+    return {"device": _describe_device(torch, device), "matmul_size": size, "flops_per_second": found}
+
+
+def flops_per_second(torch: Any, device: str, dtype: Any, size: int) -> float:
+    """Multiply two square matrices until the best of several rounds is known."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    calls = _CALLS if device.startswith("cuda") else 1
+    best = float("inf")
+    for _ in range(_ROUNDS + 1):  # the first also loads the kernels; it can only be slower
+        started = time.perf_counter()
+        for _ in range(calls):
+            a @ b
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)  # without it, the first GPU is waited for
+        best = min(best, time.perf_counter() - started)
+    return float(2 * size**3 * calls / best)
+
+
+def _describe_device(torch: Any, device: str) -> dict[str, Any]:
+    if not device.startswith("cuda"):
+        return {"name": "cpu"}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gb": round(properties.total_memory / 1e9, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip().splitlines()[0]
+
+
+def main(argv: list[str]) -> int:
+    """Say what is missing, 1 if something is; or measure the peak."""
+    target, device, *more = argv
+    if target == "--peak":
+        print(json.dumps(measure_peak(device, int(more[0]))))
+        return 0
+    lack = missing(device, (*NEEDED, *more))
+    if lack is not None:
+        print(f"error: {target} cannot run: {lack}", file=sys.stderr)
+    return int(lack is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,73 +1,197 @@
-"""The timed rounds: every engine in a process of its own, all alive, taking turns."""
+"""Comparing engines with the reference, and timing those that are right: each in its own process, taking turns.
+
+A sample is the time of one workload in one round, in seconds.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from benchmarks.client import Client, WorkerError
-from benchmarks.correctness import compare
-from benchmarks.engines import REFERENCE, EngineSpec
-from benchmarks.summary import spread, turn_order
+from benchmarks.engines import REFERENCE, EngineSpec, Precision
 from benchmarks.workloads import Workload
 
 Results = dict[str, dict[str, Any]]
+Logits = Sequence[Sequence[float]]
 Say = Callable[[str], None]
+Open = Callable[[EngineSpec], Client]
 
-# A turn measures for about this long, in seconds; shorter workloads are repeated.
-TURN, MOST_CALLS = 0.4, 16
-# Thread pools spin for a while after their work (OpenMP's by default 0.2 s) and would take the next engine's cores.
-PAUSE = 0.3
+# The largest difference of a logit, relative to the largest logit; those of the halves are what the parity gate allows.
+MAX_RELATIVE_DIFFERENCE = {"fp32": 5e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+# int8: the cosine over all logits after the reference's mean of each label was taken off both; without that the biases
+# alone would make any engine look right. Random weights magnify coarse rounding, most over long rows: to a cosine of
+# 0.34 for an int8 that is right on trained weights. Unrelated answers reach 0.05 or so (8 rows of 64 logits). How good
+# an int8 is shows on trained weights (trained.py).
+MIN_COSINE = 0.3
+# The workload whose first row a fresh process answers.
+FIRST = "1x32"
+_UNTIMED = 20  # calls before those whose latency counts
 
 
-def check_all(
-    clients: dict[str, Client], workloads: Sequence[Workload], say: Say, reference: str = REFERENCE
+@dataclass(frozen=True)
+class Pace:
+    """How a workload is timed: a turn measures for about ``turn`` seconds, after ``pause`` seconds of rest.
+
+    Shorter workloads are repeated, up to ``most_calls`` times. Thread pools spin for a while after their work (OpenMP's
+    by default 0.2 s) and would take the next engine's cores: hence the pause. ``latency_calls`` are those behind p50
+    and p99 of single rows, 0 for none.
+    """
+
+    rounds: int
+    turn: float = 0.4
+    pause: float = 0.3
+    most_calls: int = 16
+    latency_calls: int = 0
+
+
+class Budget:
+    """Seconds that a run may take; None for as long as it needs. ``left_out`` names what there was no time for."""
+
+    def __init__(self, seconds: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self._clock = seconds, clock
+        self._end = math.inf if seconds is None else clock() + seconds
+        self.left_out: list[str] = []
+
+    @property
+    def left(self) -> float:
+        return self._end - self._clock()
+
+    @property
+    def timeout(self) -> float | None:
+        """What may be given to a process as its limit."""
+        return None if self.seconds is None else max(1.0, self.left)
+
+    def allows(self, what: str, reserve: float = 0.0) -> bool:
+        """Whether more than ``reserve`` seconds are left; if not, ``what`` is left out."""
+        if self.left > reserve:
+            return True
+        self.left_out.append(what)
+        return False
+
+
+def compare(found: Logits, expected: Logits, precision: Precision) -> dict[str, Any]:
+    """Judge logits ``(rows, labels)`` against the reference's."""
+    ours, theirs = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+        return {"correct": False, "max_relative_difference": None, "cosine": None}
+    difference = float(np.abs(ours - theirs).max() / max(1e-9, np.abs(theirs).max()))
+    cosine = _centred_cosine(ours, theirs)
+    limit = MAX_RELATIVE_DIFFERENCE.get(precision)
+    correct = cosine >= MIN_COSINE if limit is None else difference <= limit
+    return {"correct": bool(correct), "max_relative_difference": difference, "cosine": cosine}
+
+
+def _centred_cosine(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    center = theirs.mean(axis=0)
+    a, b = (ours - center).ravel(), (theirs - center).ravel()
+    return float(a @ b / max(1e-30, np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def measure_workloads(
+    clients: dict[str, Client],
+    workloads: Sequence[Workload],
+    pace: Pace,
+    say: Say,
+    reference: str = REFERENCE,
+    budget: Budget | None = None,
+    of: str = "",
 ) -> dict[str, Results]:
-    """Compare every engine with the reference on every workload; this also warms each of them up.
+    """Compare and time every engine on every workload that the budget allows, in order; ``of`` is the model's name.
 
     Returns ``{engine: {workload: verdict}}``; a verdict that is not correct says so and has no time.
     """
+    budget = budget or Budget()
     verdicts: dict[str, Results] = {name: {} for name in clients}
     for workload in workloads:
-        expected = _logits(clients[reference], workload)
-        if isinstance(expected, str):
-            raise WorkerError(f"the reference cannot be measured on {workload.name}: {expected}")
-        for name, client in clients.items():
-            found = expected if name == reference else _logits(client, workload)
-            if isinstance(found, str):
-                verdicts[name][workload.name] = {"correct": False, "gap": found}
-                say(f"{name} on {workload.name}: {found}")
-                continue
-            verdict = compare(found, expected, client.spec.precision)
-            verdicts[name][workload.name] = {**verdict, "gap": None, "first_logits": found[0]}
-            if not verdict["correct"]:
-                say(f"{name} on {workload.name} is wrong: {verdict}")
+        if not budget.allows(f"{of}{workload.label}"):
+            continue
+        for name, verdict in check(clients, workload, say, reference).items():
+            verdicts[name][workload.name] = verdict
+        time_rounds(clients, workload, verdicts, pace, say)
+        if pace.latency_calls and len(workload.rows) == 1:
+            add_latency(clients, workload, verdicts, pace.latency_calls)
+    return verdicts
+
+
+def check(clients: dict[str, Client], workload: Workload, say: Say, reference: str = REFERENCE) -> Results:
+    """Compare every engine with the reference; this also warms each of them up."""
+    verdicts: Results = {}
+    expected = _logits(clients[reference], workload)
+    if isinstance(expected, str):
+        raise WorkerError(f"the reference cannot be measured on {workload.name}: {expected}")
+    for name, client in clients.items():
+        found = expected if name == reference else _logits(client, workload)
+        if isinstance(found, str):
+            verdicts[name] = {"correct": False, "gap": found}
+            say(f"{name} on {workload.name}: {found}")
+            continue
+        verdict = compare(found, expected, client.spec.precision)
+        verdicts[name] = {**verdict, "gap": None, "first_logits": found[0]}
+        if not verdict["correct"]:
+            say(f"{name} on {workload.name} is wrong: {verdict}")
     return verdicts
 
 
 def time_rounds(
-    clients: dict[str, Client], workloads: Sequence[Workload], verdicts: dict[str, Results], rounds: int, say: Say
-) -> dict[str, Results]:
-    """Add to each correct verdict its samples, one per round, and their median and range, in seconds."""
-    for workload in workloads:
-        names = [name for name in clients if verdicts[name][workload.name]["correct"]]
-        calls: dict[str, tuple[int, int]] = {}
-        for name in names:
+    clients: dict[str, Client], workload: Workload, verdicts: dict[str, Results], pace: Pace, say: Say
+) -> None:
+    """Add to each correct verdict its samples, one per round, and their median and range."""
+    names = [name for name in clients if verdicts[name][workload.name]["correct"]]
+    calls: dict[str, tuple[int, int]] = {}
+    for name in names:
+        try:
+            calls[name] = _calls(clients[name], workload, pace)
+        except WorkerError as error:
+            _give_up(verdicts[name][workload.name], "it was timed", error)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(pace.rounds):
+        for name in turn_order([name for name in names if name in calls], number):
+            timed, untimed = calls[name]
+            time.sleep(pace.pause)
             try:
-                calls[name] = _calls(clients[name], workload)
+                seconds = clients[name].ask("time", workload=workload.name, untimed=untimed, calls=timed)["seconds"]
             except WorkerError as error:
-                _give_up(verdicts[name][workload.name], error)
-        samples: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(rounds):
-            for name in turn_order(names, number):
-                if name in calls:
-                    _turn(clients[name], workload, calls, samples, verdicts[name][workload.name])
-        for name in calls:
-            verdicts[name][workload.name] |= {"samples": samples[name], "seconds": spread(samples[name])}
-        say(f"{workload.label}: " + ", ".join(f"{n} {spread(samples[n])['median'] * 1e3:.0f} ms" for n in calls))
-    return verdicts
+                del calls[name]
+                _give_up(verdicts[name][workload.name], "it was timed", error)
+                continue
+            samples[name].append(statistics.median(seconds))
+    for name in calls:
+        verdicts[name][workload.name] |= {"samples": samples[name], "seconds": spread(samples[name])}
+    say(f"{workload.label}: " + ", ".join(f"{n} {spread(samples[n])['median'] * 1e3:.3g} ms" for n in calls))
+
+
+def _calls(client: Client, workload: Workload, pace: Pace) -> tuple[int, int]:
+    """How often a turn does the workload on the clock, and how often before it, to get the caches back."""
+    (seconds,) = client.ask("time", workload=workload.name, untimed=1, calls=1)["seconds"]
+    return min(pace.most_calls, max(1, math.ceil(pace.turn / seconds))), int(seconds < pace.turn)
+
+
+def add_latency(clients: dict[str, Client], workload: Workload, verdicts: dict[str, Results], calls: int) -> None:
+    """Add p50 and p99 over ``calls`` calls, one after another, to each correct verdict."""
+    for name, client in clients.items():
+        verdict = verdicts[name][workload.name]
+        if not verdict["correct"]:
+            continue
+        try:
+            seconds = client.ask("time", workload=workload.name, untimed=_UNTIMED, calls=calls)["seconds"]
+        except WorkerError as error:
+            _give_up(verdict, "its latency was taken", error)
+            continue
+        verdict["latency"] = {"p50": percentile(seconds, 0.5), "p99": percentile(seconds, 0.99), "calls": calls}
+
+
+def _give_up(verdict: dict[str, Any], moment: str, error: WorkerError) -> None:
+    verdict |= {"correct": False, "gap": f"failed while {moment}: {error}"}
+    for key in ("seconds", "samples"):
+        verdict.pop(key, None)
 
 
 def close_all(clients: dict[str, Client]) -> None:
@@ -77,19 +201,26 @@ def close_all(clients: dict[str, Client]) -> None:
 
 
 def open_all(
-    specs: Sequence[EngineSpec], open_client: Callable[[EngineSpec], Client], gaps: dict[str, str], say: Say
+    specs: Sequence[EngineSpec], open_client: Open, gaps: dict[str, str], say: Say, at_once: int = 1
 ) -> dict[str, Client]:
-    """Start a worker for each engine that has no gap yet; note why one could not start."""
-    clients = {}
-    for spec in specs:
-        if spec.name in gaps:
-            continue
+    """Start a worker for each engine that has no gap yet, ``at_once`` at a time; note why one could not start."""
+
+    def start(spec: EngineSpec) -> Client | str:
         say(f"starting {spec.label}")
         try:
-            clients[spec.name] = open_client(spec)
+            return open_client(spec)
         except WorkerError as error:
-            gaps[spec.name] = f"could not be loaded: {error}"
-            say(f"{spec.name} {gaps[spec.name]}")
+            return f"could not be loaded: {error}"
+
+    wanted = [spec for spec in specs if spec.name not in gaps]
+    clients = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for spec, started in zip(wanted, pool.map(start, wanted), strict=True):
+            if isinstance(started, str):
+                gaps[spec.name] = started
+                say(f"{spec.name} {started}")
+            else:
+                clients[spec.name] = started
     return clients
 
 
@@ -123,30 +254,89 @@ def _logits(client: Client, workload: Workload) -> list[list[float]] | str:
     return logits
 
 
-def _calls(client: Client, workload: Workload) -> tuple[int, int]:
-    """How often a turn does the workload on the clock, and how often before it, to get the caches back."""
-    (seconds,) = client.ask("time", workload=workload.name, untimed=1, calls=1)["seconds"]
-    return min(MOST_CALLS, max(1, math.ceil(TURN / seconds))), int(seconds < TURN)
+def cold_starts(
+    specs: Sequence[EngineSpec], open_client: Open, expected: dict[str, list[float]], pace: Pace
+) -> dict[str, dict[str, Any]]:
+    """Measure from the start of a process to its first answer, with the files in the system's cache.
+
+    ``expected`` are the logits that each engine gave for that row when it was checked.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {spec.name: [] for spec in specs}
+    by_name = {spec.name: spec for spec in specs}
+    gaps: dict[str, dict[str, Any]] = {}
+    for number in range(pace.rounds + 1):
+        for name in turn_order(list(by_name), number):
+            time.sleep(pace.pause)
+            try:
+                runs[name].append(_first_answer(by_name[name], open_client))
+            except WorkerError as error:
+                gaps[name] = {"gap": f"a fresh process gives no first answer: {error}"}
+                del by_name[name]
+    found = {name: _summary(runs[name][1:], expected[name]) for name in by_name}  # the first run fills the cache
+    return found | gaps
 
 
-def _turn(
-    client: Client,
-    workload: Workload,
-    calls: dict[str, tuple[int, int]],
-    samples: dict[str, list[float]],
-    verdict: dict[str, Any],
-) -> None:
-    name = client.spec.name
-    timed, untimed = calls[name]
-    time.sleep(PAUSE)
+def shared_memory(spec: EngineSpec, open_client: Open, count: int) -> dict[str, Any]:
+    """Run ``count`` workers on the same artifact at once and add up what they occupy together."""
+    spec = replace(spec, options={**spec.options, **spec.sharing})
+    clients: list[Client] = []
     try:
-        seconds = client.ask("time", workload=workload.name, untimed=untimed, calls=timed)["seconds"]
+        for _ in range(count):
+            clients.append(open_client(spec))
+            clients[-1].ask("first", workload=FIRST)
+        memory = [client.ask("memory") for client in clients]
     except WorkerError as error:
-        del calls[name]
-        _give_up(verdict, error)
-        return
-    samples[name].append(spread(seconds)["median"])
+        return {"gap": str(error)}
+    finally:
+        for client in clients:
+            client.close()
+    return {
+        "gap": None,
+        "processes": count,
+        "proportional": sum(sizes["proportional"] for sizes in memory),
+        "private": sum(sizes["private"] for sizes in memory),
+        "resident_of_one": memory[0]["resident"],
+    }
 
 
-def _give_up(verdict: dict[str, Any], error: WorkerError) -> None:
-    verdict |= {"correct": False, "gap": f"failed while it was timed: {error}"}
+def _first_answer(spec: EngineSpec, open_client: Open) -> dict[str, Any]:
+    with open_client(spec) as client:
+        answer = client.ask("first", workload=FIRST)
+        seconds = time.perf_counter() - client.started
+        return {"seconds": seconds, "logits": answer["logits"], **client.ask("memory")}
+
+
+def _summary(runs: list[dict[str, Any]], expected: list[float]) -> dict[str, Any]:
+    # Rounding may differ from one process to the next, never the answer.
+    correct = all(np.allclose(run["logits"], expected, rtol=1e-3, atol=1e-3) for run in runs)
+    samples = [run["seconds"] for run in runs]
+    memory = {key: statistics.median(run[key] for run in runs) for key in ("resident", "private", "peak")}
+    timed = {"samples": samples, "seconds": spread(samples)} if correct else {}
+    return {"correct": correct, **timed, **memory}
+
+
+def turn_order(names: Sequence[str], round_number: int) -> list[str]:
+    """Who runs when: every other round runs the one before backwards, and each pair starts one engine later.
+
+    So each engine comes first and last, follows each neighbour, and a machine that drifts does so for all of them.
+    """
+    if not names:
+        return []
+    start = round_number // 2 % len(names)
+    order = [*names[start:], *names[:start]]
+    return order[::-1] if round_number % 2 else order
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Return the median with the lowest and highest sample."""
+    return {"median": statistics.median(samples), "lowest": min(samples), "highest": max(samples)}
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times the speed of theirs ours has: the median over rounds of the ratio within a round."""
+    return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Return the smallest sample that at least ``share`` of all do not exceed."""
+    return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

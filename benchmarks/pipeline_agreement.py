@@ -17,9 +17,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import ROOT, block
+from benchmarks.documents import README, RESULTS_DIR, ROOT, Blocks, table, write_blocks
 
-RESULTS = ROOT / "benchmarks" / "results" / "pipeline_agreement.json"
+RESULTS = RESULTS_DIR / "pipeline_agreement.json"
 NANO = ROOT / "examples" / "nano"
 _VERSIONS = ("transformers", "torch", "onnxruntime", "numpy", "sentencepiece")
 
@@ -40,60 +40,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     result = json.loads(options.output.read_text(encoding="utf-8"))
     if options.output == RESULTS:
-        write_documents(result)
+        write_blocks(blocks(result))
     print(full_table(result))
     return 0 if all(row["same"] == row["inputs"] for row in result["rows"]) else 1
 
 
 def full_table(result: dict[str, Any]) -> str:
     """Every comparison."""
-    lines = [
-        "| task | options | compared with | inputs | languages | same answers | scores | largest difference |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    header = ["task", "options", "compared with", "inputs", "languages", "same answers", "scores", "largest difference"]
+    rows = [
+        [
+            row["task"],
+            f"`{row['options']}`" if row["options"] else "defaults",
+            row["reference"],
+            str(row["inputs"]),
+            str(len(row["languages"])),
+            str(row["same"]),
+            f"{row['scores']:,}",
+            f"{row['largest_difference']:.1e}",
+        ]
+        for row in result["rows"]
     ]
-    for row in result["rows"]:
-        options = f"`{row['options']}`" if row["options"] else "defaults"
-        figures = f"{row['inputs']} | {len(row['languages'])} | {row['same']} | {row['scores']:,}"
-        lines.append(
-            f"| {row['task']} | {options} | {row['reference']} | {figures} | {row['largest_difference']:.1e} |"
-        )
-    return "\n".join(lines) + "\n"
+    return table(header, rows) + "\n"
 
 
 def short_table(result: dict[str, Any]) -> str:
     """A line per task, its comparisons with different options together."""
-    lines = [
-        "| task | inputs × options | languages | same answers | largest difference of a score |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for task, group in groupby(result["rows"], key=lambda row: row["task"]):
         rows = list(group)
         inputs, same = (sum(row[key] for row in rows) for key in ("inputs", "same"))
         languages = min(len(row["languages"]) for row in rows)
         largest = max(row["largest_difference"] for row in rows)
         times = f"{inputs // len(rows)} × {len(rows)}"
-        lines.append(f"| {task} | {times} | {languages} | {same:,} of {inputs:,} | {largest:.1e} |")
-    return "\n".join(lines) + "\n"
+        lines.append([task, times, str(languages), f"{same:,} of {inputs:,}", f"{largest:.1e}"])
+    header = ["task", "inputs × options", "languages", "same answers", "largest difference of a score"]
+    return table(header, lines) + "\n"
 
 
-def documents(result: dict[str, Any], root: Path = ROOT) -> dict[Path, str]:
-    """Which document has which table, between the markers ``agreement``."""
-    return {root / "README.md": short_table(result), root / "docs" / "pipeline-differences.md": full_table(result)}
-
-
-def write_documents(result: dict[str, Any], root: Path = ROOT) -> None:
-    """Replace what stands between the markers."""
-    for document, text in documents(result, root).items():
-        content = document.read_text(encoding="utf-8")
-        span = block(content, "agreement")
-        if span is not None:
-            document.write_text(content[: span.start] + text + content[span.stop :], encoding="utf-8")
+def blocks(result: dict[str, Any]) -> Blocks:
+    """Which block of which document holds what."""
+    return {
+        (README, "agreement"): short_table(result),
+        (ROOT / "docs" / "pipeline-differences.md", "agreement"): full_table(result),
+    }
 
 
 def _compare_all(folder: Path) -> list[Row]:
-    from benchmarks.agreement import COMPARISONS
+    # The corpus of nano and the tests are not installed.
+    sys.path[:0] = [str(NANO), str(ROOT)]
+    from tests.parity.agreement import COMPARISONS
 
-    sys.path.insert(0, str(NANO))  # not installed
     artifacts = _exported(folder)
     rows = []
     for comparison in COMPARISONS:
@@ -117,13 +114,10 @@ def _compare_all(folder: Path) -> list[Row]:
 
 
 def _exported(folder: Path) -> dict[str, Path]:
-    from erniem_export.heads import CLASSES
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.progress import Terminal
+    import erniem_export
+    from erniem_rt.manifest import HEADS
 
-    options = {h: ExportOptions(model=str(NANO / "checkpoints" / h), head=h, output=folder / h) for h in CLASSES}
-    return {head: export(option, Terminal())[0] for head, option in options.items()}
+    return {head: erniem_export.export(NANO / "checkpoints" / head, folder / head, head=head)[0] for head in HEADS}
 
 
 def _held_out(task: str, seed: int, count: int, long_share: float = 0.0) -> Iterable[Any]:

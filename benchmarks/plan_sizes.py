@@ -19,20 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import RESULTS_DIR, ROOT, Blocks, load, table, write_blocks
 from benchmarks.machine import describe_machine
-from benchmarks.prepare import ROOT
-from benchmarks.tables import block, load, table
 from benchmarks.worker import read_memory
+from erniem_export.options import EngineOptions
 from erniem_export.progress import Terminal
 from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder
 from erniem_export.tensorrt.library import Library, load_library
 from erniem_export.tensorrt.network import parse
-from erniem_export.tensorrt.options import EngineOptions
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_rt.manifest import Manifest
 
-RESULTS = ROOT / "benchmarks" / "results" / "plan_sizes.json"
-DOCUMENT, MARKER = ROOT / "docs" / "tensorrt.md", "plan-sizes"
+RESULTS = RESULTS_DIR / "plan_sizes.json"
+DOCUMENT = ROOT / "docs" / "tensorrt.md"
 HEAD, PRECISIONS = "cls", ("fp32", "fp16")
 OPTIONS = EngineOptions("tensorrt-rtx")
 _VERSIONS = ("tensorrt-rtx", "torch", "onnx")
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = measure(given.model)
         given.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if given.output == RESULTS:
-            write_document(results)
+            write_blocks(blocks(results))
         print(markdown(results))
     return 0
 
@@ -87,12 +86,12 @@ def write_graph(model: str, precision: str, folder: Path) -> None:
     # Imported here and not above, for the memory of the process that builds is measured without them.
     from erniem_export.bundle import build_manifest, files_of
     from erniem_export.checkpoint import load_checkpoint
-    from erniem_export.heads import GraphOptions
     from erniem_export.onnx_export import trace, write
+    from erniem_export.options import GraphOptions, Precision
     from erniem_export.parity.cases import build_cases
     from erniem_export.passes.live_mask import keep_masks_alive
     from erniem_export.passes.naming import name_products
-    from erniem_export.precision import Precision, apply_precision
+    from erniem_export.precision import apply_precision
 
     progress = Terminal()
     progress.step(f"{precision}: the graph of {model}")
@@ -165,12 +164,9 @@ def markdown(results: dict[str, Any]) -> str:
     return f"{table(['', 'builds in', 'peak memory of the build', 'plan'], rows)}\n\n{conditions}\n"
 
 
-def write_document(results: dict[str, Any], document: Path = DOCUMENT) -> None:
-    """Replace what stands between the markers."""
-    content = document.read_text(encoding="utf-8")
-    span = block(content, MARKER)
-    if span is not None:
-        document.write_text(content[: span.start] + markdown(results) + content[span.stop :], encoding="utf-8")
+def blocks(results: dict[str, Any]) -> Blocks:
+    """Which block of which document holds what."""
+    return {(DOCUMENT, "plan-sizes"): markdown(results)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Pictures from the results, and nothing in them that is not in the results.
+"""Pictures from the results of the benchmark, and nothing in them that is not in the results.
 
-Usage: python benchmarks/plots.py [--results FILE] [--output FOLDER] (needs matplotlib)
+Usage: python -m benchmarks.plots [--results FILE] [--output FOLDER] (needs matplotlib)
 """
 
 from __future__ import annotations
@@ -13,25 +13,62 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import RESULTS_DIR, ROOT
+from benchmarks.tables import is_gpu
+
 Results = dict[str, Any]
 Points = list[tuple[float, float]]
+# Per panel its title, and per bar the engine and its value.
+Panels = dict[str, list[tuple[str, float]]]
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
 OUTPUT = ROOT / "docs" / "images"
-
 _OURS, _INT8, _OTHERS = "#1f6f5c", "#8a8a8a", "#c4c4c4"
 _MARKERS = "osD^vP*X<>hd"
 
 
-def bar_panels(results: Results) -> dict[str, list[tuple[str, float]]]:
+def bar_panels(results: Results) -> Panels:
     """Per workload: texts per second of each engine that has a time, in the order of the results."""
-    panels: dict[str, list[tuple[str, float]]] = {}
-    for name, workload in results["workloads"].items():
-        if name.startswith("padding-"):
-            continue
-        timed = [(key, seconds) for key, seconds in _timed(results, name).items() if seconds]
-        panels[workload["label"]] = [(key, workload["texts"] / seconds) for key, seconds in timed]
+    return _panels(
+        results,
+        lambda name, _: not name.startswith("padding-"),
+        lambda workload, verdict: workload["texts"] / verdict["seconds"]["median"] if "seconds" in verdict else None,
+    )
+
+
+def throughput_panels(results: Results) -> Panels:
+    """The same of a GPU, per model, for workloads of more than one text."""
+    return _per_model(
+        results,
+        lambda _, workload: workload["texts"] > 1,
+        lambda workload, verdict: workload["texts"] / verdict["seconds"]["median"] if "seconds" in verdict else None,
+    )
+
+
+def latency_panels(results: Results) -> Panels:
+    """Per model and workload of one text: p50 in milliseconds."""
+    return _per_model(
+        results,
+        lambda _, workload: workload["texts"] == 1,
+        lambda _, verdict: verdict["latency"]["p50"] * 1e3 if "latency" in verdict else None,
+    )
+
+
+def _per_model(results: Results, *how: Any) -> Panels:
+    return {
+        f"{model}, {title}": bars
+        for model, found in results["models"].items()
+        for title, bars in _panels(found, *how).items()
+    }
+
+
+def _panels(
+    found: Results, chosen: Callable[[str, Results], bool], value: Callable[[Results, Results], float | None]
+) -> Panels:
+    panels: Panels = {}
+    for name, workload in found["workloads"].items():
+        if chosen(name, workload):
+            values = [(key, value(workload, e["results"].get(name, {}))) for key, e in found["engines"].items()]
+            panels[workload["label"]] = [(key, number) for key, number in values if number is not None]
     return panels
 
 
@@ -71,14 +108,13 @@ def _color(results: Results, key: str) -> str:
     return _INT8 if results["engines"][key]["precision"] == "int8" else _OTHERS
 
 
-def draw_bars(results: Results) -> Any:
-    """One panel per workload."""
+def draw_panels(results: Results, panels: Panels, unit: str, width: float, height: float) -> Any:
+    """One panel of horizontal bars per entry."""
     from matplotlib.figure import Figure
 
-    panels = bar_panels(results)
     columns = 2
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(11, 2.9 * rows), layout="constrained")
+    rows = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
@@ -88,10 +124,28 @@ def draw_bars(results: Results) -> Any:
         axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.18)
-        axis.set_title(f"{title}, texts/s", fontsize=10)
+        axis.set_title(f"{title}, {unit}", fontsize=10)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def draw_bars(results: Results) -> Any:
+    return draw_panels(results, bar_panels(results), "texts/s", 11, 2.9)
+
+
+def draw_throughput(results: Results) -> Any:
+    return draw_panels(_first_model(results), throughput_panels(results), "texts/s", 12, 3.2)
+
+
+def draw_latency(results: Results) -> Any:
+    return draw_panels(_first_model(results), latency_panels(results), "p50, ms", 12, 3.2)
+
+
+def _first_model(results: Results) -> Results:
+    """Labels and precisions, which are the same for every model."""
+    found: Results = next(iter(results["models"].values()))
+    return found
 
 
 def draw_padding(results: Results) -> Any:
@@ -140,10 +194,16 @@ DRAWINGS: dict[str, Callable[[Results], Any]] = {
     "bench-padding.svg": draw_padding,
     "bench-accuracy.svg": draw_accuracy,
 }
+GPU_DRAWINGS: dict[str, Callable[[Results], Any]] = {
+    "bench-gpu-throughput.svg": draw_throughput,
+    "bench-gpu-latency.svg": draw_latency,
+}
 
 
 def drawn(results: Results) -> dict[str, Callable[[Results], Any]]:
     """The drawings for which something was measured."""
+    if is_gpu(results):
+        return GPU_DRAWINGS
     empty = {"bench-padding.svg": not padding_lines(results), "bench-accuracy.svg": not accuracy_points(results)}
     return {name: draw for name, draw in DRAWINGS.items() if not empty.get(name)}
 
@@ -151,7 +211,7 @@ def drawn(results: Results) -> dict[str, Callable[[Results], Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS_DIR / "bench.json")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(argv)
     import matplotlib

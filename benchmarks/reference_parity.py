@@ -17,26 +17,23 @@ import numpy as np
 import torch
 from transformers.models.deprecated import ernie_m as reference
 
+import erniem_export
+from benchmarks.documents import RESULTS_DIR, table
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.heads import CLASSES
-from erniem_export.options import ExportOptions
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.gate import reference_outputs
-from erniem_export.pipeline import export
-from erniem_export.progress import Terminal
 from erniem_rt import Session
-
-ROOT = Path(__file__).resolve().parent.parent
+from erniem_rt.manifest import HEADS
 
 
 def main() -> None:
     """Export every head and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="random:tiny", help="random:SIZE, or a folder with one folder per head")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "reference_parity.json")
+    parser.add_argument("--output", type=Path, default=RESULTS_DIR / "reference_parity.json")
     options = parser.parse_args()
     rows = {}
-    for head in CLASSES:
+    for head in HEADS:
         with tempfile.TemporaryDirectory() as folder:
             rows[head] = _compare(options.model, head, Path(folder))
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "onnxruntime")}
@@ -54,7 +51,7 @@ def _compare(model: str, head: str, folder: Path) -> dict[str, Any]:
         source = Path(model) / head
         checkpoint = load_checkpoint(str(source), head)
     theirs = getattr(reference, type(checkpoint.model).__name__).from_pretrained(source).float().eval()
-    artifact, _ = export(ExportOptions(model=str(source), head=head, output=folder / "out"), Terminal())
+    artifact, _ = erniem_export.export(source, folder / "out", head=head)
     torch_gap = graph_gap = largest = 0.0
     values = 0
     with Session(artifact) as session:
@@ -76,13 +73,13 @@ def _compare(model: str, head: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ["| head | values compared | largest value | our PyTorch | our ONNX |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| `{head}` | {row['values']:,} | {row['largest']:.1f} | {row['pytorch']:.1e} | {row['onnx']:.1e} |"
-        for head, row in rows.items()
+def _table(heads: dict[str, dict[str, Any]]) -> str:
+    header = ["head", "values compared", "largest value", "our PyTorch", "our ONNX"]
+    rows = [
+        [f"`{head}`", f"{row['values']:,}", f"{row['largest']:.1f}", f"{row['pytorch']:.1e}", f"{row['onnx']:.1e}"]
+        for head, row in heads.items()
     ]
-    return "\n".join(lines)
+    return table(header, rows)
 
 
 if __name__ == "__main__":

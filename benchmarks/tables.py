@@ -1,7 +1,7 @@
-"""Markdown from the results, and nothing in it that is not computed from them.
+"""Markdown from the results of the benchmark, and nothing in it that is not computed from them.
 
-Usage: python benchmarks/tables.py [--results FILE] [--write-readme]
-``--write-readme`` replaces what stands between the markers in README.md and docs/benchmarks.md.
+Usage: python -m benchmarks.tables [--results FILE] [--write-docs]
+``--write-docs`` (or ``--write-readme``) replaces the marked blocks in README.md and docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -9,32 +9,59 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import BENCHMARKS, EMPTY, README, RESULTS_DIR, ROOT, Blocks, load, table, write_blocks
+
 Results = dict[str, Any]
 Engine = dict[str, Any]
+Verdict = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
-EMPTY = "–"
 _TOGETHER = "4 processes together"
-_TOLD_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
+_SHOWN_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def is_gpu(results: Results) -> bool:
+    """Whether these are the results of a run on a GPU, which has several models."""
+    return "models" in results
+
+
+def blocks(results: Results) -> Blocks:
+    """Which block of which document holds what."""
+    if is_gpu(results):
+        return {(BENCHMARKS, "bench-gpu"): markdown(results)}
+    return {(README, "bench"): headline(results), (BENCHMARKS, "bench-full"): markdown(results)}
 
 
 def markdown(results: Results) -> str:
     """All tables."""
-    parts = [
+    parts = (_gpu_parts if is_gpu(results) else _cpu_parts)(results)
+    return "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts) + "\n"
+
+
+def _cpu_parts(results: Results) -> list[tuple[str, str]]:
+    return [
         ("", _conditions(results)),
-        ("### Time per workload, ms", times(results)),
-        ("### Size, memory, cold start", costs(results)),
-        ("### From text to answer", text_to_answer(results)),
-        ("### Accuracy on trained weights", accuracy(results)),
-        ("### Bars", bars(results)),
-        ("### Gaps", gaps(results)),
+        ("Time per workload, ms", times(results)),
+        ("Size, memory, cold start", costs(results)),
+        ("From text to answer", text_to_answer(results)),
+        ("Accuracy on trained weights", accuracy(results)),
+        ("Bars", bars(results["ratios"])),
+        ("Gaps", gaps(results)),
     ]
-    return "\n\n".join(f"{title}\n\n{text}" if title else text for title, text in parts) + "\n"
+
+
+def _gpu_parts(results: Results) -> list[tuple[str, str]]:
+    parts = [("", _gpu_conditions(results))]
+    for name, found in results["models"].items():
+        parts += [
+            (f"{name}: time per workload, ms", times(found, digits=3)),
+            (f"{name}: share of the measured matrix peak", shares(found)),
+            (f"{name}: latency of one row, p50 / p99, ms", latency(found)),
+        ]
+    return [*parts, ("Bars", bars(results["bars"])), ("Gaps", gaps(results))]
 
 
 def headline(results: Results) -> str:
@@ -56,11 +83,37 @@ def headline(results: Results) -> str:
     return f"{table(header, rows)}\n\n{note}\n"
 
 
-def times(results: Results) -> str:
+def times(found: Results, digits: int = 2) -> str:
     """The median and the range over the rounds, per engine and workload."""
-    names = list(results["workloads"])
-    rows = [[engine["label"], *(_with_range(engine, name) for name in names)] for engine in _measured(results)]
-    return table(["", *(results["workloads"][name]["label"] for name in names)], rows)
+    return _per_workload(found, lambda verdict: _with_range(verdict, digits), list(found["workloads"]))
+
+
+def shares(found: Results) -> str:
+    """How near each engine came to the peak in its precision."""
+
+    def cell(verdict: Verdict) -> str:
+        return f"{100 * verdict['share_of_peak']:.1f} %" if "share_of_peak" in verdict else EMPTY
+
+    return _per_workload(found, cell, list(found["workloads"]))
+
+
+def latency(found: Results) -> str:
+    """p50 and p99 of single rows."""
+
+    def cell(verdict: Verdict) -> str:
+        taken = verdict.get("latency")
+        return f"{taken['p50'] * 1e3:.3g} / {taken['p99'] * 1e3:.3g}" if taken else EMPTY
+
+    single = [name for name, workload in found["workloads"].items() if workload["texts"] == 1]
+    return _per_workload(found, cell, single) if single else "No workload of one row in this run."
+
+
+def _per_workload(found: Results, cell: Callable[[Verdict], str], names: Sequence[str]) -> str:
+    rows = [
+        [engine["label"], *(cell(engine["results"].get(name, {"gap": "not measured"})) for name in names)]
+        for engine in _measured(found)
+    ]
+    return table(["", *(found["workloads"][name]["label"] for name in names)], rows)
 
 
 def costs(results: Results) -> str:
@@ -118,80 +171,74 @@ def accuracy(results: Results) -> str:
     return f"{section['model']} on {section['texts']} texts: {section['source']}.\n\n{table(header, rows)}"
 
 
-def bars(results: Results) -> str:
-    """Every bar: what was asked, what was reached."""
+def bars(found: Sequence[Results]) -> str:
+    """Every bar: what was asked, what was reached, and on a GPU by which engine."""
     rows = []
-    for bar in results["ratios"]:
+    for bar in found:
         limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
         reached = EMPTY if bar["value"] is None else f"{bar['value']:.4g}"
         verdict = {True: "met", False: "missed", None: ""}[bar["met"]]
-        rows.append([bar["bar"], limit, reached, "; without ".join(filter(None, (verdict, bar["gap"])))])
-    return table(["", "bar", "reached", ""], rows)
+        by = [bar["engine"] or EMPTY] if "engine" in bar else []
+        rows.append([bar["bar"], limit, reached, *by, "; without ".join(filter(None, (verdict, bar["gap"])))])
+    return table(["", "bar", "reached", *(["by"] if found and "engine" in found[0] else []), ""], rows)
 
 
 def gaps(results: Results) -> str:
     """Everything that has no figure, by name, with the reason."""
-    lines = []
-    for engine in results["engines"].values():
-        if engine["gap"]:
-            lines.append(f"* {engine['label']}: {engine['gap']}")
-            continue
-        if "seconds" not in engine["cold_start"]:
-            lines.append(f"* {engine['label']}, cold start: {engine['cold_start'].get('gap') or 'wrong answer'}")
-        if engine["shared"]["gap"]:
-            lines.append(f"* {engine['label']}, {_TOGETHER}: {engine['shared']['gap']}")
-        for name, verdict in engine["results"].items():
-            if "seconds" not in verdict:
-                lines.append(f"* {engine['label']} on {results['workloads'][name]['label']}: {_reason(verdict)}")
+    lines = [f"* {what}: left out, for the time budget was spent" for what in results.get("left_out", [])]
+    if is_gpu(results):
+        for model, found in results["models"].items():
+            lines += _gaps(found, f"{model}, ")
+    else:
+        lines += _gaps(results, "")
     return "\n".join(lines) or "None."
 
 
-def write_documents(results: Results, root: Path = ROOT) -> list[Path]:
-    """Replace the blocks between the markers; return the documents that have them."""
-    written = []
-    for document, (name, text) in documents(results, root).items():
-        content = document.read_text(encoding="utf-8") if document.exists() else ""
-        span = block(content, name)
-        if span is not None:
-            document.write_text(content[: span.start] + text + content[span.stop :], encoding="utf-8")
-            written.append(document)
-    return written
-
-
-def documents(results: Results, root: Path = ROOT) -> dict[Path, tuple[str, str]]:
-    """Which document holds which block, and what must stand in it."""
-    return {
-        root / "README.md": ("bench", headline(results)),
-        root / "docs" / "benchmarks.md": ("bench-full", markdown(results)),
-    }
-
-
-def block(content: str, name: str) -> slice | None:
-    """Where the text between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` is; None without them."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-    if begin not in content or end not in content:
-        return None
-    return slice(content.index(begin) + len(begin), content.index(end))
+def _gaps(found: Results, of: str) -> list[str]:
+    lines = []
+    for engine in found["engines"].values():
+        label = f"* {of}{engine['label']}"
+        if engine["gap"]:
+            lines.append(f"{label}: {engine['gap']}")
+            continue
+        cold, shared = engine.get("cold_start"), engine.get("shared")
+        if cold is not None and "seconds" not in cold:
+            lines.append(f"{label}, cold start: {cold.get('gap') or 'wrong answer'}")
+        if shared is not None and shared["gap"]:
+            lines.append(f"{label}, {_TOGETHER}: {shared['gap']}")
+        for name, verdict in engine["results"].items():
+            if "seconds" not in verdict:
+                lines.append(f"{label} on {found['workloads'][name]['label']}: {_reason(verdict)}")
+    return lines
 
 
 def _conditions(results: Results) -> str:
     machine, model = results["machine"], results["model"]
-    flags = " ".join(
-        flag for flag in machine["flags"] if flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
-    )
-    versions = dict(sorted({k: v for e in results["engines"].values() for k, v in e["versions"].items()}.items()))
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    flags = " ".join(flag for flag in machine["flags"] if flag in _SHOWN_FLAGS)
     size = f"{model['num_hidden_layers']} layers × {model['hidden_size']}"
     return (
         f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} ({flags}), {results['threads']} threads on "
         f"{machine['cores']} cores; {size}, head `{model['head']}`, seeded weights; medians over {results['rounds']} "
-        f"interleaved rounds{load(machine.get('load_before'))}. {listed}."
+        f"interleaved rounds{load(machine.get('load_before'))}. {_versions([results])}."
     )
 
 
-def load(before: float | None) -> str:
-    """What to say of the load when the run began: the average number of processes that wanted a core."""
-    return "" if before is None else f"; load {before:.2g} before the run"
+def _gpu_conditions(results: Results) -> str:
+    device, machine = results["peak"]["device"], results["machine"]
+    facts = [f"{key.replace('_', ' ')} {value}" for key, value in device.items() if key != "name" and value is not None]
+    peaks = ", ".join(f"{name} {value / 1e12:.3g}" for name, value in results["peak"]["flops_per_second"].items())
+    quick = "Quick run, for the harness alone. " if results["quick"] else ""
+    return (
+        f"{quick}{'; '.join([device['name'], *facts])}; {machine['cpu']}, {machine['cores']} cores, Python "
+        f"{machine['python']}. Measured peak of matrix products, TFLOP/s: {peaks}. Medians over {results['rounds']} "
+        f"interleaved rounds, from numpy to numpy. {_versions(list(results['models'].values()))}."
+    )
+
+
+def _versions(models: Sequence[Results]) -> str:
+    engines = [engine for found in models for engine in found["engines"].values()]
+    versions = {name: version for engine in engines for name, version in engine["versions"].items()}
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def _measured(results: Results) -> list[Engine]:
@@ -208,16 +255,17 @@ def _milliseconds(engine: Engine, workload: str) -> str:
     return EMPTY if seconds is None else _rounded(seconds * 1e3)
 
 
-def _with_range(engine: Engine, workload: str) -> str:
-    verdict = engine["results"].get(workload, {})
+def _with_range(verdict: Verdict, digits: int) -> str:
     if "seconds" not in verdict:
         return EMPTY if verdict.get("gap") else "wrong"
-    median, lowest, highest = (verdict["seconds"][key] * 1e3 for key in ("median", "lowest", "highest"))
-    return f"{_rounded(median)} ({_rounded(lowest)}–{_rounded(highest)})"
+    median, lowest, highest = (
+        _rounded(verdict["seconds"][key] * 1e3, digits) for key in ("median", "lowest", "highest")
+    )
+    return f"{median} ({lowest}–{highest})"
 
 
-def _rounded(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+def _rounded(value: float, digits: int = 2) -> str:
+    return f"{value:.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def _start_and_size(engine: Engine) -> list[str]:
@@ -234,26 +282,17 @@ def _reason(verdict: dict[str, Any]) -> str:
     return f"wrong answers, so no time ({figures})" if verdict["cosine"] is not None else "wrong shape or not finite"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join([_line(header), _line(["---"] * len(header)), *map(_line, rows)])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables, or write them into the documents."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write-readme", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS_DIR / "bench.json")
+    parser.add_argument("--write-docs", "--write-readme", action="store_true")
     options = parser.parse_args(argv)
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    if not options.write_readme:
+    if not options.write_docs:
         print(markdown(results))
         return 0
-    for document in write_documents(results):
+    for document in write_blocks(blocks(results)):
         print(f"wrote {document.relative_to(ROOT)}")
     return 0
 

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import EMPTY, ROOT, block, table
+from benchmarks.documents import BENCHMARKS, EMPTY, RESULTS_DIR, ROOT, Blocks, table, write_blocks
 
-RESULTS = ROOT / "benchmarks" / "results" / "task_accuracy.json"
+RESULTS = RESULTS_DIR / "task_accuracy.json"
 CHECKPOINTS = ROOT / "examples" / "nano" / "checkpoints"
 HEADS = ("qa", "cls", "ner", "mc", "ie")
 BUILT_IN_TEXT = "int8, built-in text"
 PRECISIONS = ("fp32", "fp16", "int8", BUILT_IN_TEXT)
 _VERSIONS = ("torch", "onnxruntime", "numpy")
-_BLOCK = "task-accuracy"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     result = json.loads(options.output.read_text(encoding="utf-8"))
     if options.output == RESULTS:
-        write_document(result)
+        write_blocks(blocks(result))
     print(markdown(result))
     return 0 if all(row["passed"] for row in result["rows"] if row["precision"] != BUILT_IN_TEXT) else 1
 
@@ -64,41 +63,23 @@ def _cell(accuracy: dict[str, Any] | None, metric: str) -> str:
     return EMPTY if accuracy is None else f"{accuracy['metrics'][metric]['found']:.2f} ({accuracy['same_answers']})"
 
 
-def document(root: Path = ROOT) -> Path:
-    """Where the table is, between the markers ``task-accuracy``."""
-    return root / "docs" / "benchmarks.md"
-
-
-def write_document(result: dict[str, Any], root: Path = ROOT) -> None:
-    """Replace what stands between the markers."""
-    content = document(root).read_text(encoding="utf-8")
-    span = block(content, _BLOCK)
-    if span is not None:
-        document(root).write_text(content[: span.start] + markdown(result) + content[span.stop :], encoding="utf-8")
+def blocks(result: dict[str, Any]) -> Blocks:
+    """Which block of which document holds what."""
+    return {(BENCHMARKS, "task-accuracy"): markdown(result)}
 
 
 def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
+    import erniem_export
     from erniem_export.errors import ParityError
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.precision import Precision
-    from erniem_export.progress import Terminal
-    from erniem_export.quantization.quantize import Int8
-    from erniem_export.tensorrt.options import EngineOptions
 
-    weights = precision.split(",")[0]
-    options = ExportOptions(
-        model=str(CHECKPOINTS / head),
-        head=head,
-        output=folder / head / precision,
-        precision=Precision(weights),
-        target="onnxruntime" if weights == "int8" else "any",
-        int8=Int8(calibration=_built_in() if precision == BUILT_IN_TEXT else None),
-        engine=EngineOptions("none"),
-    )
+    calibration = _built_in() if precision == BUILT_IN_TEXT else None
+    options = {"precision": precision.split(",")[0], "calibration": calibration, "engine": "none"}
     cpu = None
     try:
-        _, manifest = export(options, Terminal())
+        # The graph of standard operators in fp32 and fp16: what its rounding is can be shown on a CPU.
+        target = "auto" if options["precision"] == "int8" else "portable"
+        output = folder / head / precision
+        _, manifest = erniem_export.export(CHECKPOINTS / head, output, head=head, target=target, **options)
         report = manifest.parity[manifest.artifact]
         cpu = ((manifest.engine or {}).get("int8") or {}).get("cpu")
     except ParityError as error:

@@ -1,4 +1,4 @@
-"""Texts in several languages for judging int8: Debian's ``fortunes`` if they are installed, else nano's sentences."""
+"""Texts in several languages: Debian's ``fortunes`` if they are installed, and what nano's generator writes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks.prepare import ROOT
+from benchmarks.documents import ROOT
 
 FORTUNES = Path("/usr/share/games/fortunes")
 _FILES = {
@@ -74,7 +75,12 @@ def _fortunes(folder: Path, patterns: tuple[str, ...]) -> list[str]:
 
 
 def _generated(language: str, split: str = "heldout") -> list[str]:
-    command = [sys.executable, str(ROOT / "examples" / "nano" / "generate.py"), "--task", "ner"]
-    command += ["--split", split, "--count", "80", "--language", language]
+    return sorted({example["text"] for example in nano_examples("ner", language, 80, split)})
+
+
+def nano_examples(task: str, language: str, count: int, split: str = "heldout") -> list[dict[str, Any]]:
+    """Return examples of nano's generator, seeded."""
+    command = [sys.executable, str(ROOT / "examples" / "nano" / "generate.py"), "--task", task]
+    command += ["--split", split, "--count", str(count), "--language", language]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return sorted({json.loads(line)["text"] for line in done.stdout.splitlines()})
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -4,39 +4,59 @@ All ways take turns in one process, round by round; a ratio is the median of the
 the reference's has no time. Wall time needs an idle machine; CPU time bears company, and what of it the main thread
 takes is what more threads cannot share. Loading is measured in fresh processes. Writes a JSON file, prints its tables
 and puts them into docs/benchmarks.md; ``--tables-only`` makes the tables of the file as it is.
+
+The texts are generated sentences in many scripts. Without ``--tokenizer`` the vocabulary is made up: trained pieces,
+the words that similar texts repeat, and pieces joined from two trained ones up to ErnieM's size. That is not ErnieM's
+vocabulary, but it is loaded and searched as ErnieM's is.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import json
+import math
 import os
-import platform
+import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.models.deprecated.ernie_m.tokenization_ernie_m import ErnieMTokenizer
-
 import erniem_rt
-from benchmarks.tables import ROOT
-from benchmarks.tokenizer_data import make_texts, write_tokenizer
-from benchmarks.tokenizer_tables import RESULTS, tables, write_document
-from erniem_export.sentencepiece_model import in_byte_order
-from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
+from benchmarks.documents import BENCHMARKS, RESULTS_DIR, ROOT, Blocks, load, table, write_blocks
+from benchmarks.machine import describe_machine
 from erniem_rt import Tokenizer
 from erniem_rt.tokenizer import BatchEncoding
 
+RESULTS = RESULTS_DIR / "tokenizer_speed.json"
 REFERENCE = "transformers"
 ONE_THREAD = "batch, 1 thread"
 _OTHERS = ("transformers", "sentencepiece", "numpy")
 Rows = list[list[int]]
+
+VOCABULARY_SIZE = 250_002
+_MARKERS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
+_TRAINED_PIECES = 8000
+_TRAINING_TEXTS = 6000
+_REPEATED = 3  # a word is a piece of its own if the texts have it so often
+_LONGEST_WORD = 12
+_WORD = re.compile(r"▁[^▁\d,;:.?!~\u4e00-\u9fff]+|\d+")  # ErnieM cuts words at these characters
+_CONTROL_PIECES = 3  # <unk>, <s> and </s>, for which ErnieM has tokens of its own
+
+
+_LOADED = {
+    "sentencepiece": "sentencepiece alone, a checkpoint's file",
+    "checkpoint": "`Tokenizer.from_dir`, a checkpoint's files",
+    "exported": "`Tokenizer.from_dir`, an exported folder's",
+}
 
 
 class Way(NamedTuple):
@@ -83,13 +103,13 @@ def main() -> None:
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     result = json.loads(options.output.read_text(encoding="utf-8"))
     if options.output == RESULTS:
-        write_document(result)
+        write_blocks(blocks(result))
     print(tables(result))
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     texts = make_texts(options.texts)
-    machine = _machine()
+    machine = describe_machine()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.tokenizer or Path(temporary) / "made_up"
         if options.tokenizer is None:
@@ -107,7 +127,10 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
         "vocabulary": "made up, of 250,002 tokens"
         if options.tokenizer is None
         else options.vocabulary or "a checkpoint's",
-        "machine": machine,
+        "machine": {
+            **{key: machine[key] for key in ("cpu", "cores", "python")},
+            "load_average": machine["load_before"],
+        },
         "versions": {
             "erniem_rt": erniem_rt.__version__,
             **{name: importlib.metadata.version(name) for name in _OTHERS},
@@ -119,6 +142,8 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ways(folder: Path, batches: list[list[str]]) -> dict[str, Way]:
+    from transformers.models.deprecated.ernie_m.tokenization_ernie_m import ErnieMTokenizer
+
     reference = ErnieMTokenizer.from_pretrained(folder)
     ours = Tokenizer.from_dir(folder)
 
@@ -186,7 +211,10 @@ def _ratio(base: list[float], other: list[float]) -> float:
 
 
 def _exported(source: Path, target: Path) -> Path:
-    """The tokenizer's files as ``erniem-export`` writes them."""
+    """Write the tokenizer's files as ``erniem-export`` does."""
+    from erniem_export.sentencepiece_model import in_byte_order
+    from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
+
     target.mkdir()
     for file in tokenizer_files(source):
         content = file.read_bytes()
@@ -229,15 +257,132 @@ def _long_texts(tokenizer: Tokenizer, text: str, rounds: int = 3) -> list[dict[s
     return rows
 
 
-def _machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "")
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],  # before
-        "python": platform.python_version(),
-    }
+def tables(result: dict[str, Any]) -> str:
+    """Speed, loading and long texts."""
+    parts = [
+        _conditions(result),
+        _speed_table(result["ways"]),
+        _loading_table(result["loading"]),
+        _long_texts_table(result["long_texts"]),
+    ]
+    return "\n".join(parts)
+
+
+def blocks(result: dict[str, Any]) -> Blocks:
+    """Which block of which document holds what."""
+    return {(BENCHMARKS, "tokenizer"): tables(result)}
+
+
+def _conditions(result: dict[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"{result['texts']:,} texts, {result['characters']:,} characters, {result['texts_per_call']:,} texts a call; "
+        f"medians of {result['rounds']} interleaved rounds{load(machine['load_average'])}; vocabulary: "
+        f"{result['vocabulary']}. {machine['cpu']}, "
+        f"{machine['cores']} cores, Python {machine['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".\n"
+    )
+
+
+def _speed_table(ways: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, way in ways.items():
+        if not way["correct"]:
+            rows.append([name, "wrong ids", "", "", ""])
+            continue
+        ratios = (f"{way['times_reference']:.1f}", f"{way['times_one_thread']:.2f}")
+        rows.append([name, f"{way['seconds']:.3f}", f"{way['cpu_seconds']:.3f}", *ratios])
+    return table(["", "seconds", "CPU seconds", "× transformers", "× one thread"], rows) + "\n"
+
+
+def _loading_table(loading: dict[str, dict[str, float]]) -> str:
+    rows = [
+        [
+            _LOADED[what],
+            *(f"{row[key]:.2f}" for key in ("seconds", "least_seconds", "cpu_seconds")),
+            f"{row['added_mb']:.0f} MB",
+        ]
+        for what, row in loading.items()
+    ]
+    return table(["loading 250,002 tokens", "seconds", "fastest", "CPU seconds", "memory"], rows) + "\n"
+
+
+def _long_texts_table(texts: list[dict[str, float]]) -> str:
+    rows = [
+        [f"{row['characters']:,}", f"{row['seconds']:.3f}", f"{row['seconds'] / row['characters'] * 1e6:.2f}"]
+        for row in texts
+    ]
+    return table(["one text of so many characters", "seconds", "microseconds a character"], rows) + "\n"
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    """Passages of the nano corpus in six languages, and one in four from sentences in 16 scripts."""
+    # The corpus and the sentences of the tests are not installed.
+    sys.path[:0] = [str(ROOT / "examples" / "nano"), str(ROOT / "tests")]
+    from conftest import SENTENCES
+
+    from generate import generate
+    from languages import CODES
+
+    rng = random.Random(seed)
+    passages = [generate("ner", code, "heldout", seed, count) for code in CODES]
+    texts = [" ".join(rng.sample(SENTENCES, 2)) if i % 4 == 0 else next(passages[i % 6]).text for i in range(count)]
+    rng.shuffle(texts)
+    return texts
+
+
+def write_tokenizer(folder: Path, size: int = VOCABULARY_SIZE, seed: int = 0) -> None:
+    """Write ``sentencepiece.bpe.model`` and ``vocab.txt`` with ``size`` tokens in all."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    texts = make_texts(_TRAINING_TEXTS, seed + 1)
+    needed = {char for text in make_texts(_TRAINING_TEXTS, seed) for char in text if char.strip()}
+    stream = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=stream,
+        model_type="unigram",
+        vocab_size=_TRAINED_PIECES,
+        character_coverage=1.0,
+        required_chars="".join(sorted(needed)),
+        normalization_rule_name="nmt_nfkc",
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(stream.getvalue())
+    _add_words(model, texts)
+    _add_joined_pieces(model, size - len(_MARKERS) - 1 + _CONTROL_PIECES, random.Random(seed))
+    pieces = [piece.piece for piece in model.pieces][_CONTROL_PIECES:]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sentencepiece.bpe.model").write_bytes(model.SerializeToString())
+    (folder / "vocab.txt").write_text("\n".join([*_MARKERS, *pieces, "[MASK]"]) + "\n", encoding="utf-8")
+
+
+def _add_words(model: Any, texts: list[str]) -> None:
+    import sentencepiece
+
+    known = {piece.piece for piece in model.pieces}
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    words = Counter(word for text in texts for word in _WORD.findall(processor.normalize(text)))
+    total = words.total()
+    for word, count in words.items():
+        if count >= _REPEATED and word not in known and len(word) <= _LONGEST_WORD:
+            model.pieces.add(piece=word, score=math.log(count / total))
+
+
+def _add_joined_pieces(model: Any, size: int, rng: random.Random) -> None:
+    trained = [piece.piece for piece in model.pieces][_CONTROL_PIECES:]
+    tails = [piece for piece in trained if not piece.startswith("▁")]
+    known = set(trained)
+    while len(model.pieces) < size:
+        joined = rng.choice(trained) + rng.choice(tails)
+        if joined not in known:
+            known.add(joined)
+            model.pieces.add(piece=joined, score=rng.uniform(-25, -18))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.adapters.base import Adapter
+    from benchmarks.adapters import Adapter
 
 Request = dict[str, Any]
 
@@ -97,10 +96,12 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         answers.write(json.dumps(result) + "\n")
         answers.flush()
 
+    from benchmarks import adapters
+
     start = json.loads(requests.readline())
-    adapter = import_module(f"benchmarks.adapters.{start['adapter']}")
+    load = getattr(adapters, start["adapter"])
     workloads = json.loads(Path(start["workloads"]).read_text(encoding="utf-8"))
-    worker = Worker(adapter.load(Path(start["artifact"]), start["threads"], **start["options"]), workloads)
+    worker = Worker(load(Path(start["artifact"]), start["threads"], **start["options"]), workloads)
     answer({"ready": True})
     for line in requests:
         request = json.loads(line)

@@ -24,7 +24,9 @@ def _json(text: str) -> Any:
 
 
 def _labels(text: str) -> list[str]:
-    return [label.strip() for label in text.split(",") if label.strip()]
+    from erniem_rt.pipelines._options import split_at_commas
+
+    return split_at_commas(text)
 
 
 _FLAG = {"action": "store_true", "default": None}
@@ -56,7 +58,11 @@ _CALL_OPTIONS: dict[str, dict[str, Any]] = {
     "handle_impossible_answer": {**_FLAG, "help": "question answering: there may be no answer"},
     "align_to_words": {**_FLAG, "help": "question answering: answer in whole words"},
     "aggregation_strategy": {"help": "token classification: none, simple, first, average or max"},
-    "ignore_labels": {"type": _labels, "metavar": "A,B,...", "help": "token classification: labels to leave out"},
+    "ignore_labels": {
+        "type": _labels,
+        "metavar": "A,B,...",
+        "help": "token classification: labels to leave out",
+    },
 }
 
 

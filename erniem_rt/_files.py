@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
     import os
+    from hashlib import _Hash as Hash
+    from io import FileIO
 
     import numpy as np
     from numpy.typing import NDArray
@@ -18,13 +21,24 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
+# A larger file is also recorded piece by piece, so that several threads can check it at once.
+PIECE = 16 << 20
+
 
 @dataclass(frozen=True)
 class FileRecord:
-    """SHA-256 (lower-case hex) and size in bytes of one file."""
+    """Hashes and size of one file.
+
+    Attributes:
+        sha256: SHA-256 of the content in lower-case hex, as ``sha256sum`` prints it.
+        size: Bytes.
+        pieces_sha256: For a file of more than 16 MiB, the SHA-256 of the joined SHA-256 digests (32 bytes each) of its
+            pieces of 16 MiB. None for a smaller file, and for one that an older version exported.
+    """
 
     sha256: str
     size: int
+    pieces_sha256: str | None = None
 
 
 def as_path(name: str, value: str | os.PathLike[str]) -> Path:
@@ -36,18 +50,28 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
 
 
 def hash_file(path: str | os.PathLike[str]) -> FileRecord:
-    """SHA-256 and size of a file, read in pieces; :class:`ArtifactError` when it cannot be read."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK))
+    """Hashes and size of a file; :class:`ArtifactError` when it cannot be read."""
+    whole, pieces = hashlib.sha256(), hashlib.sha256()
     size = 0
     try:
         with Path(path).open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            while count := _read_piece(file, whole, piece := hashlib.sha256()):
+                pieces.update(piece.digest())
                 size += count
     except OSError as error:
         raise unreadable(path, error) from error
-    return FileRecord(digest.hexdigest(), size)
+    return FileRecord(whole.hexdigest(), size, pieces.hexdigest() if size > PIECE else None)
+
+
+def _read_piece(file: FileIO, *hashes: Hash) -> int:
+    """Feed the next piece of ``file`` to ``hashes``; return its size in bytes."""
+    buffer = memoryview(bytearray(min(_CHUNK, PIECE)))
+    done = 0
+    while done < PIECE and (count := file.readinto(buffer[: PIECE - done])):
+        for each in hashes:
+            each.update(buffer[:count])
+        done += count
+    return done
 
 
 def check_size(path: Path, expected: int) -> None:
@@ -66,14 +90,48 @@ def check_size(path: Path, expected: int) -> None:
         )
 
 
-def check_hash(path: Path, expected: str) -> None:
-    """Raise :class:`ArtifactError` unless the SHA-256 of ``path`` is ``expected``."""
-    found = hash_file(path).sha256
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """What the file system says of a file: device, inode, size, times of change; None if it cannot."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def check_hash(path: Path, record: FileRecord, threads: int = 1) -> None:
+    """Raise :class:`ArtifactError` unless ``path`` has the content of ``record``.
+
+    A file that was recorded piece by piece is read by several ``threads``.
+    """
+    if record.pieces_sha256 is None:
+        expected, found = record.sha256, hash_file(path).sha256
+    else:
+        expected, found = record.pieces_sha256, _hash_pieces(path, record.size, threads)
     if found != expected:
         raise ArtifactError(
             f"{path} was changed after export: expected sha256 {expected}, found {found}. "
             "Restore the file or export again."
         )
+
+
+def _hash_pieces(path: Path, size: int, threads: int) -> str:
+    """What :attr:`FileRecord.pieces_sha256` records of a file of ``size`` bytes."""
+    with Workers(threads) as pool:
+        digests = [pool.submit(_hash_piece, path, start) for start in range(0, size, PIECE)]
+        return hashlib.sha256(b"".join(digest.result() for digest in digests)).hexdigest()
+
+
+def _hash_piece(path: Path, start: int) -> bytes:
+    """The SHA-256 digest of the piece that begins at byte ``start``."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            _read_piece(file, digest)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.digest()
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from erniem_rt._workers import Workers
+from erniem_rt.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,8 +49,10 @@ class Lanes:
         """
         under_way: deque[Future[list[NDArray[Any]]]] = deque()
         source = iter(feeds)
-        with ThreadPoolExecutor(self._count) as pool:
+        process = os.getpid()
+        with Workers(self._count) as pool:
             while True:
+                _check_process(process)
                 taken, failure = take(source, 1)
                 if not taken:
                     break
@@ -56,9 +60,13 @@ class Lanes:
                 if len(under_way) > self._count:
                     yield under_way.popleft().result()
             while under_way:
+                _check_process(process)
                 yield under_way.popleft().result()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # Its traceback holds this frame.
 
     def close(self) -> None:
         """Let go of the engine."""
@@ -76,6 +84,13 @@ def take(source: Iterator[_T], count: int) -> tuple[list[_T], Exception | None]:
     except Exception as error:
         return taken, error
     return taken, None
+
+
+def _check_process(process: int) -> None:
+    if os.getpid() != process:
+        raise EngineError(
+            "this process was forked while run_all was under way, which goes on in the parent alone: call it again."
+        )
 
 
 def _cores() -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import os
 from typing import TYPE_CHECKING
 
 from erniem_rt._signature import check_signature
+from erniem_rt._workers import Workers
 from erniem_rt.engines import open_engine, open_plan
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 
@@ -19,12 +20,13 @@ __all__ = ["load_graph", "load_plan"]
 
 
 def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
-    """Import and open the engine while another thread computes the hashes: about a second per GB."""
+    """Import and open the engine while other threads compute the hashes, which takes a core about a second per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     manifest.verify(path.parent, hashes=False, without=others)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        hashes = pool.submit(manifest.verify, path.parent, without=others) if verify else None
+    with Workers(1) as pool:
+        cores = os.cpu_count() or 1
+        hashes = pool.submit(manifest.verify, path.parent, without=others, threads=cores) if verify else None
         try:
             engine = open_engine(path, device=device, options=options)
         except ArtifactError as error:

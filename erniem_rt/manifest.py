@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._fields import Fields, artifact_error
-from erniem_rt._files import FileRecord, check_hash, check_size, hash_file
+from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, stamp
 from erniem_rt.plan import Plan, Profile, parse_plan
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class Manifest:
         for key in ("defaults", "plan"):
             if not content[key]:
                 del content[key]  # which older versions do not know
+        content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         # Not tempfile: it makes files that only their owner may read.
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -175,8 +176,17 @@ class Manifest:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def verify(self, directory: str | os.PathLike[str], *, hashes: bool = True, without: Collection[str] = ()) -> None:
+    def verify(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        hashes: bool = True,
+        without: Collection[str] = (),
+        threads: int = 1,
+    ) -> None:
         """Check that every file is in ``directory`` with its size and, with ``hashes``, its content.
+
+        ``threads`` read a large file at once.
 
         Raises :class:`ArtifactError` naming the first file that is missing, truncated or edited. Sizes
         come first, for all files: they cost nothing. Files ``without`` are not looked at.
@@ -188,7 +198,14 @@ class Manifest:
         if not hashes:
             return
         for name, record in files.items():
-            check_hash(folder / name, record.sha256)
+            check_hash(folder / name, record, threads)
+
+    def stamps(self, directory: str | os.PathLike[str]) -> dict[str, tuple[int, ...] | None]:
+        """What the file system says of every file, for telling later whether it is still the same; None if it is gone.
+
+        Any write, and any other file in its place, changes inode, size, or one of the times.
+        """
+        return {name: stamp(Path(directory) / name) for name in self.files}
 
 
 def _parse(fields: Fields) -> Manifest:
@@ -234,7 +251,13 @@ def _parse_tensor(fields: Fields) -> TensorSpec:
 
 
 def _parse_record(fields: Fields) -> FileRecord:
-    return FileRecord(fields.sha256("sha256"), fields.integer("size", 0))
+    pieces = None if fields.data.get("pieces_sha256") is None else fields.sha256("pieces_sha256")
+    return FileRecord(fields.sha256("sha256"), fields.integer("size", 0), pieces)
+
+
+def _as_json(record: FileRecord) -> dict[str, object]:
+    """What the file says of a file: no key without a value."""
+    return {key: value for key, value in asdict(record).items() if value is not None}
 
 
 def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:

@@ -14,6 +14,7 @@ from erniem_rt._files import as_path
 from erniem_rt._inputs import prepare
 from erniem_rt._lanes import Lanes, lane_count, take
 from erniem_rt._loading import load_graph, load_plan
+from erniem_rt._processes import check_gpu, renew_after_fork
 from erniem_rt.engines import check_suffix, device_for, is_plan
 from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
 from erniem_rt.errors import ArtifactError, InvalidInputError
@@ -21,17 +22,22 @@ from erniem_rt.manifest import Manifest
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
+
+    from erniem_rt._files import FileRecord
 
 __all__ = ["Session"]
 
 
 class Session:
     """An artifact, loaded. Safe to share between threads; a context manager.
+
+    A child forked from this process opens the artifact again, with the same options, at its first run. A pickle is the
+    path and the options, and opens it where it is read. Both refuse files that are not those of this session.
 
     Args:
         path: ``HEAD.onnx``, its manifest ``HEAD.json``, or the TensorRT plan ``HEAD.plan``, in the folder that was
@@ -82,14 +88,17 @@ class Session:
         threads = _checked_threads(threads)
         self._path, self.manifest = _locate(as_path("path", path))
         self._full_manifest = self.manifest
+        self._path = self._path.absolute()  # It may be opened again, from another working directory.
         self._device = device_for(self._path, wanted)
         self._longest: int | None = None
         self.lanes = 1
+        self._stamps = self.manifest.stamps(self._path.parent)
+        self._graph_options = GraphOptions(threads, share_weights, bool(cuda_graphs))
         if is_plan(self._path):
             _refuse(self._path, "for graphs", share_weights=share_weights)
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
             engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
-            self._engine: Engine = engine
+            self._engine: Engine | None = engine
             self._longest = engine.max_length
             self.manifest = _as_run(self.manifest, self._longest)
         else:
@@ -98,14 +107,22 @@ class Session:
                 warn_of_cpu(self.manifest.engine)
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
-            self._graph_options = GraphOptions(threads, share_weights, bool(cuda_graphs))
             self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
             self.lanes = lane_count(self.manifest, self._device, threads)
-        self._verify = verify
         self._side: Lanes | None = None
         self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
+        self._options: dict[str, Any] = {
+            "device": device,
+            "threads": threads,
+            "share_weights": share_weights,
+            "cuda_graphs": cuda_graphs,
+            "verify": verify,
+            "trust_plan": trust_plan,
+            "runtime_cache": None if runtime_cache is None else as_path("runtime_cache", runtime_cache).absolute(),
+        }
+        renew_after_fork(self)
 
     def run(
         self, inputs: Mapping[str, ArrayLike | None] | None = None, /, **named: ArrayLike | None
@@ -128,9 +145,8 @@ class Session:
 
         Raises :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for want of memory for example.
         """
-        return dict(
-            zip(self._outputs, self._engine.run(self._feeds(_merged(inputs, named)), self._outputs), strict=True)
-        )
+        found = self._opened().run(self._feeds(_merged(inputs, named)), self._outputs)
+        return dict(zip(self._outputs, found, strict=True))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Answer many batches, each as :meth:`run` does, in their order.
@@ -148,7 +164,10 @@ class Session:
         if len(head) < 2:  # A lane would take one thread alone.
             yield from map(self.run, head)
             if failure is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # Its traceback holds this frame.
             return
         feeds = (self._feeds(_merged(batch, {})) for batch in chain(head, source))
         for found in self._opened_side().run(feeds, self._outputs):
@@ -158,7 +177,8 @@ class Session:
         """Free the model; runs under way in other threads finish. Closing twice is fine."""
         with self._opening:
             self._closed = True
-            self._engine.close()
+            if self._engine is not None:
+                self._engine.close()
             if self._side is not None:
                 self._side.close()
 
@@ -171,14 +191,46 @@ class Session:
         return prepare(self._full_manifest, given, longest=self._longest)
 
     def _opened_side(self) -> Lanes:
-        """The lanes, opened when they are first asked for, with the checks that the artifact itself had."""
+        """The lanes, opened when they are first asked for."""
         with self._opening:
             self._require_open()
             if self._side is None:
-                options = replace(self._graph_options, threads=1)
-                engine = load_graph(self._path, self._full_manifest, self._device, options, self._verify)
-                self._side = Lanes(engine, self.lanes)
+                self._side = Lanes(self._open_again(replace(self._graph_options, threads=1)), self.lanes)
             return self._side
+
+    def _opened(self) -> Engine:
+        """The engine, opened again in a forked child."""
+        engine = self._engine
+        if engine is None:
+            with self._opening:
+                self._require_open()
+                if self._engine is None:
+                    check_gpu(self._device)
+                    self._engine = self._open_again(self._graph_options)
+                engine = self._engine
+        return engine
+
+    def _open_again(self, options: GraphOptions) -> Engine:
+        """The graph from the files that were checked before; they are hashed where they are not the same by now."""
+        changed = self._full_manifest.stamps(self._path.parent) != self._stamps
+        try:
+            return load_graph(self._path, self._full_manifest, self._device, options, verify=changed)
+        except ArtifactError as error:
+            if not changed:
+                raise
+            raise ArtifactError(
+                f"{self._path} has to be read again, and its files are not those that this session was opened on: "
+                f"open a new session, in the parent if this process was forked. {error}"
+            ) from error
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child: called there, by Python, before anything else runs."""
+        self._opening = Lock()
+        self._engine = self._side = None
+
+    def __reduce__(self) -> tuple[Callable[..., Session], tuple[object, ...]]:
+        self._require_open()
+        return _unpickled, (type(self), self._path, self._options, self._full_manifest.files)
 
     def __enter__(self) -> Session:
         return self
@@ -190,6 +242,17 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({str(self._path)!r}, head={self.manifest.head!r}, device={str(self._device)!r})"
+
+
+def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: Mapping[str, FileRecord]) -> Session:
+    session = cls(path, **options)
+    if session._full_manifest.files != files:
+        session.close()
+        raise ArtifactError(
+            f"{path} is not the artifact whose session was pickled: its files are others. Restore them, or pickle a "
+            "session on these."
+        )
+    return session
 
 
 def _locate(path: Path) -> tuple[Path, Manifest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# As erniem_rt sets it before it imports onnxruntime; some tests import that first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 NANO = Path(__file__).parents[1] / "examples" / "nano"
 

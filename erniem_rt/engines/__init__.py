@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from erniem_rt._processes import check_gpu, note_gpu
 from erniem_rt.engines.base import Device
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
@@ -45,17 +46,24 @@ def open_engine(path: Path, *, device: Device, options: GraphOptions) -> Engine:
     """Load a graph on ``device``."""
     from erniem_rt.engines.ort import OrtEngine
 
-    return OrtEngine(
+    check_gpu(device)
+    engine = OrtEngine(
         path,
         device=device,
         threads=options.threads,
         share_weights=options.share_weights,
         cuda_graphs=options.cuda_graphs,
     )
+    if device.kind == "cuda":
+        note_gpu()
+    return engine
 
 
 def open_plan(path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> PlanEngine:
     """Check a TensorRT plan, then load it on ``device``."""
     from erniem_rt.engines.trt import TensorRTEngine
 
-    return TensorRTEngine(path, manifest, device=device, options=options)
+    check_gpu(device)
+    engine = TensorRTEngine(path, manifest, device=device, options=options)
+    note_gpu()
+    return engine

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt._onnxruntime import import_onnxruntime
+from erniem_rt._processes import keep_for_good, renew_after_fork
 from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
@@ -56,7 +57,7 @@ class OrtEngine:
             raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
         if share_weights and device.kind != "cpu":
             raise InvalidInputError(f"share_weights=True needs device='cpu', got device={str(device)!r}.")
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime()
         if device.kind == "cuda":
             _require_cuda(ort)
         session = _create(ort, path, device, _options(ort, threads, share_weights), cuda_graphs)
@@ -69,6 +70,7 @@ class OrtEngine:
         self.outputs = tuple(map(_spec, session.get_outputs()))
         self._run: Runner | None = _runner(ort, session, device, cuda_graphs)
         self._device = device
+        renew_after_fork(self)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute ``outputs`` in the order given; :class:`EngineError` if onnxruntime cannot."""
@@ -88,16 +90,10 @@ class OrtEngine:
         """Drop the session; a run under way holds its own reference until it is done."""
         self._run = None
 
-
-def _import_onnxruntime() -> Any:
-    try:
-        return import_module("onnxruntime")
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise EngineUnavailableError(
-            'Running an .onnx artifact needs the package onnxruntime: pip install "erniem-rt[ort]".'
-        ) from error
+    def after_fork(self) -> None:
+        """Close without freeing: onnxruntime would wait for its threads, which a forked child does not have."""
+        keep_for_good(self._run)
+        self._run = None
 
 
 def _require_cuda(ort: Any) -> None:

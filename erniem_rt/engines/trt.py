@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt._processes import keep_for_good, renew_after_fork
 from erniem_rt.engines.trt_library import LoadedPlan
 from erniem_rt.engines.trt_pool import LanePool
 from erniem_rt.engines.trt_rows import RowBatch, are_by_row
@@ -51,6 +52,7 @@ class TensorRTEngine:
         self.max_length = max(profile.max[-1] for profile in plan.profiles)
         # A session that is dropped without close() must not keep the GPU's memory.
         self._finalizer = weakref.finalize(self, self._pool.close)
+        renew_after_fork(self)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute ``outputs`` in the order given; :class:`EngineError` if TensorRT or CUDA cannot."""
@@ -68,3 +70,8 @@ class TensorRTEngine:
     def close(self) -> None:
         """Give the GPU's memory back; runs under way in other threads finish first. Closing twice is fine."""
         self._finalizer()
+
+    def after_fork(self) -> None:
+        """Let go of nothing: the GPU's memory is the parent's, and CUDA does not work in a forked child."""
+        self._finalizer.detach()
+        keep_for_good(self._pool)

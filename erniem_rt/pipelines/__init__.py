@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
+from erniem_rt._workers import Workers
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.base import require_options
 from erniem_rt.session import Session
@@ -68,7 +68,7 @@ def pipeline(
     wanted = None if task is None else _class(task)
     path = as_path("path", path)
     # Side by side: both take their time outside of Python. What is wrong with the artifact is said first.
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with Workers(1) as pool:
         tokenizer = pool.submit(Tokenizer.from_dir, path.parent, verify=False)  # the session does
         session = Session(
             path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -9,9 +10,22 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 
-__all__ = ["is_count", "quoted", "require_choice", "require_count", "require_flag", "require_fraction"]
+__all__ = [
+    "comma_parts",
+    "is_count",
+    "parts",
+    "quoted",
+    "require_choice",
+    "require_count",
+    "require_flag",
+    "require_fraction",
+    "split_at_commas",
+]
 
 _SHOWN = 60
+# Commas of Latin, Chinese, Arabic, Ethiopic, Mongolian and N'Ko script, and Chinese ones that divide smaller parts.
+_COMMA = re.compile("[,，﹐︐،፣᠂᠈߸]")
+_ENUMERATION_COMMA = re.compile("[、､﹑︑]")
 
 
 def is_count(value: Any, least: int = 1) -> bool:
@@ -50,3 +64,26 @@ def require_choice(name: str, value: object, choices: Any) -> None:
 def quoted(text: str) -> str:
     """``text`` in quotes for a message, cut short if it is long."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def parts(text: str, divider: re.Pattern[str]) -> list[range]:
+    """Where the parts between dividers of one character stand, without the spaces around them; some may be empty."""
+    found = []
+    start = 0
+    for part in divider.split(text):
+        found.append(range(start + len(part) - len(part.lstrip()), start + len(part.rstrip())))
+        start += len(part) + 1
+    return found
+
+
+def comma_parts(text: str) -> list[range]:
+    """Where the parts stand that commas of any script divide ``text`` into, as :func:`parts` does.
+
+    The enumeration comma (、) divides only a text without other commas: in ``金融、保险,科技`` there are two parts.
+    """
+    return parts(text, _COMMA if _COMMA.search(text) else _ENUMERATION_COMMA)
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The parts of :func:`comma_parts`, without empty ones."""
+    return [text[part.start : part.stop] for part in comma_parts(text) if part]

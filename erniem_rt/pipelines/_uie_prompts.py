@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from erniem_rt.errors import InvalidInputError
@@ -20,15 +19,21 @@ __all__ = ["Prompt", "PromptKey", "Prompter", "SchemaLanguage"]
 SchemaLanguage = Literal["auto", "zh", "en"]
 PromptKey = tuple[str, tuple[range, ...]]
 
+# Most prompts that a prompter remembers.
+_REMEMBERED = 1024
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, for a classification, where its options stand in it (code points)."""
+    """A prompt and, for a classification, where its options stand in it (code points).
+
+    With ``text_first`` they are answers only where the text has none.
+    """
 
     encoded: EncodedText
     options: tuple[range, ...]
+    text_first: bool
 
     @property
     def text(self) -> str:
@@ -52,11 +57,15 @@ class Prompter:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, language: SchemaLanguage) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = tokenizer
         self._max_length = max_length
         self._language = language
         # The same prompts come again with every text.
-        self._encode = lru_cache(maxsize=1024)(self._encode_uncached)
+        self._encoded: dict[str, EncodedText] = {}
+
+    def close(self) -> None:
+        """Let go of the tokenizer."""
+        self._tokenizer = None
 
     def __call__(self, node: Node, answer: str | None = None) -> Prompt:
         """Ask for ``node``; about ``answer``, if it is a child.
@@ -66,20 +75,30 @@ class Prompter:
         """
         lead = self._lead(node, answer)
         options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
-        return Prompt(self._encode(lead + node.choices), options)
+        return Prompt(self._encode(lead + node.bracket), options, node.text_first)
 
     def _lead(self, node: Node, answer: str | None) -> str:
-        """The prompt up to its options."""
+        """The prompt up to the brackets that end it."""
         if answer is None:
             return node.label
         if self._language == "zh" or (self._language == "auto" and _HAN.search(node.name)):
             return f"{answer}的{node.label}"
-        return f"{node.label.rstrip()} of {answer} " if node.choices else f"{node.label} of {answer}"
+        return f"{node.label.rstrip()} of {answer} " if node.bracket else f"{node.label} of {answer}"
 
-    def _encode_uncached(self, text: str) -> EncodedText:
-        shown = quoted(text)
-        encoded = encode(self._tokenizer, text, f"the prompt {shown}")
-        special = self._tokenizer.num_special_tokens_to_add(pair=True)
+    def _encode(self, text: str) -> EncodedText:
+        encoded = self._encoded.get(text)
+        if encoded is None:
+            if len(self._encoded) >= _REMEMBERED:
+                self._encoded.clear()
+            encoded = self._encoded[text] = self._encode_anew(text)
+        return encoded
+
+    def _encode_anew(self, text: str) -> EncodedText:
+        shown, tokenizer = quoted(text), self._tokenizer
+        if tokenizer is None:
+            raise InvalidInputError("the pipeline is closed; open it again.")
+        encoded = encode(tokenizer, text, f"the prompt {shown}")
+        special = tokenizer.num_special_tokens_to_add(pair=True)
         if len(encoded.ids) + special >= self._max_length:
             raise InvalidInputError(
                 f"the prompt {shown} takes {len(encoded.ids)} tokens; the limit is {self._max_length}, of which "

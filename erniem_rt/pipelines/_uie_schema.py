@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._containers import is_list, strings
+from erniem_rt.pipelines._options import comma_parts, parts
 from erniem_rt.pipelines._uie_text import half_width
 
 __all__ = ["Node", "parse_schema"]
 
 _DEEPEST = 32
-_COMMA = re.compile("[,、]")
+_SLASH = re.compile("/")
+_OTHER_DIVIDER = re.compile("[;؛|]")
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,19 @@ class Node:
 
     Attributes:
         name: As it stands in the schema, and so in the answers.
-        label: The name without its options, and all of it where there are none.
-        choices: The options with their brackets, which end the name: ``"[positive, negative]"``, or "".
-        options: Where each option stands in ``choices``; there are none unless this is a classification.
+        label: The name without the brackets that end it, and all of it where none do.
+        bracket: What ends the name in brackets: options, ``"[positive, negative]"``, or part of the name, ``"[EUR]"``.
+        options: Where each option stands in ``bracket``; there are none unless this may be a classification.
+        text_first: Whether the options may be a unit, ``"[km/h]"``: then one of them is an answer only where the text
+            has none.
         children: What to ask about each answer.
     """
 
     name: str
     label: str
-    choices: str
+    bracket: str
     options: tuple[range, ...]
+    text_first: bool
     children: tuple[Node, ...]
 
 
@@ -40,8 +45,8 @@ def parse_schema(schema: object) -> tuple[Node, ...]:
 
     Raises:
         InvalidInputError: It is something else, is empty, has a name twice in one place, is cyclic or nested deeper
-            than 32 levels, or a name in it is empty or not str, or has no options between its brackets. The message
-            says where.
+            than 32 levels, or a name in it is empty or not str, has nothing between its brackets, or has options that
+            something else than commas divides. The message says where.
     """
     nodes = _nodes(schema, "schema", ())
     if not nodes:
@@ -84,24 +89,42 @@ def _node(name: str, place: str, children: tuple[Node, ...]) -> Node:
     flat = half_width(name).rstrip()
     opening = flat.rfind("[")
     if not flat.endswith("]") or opening < 0:
-        return Node(name, name, "", (), children)
-    label, choices = name[:opening], name[opening : len(flat)]
-    options = _options(choices)
-    texts = [choices[option.start : option.stop] for option in options]
+        return Node(name, name, "", (), False, children)
+    label, bracket = name[:opening], name[opening : len(flat)]
+    try:
+        options, text_first = _options(label, half_width(bracket)[1:-1])
+    except ValueError as error:
+        raise InvalidInputError(f"{place} has the name {name!r}: {error}") from None
     if not label.strip():
-        raise InvalidInputError(f"{place} has the name {name!r}: expected text before the options.")
+        return Node(name, name, "", (), False, children)
+    return Node(name, label, bracket, tuple(range(o.start + 1, o.stop + 1) for o in options), text_first, children)
+
+
+def _options(label: str, inside: str) -> tuple[list[range], bool]:
+    """Where options stand between the brackets, and whether they may be a unit; ValueError if they are no good ones.
+
+    Two or more parts between commas are options. One part is not, ``"[EUR]"``, unless there are slashes in it.
+    """
+    options = comma_parts(inside)
+    texts = [inside[option.start : option.stop] for option in options]
     if "" in texts:
-        raise InvalidInputError(f"{place} has the name {name!r}: expected options between its brackets and commas.")
+        raise ValueError("expected options between its brackets and commas.")
+    if len(options) == 1:
+        return _units(inside)
+    if not label.strip():
+        raise ValueError("expected text before the options.")
     if len(set(texts)) < len(texts):
-        raise InvalidInputError(f"{place} has the name {name!r}: give each option once.")
-    return Node(name, label, choices, options, children)
+        raise ValueError("give each option once.")
+    return options, False
 
 
-def _options(choices: str) -> tuple[range, ...]:
-    """Where the options stand, without the brackets, commas and spaces around them; an empty range for an empty one."""
-    options = []
-    start = 1
-    for option in _COMMA.split(half_width(choices)[1:-1]):
-        options.append(range(start + len(option) - len(option.lstrip()), start + len(option.rstrip())))
-        start += len(option) + 1
-    return tuple(options)
+def _units(inside: str) -> tuple[list[range], bool]:
+    if _OTHER_DIVIDER.search(inside):
+        raise ValueError(
+            "write options with commas between them, like Sentiment[good,bad], and what is no option in round brackets."
+        )
+    options = parts(inside, _SLASH)
+    texts = {inside[option.start : option.stop] for option in options}
+    if len(options) == 1 or "" in texts or len(texts) < len(options):
+        return [], False
+    return options, True

@@ -5,6 +5,7 @@ Rules of PaddleNLP's ``utils/tools.py`` (``get_span``) and ``taskflow/informatio
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from erniem_rt.pipelines._uie_text import EncodedText
 
-__all__ = ["Span", "choose_option", "cut_answers", "find_spans"]
+__all__ = ["Span", "choose_option", "cut_answers", "find_spans", "join_spans"]
 
 
 class Span(NamedTuple):
@@ -40,6 +41,30 @@ def find_spans(start: NDArray[np.float64], end: NDArray[np.float64], threshold: 
     # A start that is not after the previous end took that one.
     free = firsts > np.concatenate([[-1], ends[:-1]])
     return [Span(int(s), int(e), float(start[s] * end[e])) for s, e in zip(firsts[free], ends[free], strict=True)]
+
+
+def join_spans(pieces: Sequence[range], found: Sequence[Sequence[Span]]) -> list[Span]:
+    """Spans of a text from those ``found`` in each of its pieces, in order; all count the tokens of the text.
+
+    What two pieces share is cut in the middle, or at the nearest place that no span of the two goes across: on the left
+    the left piece counts, on the right the other one. So a span that one of them sees whole wins over a part of it at
+    the other one's edge, and each is there once.
+    """
+    cuts = [_cut(*both, *spans) for both, spans in zip(pairwise(pieces), pairwise(found), strict=True)]
+    joined: list[Span] = []
+    for begin, stop, spans in zip([0, *cuts], [*cuts, pieces[-1].stop], found, strict=True):
+        first_free = max(begin, joined[-1].last + 1) if joined else begin
+        joined += [span for span in spans if first_free <= span.first < stop]
+    return joined
+
+
+def _cut(left: range, right: range, left_spans: Iterable[Span], right_spans: Iterable[Span]) -> int:
+    """Where the left piece stops to count; the middle if every place is within a span, as where the two contradict."""
+    middle = (right.start + left.stop) // 2
+    places = set(range(right.start, left.stop + 1))
+    for span in (*left_spans, *right_spans):
+        places.difference_update(range(span.first + 1, span.last + 1))
+    return min(places, key=lambda place: (abs(place - middle), place), default=middle)
 
 
 def cut_answers(encoded: EncodedText, spans: Iterable[Span]) -> list[dict[str, Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from erniem_rt.pipelines._rows import require_tokens
+from erniem_rt.pipelines._windows import shared_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +20,17 @@ __all__ = ["EncodedText", "encode", "half_width", "split"]
 
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _CLOSING = "\"'”’»」』）)\\]"
-# A mark that ends a sentence by itself, or one that needs space after it, or a line end. Every alternative looks at a
-# bounded number of characters besides those that it takes, so that the search is linear in the text.
+# A dot after one letter, or after up to three of Latin or Cyrillic script or digits (four with a capital), may be an
+# abbreviation's or a number's: "J. R. Smith", "St. Gallen", "ул. Мира", "4. Mai", "Prof. Li".
+_LETTER, _CAPITAL = "[0-9A-Za-zÀ-ɏЀ-ӿ]", "[A-ZÀ-ÞЀ-Я]"
+_AFTER_LONG_WORD = rf"(?<!\b\w)(?<!\b{_LETTER}{{2}})(?<!\b{_LETTER}{{3}})(?<!\b{_CAPITAL}{_LETTER}{{3}})"
+# Where no name goes on: after a mark that ends a sentence by itself, after one that needs space after it, and at an
+# empty line. A line end alone is none, for scanned text has them within names. Every alternative looks at a bounded
+# number of characters besides those that it takes, so that the search is linear in the text.
 _SENTENCE_END = re.compile(
-    rf"[。！？｡…؟۔।][{_CLOSING}]{{0,3}}(?![。！？｡…؟۔।{_CLOSING}])\s*|[.!?][{_CLOSING}]{{0,3}}\s+|\n\s*"
+    rf"[。！？｡…؟۔।][{_CLOSING}]{{0,3}}(?![。！？｡…؟۔।{_CLOSING}])\s*"
+    rf"|(?:{_AFTER_LONG_WORD}\.|[!?])[{_CLOSING}]{{0,3}}\s+"
+    r"|\n\s*\n\s*"
 )
 
 
@@ -48,18 +57,42 @@ def half_width(text: str) -> str:
 def encode(tokenizer: Tokenizer, text: str, name: str) -> EncodedText:
     """Encode ``text`` in its half-width form; ``name`` is what errors call it.
 
+    Only what is an added token as it is written becomes one: ``[MASK]``, but not ``［MASK］``.
+
     Raises:
         InvalidInputError: Nothing of the text is left as tokens.
     """
-    encoding = tokenizer(half_width(text), add_special_tokens=False)
+    encoding = tokenizer(_narrowed(tokenizer, text), add_special_tokens=False)
     require_tokens(name, len(encoding))
     return EncodedText(text, encoding.input_ids, encoding.offsets)
+
+
+def _narrowed(tokenizer: Tokenizer, text: str) -> str:
+    """``text`` in half-width form, except where that would spell an added token, or where a wide one is written."""
+    narrow = half_width(text)
+    if narrow == text:
+        return text
+    settings = tokenizer.settings
+    added = (*settings.added_tokens.values(), *settings.all_special_tokens)
+    characters = list(narrow)
+    for found in _spelled(frozenset(half_width(token.content) for token in added)).finditer(narrow):
+        start, stop = found.span(1)
+        characters[start:stop] = text[start:stop]
+    return "".join(characters)
+
+
+@lru_cache(maxsize=16)
+def _spelled(words: frozenset[str]) -> re.Pattern[str]:
+    """Finds these words wherever they begin, also within one another; in any case, for a tokenizer may lower it."""
+    longest_first = sorted(filter(None, words), key=len, reverse=True)
+    return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))", re.IGNORECASE)
 
 
 def split(encoded: EncodedText, room: int) -> list[range]:
     """Ranges of tokens, each of at most ``room``, which cover the text in order.
 
-    A piece ends where the last sentence ends that fits, otherwise where a word ends, otherwise where the room does.
+    A piece ends where the last sentence ends that fits. Where none does it fills the room, and the next piece begins
+    :func:`shared_tokens` before its end: what is no longer than that stands whole in one of the two.
     """
     count = len(encoded.ids)
     if count <= room:
@@ -70,15 +103,11 @@ def split(encoded: EncodedText, room: int) -> list[range]:
     first = 0
     while count - first > room:
         last_sentence = bisect_right(sentences, first + room) - 1
-        cut = sentences[last_sentence] if last_sentence >= 0 else 0
-        if cut <= first:
-            cut = _last_word(encoded.text, starts, range(first + 1, first + room + 1))
-        pieces.append(range(first, cut))
-        first = cut
+        end = sentences[last_sentence] if last_sentence >= 0 else 0
+        if end > first:
+            pieces.append(range(first, end))
+            first = end
+        else:
+            pieces.append(range(first, first + room))
+            first += room - shared_tokens(room)
     return [*pieces, range(first, count)]
-
-
-def _last_word(text: str, starts: Sequence[int], tokens: range) -> int:
-    """The last of ``tokens`` that stands after whitespace, or simply the last of them."""
-    after_space = (i for i in reversed(tokens) if text[starts[i] - 1 : starts[i]].isspace())
-    return next(after_space, tokens[-1])

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["best_parts", "windows"]
+__all__ = ["best_parts", "shared_tokens", "windows"]
+
+_SHARED = 128
+
+
+def shared_tokens(size: int) -> int:
+    """How many tokens neighbouring windows of ``size`` tokens share: 128, or half a window if that is less."""
+    return min(_SHARED, size // 2)
 
 
 def windows(length: int, size: int, step: int) -> list[range]:

@@ -144,7 +144,6 @@ class Pipeline:
 
     Attributes:
         session: The model.
-        tokenizer: Its tokenizer.
         required: The keys of an input; the first is a text. Where it is the only one, the text alone will do.
         optional: Keys that an input may have besides.
     """
@@ -159,7 +158,15 @@ class Pipeline:
         require_options(type(self), options)
         self._run_options = _Run().changed(options)
         self.session = session
-        self.tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer; :class:`InvalidInputError` once the pipeline is closed."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise InvalidInputError("the pipeline is closed; open it again.")
+        return tokenizer
 
     @property
     def batch_size(self) -> int:
@@ -177,8 +184,9 @@ class Pipeline:
         return self.manifest.limits.max_length
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model and let go of the tokenizer. Closing twice is fine."""
         self.session.close()
+        self._tokenizer = None
 
     def __enter__(self: Self) -> Self:
         return self

@@ -14,7 +14,7 @@ from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import require_choice, require_count
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
-from erniem_rt.pipelines._windows import best_parts, windows
+from erniem_rt.pipelines._windows import best_parts, shared_tokens, windows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["TokenClassificationPipeline"]
-
-_STRIDE = 128
 
 
 class TokenClassificationPipeline(Pipeline):
@@ -70,7 +68,7 @@ class TokenClassificationPipeline(Pipeline):
         super().__init__(session, tokenizer, **options)
         require_choice("aggregation_strategy", aggregation_strategy, Strategy)
         self._room = self.max_length - tokenizer.num_special_tokens_to_add()
-        stride = min(_STRIDE, self._room // 2) if stride is None else require_count("stride", stride, least=0)
+        stride = shared_tokens(self._room) if stride is None else require_count("stride", stride, least=0)
         if stride >= self._room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {self._room} tokens of a window.")
         self.labels = label_names(self.manifest)

@@ -9,7 +9,7 @@ import numpy as np
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._containers import strings
 from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import quoted, require_flag
+from erniem_rt.pipelines._options import quoted, require_flag, split_at_commas
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import encode_rows, require_tokens
 from erniem_rt.pipelines._scores import softmax
@@ -65,7 +65,8 @@ class ZeroShotClassificationPipeline(Pipeline):
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
-            candidate_labels: A list, array or Series of labels, or one str with commas between them.
+            candidate_labels: A list, array or Series of labels, or one str with commas between them, of any script. The
+                enumeration comma (、) divides only where no other comma does.
             hypothesis_template: The hypothesis, with ``{}`` where the label goes.
             multi_label: Whether several labels may be true: each is then scored by itself, entailment against
                 contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
@@ -137,7 +138,7 @@ class ZeroShotClassificationPipeline(Pipeline):
 
 def _candidates(labels: object) -> list[str]:
     if isinstance(labels, str):
-        labels = [label.strip() for label in labels.split(",") if label.strip()]
+        labels = split_at_commas(labels)
     labels = strings("candidate_labels", labels, "a list of str, or one str with commas")
     if not labels:
         raise InvalidInputError("candidate_labels is empty: expected at least one label.")

@@ -45,6 +45,10 @@ class TokenizedTexts:
             self.sizes[places] = sizes
             self.ids = np.concatenate([self.ids, *(np.array(other.ids, np.int64) for other in others.values())])
 
+    def __getstate__(self) -> dict[str, NDArray[np.int64]]:
+        """Without the model, which only :meth:`offsets` needs."""
+        return {"ids": self.ids, "starts": self.starts, "sizes": self.sizes}
+
     def offsets(self) -> NDArray[np.int64]:
         """``(tokens, 2)`` int64: each token's half-open range of code points of its text."""
         normalized = self._tokens.spans()
@@ -61,7 +65,7 @@ class TokenizedTexts:
 class BatchTokenizer:
     """Tokenizes many texts with one call of sentencepiece and a table of its pieces.
 
-    Texts with added tokens in them, or with characters that the model does not know, are left to ``one_by_one``.
+    Texts with added tokens in them, or with characters that the model does not know, are left to the caller.
     """
 
     def __init__(
@@ -69,15 +73,15 @@ class BatchTokenizer:
         model: SentencePieceModel,
         splitter: TextSplitter,
         ids_of: Callable[[Iterable[str]], list[int]],
-        one_by_one: Callable[[Sequence[str]], list[TokenizedText]],
     ) -> None:
         self._model = model
         self._splitter = splitter
         self._table = PieceTable(model, ids_of)
-        self._one_by_one = one_by_one
 
-    def __call__(self, texts: Sequence[str], threads: int) -> TokenizedTexts:
-        """Tokenize ``texts`` on that many threads."""
+    def __call__(
+        self, texts: Sequence[str], threads: int, one_by_one: Callable[[Sequence[str]], list[TokenizedText]]
+    ) -> TokenizedTexts:
+        """Tokenize ``texts`` on that many threads; ``one_by_one`` takes those that are left."""
         whole = self._splitter.whole(texts)
         runs = readable([run or "" for run in whole])
         pieces, ends = self._model.encode(runs, threads)
@@ -85,7 +89,7 @@ class BatchTokenizer:
         unknown = np.flatnonzero(pieces == self._model.unknown_id)
         others.update(np.searchsorted(ends, unknown, side="right").tolist())
         tokens = self._table.look_up(pieces, ends)
-        found = self._one_by_one([texts[i] for i in others])
+        found = one_by_one([texts[i] for i in others])
         return TokenizedTexts(runs, tokens, dict(zip(others, found, strict=True)), self._model)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -125,6 +125,10 @@ class BatchEncoding:
         opened = np.flatnonzero(layout.stops > layout.starts)
         ids[opened, layout.starts[opened]] = cls_id
         return cls(layout.fill(ids, texts, texts.ids), mask.astype(np.int64), texts, layout)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All that can be asked for, worked out: the pickle has no tokenizer to ask."""
+        return {**vars(self), "offsets": self.offsets}
 
     @property
     def text_sizes(self) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ def check_exported(folder: Path, names: Sequence[str]) -> None:
     for path, record in records.items():
         check_size(path, record.size)
     for path, record in records.items():
-        check_hash(path, record.sha256)
+        check_hash(path, record)
 
 
 def was_exported_without(folder: Path, name: str) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from erniem_rt._processes import renew_after_fork
+
 from ._pieces import WORD_START, split_piece
 
 if TYPE_CHECKING:
@@ -51,6 +53,11 @@ class PieceTable:
         self._begins_word = np.zeros(size, dtype=bool)
         self._count = np.full(size, _NOT_YET_KNOWN, dtype=np.int16)
         self._count[model.unknown_id] = 0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A thread of the parent may have held the lock; what it was adding is added again."""
+        self._lock = Lock()
 
     def look_up(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> RunTokens:
         """Tokens of runs of pieces.

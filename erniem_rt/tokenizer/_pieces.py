@@ -7,7 +7,7 @@ pieces further at CJK characters, punctuation and digits. Positions are followed
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,10 +41,20 @@ class SentencePieceModel:
     """A loaded sentencepiece model. Holds no state that changes results, so threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        self._processor = _load(path)
-        self._is_dropped = lru_cache(maxsize=4096)(self._normalizes_to_nothing)
+        self._set_up(_load(path))
+
+    def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        self._processor = processor
+        # Not of a method: that would hold the model, in a circle which only the cycle collector frees.
+        self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
         self.size: int = self._processor.get_piece_size()
         self.unknown_id: int = self._processor.unk_id()
+
+    def __getstate__(self) -> bytes:
+        return self.serialized()
+
+    def __setstate__(self, content: bytes) -> None:
+        self._set_up(_loaded(content, "the pickle"))
 
     def pieces(self) -> list[str]:
         """Every piece of the model, by id."""
@@ -111,24 +121,35 @@ class SentencePieceModel:
             source_end -= 1
         return source_start, source_end
 
-    def _normalizes_to_nothing(self, char: str) -> bool:
-        return not self._processor.normalize(char)
-
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    _new_processor()  # What is not installed is said first.
+    if not path.is_file():
+        raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
+    refuse_pointer(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
+    return _loaded(content, path)
+
+
+def _new_processor() -> sentencepiece.SentencePieceProcessor:
     try:
         import sentencepiece
     except ImportError as error:
         raise EngineUnavailableError(
             'The tokenizer needs the package sentencepiece. Install it with: pip install "erniem-rt[text]"'
         ) from error
-    if not path.is_file():
-        raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
-    refuse_pointer(path)
-    processor = sentencepiece.SentencePieceProcessor()
+    return sentencepiece.SentencePieceProcessor()
+
+
+def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
+    """A processor from the content of a model file, with its path for what may be wrong with it."""
+    processor = _new_processor()
     try:
-        loaded = processor.LoadFromSerializedProto(path.read_bytes())
-    except (OSError, RuntimeError) as error:
+        loaded = processor.LoadFromSerializedProto(content)
+    except RuntimeError as error:
         raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
     if not loaded or processor.get_piece_size() == 0:
         raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")
@@ -138,6 +159,10 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
             "cannot be told with them."
         )
     return processor
+
+
+def _normalizes_to_nothing(processor: sentencepiece.SentencePieceProcessor, char: str) -> bool:
+    return not processor.normalize(char)
 
 
 def _split_once(piece: str) -> tuple[TokenSpan, ...]:

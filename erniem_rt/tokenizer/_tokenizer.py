@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
+from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 from ._added_tokens import TextSplitter
@@ -70,13 +70,24 @@ class Tokenizer(TokenConversion):
             settings,
         )
         super().__init__(vocabulary, settings)
+        self._make_tools()
+
+    def _make_tools(self) -> None:
         self._splitter = TextSplitter(
             self._vocabulary.added.values(),
             [token.content for token in self.settings.all_special_tokens],
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
         )
-        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of, self._tokenized_all)
+        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
+        return {name: value for name, value in vars(self).items() if name not in ("_splitter", "_tokenize_batch")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_tools()
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Tokenizer:
@@ -186,7 +197,7 @@ class Tokenizer(TokenConversion):
         check_multiple(pad_to_multiple_of, limit if truncation and padding else None)
         added = self.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
         limit = self._limit(limit, truncation, added)
-        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads)
+        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads, self._tokenized_all)
 
         def cut(length: int, other: int | None) -> tuple[slice, slice]:
             return self._kept(length, other, added, limit, truncation)
@@ -310,7 +321,7 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
     if vocab_file is None:
         loaded = SentencePieceModel(model)
         return loaded, Vocabulary(TokenList.of(loaded.pieces()), settings)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with Workers(1) as pool:
         loading = pool.submit(SentencePieceModel, model)
         try:
             vocabulary = Vocabulary(read_vocabulary(vocab_file), settings)

@@ -1,5 +1,142 @@
 """Export ErnieM checkpoints: PyTorch to ONNX, with the numbers proven on the way.
 
-The command line is the interface: ``erniem-export`` and ``erniem-verify``. The models live in
+:func:`export` and :func:`verify` are what the commands ``erniem-export`` and ``erniem-verify`` do. The models live in
 :mod:`erniem_export.modeling`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from erniem_rt.manifest import Manifest
+
+__all__ = ["export", "verify"]
+
+
+def export(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] = "out",
+    *,
+    head: str = "auto",
+    precision: str = "fp32",
+    target: str = "auto",
+    embedding: str | None = None,
+    cpu: str = "auto",
+    calibration: str | os.PathLike[str] | None = None,
+    languages: Sequence[str] = (),
+    keep_tokens: str | os.PathLike[str] | None = None,
+    task_set: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    profiles: Sequence[str] = (),
+    compute_capabilities: Sequence[str] = (),
+    hardware_compatible: bool = False,
+    version_compatible: bool = False,
+    workspace: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    position_ids: bool = False,
+    head_mask: bool = False,
+    inputs_embeds: bool = False,
+    hidden_states: bool = False,
+    attentions: bool = False,
+    quiet: bool = False,
+) -> tuple[Path, Manifest]:
+    """Export a checkpoint; nothing gets its final name unless it passed the gate.
+
+    Args:
+        model: Folder of a checkpoint, hub id, or ``random:tiny``, ``random:base``, ``random:large``.
+        output: Folder that receives ``HEAD.onnx``, its weights, its manifest and the tokenizer's files.
+        head: ``base``, ``cls``, ``ner``, ``qa``, ``mc``, ``ie``; ``auto`` reads it from the checkpoint.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, for the matmuls of the layers.
+        target: What the graph is made for: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``onnxruntime-cuda-packed``, or
+            ``portable`` (standard operators only). ``auto``: a CPU in fp32 and int8, a GPU in fp16 and bf16.
+        embedding: How to store the word embeddings: ``fp32``, ``fp16`` or ``int8``; None for the type of the weights.
+        cpu: What int8 is for: ``avx2``, ``vnni``, or ``auto`` for a CPU like this one.
+        calibration: File of texts (UTF-8, one a line) to calibrate int8 on; None for the checkpoint's
+            ``calibration.txt``, or else 200 lines that come with the package.
+        languages: Keep only the tokens of these languages, such as ``["en", "de"]``.
+        keep_tokens: File of text (UTF-8): keep only the tokens that it is made of, and those of ``languages``.
+        task_set: File of labelled examples; None for ``task_set.jsonl`` in the checkpoint's folder, if there is one.
+        engine: What builds a TensorRT plan: ``tensorrt``, ``tensorrt-rtx``, ``none``; ``auto``: in fp16 and bf16 what
+            is installed.
+        profiles: Shapes to build the plan for, each ``MIN,OPT,MAX`` such as ``"1x1,8x128,32x512"``.
+        compute_capabilities: GPUs to build for with ``tensorrt-rtx``, such as ``["8.9"]``.
+        hardware_compatible: With ``tensorrt``: a plan for all GPUs from Ampere on.
+        version_compatible: With ``tensorrt``: a plan for later releases of its version too.
+        workspace: Scratch memory in MiB that the plan may take on the GPU.
+        timing_cache: With ``tensorrt``: file of measured kernels, read and written.
+        position_ids: Add the input ``position_ids`` to the graph.
+        head_mask: Add the input ``head_mask``, ``(layers, heads)``.
+        inputs_embeds: Take ``inputs_embeds``, ``(batch, sequence, hidden)``, instead of ``input_ids``.
+        hidden_states: Add the outputs ``hidden_states.0``, ``.1``, ...
+        attentions: Add the outputs ``attentions.0``, ``.1``, ...
+        quiet: Print no progress to standard error.
+
+    Returns:
+        The path of ``HEAD.onnx`` and its manifest, which holds the parity report.
+
+    Raises:
+        OptionError: A choice is not known, or two exclude each other.
+        ErnieMError: Whatever else went wrong. Nothing new is left in ``output`` then.
+    """
+    from erniem_export import options
+    from erniem_export.pipeline import export as run
+    from erniem_export.progress import Terminal
+    from erniem_export.tensorrt.profiles import parse_profile
+
+    wanted = options.ExportOptions(
+        model=str(model),
+        head=head,
+        output=Path(output),
+        graph=options.GraphOptions(position_ids, head_mask, inputs_embeds, hidden_states, attentions),
+        precision=options.Precision(precision, embedding),
+        keep=options.Keep(tuple(languages), _path(keep_tokens)),
+        target=target,
+        int8=options.Int8(cpu, _path(calibration)),
+        engine=options.EngineOptions(
+            engine,
+            tuple(map(parse_profile, profiles)),
+            tuple(compute_capabilities),
+            hardware_compatible,
+            version_compatible,
+            workspace,
+            _path(timing_cache),
+        ),
+        task_set=_path(task_set),
+    )
+    return run(wanted.resolved(), Terminal(quiet=quiet))
+
+
+def verify(
+    artifact: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    *,
+    task_set: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Manifest:
+    """Compare an exported artifact with the checkpoint that it came from, again.
+
+    Args:
+        artifact: ``HEAD.onnx`` in the exported folder.
+        model: As for :func:`export`.
+        task_set: As for :func:`export`.
+        quiet: As for :func:`export`.
+
+    Returns:
+        The artifact's manifest with the new parity report.
+
+    Raises:
+        ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
+    """
+    from erniem_export.pipeline import verify as run
+    from erniem_export.progress import Terminal
+
+    return run(Path(artifact), str(model), Terminal(quiet=quiet), _path(task_set))
+
+
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value)

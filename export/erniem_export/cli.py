@@ -8,15 +8,28 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.choices import CPUS, EMBEDDINGS, HALF_TARGETS, HALVES, TARGETS
-from erniem_export.engine_arguments import add_engine_arguments, engine_options, refuse_engine_contradictions
-from erniem_export.errors import ExportError, ParityError
+from erniem_export.engine_arguments import add_engine_arguments, engine_options
+from erniem_export.errors import ExportError, OptionError, ParityError
+from erniem_export.options import (
+    CPUS,
+    EMBEDDINGS,
+    HALVES,
+    OLD_TARGETS,
+    TARGETS,
+    ExportOptions,
+    GraphOptions,
+    Int8,
+    Keep,
+    Precision,
+)
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
+from erniem_export.sources import is_checkpoint
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt._signals import Terminated, stopped_by_signals
@@ -24,7 +37,6 @@ from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
-    from erniem_export.options import ExportOptions
     from erniem_rt.manifest import Manifest, Plan
 
 __all__ = ["main", "verify_main"]
@@ -41,23 +53,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129.
     """
     parser = _export_parser()
-    options = parser.parse_args(argv)
-    _refuse_contradictions(parser, options)
-    refuse_engine_contradictions(parser, options)
+    arguments = parser.parse_args(argv)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DeprecationWarning)
+        try:
+            options = _options(arguments).resolved()
+        except OptionError as error:
+            parser.error(str(error))
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
     return _run(lambda: _export(options))
 
 
 def verify_main(argv: Sequence[str] | None = None) -> int:
     """Run ``erniem-verify``; returns as :func:`main`."""
-    options = _verify_parser().parse_args(argv)
-    return _run(lambda: _verify(options))
+    parser = _verify_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        model = _model_in(arguments.artifact.parent, arguments.model)
+    except OptionError as error:
+        parser.error(str(error))
+    return _run(lambda: _verify(arguments.artifact, model, arguments.task_set))
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _export(options: ExportOptions) -> None:
     from erniem_export.pipeline import export
 
     started = time.monotonic()
-    artifact, manifest = export(_options(arguments), Terminal())
+    artifact, manifest = export(options, Terminal())
     size = sum(record.size for record in manifest.files.values()) / 1e6
     _say(
         *_reports(manifest),
@@ -100,10 +123,10 @@ def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:
     ]
 
 
-def _verify(arguments: argparse.Namespace) -> None:
+def _verify(artifact: Path, model: str, task_set: Path | None) -> None:
     from erniem_export.pipeline import verify
 
-    _say(*_reports(verify(arguments.artifact, arguments.model, Terminal(), arguments.task_set)))
+    _say(*_reports(verify(artifact, model, Terminal(), task_set)))
 
 
 def _reports(manifest: Manifest) -> list[str]:
@@ -120,13 +143,17 @@ def _say(*lines: str) -> None:
         raise ExportError(f"all is done, but the report cannot be printed: {error.strerror or error}") from error
 
 
-def _options(arguments: argparse.Namespace) -> ExportOptions:
-    from erniem_export.heads import GraphOptions
-    from erniem_export.options import ExportOptions
-    from erniem_export.precision import Precision
-    from erniem_export.quantization.quantize import Int8
-    from erniem_export.vocabulary.selection import Keep
+def _model_in(folder: Path, model: str | None) -> str:
+    """``model``, or ``folder`` if it holds a checkpoint and no other was named."""
+    if model is None and not is_checkpoint(folder):
+        raise OptionError(
+            "--model is missing, and there is no ErnieM checkpoint in "
+            f"{'this folder' if folder == Path() else folder}: name a folder, a hub id or random:tiny"
+        )
+    return str(folder) if model is None else model
 
+
+def _options(arguments: argparse.Namespace) -> ExportOptions:
     graph = GraphOptions(
         position_ids=arguments.with_position_ids,
         head_mask=arguments.with_head_mask,
@@ -135,9 +162,9 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         attentions=arguments.with_attentions,
     )
     return ExportOptions(
-        model=arguments.model,
+        model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        output=arguments.output,
+        output=arguments.output or Path("out" if arguments.model else ""),
         graph=graph,
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
@@ -195,7 +222,7 @@ def _export_parser() -> argparse.ArgumentParser:
         description="Export an ErnieM checkpoint to ONNX. Nothing is written unless its numbers are PyTorch's.",
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
-    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help=_MODEL_HELP)
+    parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: this folder)")
     parser.add_argument(
         "--head",
         choices=["auto", *HEADS],
@@ -203,7 +230,10 @@ def _export_parser() -> argparse.ArgumentParser:
         help="auto reads it from the checkpoint; " + ", ".join(f"{name}: {head.task}" for name, head in HEADS.items()),
     )
     parser.add_argument(
-        "--output", type=_path, default="out", metavar="DIR", help="where HEAD.onnx goes (default: out)"
+        "--output",
+        type=_path,
+        metavar="DIR",
+        help="where HEAD.onnx goes (default: out, or this folder if it is the checkpoint's)",
     )
     _add_task_set(parser)
     _add_size_options(parser)
@@ -216,22 +246,6 @@ def _export_parser() -> argparse.ArgumentParser:
     outputs.add_argument("--with-hidden-states", action="store_true", help="add hidden_states.0, .1, ...")
     outputs.add_argument("--with-attentions", action="store_true", help="add attentions.0, .1, ...")
     return parser
-
-
-def _refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.weights != "int8" and (options.cpu or options.calibration):
-        parser.error("--cpu and --calibration are for --int8")
-    if options.weights == "int8" and options.target not in ("any", "onnxruntime"):
-        parser.error(f"--int8 has no graph for ONNX Runtime on CUDA: leave out --target {options.target}")
-    if options.weights == "int8" and options.engine in ("auto", "none"):
-        options.target = "onnxruntime"
-    if options.target == "any":
-        return
-    if options.weights in HALVES and options.target not in HALF_TARGETS:
-        parser.error(f"--target {options.target} computes in fp32: leave out --{options.weights}")
-    for option in ("with_head_mask", "with_attentions"):
-        if getattr(options, option):
-            parser.error(f"--target {options.target} fuses attention: leave out --{option.replace('_', '-')}")
 
 
 def _add_size_options(parser: argparse.ArgumentParser) -> None:
@@ -251,8 +265,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         dest="weights",
         action="store_const",
         const="int8",
-        help="products of the layers in int8, for onnxruntime on a CPU (implies --target onnxruntime), or for TensorRT "
-        "with --engine tensorrt; with --engine tensorrt-rtx the weights only",
+        help="matmuls of the layers in int8, for a CPU, or for TensorRT with --engine tensorrt; with --engine "
+        "tensorrt-rtx the weights only",
     )
     sizes.add_argument(
         "--cpu",
@@ -268,11 +282,13 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
     )
     sizes.add_argument(
         "--target",
-        choices=TARGETS,
-        default="any",
-        help="any: standard operators only (default); onnxruntime: fused attention and no work for padding, whose "
-        "positions come out as zeros; onnxruntime-cuda: fused attention for its CUDA provider, masked by key lengths; "
-        "onnxruntime-cuda-packed: the same and no work for padding, but no CUDA graphs",
+        choices=(*TARGETS, *OLD_TARGETS),
+        default="auto",
+        metavar=f"{{{','.join(TARGETS)}}}",
+        help="what the graph is made for. auto (default): onnxruntime-cpu in fp32 and int8, onnxruntime-cuda with "
+        "--fp16 and --bf16. onnxruntime-cpu: fused attention and no work for padding, whose positions come out as "
+        "zeros. onnxruntime-cuda: fused attention for a GPU; onnxruntime-cuda-packed: no work for padding either, but "
+        "no CUDA graphs. portable: standard operators only, for any ONNX engine",
     )
     sizes.add_argument(
         "--embedding",
@@ -312,7 +328,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("artifact", type=_path, metavar="ARTIFACT", help="HEAD.onnx in the exported folder")
-    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help=_MODEL_HELP)
+    parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
     _add_task_set(parser)
     return parser
 

@@ -6,22 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from erniem_export.choices import ENGINES
-from erniem_export.tensorrt.options import EngineOptions
+from erniem_export.options import ENGINES, EngineOptions
 from erniem_export.tensorrt.profiles import parse_profile
 from erniem_rt.manifest import Profile
-from erniem_rt.plan import FLAVOURS
 
-__all__ = ["add_engine_arguments", "engine_options", "refuse_engine_contradictions"]
-
-_DETAILS = (
-    "profile",
-    "compute_capability",
-    "hardware_compatible",
-    "version_compatible",
-    "workspace",
-    "timing_cache",
-)
+__all__ = ["add_engine_arguments", "engine_options"]
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +20,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="what builds HEAD.plan beside HEAD.onnx; auto: what is installed and can build here (default)",
+        help="what builds a TensorRT plan, HEAD.plan, beside HEAD.onnx; auto: with --fp16 and --bf16 what is installed "
+        "and can build here, if anything (default)",
     )
     group.add_argument(
         "--profile",
@@ -62,22 +52,6 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="with tensorrt: measured kernels, read and written"
     )
-
-
-def refuse_engine_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End with a usage error where options exclude each other."""
-    if options.engine == "none":
-        given = [name for name in _DETAILS if getattr(options, name)]
-        if given:
-            parser.error(f"--{given[0].replace('_', '-')} is for a plan, and --engine none builds none")
-    if options.weights == "int8" and options.engine in FLAVOURS:
-        if options.cpu:
-            parser.error(f"--cpu is for --int8 on a CPU: leave it out, or --engine {options.engine}")
-        if options.calibration and options.engine == "tensorrt-rtx":
-            parser.error("--engine tensorrt-rtx stores weights in int8 and needs no --calibration: leave it out")
-    axes = {len(profile.max) for profile in options.profile}
-    if len(axes) > 1:
-        parser.error("every --profile must have the same number of axes")
 
 
 def engine_options(arguments: argparse.Namespace) -> EngineOptions:

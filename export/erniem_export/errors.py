@@ -7,7 +7,7 @@ from typing import Any
 
 from erniem_rt.errors import ErnieMError
 
-__all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "ParityError"]
+__all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "OptionError", "ParityError"]
 
 
 class CheckpointError(ErnieMError):
@@ -24,6 +24,10 @@ class EngineBuildError(ErnieMError):
 
 class FusionError(ErnieMError):
     """A graph pass did not find what it must rewrite."""
+
+
+class OptionError(ErnieMError, ValueError):
+    """An option that is not known, or options that exclude each other."""
 
 
 class ParityError(ErnieMError):

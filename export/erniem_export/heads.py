@@ -5,7 +5,6 @@ Names and axes come from :data:`erniem_rt.manifest.HEADS`, the table that the ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +14,9 @@ from erniem_rt.manifest import HEADS, TensorSpec
 
 if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
+    from erniem_export.options import GraphOptions
 
-__all__ = ["CLASSES", "LABELLED", "POOLER_OPTIONAL", "GraphOptions", "graph_inputs", "graph_outputs", "make_model"]
+__all__ = ["CLASSES", "LABELLED", "POOLER_OPTIONAL", "graph_inputs", "graph_outputs", "make_model"]
 
 CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "base": modeling.ErnieMModel,
@@ -41,21 +41,6 @@ def make_model(head: str, config: ErnieMConfig, *, pooler: bool = True) -> model
     if not pooler:
         model.base_model.pooler = None
     return model
-
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """Optional inputs and outputs of the exported graph.
-
-    ``inputs_embeds`` takes the place of ``input_ids``; ``hidden_states`` adds ``hidden_states.{i}`` for the
-    embeddings (0) and each layer; ``attentions`` adds ``attentions.{i}`` for each layer.
-    """
-
-    position_ids: bool = False
-    head_mask: bool = False
-    inputs_embeds: bool = False
-    hidden_states: bool = False
-    attentions: bool = False
 
 
 def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from erniem_export.errors import ExportError
-from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
+from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.options import GraphOptions
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
@@ -85,12 +84,15 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
             dynamo=True,
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
-    if program is None:
-        raise ExportError("torch.onnx.export returned no program")
-    graph = _tidy(program.model, model)
+        if program is None:
+            raise ExportError("torch.onnx.export returned no program")
+        with _without_values(_name_weights(program.model.graph)):
+            program.optimize()
+        _transpose_weights(program.model.graph)
+    graph = _tidy(program.model)
     _check(graph, inputs, outputs)
     return graph
 
@@ -128,19 +130,62 @@ def _example(spec: TensorSpec) -> Tensor:
 @contextlib.contextmanager
 def _quiet_tracer() -> Iterator[None]:
     """Silence what torch's tracer says to its own developers (missing torchvision, deprecated internals)."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _tidy(model: ir.Model, source: nn.Module) -> ir.Model:
-    """Sign the graph, name its weights as the checkpoint does, and remove the tracer's notes (stack traces)."""
+def _name_weights(graph: ir.Graph) -> list[ir.Value]:
+    """Give each weight the name of its parameter, and return them."""
+    weights = [value for name, value in graph.initializers.items() if name.startswith(_MODEL_PREFIX)]
+    for value in weights:
+        value.name = str(value.name).removeprefix(_MODEL_PREFIX)
+    return weights
+
+
+@contextlib.contextmanager
+def _without_values(weights: Sequence[ir.Value]) -> Iterator[None]:
+    """Hide the weights' values, so that the graph depends on the model's architecture alone.
+
+    The optimizer would merge equal weights, then the products that read them, and leave out biases of zeros.
+    """
+    values = {value: value.const_value for value in weights}
+    for value in values:
+        value.const_value = None
+    try:
+        yield
+    finally:
+        for value, content in values.items():
+            value.const_value = content
+
+
+def _transpose_weights(graph: ir.Graph) -> None:
+    """Store the weights of linear layers as their products read them: transposed, with ``.T`` behind the name."""
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer() or weight.const_value is None:
+            continue
+        array = weight.const_value.numpy().transpose(node.attributes["perm"].as_ints())
+        name = f"{weight.name}.T"
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        stored = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        graph.register_initializer(stored)
+        ir.convenience.replace_all_uses_with(node.outputs[0], stored)
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+
+
+def _tidy(model: ir.Model) -> ir.Model:
+    """Sign the graph and remove the tracer's notes (stack traces)."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -150,36 +195,7 @@ def _tidy(model: ir.Model, source: nn.Module) -> ir.Model:
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "erniem-rt", None
     model.graph.name = "ernie_m"
-    _name_weights(model.graph, source)
     return model
-
-
-def _name_weights(graph: ir.Graph, model: nn.Module) -> None:
-    """Give each initializer the name of its parameter; a transposed weight gets ``.T`` behind it.
-
-    The tracer stores the weight of a linear layer transposed, under a number: it is found by its values. Parameters
-    with equal values (the zero biases of a fresh model) share one initializer, under the name of one of them.
-    """
-    for name, value in list(graph.initializers.items()):
-        if name.startswith(_MODEL_PREFIX):
-            value.name = name.removeprefix(_MODEL_PREFIX)
-    parameters = {name: tensor.numpy() for name, tensor in model.state_dict().items() if tensor.ndim == 2}
-    for value in list(graph.initializers.values()):
-        if value.name in parameters or value.const_value is None or len(value.const_value.shape) != 2:
-            continue
-        array = value.const_value.numpy()
-        found = next((name for name, parameter in parameters.items() if _is_transposed(array, parameter)), None)
-        if found is not None:
-            value.name = f"{found}.T"
-
-
-def _is_transposed(array: NDArray[Any], parameter: NDArray[Any]) -> bool:
-    # The first column decides nearly always, and spares reading the rest.
-    return (
-        array.shape == parameter.T.shape
-        and np.array_equal(array[:, 0], parameter[0])
-        and np.array_equal(array, parameter.T)
-    )
 
 
 def _check(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

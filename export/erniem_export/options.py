@@ -1,17 +1,153 @@
-"""What an export is asked to do."""
+"""What an export can be asked for: every choice, every default, and what excludes what. Loads no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from erniem_export.heads import GraphOptions
-from erniem_export.precision import Precision
-from erniem_export.quantization.quantize import Int8
-from erniem_export.tensorrt.options import EngineOptions
-from erniem_export.vocabulary.selection import Keep
+from erniem_export.errors import OptionError
+from erniem_rt.manifest import HEADS
+from erniem_rt.plan import FLAVOURS
 
-__all__ = ["ExportOptions"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from erniem_rt.manifest import Profile
+
+__all__ = [
+    "CPUS",
+    "EMBEDDINGS",
+    "ENGINES",
+    "HALVES",
+    "OLD_TARGETS",
+    "PORTABLE",
+    "PRECISIONS",
+    "TARGETS",
+    "EngineOptions",
+    "ExportOptions",
+    "GraphOptions",
+    "Int8",
+    "Keep",
+    "Precision",
+    "flag_of",
+]
+
+# Half types by the option that asks for them.
+HALVES = {"fp16": "float16", "bf16": "bfloat16"}
+
+PRECISIONS = ("fp32", *HALVES, "int8")
+
+# How to store the word embeddings. bf16 comes with --bf16 only: at the same size, fp16 holds them more closely.
+EMBEDDINGS = ("fp32", "fp16", "int8")
+
+# What a graph is made for. portable: standard operators only, for any ONNX engine. onnxruntime-cpu: fused attention
+# and no work for padding, for ONNX Runtime on a CPU. onnxruntime-cuda: fused attention for its CUDA provider;
+# onnxruntime-cuda-packed: no work for padding either. auto: one of these, by the precision.
+PORTABLE = "portable"
+ON_CPU, ON_CUDA, ON_CUDA_PACKED = "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-cuda-packed"
+TARGETS = ("auto", PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED)
+
+# Names that still work, and what they are called now.
+OLD_TARGETS = {"any": PORTABLE, "onnxruntime": ON_CPU}
+
+# What an int8 artifact may be made for; auto: the CPU that exports it.
+CPUS = ("auto", "avx2", "vnni")
+
+# What builds a TensorRT plan. auto: with --fp16 and --bf16 what is installed and can build here, if anything.
+ENGINES = ("auto", "none", *FLAVOURS)
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """Optional inputs and outputs of the exported graph.
+
+    ``inputs_embeds`` takes the place of ``input_ids``; ``hidden_states`` adds ``hidden_states.{i}`` for the
+    embeddings (0) and each layer; ``attentions`` adds ``attentions.{i}`` for each layer.
+    """
+
+    position_ids: bool = False
+    head_mask: bool = False
+    inputs_embeds: bool = False
+    hidden_states: bool = False
+    attentions: bool = False
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``weights``: one of :data:`PRECISIONS`, for the matmuls of the layers. ``embedding``: one of :data:`EMBEDDINGS`
+    for the word-embedding table, or None for the type of the weights.
+    """
+
+    weights: str = "fp32"
+    embedding: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        """As it stands in the manifest."""
+        return {"weights": self.weights, "embedding": self.embedding or self.weights}
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The part of the vocabulary to keep: codes of :data:`erniem_export.vocabulary.languages.LANGUAGES`, a UTF-8 text
+    in the languages to come, or both; all of it if neither is given.
+    """
+
+    languages: tuple[str, ...] = ()
+    text: Path | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.languages) or self.text is not None
+
+
+@dataclass(frozen=True)
+class Int8:
+    """``cpu``: one of :data:`CPUS`, what the artifact will run on; ``calibration``: a file of texts, one on each line,
+    or None for the checkpoint's own or the built-in ones.
+    """
+
+    cpu: str = "auto"
+    calibration: Path | None = None
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """``engine``: one of :data:`ENGINES`; ``profiles``: none for the defaults.
+
+    ``compute_capabilities`` such as ``"8.9"``, for TensorRT for RTX; none for the library's own choice.
+    ``hardware_compatible``: any GPU from Ampere on; ``version_compatible``: later releases of the same major version,
+    both for full TensorRT. ``workspace`` in MiB bounds the scratch memory on the GPU. ``timing_cache`` is read, where
+    there is one, and written.
+    """
+
+    engine: str = "auto"
+    profiles: tuple[Profile, ...] = ()
+    compute_capabilities: tuple[str, ...] = ()
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    workspace: int | None = None
+    timing_cache: Path | None = None
+
+    def details(self) -> Iterator[str]:
+        """The names of what is said beside ``engine``."""
+        nothing = EngineOptions()
+        yield from (name for name in _ENGINE_FLAGS if getattr(self, name) != getattr(nothing, name))
+
+
+_ENGINE_FLAGS = {
+    "profiles": "--profile",
+    "compute_capabilities": "--compute-capability",
+    "hardware_compatible": "--hardware-compatible",
+    "version_compatible": "--version-compatible",
+    "workspace": "--workspace",
+    "timing_cache": "--timing-cache",
+}
+
+
+def flag_of(name: str) -> str:
+    """The command line's flag for an option of the graph or the engine."""
+    return _ENGINE_FLAGS.get(name) or f"--with-{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -20,9 +156,8 @@ class ExportOptions:
 
     ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
     that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
-    in; ``keep`` the part of the vocabulary to keep, all of it if it asks for nothing; ``target`` the engine that the
-    graph is made for, see :data:`erniem_export.choices.TARGETS`; ``int8`` and ``engine`` how to make those;
-    ``task_set`` a file of labelled examples, if not the checkpoint's own.
+    in; ``keep`` the part of the vocabulary to keep; ``target`` what the graph is made for, one of :data:`TARGETS`;
+    ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own.
     """
 
     model: str
@@ -31,7 +166,85 @@ class ExportOptions:
     graph: GraphOptions = field(default_factory=GraphOptions)
     precision: Precision = field(default_factory=Precision)
     keep: Keep = field(default_factory=Keep)
-    target: str = "any"
+    target: str = "auto"
     int8: Int8 = field(default_factory=Int8)
     engine: EngineOptions = field(default_factory=EngineOptions)
     task_set: Path | None = None
+
+    def resolved(self) -> ExportOptions:
+        """The same, checked, with a target that is not ``auto``.
+
+        Raises:
+            OptionError: A choice is not known, or two exclude each other.
+        """
+        for name, value, choices in (
+            ("head", self.head, ("auto", *HEADS)),
+            ("precision", self.precision.weights, PRECISIONS),
+            ("embedding", self.precision.embedding, (None, *EMBEDDINGS)),
+            ("target", self.target, (*TARGETS, *OLD_TARGETS)),
+            ("cpu", self.int8.cpu, CPUS),
+            ("engine", self.engine.engine, ENGINES),
+        ):
+            if value not in choices:
+                known = ", ".join(str(choice) for choice in choices if choice is not None)
+                raise OptionError(f"{name} {value!r} is not known; expected one of {known}")
+        target = _current(self.target)
+        _check_engine(self)
+        _check_target(self, target)
+        return replace(self, target=self._automatic_target() if target == "auto" else target)
+
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether a plan is asked for by name, and int8 is then the plan's."""
+        return self.engine.engine in FLAVOURS
+
+    def _automatic_target(self) -> str:
+        weights = self.precision.weights
+        if _unfused(self.graph) or (weights == "int8" and self.for_tensorrt):
+            return PORTABLE
+        return ON_CUDA if weights in HALVES else ON_CPU
+
+
+def _current(target: str) -> str:
+    """The name of a target today; the old ones warn."""
+    if target not in OLD_TARGETS:
+        return target
+    new = OLD_TARGETS[target]
+    message = f"--target {target} will go in the next release: write --target {new}."
+    warnings.warn(message, DeprecationWarning, stacklevel=4)
+    return new
+
+
+def _unfused(graph: GraphOptions) -> str | None:
+    """The option for which attention must stay as it is, if there is one."""
+    return next((name for name in ("head_mask", "attentions") if getattr(graph, name)), None)
+
+
+def _check_target(options: ExportOptions, target: str) -> None:
+    weights, unfused = options.precision.weights, _unfused(options.graph)
+    if weights == "int8":
+        if target in (ON_CUDA, ON_CUDA_PACKED):
+            raise OptionError(f"--int8 has no graph for ONNX Runtime on CUDA: leave out --target {target}")
+        if target == PORTABLE and not options.for_tensorrt:
+            raise OptionError("--int8 on a CPU uses ONNX Runtime's own operators: leave out --target portable")
+        if unfused and not options.for_tensorrt:
+            raise OptionError(f"--int8 fuses attention: leave out {flag_of(unfused)}")
+    elif options.int8 != Int8():
+        raise OptionError("--cpu and --calibration are for --int8")
+    elif target == ON_CPU and weights in HALVES:
+        raise OptionError(f"--target {target} computes in fp32: leave out --{weights}")
+    if unfused and target not in ("auto", PORTABLE):
+        raise OptionError(f"--target {target} fuses attention: leave out {flag_of(unfused)}")
+
+
+def _check_engine(options: ExportOptions) -> None:
+    engine = options.engine
+    if engine.engine == "none" and (given := next(engine.details(), None)):
+        raise OptionError(f"{flag_of(given)} is for a plan, and --engine none builds none")
+    if options.precision.weights == "int8" and options.for_tensorrt:
+        if options.int8.cpu != "auto":
+            raise OptionError(f"--cpu is for --int8 on a CPU: leave it out, or --engine {engine.engine}")
+        if options.int8.calibration and engine.engine == "tensorrt-rtx":
+            raise OptionError("--engine tensorrt-rtx stores weights in int8 and needs no --calibration: leave it out")
+    if len({len(profile.max) for profile in engine.profiles}) > 1:
+        raise OptionError("every --profile must have the same number of axes")

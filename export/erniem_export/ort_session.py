@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnxruntime
+from erniem_rt._onnxruntime import import_onnxruntime
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import onnxruntime
 
 __all__ = ["open_session"]
 
@@ -17,8 +19,9 @@ _LOG_ERRORS = 3
 
 def open_session(model: Path | bytes, weights: Path | None = None) -> onnxruntime.InferenceSession:
     """Open a graph, by its file or serialized; then ``weights`` is the folder of its external data."""
-    options = onnxruntime.SessionOptions()
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     if weights is not None:
         options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(weights.resolve()))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

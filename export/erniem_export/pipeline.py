@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +13,18 @@ from erniem_export.accuracy.gate import AccuracyGate
 from erniem_export.accuracy.task_set import task_set_of
 from erniem_export.bundle import build_manifest, check_room, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.choices import HALF_TARGETS
 from erniem_export.errors import EngineBuildError, ExportError, ParityError
-from erniem_export.heads import GraphOptions, graph_inputs, graph_outputs
+from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
+from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
 from erniem_export.passes.embedding import bytes_of_row
-from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
-from erniem_export.precision import Precision, apply_precision
+from erniem_export.precision import apply_precision
 from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
-from erniem_export.tensorrt.library import AUTO, MISSING, load_library
+from erniem_export.tensorrt.library import AUTO, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.tokenizer_check import check_tokenizer
@@ -57,8 +57,8 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     Raises:
         ErnieMError: Whatever went wrong; nothing new is left in ``options.output`` then.
     """
-    _refuse_target(options)
-    library = _builder(options, progress)
+    options = options.resolved()
+    library = _builder(options)
     int8, flavour = options.precision.weights == "int8", None if library is None else library.flavour
     if int8:
         check_int8(options.int8, flavour)
@@ -99,7 +99,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         )
         manifest = dataclasses.replace(manifest, parity=parity)
         if library is not None:
-            manifest = add_plan(stage, manifest, checkpoint, library, options.engine, progress)
+            manifest = _with_plan(stage, manifest, checkpoint, options, library, progress)
         manifest.save(stage / f"{head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
@@ -146,31 +146,18 @@ def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progre
     return AccuracyGate(task_set, checkpoint.model, checkpoint.tokenizer_dir, progress.phase)
 
 
-def _refuse_target(options: ExportOptions) -> None:
-    """Raise :class:`ExportError` if there is no graph for this target in this precision."""
-    target, weights = options.target, options.precision.weights
-    if weights == "int8" and target not in ("any", "onnxruntime"):
-        raise ExportError(f"--int8 has no graph for ONNX Runtime on CUDA; leave out --target {target}")
-    if weights in HALF_TYPES and target not in HALF_TARGETS:
-        raise ExportError(f"--target {target} computes in fp32; leave out --{weights}")
-
-
-def _builder(options: ExportOptions, progress: Progress) -> Library | None:
-    """What builds the plan; None where there is none to build, which is said if it was left to us."""
-    engine, weights = options.engine.engine, options.precision.weights
-    if engine == "none":
+def _builder(options: ExportOptions) -> Library | None:
+    """What builds the plan; None where there is none to build."""
+    engine, precision = options.engine.engine, options.precision
+    if engine == "none" or (engine == AUTO and precision.weights not in HALVES):
         return None
-    reason = None
-    if options.target != "any" or (engine == AUTO and weights == "int8"):
-        reason = f"this graph is for onnxruntime on {'CUDA' if 'cuda' in options.target else 'a CPU'}"
-    elif options.precision.embedding == "int8":
-        reason = "TensorRT looks up no word embeddings in int8; take --embedding fp16"
-    if reason and engine != AUTO:
-        raise EngineBuildError(f"--engine {engine}: {reason}")
-    library = None if reason else load_library(engine)
-    if library is None:
-        progress.note(f"no TensorRT plan: {reason}" if reason else MISSING)
-    return library
+    if precision.embedding == "int8":
+        if engine == AUTO:
+            return None
+        raise EngineBuildError(
+            f"--engine {engine}: TensorRT looks up no word embeddings in int8; take --embedding fp16"
+        )
+    return load_library(engine)
 
 
 def _builder_for(
@@ -202,8 +189,7 @@ def _write(
     progress.step(f"tracing {checkpoint.architecture} (head {head})")
     graph = _traced(model, head, options.graph)
     int8 = wanted.weights == "int8"
-    # Without TensorRT, int8 products are onnxruntime's own operators.
-    target = "onnxruntime" if int8 and library is None else options.target
+    target = options.target
     engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     source, limits = Path(options.model), manifest.limits
@@ -222,6 +208,30 @@ def _write(
     manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
     manifest.save(stage / f"{head}.json")
     return manifest
+
+
+def _with_plan(
+    stage: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    library: Library,
+    progress: Progress,
+) -> Manifest:
+    """The manifest with a plan, which is built from the graph in ``stage`` or, where that one is for ONNX Runtime
+    alone, from one in standard operators.
+    """
+    with tempfile.TemporaryDirectory(dir=stage, prefix=".portable-") as folder:
+        source, described = stage, manifest
+        if manifest.target != PORTABLE:
+            source = Path(folder)
+            cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+            graph = _traced(checkpoint.model, checkpoint.head, options.graph)
+            precision = apply_precision(graph, options.precision, cases, source)
+            write(graph, source / manifest.artifact)
+            described = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None)
+        plan, record = add_plan(stage, source, described, checkpoint, library, options.engine, progress)
+    return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
 
 
 def _with_vocabulary(manifest: Manifest, vocabulary: Vocabulary, columns: int) -> Manifest:

@@ -1,8 +1,7 @@
-"""In how many bits an artifact computes and stores: the choice, and the passes that carry it out."""
+"""The passes that put a graph into the precision that was chosen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from erniem_export.passes.embedding import store_embedding
@@ -15,24 +14,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from erniem_export.options import Precision
     from erniem_export.parity.cases import Case
 
-__all__ = ["Precision", "apply_precision"]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """``weights``: fp32 or one of :data:`HALVES`, for the products of the layers. ``embedding``: one of
-    :data:`EMBEDDINGS` for the word-embedding table, or None for the type of the weights; both from
-    :mod:`erniem_export.choices`.
-    """
-
-    weights: str = "fp32"
-    embedding: str | None = None
-
-    def to_json(self) -> dict[str, str]:
-        """As it stands in the manifest."""
-        return {"weights": self.weights, "embedding": self.embedding or self.weights}
+__all__ = ["apply_precision"]
 
 
 def apply_precision(model: ir.Model, precision: Precision, cases: Iterable[Case], scratch: Path) -> dict[str, str]:

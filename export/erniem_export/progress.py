@@ -30,25 +30,32 @@ class Progress(Protocol):
 
 
 class Terminal:
-    """Writes to standard error, with a bar where it takes long."""
+    """Writes to standard error, with a bar where it takes long; nothing if it is quiet."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
 
     def step(self, text: str) -> None:
         """Write one line."""
-        print(f"{text} ...", file=sys.stderr, flush=True)
+        self.note(f"{text} ...")
 
     def track(self, items: Sequence[Item], unit: str) -> Iterable[Item]:
         """Show a bar if somebody is watching."""
         from tqdm import tqdm
 
-        bar: Iterable[Item] = tqdm(items, unit=unit, leave=False, disable=not sys.stderr.isatty())
+        bar: Iterable[Item] = tqdm(items, unit=unit, leave=False, disable=not self._is_watched())
         return bar
 
     def note(self, text: str) -> None:
         """Write one line."""
-        print(text, file=sys.stderr, flush=True)
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show it in place of what was shown before, if somebody is watching."""
-        if sys.stderr.isatty():
+        if self._is_watched():
             line = f"  {name} {done}/{total}"[:_WIDTH] if name else ""
             print(f"\r{line:<{_WIDTH}}\r{line}", end="", file=sys.stderr, flush=True)
+
+    def _is_watched(self) -> bool:
+        return not self._quiet and sys.stderr.isatty()

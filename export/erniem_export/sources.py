@@ -20,6 +20,7 @@ __all__ = [
     "check_layout",
     "find_folder",
     "holds_weights",
+    "is_checkpoint",
     "tokenizer_files",
     "weight_files",
     "what_is_there",
@@ -132,6 +133,15 @@ def weight_files(folder: Path) -> list[Path]:
 def holds_weights(folder: Path) -> bool:
     """Whether ``folder`` is a checkpoint's."""
     return any((folder / name).is_file() for name in (*_SINGLE_FILES, *_INDEX_FILES))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` holds an ErnieM model: weights, and a config that says so."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "ernie_m" and holds_weights(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

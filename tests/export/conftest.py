@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from erniem_export import cli, pipeline
 from erniem_export.configuration import ErnieMConfig
-from erniem_export.heads import CLASSES, GraphOptions
+from erniem_export.heads import CLASSES
 from erniem_export.onnx_export import trace
+from erniem_export.options import GraphOptions
 from erniem_export.random_weights import randomize
 
 # The vocabulary holds all ids of the tokenizer that the tests share.

@@ -207,7 +207,7 @@ def test_label2id_without_id2label(head: str, count: dict[str, int], tmp_path: P
             UNNAMED,
             NAMES,
             list(NAMES),
-            "id2label of config.json names no labels: they are label2id's, entailment, ",
+            "id2label of config.json names no labels: they are label2id's, entailment",
         ),
         (OTHERS, NAMES, ["good", "fair", "bad"], "id2label and label2id of config.json differ: the labels are id2labe"),
         (OTHERS, {"good": 0, "bad": 1}, ["good", "fair", "bad"], "label2id of config.json does not number 3 labels"),

@@ -285,6 +285,35 @@ def test_usage_errors(arguments: list[str], erniem_export: Run) -> None:
     assert not result.out
 
 
+def test_an_old_name_of_a_target_is_answered_with_the_new_one(erniem_export: Run, tmp_path: Path) -> None:
+    result = erniem_export("--model", tmp_path / "nowhere", "--target", "any")
+    assert result.err.splitlines()[0] == ("warning: --target any will go in the next release: write --target portable.")
+    assert result.code == 1
+
+
+def test_the_checkpoint_in_this_folder_is_the_default(
+    erniem_export: Run,
+    erniem_verify: Run,
+    write_checkpoint: Callable[..., Path],
+    quick_gate: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", "qa")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.chdir(folder)
+    result = erniem_export("--head", "qa")
+    assert result.code == 0, result.err
+    assert {path.name for path in folder.iterdir()} == {*before, "qa.json", "qa.onnx", "qa.onnx.data"}
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
+    assert erniem_verify("qa.onnx").code == 0
+    monkeypatch.chdir(tmp_path)
+    result = erniem_export()
+    assert result.code == 2
+    assert "--model is missing, and there is no ErnieM checkpoint in this folder" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["qa.onnx"], ["--model", "random:tiny"]])
 def test_usage_errors_of_verify(arguments: list[str], erniem_verify: Run) -> None:
     result = erniem_verify(*arguments)

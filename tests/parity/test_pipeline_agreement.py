@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.agreement import COMPARISONS, TOLERANCE, Artifact, Comparison, HeldOut
+from tests.parity.agreement import COMPARISONS, TOLERANCE, Artifact, Comparison, HeldOut
 
 # transformers hands tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

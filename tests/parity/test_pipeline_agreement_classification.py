@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.agreement import Artifact, HeldOut
-from benchmarks.agreement.classification import texts_and_pairs
-from benchmarks.agreement.reference import LIMIT, reference_pipeline
 from erniem_rt import Tokenizer, pipeline
+from tests.parity.agreement import Artifact, HeldOut, texts_and_pairs
+from tests.parity.pipeline_reference import LIMIT, reference_pipeline
 
 
 def test_the_texts_reach_over_the_limit(nano_heldout: HeldOut, nano_artifact: Artifact) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.agreement import TOLERANCE, Artifact, HeldOut
-from benchmarks.agreement.extraction import Reference, flat
-from benchmarks.agreement.reference import LIMIT
 from erniem_rt import pipeline
+from tests.parity.agreement import TOLERANCE, Artifact, HeldOut, flat
+from tests.parity.pipeline_reference import LIMIT, Reference
 
 SCHEMA = {"Person": ["Employer", "Birthplace"], "Organization": [{"Founder": "Residence"}, "Headquarters"]}
 CHINESE_SCHEMA = {"人物": ["雇主", "出生地"], "组织机构": [{"创始人": "居住地"}, "总部"]}
@@ -58,3 +58,19 @@ def test_texts_over_the_limit(ours: Any, theirs: Reference, nano_heldout: HeldOu
         found = ours(text, schema=["Person", "Location"])
         assert assert_same(found, theirs.extract(["Person", "Location"], text)) > 10
         assert max(answer["end"] for name in found for answer in found[name]) > len(text) // 2
+
+
+NAMES = (
+    *("Gloria Underwood", "Peter Drake", "Nathan Clarke", "Thomas Vaughan", "Lucy Newton"),
+    *("Victoria Ellis", "James Barrett", "Martin Parker", "Malcolm Nolan", "Sarah Doyle"),
+)
+CITIES = ("London", "Denver", "Toronto", "Houston", "Galway", "Sydney")
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_each_name_of_a_text_without_sentences(ours: Any, shift: int) -> None:
+    """Two rows, wherever between two words or within a name the first one ends."""
+    text = "well " * shift + " and ".join(f"{NAMES[i % 10]} lives in {CITIES[i % 6]}" for i in range(80))
+    expected = [found.span() for found in re.finditer("|".join(NAMES), text)]
+    assert len(expected) == 80
+    assert [(answer["start"], answer["end"]) for answer in ours(text, schema=["Person"])["Person"]] == expected

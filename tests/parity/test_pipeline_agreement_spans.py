@@ -7,10 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from benchmarks.agreement import TOLERANCE, Artifact, HeldOut
-from benchmarks.agreement.reference import LIMIT, NANO, repaired_question_answering
-from benchmarks.agreement.spans import both_answers, questions, with_long_contexts
 from erniem_rt import Tokenizer, pipeline
+from tests.parity.agreement import TOLERANCE, Artifact, HeldOut, both_answers, questions, with_long_contexts
+from tests.parity.pipeline_reference import LIMIT, NANO, repaired_question_answering
 
 EACH = 36  # per language
 

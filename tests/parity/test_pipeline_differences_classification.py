@@ -150,6 +150,19 @@ def test_a_candidate_that_is_given_twice_is_refused(tokenizer: Tokenizer, refere
     assert (found["labels"], found["scores"]) == (["sehr", "sehr"], pytest.approx([0.5, 0.5]))
 
 
+@pytest.mark.parametrize("comma", "，、،")
+def test_labels_in_one_text_are_divided_by_commas_of_any_script(
+    tokenizer: Tokenizer, reference_parts: dict[str, Any], comma: str
+) -> None:
+    """The reference knows one comma."""
+    from transformers import ZeroShotClassificationPipeline as Reference
+
+    session: Any = Answering(NLI, [[1.0, 0.0, 0.0]] * 2)
+    one = f"sehr{comma}hoch"
+    assert ZeroShotClassificationPipeline(session, tokenizer)("text", one)["labels"] == ["sehr", "hoch"]
+    assert Reference(**reference_parts)("text", candidate_labels=one)["labels"] == [one]
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 from dataclasses import replace
 
 import pytest
 
-from erniem_rt import ArtifactError
+from erniem_rt import ArtifactError, _files
+from erniem_rt._files import check_hash
 from erniem_rt.manifest import FileRecord, Manifest, hash_file
 
 
@@ -59,6 +61,45 @@ def test_hashes_are_those_of_the_whole_content(tmp_path, size):
     content = os.urandom(size)
     (tmp_path / "data").write_bytes(content)
     assert hash_file(tmp_path / "data") == FileRecord(hashlib.sha256(content).hexdigest(), size)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 5000])
+def test_a_large_file_is_recorded_and_checked_in_pieces(tmp_path, monkeypatch, extra):
+    monkeypatch.setattr(_files, "PIECE", 4096)
+    content = os.urandom(8192 + extra)
+    pieces = [hashlib.sha256(content[start : start + 4096]).digest() for start in range(0, len(content), 4096)]
+    path = tmp_path / "data"
+    path.write_bytes(content)
+    record = hash_file(path)
+    assert record == FileRecord(
+        hashlib.sha256(content).hexdigest(), len(content), hashlib.sha256(b"".join(pieces)).hexdigest()
+    )
+    for threads in (1, 3):
+        check_hash(path, record, threads)
+    for place in (0, 4095, 4096, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(
+            ArtifactError, match=f"data was changed after export: expected sha256 {record.pieces_sha256}"
+        ):
+            check_hash(path, record, 2)
+    path.write_bytes(content[4096:8192] + content[:4096] + content[8192:])
+    with pytest.raises(ArtifactError, match="was changed after export"):
+        check_hash(path, record, 2)
+
+
+def test_a_file_of_one_piece_has_one_hash(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "PIECE", 4096)
+    (tmp_path / "data").write_bytes(b"x" * 4096)
+    assert hash_file(tmp_path / "data").pieces_sha256 is None
+
+
+def test_pieces_survive_the_manifest(manifest, tmp_path):
+    files = {**manifest.files, "qa.onnx.data": FileRecord("a" * 64, 1 << 30, "b" * 64)}
+    replace(manifest, files=files).save(tmp_path / "qa.json")
+    assert Manifest.load(tmp_path / "qa.json").files == files
+    assert "pieces_sha256" not in json.loads((tmp_path / "qa.json").read_text())["files"]["qa.onnx"]
 
 
 def test_hashing_what_is_not_there(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from erniem_export.choices import HALVES
+from erniem_export.options import HALVES
 from erniem_export.passes._casts import cast_uses
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import FusionError
+from erniem_export.options import PORTABLE
 from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
@@ -13,7 +14,7 @@ from erniem_export.passes.packing import pack_tokens
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from erniem_export.heads import GraphOptions
+    from erniem_export.options import GraphOptions
 
 __all__ = ["optimize_for"]
 
@@ -28,10 +29,12 @@ def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: 
     Raises:
         FusionError: The graph has inputs or outputs that the passes cannot carry, or is not as expected.
     """
-    if target == "any":
+    if target == PORTABLE:
         return None
     if options.head_mask or options.attentions:
-        raise FusionError("attention weights that are an output, or masked by head, cannot be fused: use --target any")
+        raise FusionError(
+            "attention weights that are an output, or masked by head, cannot be fused: use --target portable"
+        )
     done: dict[str, Any] = {"name": target, "fused_attention": fuse_attention(model, layers)}
     moves = options.position_ids or options.inputs_embeds or options.hidden_states
     pooled = head in _POOLED_HEADS and not options.hidden_states

@@ -196,6 +196,7 @@ def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor
     that would overflow count as what they will be rounded down to.
     """
     largest = weights.abs().amax(0).clamp_min(_TINY * WEIGHT_STEPS)
+    largest[(weights == 0).all(0)] = WEIGHT_STEPS  # any scale does for zeros; a common one is never rounded to zero
     best_error = torch.full_like(largest, float("inf"))
     scales = largest / WEIGHT_STEPS
     for share in _SHARES if reach is None else _SHARES + _WIDER_SHARES:
@@ -240,7 +241,7 @@ def _fit(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     ridge regression (as in GPTAQ, Li et al. 2025), before weights are rounded.
     """
     moments = values.T @ values
-    ridge = moments.diagonal().mean() * _RIDGE + _TINY
+    ridge = moments.diagonal().mean() * _RIDGE or 1.0  # nothing enters, so nothing is to be undone
     held = moments + ridge * torch.eye(len(moments))
     return weights + torch.cholesky_solve(values.T @ (wanted - values @ weights), torch.linalg.cholesky(held)), moments
 
@@ -252,7 +253,10 @@ def _importance(expected: Tensor) -> Tensor:
     (first and last of a text) would decide the ranges for all.
     """
     energy = expected.square().sum(1)
-    importance = 1 / (energy + energy.median() / 10)
+    if not energy.any():  # nothing comes out, of any token
+        return torch.full_like(energy, 1 / len(energy))
+    usual = energy.median() or energy.mean()
+    importance = 1 / (energy + usual / 10)
     return importance / importance.sum()
 
 
@@ -262,6 +266,8 @@ def _factors(reach: Tensor, cap: float) -> Tensor:
 
 
 def _ranges(low: float, high: float, form: Form) -> Sequence[tuple[float, int]]:
+    if low == high == 0:
+        return [(1.0, MIDDLE if form == "symmetric" else 0)]
     if form == "symmetric":
         return [(max(-low, high, _TINY) * share / WEIGHT_STEPS, MIDDLE) for share in _CLIPPED_TO]
     low, high = min(low, 0.0), max(high, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError
@@ -18,36 +17,28 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from erniem_export.checkpoint import Checkpoint
+    from erniem_export.options import Int8
     from erniem_export.progress import Progress
     from erniem_export.quantization.calibration import Calibration
     from erniem_export.quantization.encoder import Quantization
     from erniem_rt.manifest import Limits
 
-__all__ = ["Int8", "check_int8", "quantize", "quantize_for_engine"]
+__all__ = ["check_int8", "cpu_for", "quantize", "quantize_for_engine"]
 
 # The flavour that takes int8 weights and no products, and so needs no calibration.
 _WEIGHTS_ONLY = "tensorrt-rtx"
 
 
-@dataclass(frozen=True)
-class Int8:
-    """``cpu``: one of :data:`erniem_export.choices.CPUS`, what the artifact will run on; ``calibration``: a file
-    of texts, one on each line, or None for the checkpoint's own or the built-in ones.
-    """
-
-    cpu: str = "auto"
-    calibration: Path | None = None
-
-    def resolved_cpu(self) -> str:
-        """``avx2`` or ``vnni``; :class:`ExportError` for ``vnni`` where the artifact could not be checked."""
-        flags, vnni = cpu_flags(), has_vnni()
-        if vnni is not None and "avx2" not in flags:
-            raise ExportError("--int8 needs a CPU with AVX2, which this one has not: leave it out")
-        if self.cpu == "auto":
-            return "vnni" if vnni else "avx2"
-        if self.cpu == "vnni" and vnni is False:
-            raise ExportError("--cpu vnni cannot be checked here, on a CPU without VNNI: leave it out")
-        return self.cpu
+def cpu_for(options: Int8) -> str:
+    """``avx2`` or ``vnni``, as asked for or as here; :class:`ExportError` for ``vnni`` where it cannot be checked."""
+    flags, vnni = cpu_flags(), has_vnni()
+    if vnni is not None and "avx2" not in flags:
+        raise ExportError("--int8 needs a CPU with AVX2, which this one has not: leave it out")
+    if options.cpu == "auto":
+        return "vnni" if vnni else "avx2"
+    if options.cpu == "vnni" and vnni is False:
+        raise ExportError("--cpu vnni cannot be checked here, on a CPU without VNNI: leave it out")
+    return options.cpu
 
 
 def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> None:
@@ -62,7 +53,7 @@ def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> N
         ExportError: The calibration text cannot be used, or the CPU is not fit.
     """
     if flavour is None:
-        options.resolved_cpu()
+        cpu_for(options)
     text = options.calibration or own
     if text is not None and flavour != _WEIGHTS_ONLY:
         read_texts(text)
@@ -85,7 +76,7 @@ def quantize(
         ExportError: The calibration text cannot be used, or the CPU is not fit.
         FusionError: A product is not in the graph.
     """
-    cpu = options.resolved_cpu()
+    cpu = cpu_for(options)
     calibration = _calibration(checkpoint, folder, options, limits)
     progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
     found = quantize_encoder(

@@ -31,7 +31,7 @@ def round_against(weights: Tensor, scales: Tensor, steps: int, moments: Tensor, 
     """
     order = torch.argsort(moments.diagonal(), descending=True)
     moments = moments[order][:, order].clone()
-    moments.diagonal().add_(_DAMPING * moments.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    moments.diagonal().add_(_DAMPING * moments.diagonal().mean() or 1.0)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     carry = torch.linalg.cholesky(inverse, upper=True)
     left = weights[order].clone()

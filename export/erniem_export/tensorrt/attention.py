@@ -22,9 +22,9 @@ from erniem_rt.manifest import Profile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_export.tensorrt.options import EngineOptions
 
 __all__ = ["ATTENTION", "PRIMITIVES", "choose_attention"]
 

@@ -16,9 +16,9 @@ from erniem_rt.manifest import HEADS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_export.tensorrt.options import EngineOptions
     from erniem_rt.manifest import Manifest, Profile
 
 __all__ = ["build", "configure", "make_builder"]
@@ -76,8 +76,11 @@ def add_profiles(library: Library, builder: Any, config: Any, manifest: Manifest
         for spec in manifest.inputs:
             if any(isinstance(axis, str) for axis in spec.shape):
                 added.set_shape(spec.name, *input_shapes(profile, axes, spec))
-        if config.add_optimization_profile(added) < 0:
-            raise EngineBuildError(f"{library} refuses the profile {profile}: {'; '.join(library.messages)}")
+        with library.listening() as messages:
+            refused = config.add_optimization_profile(added) < 0
+        if refused:
+            reason = "; ".join(messages) or "it gives no reason"
+            raise EngineBuildError(f"{library} refuses the profile {profile}: {reason}")
 
 
 def build(

@@ -5,48 +5,43 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import EngineBuildError
+from erniem_rt.engines.trt_log import listening, logger_of
 from erniem_rt.plan import FLAVOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-__all__ = ["AUTO", "MISSING", "Library", "gpu_capability", "load_library"]
+__all__ = ["AUTO", "Library", "gpu_capability", "load_library"]
 
 AUTO = "auto"
 _NEEDS_GPU = "tensorrt"
-MISSING = 'no TensorRT plan, for no builder is installed: pip install "erniem-rt[tensorrt-rtx]", or say --engine none'
 _CU_MAJOR, _CU_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR} of cuda.h
 _REMEDY = 'pip install "erniem-rt[{flavour}]", or say --engine none'
 
 
-@dataclass
+@dataclass(frozen=True)
 class Library:
-    """A builder: ``flavour`` is a key of :data:`erniem_rt.plan.FLAVOURS`, ``module`` what its package installs.
-
-    ``messages`` collects the errors that the library logs.
-    """
+    """A builder: ``flavour`` is a key of :data:`erniem_rt.plan.FLAVOURS`, ``module`` what its package installs."""
 
     flavour: str
     version: str
     module: Any
-    logger: Any
-    messages: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{'TensorRT for RTX' if self.flavour == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[list[str]]:
-        """Collect what is logged meanwhile, and nothing from before."""
-        self.messages.clear()
-        yield self.messages
+    @property
+    def logger(self) -> Any:
+        """The logger that the runtime uses too."""
+        return logger_of(self.module)
 
-
-_LOADED: dict[str, Library] = {}
+    def listening(self) -> AbstractContextManager[list[str]]:
+        """Collect the errors that are logged inside the ``with`` block."""
+        return listening(self.module)
 
 
 def load_library(engine: str) -> Library | None:
@@ -78,25 +73,7 @@ def load_library(engine: str) -> Library | None:
 
 def _load(flavour: str) -> Library:
     module: Any = importlib.import_module(FLAVOURS[flavour])
-    known = _LOADED.get(flavour)
-    if known is None or known.module is not module:
-        messages: list[str] = []
-        known = Library(flavour, str(module.__version__), module, _logger(module, messages), messages)
-        # The libraries keep the first logger that they are given, whatever comes later.
-        _LOADED[flavour] = known
-    return known
-
-
-def _logger(module: Any, messages: list[str]) -> Any:
-    class Collector(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
-                messages.append(" ".join(str(message).split()))
-
-    return Collector()
+    return Library(flavour, str(module.__version__), module)
 
 
 def gpu_capability() -> str | None:

@@ -22,13 +22,13 @@ from erniem_export.tensorrt.library import gpu_capability
 from erniem_export.tensorrt.network import parse
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.tensorrt.proof import inspect, prove
-from erniem_rt.manifest import Manifest, Plan, hash_file
+from erniem_rt.manifest import FileRecord, Manifest, Plan, hash_file
 
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
+    from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_export.tensorrt.options import EngineOptions
     from erniem_rt.manifest import Profile
 
 __all__ = ["add_plan"]
@@ -41,13 +41,23 @@ _ENGINE_NOT_RUN = "built, not run: the figures are of the graph that went into t
 
 def add_plan(
     stage: Path,
+    source: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
     library: Library,
     options: EngineOptions,
     progress: Progress,
-) -> Manifest:
-    """Build ``HEAD.plan`` in ``stage`` from the artifact there; return the manifest that describes both.
+) -> tuple[Plan, FileRecord]:
+    """Build ``HEAD.plan`` in ``stage``; return what it is, and the record of its file.
+
+    Args:
+        stage: Where the plan goes.
+        source: Folder of the graph that it is built from, in standard operators.
+        manifest: What that graph is.
+        checkpoint: What it was made from.
+        library: What builds.
+        options: What is asked of the build.
+        progress: Where to say how far it is.
 
     Raises:
         EngineBuildError: It cannot be built, or is not what was asked for.
@@ -60,7 +70,7 @@ def add_plan(
     attention = choose_attention(library, options, profiles, heads, _computed_in(manifest), progress)
     with tempfile.TemporaryDirectory(dir=stage, prefix=".plan-") as folder:
         scratch = Path(folder)
-        products, replaced = _derive(stage / manifest.artifact, scratch, attention["form"], config.num_hidden_layers)
+        products, replaced = _derive(source / manifest.artifact, scratch, attention["form"], config.num_hidden_layers)
         attention |= replaced
         reports = _compare(scratch, manifest, checkpoint, stage, progress)
         progress.step(f"building {manifest.head}.plan with {library}")
@@ -78,7 +88,7 @@ def add_plan(
         build={**described.build, "seconds": seconds, "bytes": plan.nbytes},
         parity={"engine": _ENGINE_NOT_RUN, "graph": reports},
     )
-    return dataclasses.replace(manifest, plan=described, files={**manifest.files, file.name: hash_file(file)})
+    return described, hash_file(file)
 
 
 def _computed_in(manifest: Manifest) -> ir.DataType:

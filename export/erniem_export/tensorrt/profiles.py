@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from erniem_export.errors import EngineBuildError
+from erniem_export.errors import EngineBuildError, OptionError
 from erniem_rt.manifest import HEADS, Profile
 
 if TYPE_CHECKING:
@@ -23,19 +23,19 @@ _CHOICES = (4, 8)
 
 
 def parse_profile(text: str) -> Profile:
-    """Read ``MIN,OPT,MAX``; :class:`ValueError` with the reason if it is none."""
+    """Read ``MIN,OPT,MAX``; :class:`OptionError` with the reason if it is none."""
     shapes = text.split(",")
     try:
         parsed = [tuple(int(size) for size in shape.strip().lower().split("x")) for shape in shapes]
     except ValueError:
         parsed = []
     if len(parsed) != 3 or any(size < 1 for shape in parsed for size in shape):
-        raise ValueError(f"expected {_SYNTAX}, got {text!r}")
+        raise OptionError(f"expected {_SYNTAX}, got {text!r}")
     low, opt, high = parsed
     if len({len(shape) for shape in parsed}) > 1 or not all(
         a <= b <= c for a, b, c in zip(low, opt, high, strict=True)
     ):
-        raise ValueError(f"expected MIN <= OPT <= MAX along every axis, got {text!r}")
+        raise OptionError(f"expected MIN <= OPT <= MAX along every axis, got {text!r}")
     return Profile(low, opt, high)
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from erniem_export.errors import CheckpointError
+from erniem_export.options import Keep
 from erniem_export.sources import CONFIG_FILE
-from erniem_export.vocabulary.selection import Keep, select
+from erniem_export.vocabulary.selection import select
 from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
 from erniem_export.vocabulary.words import ALPHABET, WORDS, rule_for, why_alphabet
 from erniem_rt.tokenizer import Tokenizer

@@ -7,7 +7,6 @@ of a language's words is at hand, what the tokenizer makes of these is kept, and
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from erniem_export.options import Keep
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["Keep", "select"]
+__all__ = ["select"]
 
 _WORD_START = "▁"
 _LATIN = "Latin"
@@ -31,17 +31,6 @@ _LATIN = "Latin"
 _SHARED = (r"\p{Script=Common}", r"\p{Script=Inherited}")
 # Capitals inside a word, as in McDonald and MHz; lists of words have none.
 _INNER_CAPITAL = regex.compile(r"\p{Lowercase_Letter}\p{Uppercase_Letter}")
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What the user needs: codes of :data:`LANGUAGES`, a UTF-8 text in the languages to come, or both."""
-
-    languages: tuple[str, ...] = ()
-    text: Path | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.languages) or self.text is not None
 
 
 def select(tokenizer: Tokenizer, keep: Keep) -> set[int]:

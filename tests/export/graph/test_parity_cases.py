@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniem_export.heads import GraphOptions, graph_inputs
+from erniem_export.heads import graph_inputs
+from erniem_export.options import GraphOptions
 from erniem_export.parity.cases import TEXTS, Case, build_cases
 from erniem_rt._inputs import prepare
 from erniem_rt.manifest import Limits

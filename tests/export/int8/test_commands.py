@@ -13,10 +13,9 @@ import pytest
 
 from erniem_export import cli, pipeline
 from erniem_export.checkpoint import Checkpoint
-from erniem_export.heads import GraphOptions
+from erniem_export.options import GraphOptions, Int8
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
-from erniem_export.quantization.quantize import Int8
 from erniem_rt import Session, _cpu
 from erniem_rt.manifest import Limits
 
@@ -33,7 +32,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
     assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
-    assert manifest["target"] == "onnxruntime"
+    assert manifest["target"] == "onnxruntime-cpu"
     done = manifest["engine"]["int8"]
     assert done["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
     assert done["calibration"].startswith("random ids")

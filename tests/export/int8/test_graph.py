@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from erniem_export.errors import FusionError
-from erniem_export.heads import GraphOptions
 from erniem_export.onnx_export import write
+from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.targets import optimize_for
 from erniem_export.quantization.calibration import calibration_for
@@ -65,7 +65,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-@pytest.mark.parametrize("target", ["any", "onnxruntime"])
+@pytest.mark.parametrize("target", ["portable", "onnxruntime-cpu"])
 def test_it_computes_what_the_simulation_does(
     model: Any, quantization: Quantization, graph_for: Any, tmp_path: Path, target: str
 ) -> None:
@@ -84,7 +84,7 @@ def test_it_computes_what_the_simulation_does(
 
 
 def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph_for: Any) -> None:
-    graph = graph_for("any")
+    graph = graph_for("portable")
     counted = Counter(node.op_type for node in graph.graph)
     assert counted["MatMulIntegerToFloat"] == PRODUCTS
     assert counted["QuantizeLinear"] == 4 * LAYERS
@@ -92,7 +92,7 @@ def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph
 
 
 def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path) -> None:
-    graph, (ids, mask) = graph_for("onnxruntime"), batch()
+    graph, (ids, mask) = graph_for("onnxruntime-cpu"), batch()
     together = run(graph, tmp_path, ids, mask)
     for row, length in enumerate(mask.sum(1)):
         alone = run(graph, tmp_path, ids[row : row + 1, :length], mask[row : row + 1, :length])

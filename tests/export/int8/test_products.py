@@ -107,3 +107,22 @@ def test_rounding_for_the_product_beats_rounding_each_weight(inputs: torch.Tenso
         return float((inputs @ (steps * scales - weights)).norm())
 
     assert error(rounded.float()) < 0.6 * error(nearest)
+
+
+@pytest.mark.parametrize("form", ["exact", "pairs", "symmetric"])
+@pytest.mark.parametrize("zero", ["weight", "inputs", "most inputs", "a column"])
+def test_where_nothing_enters_or_comes_out_the_product_is_finite(
+    inputs: torch.Tensor, linear: nn.Linear, form: Form, zero: str
+) -> None:
+    if zero == "weight":
+        linear.weight.zero_()
+    elif zero == "a column":
+        linear.weight[3] = 0
+    else:
+        inputs[TOKENS // 10 if zero == "most inputs" else 0 :] = 0
+    entering = choose_input(inputs, inputs, linear.weight.T, form=form)
+    product = round_product("layer", linear, entering, (inputs, inputs))
+    assert 0 <= product.error < 0.05
+    assert product.scales.min() > 1e-30, "a scale that a factor may round to zero"
+    expected, found = linear(inputs), Int8Linear(product)(inputs)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))

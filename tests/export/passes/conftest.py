@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.heads import GraphOptions
 from erniem_export.onnx_export import write
+from erniem_export.options import GraphOptions
 
 
 @pytest.fixture(scope="session")

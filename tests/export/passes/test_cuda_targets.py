@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from erniem_export.cli import main
-from erniem_export.errors import ExportError, FusionError
-from erniem_export.heads import CLASSES, GraphOptions
-from erniem_export.options import ExportOptions
+from erniem_export.errors import FusionError
+from erniem_export.heads import CLASSES
+from erniem_export.options import GraphOptions
 from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
@@ -22,9 +22,6 @@ from erniem_export.passes.half import to_half
 from erniem_export.passes.key_lengths import order_tokens
 from erniem_export.passes.packing import pack_tokens
 from erniem_export.passes.targets import optimize_for
-from erniem_export.pipeline import export
-from erniem_export.precision import Precision
-from erniem_export.progress import Terminal
 from erniem_export.ranges import measure_ranges
 from erniem_rt.manifest import HEADS, Manifest
 
@@ -307,16 +304,3 @@ def test_exports_pass_the_gate_and_say_what_was_done(target: str, options: list[
     assert manifest.precision["weights"] == (options[0].removeprefix("--") if options else "fp32")
     counts = Counter(node.op_type for node in ir.load(tmp_path / "base.onnx").graph)
     assert counts["MultiHeadAttention"] == LAYERS
-
-
-def test_int8_is_not_for_cuda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "random:tiny", "--output", str(tmp_path / "out"), "--int8", "--target", FIXED]
-    with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-    assert (
-        "--int8 has no graph for ONNX Runtime on CUDA: leave out --target onnxruntime-cuda\n" in capsys.readouterr().err
-    )
-    with pytest.raises(
-        ExportError, match="--int8 has no graph for ONNX Runtime on CUDA; leave out --target onnxruntime-cuda"
-    ):
-        export(ExportOptions("random:tiny", output=tmp_path, target=FIXED, precision=Precision("int8")), Terminal())

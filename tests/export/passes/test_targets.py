@@ -12,16 +12,13 @@ import pytest
 import torch
 
 from erniem_export.cli import main
-from erniem_export.errors import ExportError, FusionError
-from erniem_export.heads import CLASSES, GraphOptions
-from erniem_export.options import ExportOptions
+from erniem_export.errors import FusionError
+from erniem_export.heads import CLASSES
+from erniem_export.options import GraphOptions
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.packing import pack_tokens
 from erniem_export.passes.targets import optimize_for
-from erniem_export.pipeline import export
-from erniem_export.precision import Precision
-from erniem_export.progress import Terminal
 from erniem_rt.engines.like_lengths import LikeLengths
 from erniem_rt.manifest import HEADS, Manifest, TensorSpec
 
@@ -34,7 +31,7 @@ FIRST_TOKEN_PRODUCTS = 4
 @pytest.mark.parametrize("head", CLASSES)
 def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced, session_of) -> None:
     model, graph = traced(head)
-    optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
+    optimize_for("onnxruntime-cpu", graph, head, LAYERS, GraphOptions())
     session = session_of(graph)
     outputs = [TensorSpec(spec.name, "float32", HEADS[head].outputs[spec.name]) for spec in session.get_outputs()]
     runs = []
@@ -71,7 +68,7 @@ def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced
 @pytest.mark.parametrize("head", CLASSES)
 def test_numbers_are_those_of_pytorch(head: str, side: str, traced, session_of, batch) -> None:
     model, graph = traced(head)
-    optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
+    optimize_for("onnxruntime-cpu", graph, head, LAYERS, GraphOptions())
     session = session_of(graph)
 
     for seed in range(5):
@@ -95,13 +92,13 @@ def test_numbers_are_those_of_pytorch(head: str, side: str, traced, session_of, 
 def test_every_attention_is_fused_and_the_rest_is_packed(head: str, traced) -> None:
     _, graph = traced(head)
 
-    done = optimize_for("onnxruntime", graph, head, LAYERS, GraphOptions())
+    done = optimize_for("onnxruntime-cpu", graph, head, LAYERS, GraphOptions())
 
     counts = Counter(node.op_type for node in graph.graph)
     assert counts["MultiHeadAttention"] == LAYERS
     assert not counts["Softmax"] + counts["Where"] + counts["Transpose"]
     assert done == {
-        "name": "onnxruntime",
+        "name": "onnxruntime-cpu",
         "fused_attention": LAYERS,
         "packed": True,
         "first_token_layer": head in ("cls", "mc"),
@@ -119,7 +116,7 @@ def test_each_pass_says_how_often_it_fired(head: str, traced) -> None:
 
 def test_only_first_tokens_pass_through_the_last_layer(traced, session_of) -> None:
     _, graph = traced("cls")
-    optimize_for("onnxruntime", graph, "cls", LAYERS, GraphOptions())
+    optimize_for("onnxruntime-cpu", graph, "cls", LAYERS, GraphOptions())
     last = [node.outputs[0] for node in graph.graph if node.op_type == "Gelu"]
     graph.graph.outputs.extend(last)
     for value in last:
@@ -134,7 +131,7 @@ def test_only_first_tokens_pass_through_the_last_layer(traced, session_of) -> No
 
 def test_padding_is_not_computed(traced, session_of) -> None:
     _, graph = traced("base")
-    optimize_for("onnxruntime", graph, "base", LAYERS, GraphOptions())
+    optimize_for("onnxruntime-cpu", graph, "base", LAYERS, GraphOptions())
     inner = next(node.outputs[0] for node in graph.graph if node.op_type == "Gelu")
     inner.type = ir.TensorType(ir.DataType.FLOAT)
     graph.graph.outputs.append(inner)
@@ -177,46 +174,18 @@ def test_passes_need_those_before_them(traced) -> None:
 
 def test_attention_weights_cannot_be_fused(traced) -> None:
     for options in (GraphOptions(attentions=True), GraphOptions(head_mask=True)):
-        with pytest.raises(FusionError, match="use --target any"):
-            optimize_for("onnxruntime", traced("qa")[1], "qa", LAYERS, options)
+        with pytest.raises(FusionError, match="use --target portable"):
+            optimize_for("onnxruntime-cpu", traced("qa")[1], "qa", LAYERS, options)
 
 
 @pytest.mark.parametrize("options", [[], ["--with-position-ids", "--with-hidden-states"], ["--embedding", "int8"]])
 def test_exports_pass_the_gate_and_say_what_was_done(options: list[str], tmp_path: Path) -> None:
-    arguments = ["--model", "random:tiny", "--head", "base", "--output", str(tmp_path), "--target", "onnxruntime"]
+    arguments = ["--model", "random:tiny", "--head", "base", "--output", str(tmp_path)]
 
     assert main([*arguments, *options]) == 0
 
     manifest = Manifest.load(tmp_path / "base.json")
-    assert manifest.target == "onnxruntime"
+    assert manifest.target == "onnxruntime-cpu"
     assert manifest.engine is not None
     assert manifest.engine["fused_attention"] == LAYERS
     assert manifest.engine["packed"] is ("--with-position-ids" not in options)
-
-
-@pytest.mark.parametrize(
-    ("option", "reason"),
-    [
-        ("--fp16", "computes in fp32"),
-        ("--bf16", "computes in fp32"),
-        ("--with-head-mask", "fuses attention"),
-        ("--with-attentions", "fuses attention"),
-    ],
-)
-def test_options_that_the_target_cannot_have_are_wrong_usage(
-    option: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--model", "random:tiny", "--output", str(tmp_path / "out"), "--target", "onnxruntime", option]
-
-    with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-
-    assert f"--target onnxruntime {reason}: leave out {option}\n" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_half_precision_is_refused_without_the_command_line_too(tmp_path: Path) -> None:
-    options = ExportOptions("random:tiny", output=tmp_path, target="onnxruntime", precision=Precision("fp16"))
-
-    with pytest.raises(ExportError, match="--target onnxruntime computes in fp32; leave out --fp16"):
-        export(options, Terminal())

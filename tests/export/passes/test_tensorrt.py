@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from erniem_export.errors import FusionError
-from erniem_export.heads import GraphOptions
+from erniem_export.options import GraphOptions
 from erniem_export.passes.attention_op import ATTENTION_OPSET, to_attention
 from erniem_export.passes.half import to_half
 from erniem_export.passes.int8_standard import int8_weights

@@ -19,10 +19,11 @@ from erniem_export.checkpoint import Checkpoint
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
+from erniem_export.options import Keep
 from erniem_export.random_weights import randomize
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_export.vocabulary.pruning import prune, prune_like
-from erniem_export.vocabulary.selection import Keep, select
+from erniem_export.vocabulary.selection import select
 from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer

@@ -13,10 +13,11 @@ import regex
 from erniem_export.checkpoint import Checkpoint
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
+from erniem_export.options import Keep
 from erniem_export.vocabulary import words
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_export.vocabulary.pruning import prune
-from erniem_export.vocabulary.selection import Keep, select
+from erniem_export.vocabulary.selection import select
 from erniem_export.vocabulary.words import rule_for, texts_of, why_alphabet
 from erniem_rt.tokenizer import Tokenizer
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
-from erniem_export import pipeline
 from erniem_export.tensorrt import library
 from erniem_rt.manifest import Manifest
 
@@ -60,7 +61,6 @@ def test_contradictions_end_as_usage_errors(erniem_export, arguments, expected):
 MISTAKES = [
     (["--profile", "1x1,1x128,1x513"], "goes up to 513 positions, and the model takes at most 128: give a MAX of"),
     (["--profile", "1x1x1,1x1x8,1x1x8"], "has 3 axes, and head cls has 2: batch x sequence"),
-    (["--target", "onnxruntime"], "--engine tensorrt-rtx: this graph is for onnxruntime on a CPU"),
     (["--embedding", "int8"], "--engine tensorrt-rtx: TensorRT looks up no word embeddings in int8"),
 ]
 
@@ -160,36 +160,38 @@ def test_full_tensorrt_without_a_gpu_is_told_so(write_checkpoint, export_fails, 
     assert line.startswith("--engine tensorrt builds on the GPU that it builds for, and there is none here")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [(["--target", "onnxruntime"], "for onnxruntime on a CPU"), (["--embedding", "int8"], "take --embedding fp16")],
-)
-def test_auto_leaves_out_what_cannot_be_and_says_why(
-    rtx, erniem_export, write_checkpoint, quick_gate, tmp_path, arguments, reason
+@pytest.mark.parametrize("arguments", [[], ["--int8"], ["--fp16", "--embedding", "int8"]])
+def test_no_plan_is_built_where_none_was_asked_for(
+    without_builders, erniem_export, write_checkpoint, quick_gate, tmp_path, arguments
 ):
+    """In fp32 and int8, and where TensorRT could not have it: nothing about TensorRT is said."""
     model = write_checkpoint(tmp_path / "model")
-    result = erniem_export("--model", model, "--output", tmp_path / "out", "--engine", "auto", *arguments)
+    result = erniem_export("--model", model, "--output", tmp_path / "out", *arguments)
     assert result.code == 0, result.err
-    (line,) = (line for line in result.err.splitlines() if "TensorRT" in line)
-    assert line.startswith("no TensorRT plan: ")
-    assert reason in line
+    assert "TensorRT" not in result.err + result.out
     assert not (tmp_path / "out" / "cls.plan").exists()
 
 
-def test_int8_left_to_auto_is_for_a_cpu(rtx, monkeypatch):
-    from erniem_export.options import ExportOptions
-    from erniem_export.precision import Precision
-    from erniem_export.tensorrt.options import EngineOptions
+def test_half_precision_has_a_plan_beside_the_fast_graph(rtx, export, tmp_path):
+    result, manifest = export("--fp16", "--profile", "1x1,1x8,2x16", "--compute-capability", "8.9")
+    assert result.code == 0, result.err
+    assert (tmp_path / "out" / "cls.plan").is_file()
+    assert manifest.target == "onnxruntime-cuda"
+    assert manifest.plan.precision["weights"] == "fp16"
+    counts = Counter(node.op_type for node in ir.load(tmp_path / "out" / "cls.onnx").graph)
+    assert counts["MultiHeadAttention"] == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == []
 
-    notes = []
-    progress = type("Notes", (), {"note": lambda _, text: notes.append(text)})()
-    options = ExportOptions("nowhere", precision=Precision("int8"), engine=EngineOptions("auto"))
-    assert pipeline._builder(options, progress) is None
-    assert notes == ["no TensorRT plan: this graph is for onnxruntime on a CPU"]
+
+def test_half_precision_without_a_builder_says_nothing(without_builders, export):
+    result, manifest = export("--fp16")
+    assert result.code == 0, result.err
+    assert manifest.plan is None
+    assert "TensorRT" not in result.err + result.out
 
 
 def test_a_plan_goes_when_its_graph_is_exported_again_without_one(rtx, export, tmp_path):
-    result, manifest = export("--engine", "auto", "--profile", "1x1,1x8,2x16", "--compute-capability", "8.9")
+    result, manifest = export("--engine", "tensorrt-rtx", "--profile", "1x1,1x8,2x16", "--compute-capability", "8.9")
     assert result.code == 0, result.err
     plan = tmp_path / "out" / "cls.plan"
     assert plan.is_file()

@@ -57,6 +57,17 @@ def test_options_do_something(make_text_artifact, answer) -> None:
     assert (found, ignored) == ({"O", "B-PER"}, {"B-PER"})
 
 
+@pytest.mark.parametrize("comma", [",", "，", "、", "،"])
+def test_lists_have_commas_of_any_script(make_text_artifact, answer, comma) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+    _, [found], _ = answer(artifact, ["Maria wrote it."], "--candidate-labels", f"art{comma} sport")
+    assert sorted(found["labels"]) == ["art", "sport"]
+
+    artifact = make_text_artifact("ner", labels=("O", "B-PER")).path
+    _, [found], _ = answer(artifact, ["Maria wrote it."], "--ignore-labels", f"O{comma}B-PER")
+    assert found == []
+
+
 def test_options_of_zero_shot_classification_do_something(make_text_artifact, answer) -> None:
     artifact = make_text_artifact("cls", labels=NLI).path
     template, several = ("--hypothesis-template", "{} {}"), ("--multi-label",)

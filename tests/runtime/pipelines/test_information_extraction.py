@@ -12,7 +12,8 @@ import pytest
 import erniem_rt
 from erniem_rt import InvalidInputError
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
-from erniem_rt.tokenizer import Encoding
+from erniem_rt.tokenizer import Encoding, Tokenizer
+from erniem_rt.tokenizer._settings import TokenizerSettings
 
 CLS, SEP, FIRST = 0, 2, 10
 STEVE = "In 1997, Steve was excited to become the CEO of Apple."
@@ -31,6 +32,8 @@ Script = Mapping[str, Sequence[Mark]]
 
 class Letters:
     """A tokenizer whose tokens are the visible characters, so that a row can be read back."""
+
+    settings = TokenizerSettings()
 
     def __init__(self) -> None:
         self.known: list[str] = []
@@ -254,15 +257,15 @@ def test_a_row_is_as_long_as_the_longest_prompt_of_its_level_allows(make: Callab
     pipe, _ = make({}, max_length=32, schema=["a", "abcdefghi"])
     pipe("三" * 60)
     lengths = sorted(int((row != 1).sum()) for batch in pipe.session.batches for row in batch)
-    pieces = [19, 19, 19, 3]
+    pieces = [19, 19, 19, 19, 19, 10]  # neighbours share 9
     assert lengths == sorted(prompt + 4 + piece for prompt in (1, 9) for piece in pieces)
     assert max(lengths) == 32
 
 
 def test_pieces_vote_on_a_classification(make: Callable[..., Any]) -> None:
-    """Of three pieces two say the same, and the mean of the two is reported."""
+    """Of five pieces two say the same, two nothing, and the mean of the two is reported."""
     prompt = "mood[good,bad]"
-    votes = iter([("good", 0.6), ("bad", 0.99), ("good", 0.8)])
+    votes = iter([("good", 0.6), ("odd", 1.0), ("bad", 0.99), ("odd", 1.0), ("good", 0.8)])
     pipe, model = make({}, max_length=30, schema=prompt, batch_size=1)
 
     def vote(ids: list[int]) -> Any:
@@ -344,6 +347,111 @@ def test_texts_that_are_none(make: Callable[..., Any], inputs: Any, message: str
 def test_options_that_are_none(make: Callable[..., Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         make({}, **options)
+
+
+NAMES = ["Ada Lovelace", "Bo Li", "Maximilian Ferdinand Oberländer", "Eva"]
+CHINESE_NAMES = ["王建国", "欧阳修", "李白", "阿卜杜拉"]
+
+
+@pytest.mark.parametrize("shift", range(12))
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (NAMES, "well " + " and ".join(f"{NAMES[i % 4]} lives in city {i}" for i in range(40))),
+        (NAMES, "\n".join(" ".join(f"{NAMES[i % 4]} is here" for i in range(40)).split(" "))),
+        (CHINESE_NAMES, "然后" + "".join(f"{CHINESE_NAMES[i % 4]}住在那里" for i in range(60))),
+        (["J. R. Smith"], "".join(f"J. R. Smith saw one, he said so to {i} " for i in range(40))),
+        (["4. Mai 1998"], "und ".join(f"es war der 4. Mai 1998 Tag {i} " for i in range(40))),
+    ],
+    ids=["speech", "scan", "chinese", "initials", "dates"],
+)
+def test_no_name_is_lost_at_a_cut(make: Callable[..., Any], names: list[str], text: str, shift: int) -> None:
+    """Each name once, wherever the pieces begin and end; the scripted model marks what a piece shows whole."""
+    pipe, model = make({"P": [Mark(name) for name in names]}, max_length=96, schema="P")
+    text = "x" * shift + " " + text
+    spoken = "|".join(re.escape(name).replace(r"\ ", r"\s") for name in names)
+    expected = [(found[0], *found.span()) for found in re.finditer(spoken, text)]
+    assert len(expected) in (40, 60)
+    assert places(pipe(text)["P"]) == expected
+    assert len(model.asked) > 5
+
+
+def test_a_text_that_is_cut_at_sentence_ends_is_read_once(make: Callable[..., Any]) -> None:
+    pipe, model = make({"P": [Mark("Ada"), Mark("阿达")]}, max_length=64, schema="P")
+    for sentence, count in (("Ada went to the market. ", 14), ("阿达在市场上买了很多东西。", 14)):
+        model.asked.clear()
+        pipe.session.batches.clear()
+        assert len(pipe(sentence * count)["P"]) == count
+        read = sum(int((row != 1).sum()) - 5 for batch in pipe.session.batches for row in batch)
+        assert read == count * len(sentence.replace(" ", ""))
+
+
+def test_a_wide_special_token_is_text(make: Callable[..., Any], tokenizer: Tokenizer) -> None:
+    """The model is shown no special token but those of the row."""
+    rows: list[list[int]] = []
+
+    def record(ids: list[int]) -> dict[str, np.ndarray]:
+        rows.append(ids)
+        return {name: np.full(len(ids), -9.0) for name in ("start_logits", "end_logits")}
+
+    session = make({})[0].session
+    session._function = record
+    pipe = InformationExtractionPipeline(session, tokenizer, schema=["Kind［SEP］", "［MASK］[a，b]"])
+    pipe("It is ［MASK］ or ［SEP］［CLS］.")
+    assert len(rows) == 2
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id]
+    for row in rows:
+        assert [i for i in row if i in special] == [tokenizer.cls_token_id] + [tokenizer.sep_token_id] * 3
+
+
+@pytest.mark.parametrize("name", ["Price [EUR]", "价格[元]", "价格［元］", "Speed [km/h]", "Pay [EUR/month] "])
+def test_a_name_in_brackets_that_are_no_options_is_answered_from_the_text(make: Callable[..., Any], name: str) -> None:
+    """Whether or not the model marks the brackets as well."""
+    asked = name.strip().translate({ord("［"): "[", ord("］"): "]"})
+    inside = asked[asked.index("[") + 1 : -1].split("/")[0]
+    for marks in ([Mark("42")], [Mark("42", 0.6), Mark(inside, 0.9, in_prompt=True)]):
+        pipe, _ = make({asked: marks}, schema=[name])
+        assert places(pipe("It is 42 here")[name]) == [("42", 6, 8)]
+    pipe, _ = make({}, schema=[name])
+    assert pipe("It is 42 here") == {}
+
+
+def test_relations_with_a_unit(make: Callable[..., Any]) -> None:
+    script = {
+        "Car": [Mark("Fiat")],
+        "Price of Fiat [EUR]": [Mark("9000")],
+        "Speed of Fiat [km/h]": [Mark("140")],
+    }
+    pipe, _ = make(script, schema={"Car": ["Price [EUR]", "Speed [km/h]"]})
+    (car,) = pipe("The Fiat costs 9000 and goes 140")["Car"]
+    assert places(car["relations"]["Price [EUR]"]) == [("9000", 15, 19)]
+    assert places(car["relations"]["Speed [km/h]"]) == [("140", 29, 32)]
+
+
+@pytest.mark.parametrize(
+    ("name", "marked", "option"),
+    [
+        ("Mood[good/bad]", "bad", "bad"),
+        ("情感［正向／负向］", "正", "正向"),
+        ("行业[金融、保险,科技]", "金融、保险", "金融、保险"),
+        ("行业[金融、保险,科技]", "保险", "金融、保险"),
+        ("行业[金融、保险]", "保险", "保险"),
+        ("الشعور[إيجابي، سلبي]", "سلبي", "سلبي"),
+        ("Kind[a/b, c;d]", "c;d", "c;d"),
+    ],
+)
+def test_options_between_dividers_of_several_kinds(
+    make: Callable[..., Any], name: str, marked: str, option: str
+) -> None:
+    asked = name.translate({ord("［"): "[", ord("］"): "]", ord("／"): "/"})
+    pipe, _ = make({asked: [Mark(marked, 0.9, in_prompt=True)]}, max_length=80, schema=[name])
+    assert pipe("this is a text") == {name: [{"text": option, "probability": pytest.approx(0.9)}]}
+
+
+def test_a_whole_bracket_is_no_option(make: Callable[..., Any]) -> None:
+    for name in ("Speed [km/h]", "Mood [good,bad]", "Price [EUR]"):
+        pipe, _ = make({name: [Mark(name[name.index("[") :], 0.9, in_prompt=True)]}, schema=[name])
+        assert pipe("this is a text") == {}
 
 
 @pytest.mark.parametrize("threshold", [np.float32(0.25), np.float64(0.25), np.int64(0), 0])

@@ -22,6 +22,10 @@ from erniem_rt.pipelines._uie_schema import parse_schema
         ("auto", "情感倾向[正向，负向]", "房间", "房间的情感倾向[正向，负向]"),
         ("auto", "Sentiment[good,bad]", "room", "Sentiment of room [good,bad]"),
         ("auto", "Sentiment [good,bad]", "room", "Sentiment of room [good,bad]"),
+        ("auto", "Speed [km/h]", "train", "Speed of train [km/h]"),
+        ("auto", "Price [EUR]", None, "Price [EUR]"),
+        ("auto", "Price [EUR]", "phone", "Price of phone [EUR]"),
+        ("auto", "价格[元]", "手机", "手机的价格[元]"),
     ],
 )
 def test_text_of_a_prompt(
@@ -30,7 +34,7 @@ def test_text_of_a_prompt(
     (node,) = parse_schema(name)
     prompt = Prompter(tokenizer, 64, language)(node, answer)
     assert prompt.text == text
-    assert [text[o.start : o.stop] for o in prompt.options] == [node.choices[o.start : o.stop] for o in node.options]
+    assert [text[o.start : o.stop] for o in prompt.options] == [node.bracket[o.start : o.stop] for o in node.options]
 
 
 def test_a_prompt_is_read_half_width(tokenizer: Tokenizer) -> None:

@@ -53,7 +53,20 @@ def test_a_part_may_be_used_in_two_places() -> None:
         ("情感倾向[正向，负向]", "情感倾向", ["正向", "负向"]),
         ("情感倾向［正向、负向］", "情感倾向", ["正向", "负向"]),
         ("Kind [old] of[a,b] ", "Kind [old] of", ["a", "b"]),
-        ("Sure[yes]", "Sure", ["yes"]),
+        ("情感倾向[正向、负向]", "情感倾向", ["正向", "负向"]),
+        ("行业[金融、保险,科技]", "行业", ["金融、保险", "科技"]),
+        ("行业［金融、保险，科技］", "行业", ["金融、保险", "科技"]),
+        ("الشعور[إيجابي، سلبي]", "الشعور", ["إيجابي", "سلبي"]),
+        ("ስሜት[ጥሩ፣ መጥፎ]", "ስሜት", ["ጥሩ", "መጥፎ"]),
+        ("Pay[km/h, good; bad|odd]", "Pay", ["km/h", "good; bad|odd"]),
+        ("Speed [km/h]", "Speed ", ["km", "h"]),
+        ("速度［公里／小时］", "速度", ["公里", "小时"]),
+        ("Price [EUR] ", "Price ", []),
+        ("价格[元]", "价格", []),
+        ("Sure[yes]", "Sure", []),
+        ("Rate [/h]", "Rate ", []),
+        ("Ratio [m/m]", "Ratio ", []),
+        ("[EUR]", "[EUR]", []),
         ("Person", "Person", []),
         ("Person [of old] age", "Person [of old] age", []),
     ],
@@ -62,7 +75,16 @@ def test_options_at_the_end_of_a_name(name: str, label: str, options: list[str])
     (node,) = parse_schema(name)
     assert node.name == name
     assert node.label == label
-    assert [node.choices[option.start : option.stop] for option in node.options] == options
+    assert [node.bracket[option.start : option.stop] for option in node.options] == options
+
+
+@pytest.mark.parametrize(
+    ("name", "text_first"),
+    [("Speed [km/h]", True), ("Mood[good/bad]", True), ("Mood[good,bad]", False), ("Mood[a/b,c]", False)],
+)
+def test_options_between_slashes_may_be_a_unit(name: str, text_first: bool) -> None:
+    (node,) = parse_schema(name)
+    assert node.text_first is text_first
 
 
 def cyclic_list() -> Any:
@@ -104,6 +126,11 @@ def nested(levels: int) -> Any:
         ("Sentiment[good,,bad]", "expected options between its brackets and commas"),
         ("Sentiment[good, good]", "give each option once"),
         ("[good,bad]", "expected text before the options"),
+        ("Sentiment[good;bad]", r"'Sentiment\[good;bad\]': write options with commas between them"),
+        (["情感[正向；负向]"], r"schema\[0\] has the name '情感\[正向；负向\]': write options with commas"),
+        ("Sentiment[good|bad]", "what is no option in round brackets"),
+        ("Sentiment[good｜bad/odd]", "write options with commas"),
+        ("الشعور[إيجابي؛ سلبي]", "write options with commas"),
         (cyclic_list(), r"schema\[1\]\['Company'\] holds itself: a schema cannot be cyclic"),
         (cyclic_dict(), "cannot be cyclic"),
         (nested(33), "nested deeper than 32 levels"),

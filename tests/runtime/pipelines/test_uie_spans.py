@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from random import Random
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans
-from erniem_rt.pipelines._uie_text import EncodedText
+from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans, join_spans
+from erniem_rt.pipelines._uie_text import EncodedText, split
+from erniem_rt.pipelines._windows import shared_tokens
 
 # Few values, so that many are equal, and equal to the threshold.
 PROBABILITIES = st.sampled_from([0.0, 0.1, 0.499, 0.5, 0.501, 0.7, 0.9, 1.0])
@@ -81,6 +86,78 @@ def test_the_pairing_rule(start: list[float], end: list[float], expected: list[t
     spans = find_spans(np.array(start, float), np.array(end, float), 0.5)
     assert [(span.first, span.last) for span in spans] == expected
     assert all(span.probability == start[span.first] * end[span.last] for span in spans)
+
+
+@st.composite
+def marked_texts(draw: st.DrawFn) -> tuple[EncodedText, list[tuple[int, int]], int]:
+    """A text of one token per character, disjoint names in it (first and last token), and the room of a piece.
+
+    No name is longer than what two pieces share, or goes over the end of a sentence.
+    """
+    room = draw(st.integers(2, 40))
+    text, names = "", []
+    for kind, size in draw(st.lists(st.tuples(st.sampled_from("aN。"), st.integers(1, 2 * room)), max_size=30)):
+        size = 1 if kind == "。" else min(size, shared_tokens(room)) if kind == "N" else size
+        if kind == "N":
+            names.append((len(text), len(text) + size - 1))
+        text += kind * size
+    return EncodedText(text, [7] * len(text), [(i, i + 1) for i in range(len(text))]), names, room
+
+
+@given(marked_texts(), st.booleans())
+def test_what_a_piece_shows_whole_is_found_once(
+    marked: tuple[EncodedText, list[tuple[int, int]], int], marks_parts: bool
+) -> None:
+    """The model marks names that a piece holds whole and, if so drawn, what an edge of the piece leaves of others."""
+    text, names, room = marked
+    pieces = split(text, room)
+    found = []
+    for piece in pieces:
+        seen = [(max(first, piece.start), min(last, piece.stop - 1)) for first, last in names]
+        shown = [part for part, name in zip(seen, names, strict=True) if part == name or marks_parts]
+        found.append([Span(first, last, 0.9) for first, last in shown if first <= last])
+    assert [(span.first, span.last) for span in join_spans(pieces, found)] == names
+
+
+NOISY = st.lists(st.tuples(PROBABILITIES, PROBABILITIES), min_size=10, max_size=60)
+
+
+@given(NOISY, st.integers(2, 30), st.randoms(use_true_random=False))
+def test_joined_spans_are_some_of_those_found_in_order_and_apart(
+    row: list[tuple[float, float]], room: int, random: Random
+) -> None:
+    """Whatever a model marks, which may be something else in each piece."""
+    pieces = split(EncodedText("a" * len(row), [7] * len(row), [(i, i + 1) for i in range(len(row))]), room)
+    found = []
+    for piece in pieces:
+        start, end = zip(*random.sample(row, len(piece)), strict=True)
+        spans = find_spans(np.array(start), np.array(end), 0.5)
+        found.append([Span(piece.start + first, piece.start + last, p) for first, last, p in spans])
+    joined = join_spans(pieces, found)
+    assert set(joined) <= {span for spans in found for span in spans}
+    assert all(left.last < right.first for left, right in pairwise(joined))
+    # Where pieces share nothing, nothing is left out.
+    if len(pieces) == 1:
+        assert joined == found[0]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ([(0, 1), (12, 13)], [(12, 13), (18, 19)], [(0, 1), (12, 13), (18, 19)]),
+        ([(14, 15)], [(14, 17)], [(14, 17)]),  # the left one sees a part
+        ([(8, 11)], [(10, 11)], [(8, 11)]),  # the right one does
+        ([(11, 13)], [(12, 14)], [(12, 14)]),  # over the middle, each another one
+        ([(12, 13)], [], []),  # what the right one shows better, and does not mark
+        ([(12, 15)], [(10, 12)], [(10, 12)]),  # the places to cut are as near as one another
+        ([(6, 13)], [(13, 18)], [(6, 13)]),  # no place to cut
+    ],
+)
+def test_what_two_pieces_share(left: list[Any], right: list[Any], expected: list[Any]) -> None:
+    """Tokens 10 to 15 are in both."""
+    spans = [[Span(*place, 0.9) for place in places] for places in (left, right)]
+    joined = join_spans([range(16), range(10, 26)], spans)
+    assert [(span.first, span.last) for span in joined] == expected
 
 
 def test_answers_are_cut_from_the_text_in_its_order() -> None:

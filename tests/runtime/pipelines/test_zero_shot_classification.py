@@ -106,6 +106,19 @@ def test_labels_may_be_one_text_with_commas(make_pipe):
     assert ask(make_pipe(), labels="März , book,,Nachbarn,") == ask(make_pipe(), labels=["März", "book", "Nachbarn"])
 
 
+@pytest.mark.parametrize(
+    "labels", ["März，book，Nachbarn", "März、book、Nachbarn", " März، book ، Nachbarn،", "März，book, Nachbarn"]
+)
+def test_commas_may_be_of_any_script(make_pipe, labels):
+    assert ask(make_pipe(), labels=labels) == ask(make_pipe(), labels=["März", "book", "Nachbarn"])
+
+
+def test_an_enumeration_comma_is_part_of_a_label_where_others_divide(scripted_session, tokenizer):
+    session = scripted_session("cls", lambda ids: {"logits": [1, 2, 3]}, labels=NLI)
+    pipe = ZeroShotClassificationPipeline(session, tokenizer)
+    assert pipe(TEXT, "März、Mai，book")["labels"] == ["März、Mai", "book"]
+
+
 def test_ties_keep_the_order_of_the_candidates(scripted_session, tokenizer):
     session = scripted_session("cls", lambda ids: {"logits": [ids[-2] % 2, 0, 0]}, labels=NLI)
     pipe = ZeroShotClassificationPipeline(session, tokenizer, batch_size=3)

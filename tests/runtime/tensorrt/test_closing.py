@@ -9,7 +9,8 @@ from threading import Barrier
 
 import pytest
 
-from erniem_rt import EngineError, Session
+import erniem_rt._processes
+from erniem_rt import EngineError, EngineUnavailableError, Session
 
 from .fake_cuda import cudaError_t
 
@@ -65,3 +66,27 @@ def test_all_lanes_and_the_plan_go_although_cuda_fails(machine, heads, plan_of, 
     assert machine.trt.alive == NOTHING
     assert machine.gpu.leaks() == []
     session.close()
+
+
+def test_a_forked_child_is_told_and_touches_no_gpu(machine, heads, plan_of, monkeypatch):
+    """Played in one process: what Python calls in a child is called here, and the parent is said to be another one."""
+    path = plan_of(heads["qa"].path)
+    session = Session(path)
+    session.run(input_ids=[[5, 6]])
+    engine, pool, alive = session._engine, session._engine._pool, dict(machine.trt.alive)
+    monkeypatch.setattr(erniem_rt._processes, "_gpu_process", erniem_rt._processes._gpu_process + 1)
+    engine.after_fork()
+    session.after_fork()
+    refused = pytest.raises(EngineUnavailableError, match="cuda:0 cannot be used here: this process was forked from")
+    with refused:
+        session.run(input_ids=[[5, 6]])
+    with refused:
+        Session(path)
+    with refused:
+        Session(heads["qa"].path, device="cuda")
+    Session(heads["qa"].path).close()
+    session.close()
+    del engine, session
+    gc.collect()
+    assert machine.trt.alive == alive
+    pool.close()  # what the parent would do

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,8 +97,22 @@ def test_the_log_holds_the_reason(engine):
     assert reason(trt) == ""
 
 
-def test_one_logger_per_module():
-    assert logger_of(trt) is logger_of(trt)
-    other = SimpleNamespace(ILogger=trt.ILogger)
-    assert isinstance(logger_of(trt), trt.ILogger)
-    assert other.ILogger is trt.ILogger
+TOGETHER = """
+import numpy as np, tensorrt_rtx as trt
+from erniem_export.tensorrt.builder import make_builder
+from erniem_export.tensorrt.library import load_library
+from erniem_rt.engines.trt_log import logger_of, reason
+
+library = load_library("tensorrt-rtx")
+make_builder(library)
+reason(trt)
+with library.listening() as messages:
+    assert trt.Runtime(logger_of(trt)).deserialize_cuda_engine(np.zeros(4096, np.uint8)) is None
+print(messages[0] == reason(trt) != "")
+"""
+
+
+def test_a_process_that_exports_and_then_opens_a_plan_knows_the_reasons():
+    """TensorRT keeps the first logger that it gets, here the exporter's; a fresh process has no earlier one."""
+    done = subprocess.run([sys.executable, "-c", TOGETHER], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

@@ -1,1 +1,0 @@
-"""The same benchmark on a GPU; see docs/benchmarks.md."""
