@@ -30,6 +30,7 @@ def _labels(text: str) -> list[str]:
 
 
 _FLAG = {"action": "store_true", "default": None}
+_SWITCH = {"action": argparse.BooleanOptionalAction, "default": None}
 
 # Options by the names that the pipelines give them, with what argparse needs to know: those of making a pipeline...
 _PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -38,14 +39,22 @@ _PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "every task: a line of more is an error; default: no limit",
     },
-    "max_seq_len": {"type": int, "help": "question answering: longest row, in tokens"},
+    "max_seq_len": {
+        "type": int,
+        "metavar": "N",
+        "help": "every task: most tokens in a row; default: as the checkpoint says",
+    },
     "doc_stride": {"type": int, "help": "question answering: tokens from one window to the next"},
     "stride": {"type": int, "help": "token classification: tokens that neighbouring windows share"},
     "schema": {"type": _json, "metavar": "JSON", "help": "information extraction"},
     "schema_lang": {"help": "information extraction: auto, en or zh"},
     "threshold": {"type": float, "help": "information extraction: between 0 and 1"},
-    "pooling": {"help": "feature extraction: mean, cls, pooler or none"},
-    "normalize": {**_FLAG, "help": "feature extraction: length 1"},
+    "pooling": {"help": "feature extraction: mean, cls, pooler or none; default: as the checkpoint says, or mean"},
+    "normalize": {**_SWITCH, "help": "feature extraction: length 1, or not; default: as the checkpoint says"},
+    "lower_case": {
+        **_SWITCH,
+        "help": "feature extraction: in lower case, or not; default: as the checkpoint says",
+    },
 }
 # ...and those of calling it.
 _CALL_OPTIONS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_VERSION",
     "HEADS",
+    "POOLINGS",
     "PROBLEM_TYPES",
+    "Defaults",
     "FileRecord",
     "Head",
     "Limits",
@@ -37,6 +39,7 @@ __all__ = [
 FORMAT_VERSION = 1
 DTYPES = ("int64", "int32", "bool", "float32", "float16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+POOLINGS = ("mean", "cls", "pooler", "none")
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,31 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """Options of the artifact's pipelines where a user gives none, as the checkpoint has them; None where it says
+    nothing.
+
+    ``max_seq_len`` is in tokens, at most ``limits.max_length``; the others are feature extraction's, of head ``base``.
+    """
+
+    max_seq_len: int | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    lower_case: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of ``HEAD.json``.
 
     ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
     ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
-    any JSON objects. ``plan`` is there where a TensorRT plan was built beside the graph; the file lacks the key
-    otherwise.
+    any JSON objects. ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a
+    TensorRT plan was built beside the graph; the file lacks these keys otherwise.
     """
 
     head: str
@@ -121,6 +142,7 @@ class Manifest:
     versions: Mapping[str, Any]
     engine: Mapping[str, Any] | None
     parity: Mapping[str, Any]
+    defaults: Defaults = Defaults()
     plan: Plan | None = None
     format_version: int = FORMAT_VERSION
 
@@ -137,8 +159,10 @@ class Manifest:
         """
         target = Path(path)
         content = {"format_version": self.format_version, **asdict(self)}
-        if self.plan is None:
-            del content["plan"]  # which versions before plans do not know
+        content["defaults"] = self.defaults.given()
+        for key in ("defaults", "plan"):
+            if not content[key]:
+                del content[key]  # which older versions do not know
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         # Not tempfile: it makes files that only their owner may read.
@@ -214,6 +238,7 @@ def _parse(fields: Fields) -> Manifest:
         versions=fields.section("versions").data,
         engine=None if fields.value("engine") is None else fields.section("engine").data,
         parity=fields.section("parity").data,
+        defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
     )
     fields.no_others(Manifest.__dataclass_fields__)
@@ -233,6 +258,26 @@ def _parse_record(fields: Fields) -> FileRecord:
 def _as_json(record: FileRecord) -> dict[str, object]:
     """What the file says of a file: no key without a value."""
     return {key: value for key, value in asdict(record).items() if value is not None}
+
+
+def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:
+    if "defaults" not in fields.data:
+        return Defaults()
+    given = fields.section("defaults")
+    names = tuple(Defaults.__dataclass_fields__)
+    given.no_others(names if head == "base" else names[:1])
+    has = given.data.keys()
+    defaults = Defaults(
+        max_seq_len=given.integer("max_seq_len", 1) if "max_seq_len" in has else None,
+        pooling=given.one_of("pooling", POOLINGS) if "pooling" in has else None,
+        normalize=given.boolean("normalize") if "normalize" in has else None,
+        lower_case=given.boolean("lower_case") if "lower_case" in has else None,
+    )
+    if (defaults.max_seq_len or 0) > max_length:
+        raise artifact_error(
+            fields.path, f"defaults.max_seq_len is {defaults.max_seq_len}, over limits.max_length, {max_length}"
+        )
+    return defaults
 
 
 def _parse_optional_plan(fields: Fields, head: str, max_length: int) -> Plan | None:

@@ -67,15 +67,17 @@ class Prompter:
         """Let go of the tokenizer."""
         self._tokenizer = None
 
-    def __call__(self, node: Node, answer: str | None = None) -> Prompt:
-        """Ask for ``node``; about ``answer``, if it is a child.
+    def __call__(self, node: Node, answer: str | None = None, *, max_length: int | None = None) -> Prompt:
+        """Ask for ``node``; about ``answer``, if it is a child; in rows of ``max_length``, if not as long as usual.
 
         Raises:
             InvalidInputError: The prompt leaves no room for a text, or nothing of it is left as tokens.
         """
         lead = self._lead(node, answer)
         options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
-        return Prompt(self._encode(lead + node.bracket), options, node.text_first)
+        encoded = self._encode(lead + node.bracket)
+        self._check(encoded, max_length or self._max_length)
+        return Prompt(encoded, options, node.text_first)
 
     def _lead(self, node: Node, answer: str | None) -> str:
         """The prompt up to the brackets that end it."""
@@ -94,15 +96,18 @@ class Prompter:
         return encoded
 
     def _encode_anew(self, text: str) -> EncodedText:
-        shown, tokenizer = quoted(text), self._tokenizer
-        if tokenizer is None:
-            raise InvalidInputError("the pipeline is closed; open it again.")
-        encoded = encode(tokenizer, text, f"the prompt {shown}")
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        if len(encoded.ids) + special >= self._max_length:
+        return encode(self._opened(), text, f"the prompt {quoted(text)}")
+
+    def _check(self, prompt: EncodedText, max_length: int) -> None:
+        special = self._opened().num_special_tokens_to_add(pair=True)
+        if len(prompt.ids) + special >= max_length:
             raise InvalidInputError(
-                f"the prompt {shown} takes {len(encoded.ids)} tokens; the limit is {self._max_length}, of which "
+                f"the prompt {quoted(prompt.text)} takes {len(prompt.ids)} tokens; the limit is {max_length}, of which "
                 f"{special} are special tokens and at least one is the text's. Use a shorter name or, where the prompt "
                 "holds an answer that is not one, a higher threshold."
             )
-        return encoded
+
+    def _opened(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidInputError("the pipeline is closed; open it again.")
+        return self._tokenizer

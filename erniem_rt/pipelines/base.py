@@ -60,6 +60,9 @@ class RunOptions(TypedDict, total=False):
         errors: What becomes of an input that cannot be answered. ``"raise"``, the default, raises its
             :class:`InvalidInputError` after the answers of those before it. With ``"return"`` the error is its
             answer, and all others are answered. Whatever else fails (the engine, the source of a stream) is raised.
+        max_seq_len: Most tokens in a row, special tokens included: what is longer is cut, or read in windows or pieces,
+            as the task does. If left out, what the artifact's checkpoint says, or the model's own limit, which is the
+            most that may be given.
         max_characters: Most characters in one input, its texts taken together; more is an error of that input, before
             any work is done for it. No limit if left out.
         progress: Told after each answer how many inputs are answered, and of how many (None for a stream).
@@ -68,6 +71,7 @@ class RunOptions(TypedDict, total=False):
     batch_size: int | None
     read_ahead: int | None
     errors: Errors | None
+    max_seq_len: int | None
     max_characters: int | None
     progress: Progress | None
 
@@ -79,11 +83,12 @@ class _Run:
     batch_size: int = 16
     read_ahead: int | None = None
     errors: Errors = "raise"
+    max_seq_len: int | None = None
     max_characters: int | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "read_ahead", "max_characters"):
+        for name in ("batch_size", "read_ahead", "max_seq_len", "max_characters"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, require_count(name, getattr(self, name)))
         require_choice("errors", self.errors, Errors)
@@ -159,6 +164,7 @@ class Pipeline:
         self._run_options = _Run().changed(options)
         self.session = session
         self._tokenizer: Tokenizer | None = tokenizer
+        self._limit(options)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -180,8 +186,9 @@ class Pipeline:
 
     @property
     def max_length(self) -> int:
-        """Most tokens in one row, special tokens included."""
-        return self.manifest.limits.max_length
+        """Most tokens in one row, special tokens included, where a call does not say otherwise."""
+        own = self.manifest.limits.max_length
+        return self._run_options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
 
     def close(self) -> None:
         """Free the model and let go of the tokenizer. Closing twice is fine."""
@@ -198,6 +205,21 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.session!r})"
+
+    def _limit(self, options: RunOptions) -> int:
+        """Most tokens in one row in a call with ``options``, which are checked."""
+        given = options.get("max_seq_len")
+        if given is None:
+            return self.max_length
+        limit, most = require_count("max_seq_len", given), self.manifest.limits.max_length
+        if limit > most:
+            raise InvalidInputError(f"max_seq_len is {limit}; the model takes at most {most} tokens.")
+        special = self.tokenizer.num_special_tokens_to_add()
+        if limit <= special:
+            raise InvalidInputError(
+                f"max_seq_len is {limit}, and a row has {special} special tokens: expected at least {special + 1}."
+            )
+        return limit
 
     def _answer(
         self, inputs: Any, prepare: Callable[[Any], Job[Answer]], options: RunOptions

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._options import require_choice, require_flag
 from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
@@ -32,8 +34,9 @@ class FeatureExtractionPipeline(Pipeline):
         tokenizer: Its tokenizer.
         pooling: ``"mean"`` over all tokens, special tokens included (as sentence-transformers does), the hidden state
             of the first token with ``"cls"``, the model's own ``"pooler"`` output, or ``"none"`` for the hidden state
-            of every token, special tokens included.
-        normalize: Scale each vector to length 1.
+            of every token, special tokens included. If left out, what the checkpoint says, otherwise ``"mean"``.
+        normalize: Scale each vector to length 1. If left out, as the checkpoint says, otherwise not.
+        lower_case: Read texts in lower case. If left out, as the checkpoint says, otherwise not.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
@@ -45,19 +48,28 @@ class FeatureExtractionPipeline(Pipeline):
         session: Session,
         tokenizer: Tokenizer,
         *,
-        pooling: Pooling = "mean",
-        normalize: bool = False,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        lower_case: bool | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
         super().__init__(session, tokenizer, **options)
-        require_choice("pooling", pooling, Pooling)
-        self.pooling = pooling
-        self.normalize = require_flag("normalize", normalize)
+        defaults = self.manifest.defaults
+        wanted = defaults.pooling or "mean" if pooling is None else pooling
+        require_choice("pooling", wanted, Pooling)
+        if wanted == "pooler" and all(spec.name != "pooler_output" for spec in self.manifest.outputs):
+            raise InvalidInputError(
+                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} does not give, for its "
+                "checkpoint had no pooler: take pooling='mean' or 'cls'."
+            )
+        self.pooling = wanted
+        self.normalize = require_flag("normalize", bool(defaults.normalize) if normalize is None else normalize)
+        self.lower_case = require_flag("lower_case", bool(defaults.lower_case) if lower_case is None else lower_case)
 
     def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Turn one text, a list of texts or a stream of texts into float32 vectors.
 
-        Texts over the model's limit are cut at their end.
+        Texts over ``max_seq_len`` are cut at their end.
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
@@ -70,11 +82,13 @@ class FeatureExtractionPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        return self._answer_together(inputs, self._jobs, options)
+        return self._answer_together(inputs, partial(self._jobs, self._limit(options)), options)
 
-    def _jobs(self, items: list[object]) -> list[Job[NDArray[np.float32]]]:
+    def _jobs(self, limit: int, items: list[object]) -> list[Job[NDArray[np.float32]]]:
         texts = [text_of(self.task, item) for item in items]
-        return [Job([row], self._finish) for row in encode_rows(self.tokenizer, texts, max_length=self.max_length)]
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        return [Job([row], self._finish) for row in encode_rows(self.tokenizer, texts, max_length=limit)]
 
     def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:
         # A copy, even of float32: the outputs are views that would keep a whole batch in memory.

@@ -92,7 +92,7 @@ class InformationExtractionPipeline(Pipeline):
         require_choice("schema_lang", schema_lang, SchemaLanguage)
         self.threshold = require_fraction("threshold", threshold)
         self._ask = Prompter(tokenizer, self.max_length, schema_lang)
-        self._roots = None if schema is None else self._parsed(schema)
+        self._roots = None if schema is None else self._parsed(schema, self.max_length)
 
     def __call__(self, inputs: Any, *, schema: Any = None, **options: Unpack[RunOptions]) -> Any:
         """Extract from one text, a list of texts or a stream of texts.
@@ -113,35 +113,37 @@ class InformationExtractionPipeline(Pipeline):
             InvalidInputError: An input is not text or is empty; there is no schema, or it is not one; a prompt leaves
                 no room for a text.
         """
-        roots = self._roots if schema is None else self._parsed(schema)
+        limit = self._limit(options)
+        roots = self._roots if schema is None else self._parsed(schema, limit)
         if roots is None:
             raise InvalidInputError(
                 'information-extraction needs a schema, like schema=["Person", {"Company": ["Founder"]}]: give it to '
                 "the pipeline or to its call."
             )
-        return self._answer(inputs, partial(self._job, roots), options)
+        return self._answer(inputs, partial(self._job, roots, limit), options)
 
     def close(self) -> None:
         """Free the model and let go of the tokenizer."""
         super().close()
         self._ask.close()
 
-    def _parsed(self, schema: object) -> tuple[Node, ...]:
+    def _parsed(self, schema: object, limit: int) -> tuple[Node, ...]:
         nodes = parse_schema(schema)
         for node in nodes:
-            self._ask(node)
+            self._ask(node, max_length=limit)
         return nodes
 
-    def _job(self, roots: Sequence[Node], item: object) -> Job[Answer]:
+    def _job(self, roots: Sequence[Node], limit: int, item: object) -> Job[Answer]:
         encoded = encode(self.tokenizer, text_of(self.task, item), "text")
         root: Answer = {}
-        return self._level(encoded, [_Question(node, self._ask(node), root) for node in roots], root)
+        questions = [_Question(node, self._ask(node, max_length=limit), root) for node in roots]
+        return self._level(encoded, questions, root, limit)
 
-    def _level(self, text: EncodedText, questions: list[_Question], root: Answer) -> Job[Answer]:
+    def _level(self, text: EncodedText, questions: list[_Question], root: Answer, limit: int) -> Job[Answer]:
         """Ask one level of the schema; prompts that several answers lead to are asked once."""
         prompts = {question.prompt.key: question.prompt for question in questions}
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        room = self.max_length - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
+        room = limit - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
         pieces = split(text, room)
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [
@@ -156,12 +158,12 @@ class InformationExtractionPipeline(Pipeline):
                 key: self._read(prompt, text, pieces, list(islice(remaining, len(pieces))))
                 for key, prompt in prompts.items()
             }
-            following = [next_one for question in questions for next_one in self._attach(question, found)]
-            return self._level(text, following, root) if following else root.get("relations", {})
+            following = [next_one for question in questions for next_one in self._attach(question, found, limit)]
+            return self._level(text, following, root, limit) if following else root.get("relations", {})
 
         return Job(rows, finish)
 
-    def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]]) -> Iterator[_Question]:
+    def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]], limit: int) -> Iterator[_Question]:
         """Put what was found in its place; yield what to ask about it."""
         # Copies: the same prompt may be another question's, whose answers get relations of their own.
         answers = [dict(answer) for answer in found[question.prompt.key]]
@@ -169,7 +171,7 @@ class InformationExtractionPipeline(Pipeline):
             question.parent.setdefault("relations", {})[question.node.name] = answers
         for child in question.node.children:
             for answer in answers:
-                yield _Question(child, self._ask(child, answer["text"]), answer)
+                yield _Question(child, self._ask(child, answer["text"], max_length=limit), answer)
 
     def _read(self, prompt: Prompt, text: EncodedText, pieces: list[range], outputs: list[Outputs]) -> list[Answer]:
         """Answers to one prompt from its row with each piece: ``[CLS] prompt [SEP] [SEP] piece [SEP]``."""

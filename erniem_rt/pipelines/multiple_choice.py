@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class MultipleChoicePipeline(Pipeline):
     def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Answer one ``{"prompt": str, "choices": [str, ...]}``, a list or a stream of them.
 
-        Choices are a list, array or Series, of any number and any lengths. A prompt that is over the model's limit
+        Choices are a list, array or Series, of any number and any lengths. A prompt that is over ``max_seq_len``
         together with a choice is cut at its end; choices never are.
 
         Args:
@@ -51,9 +52,9 @@ class MultipleChoicePipeline(Pipeline):
             InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
-        return self._answer(inputs, self._job, options)
+        return self._answer(inputs, partial(self._job, self._limit(options)), options)
 
-    def _job(self, item: object) -> Job[dict[str, Any]]:
+    def _job(self, limit: int, item: object) -> Job[dict[str, Any]]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])
         prompt, choices = require_text("prompt", fields["prompt"]), _choices(fields["choices"])
         first = self.tokenizer(prompt, add_special_tokens=False).input_ids
@@ -62,7 +63,7 @@ class MultipleChoicePipeline(Pipeline):
             self.tokenizer,
             choices,
             names=[f"choices[{i}]" for i in range(len(choices))],
-            max_length=self.max_length,
+            max_length=limit,
         )
 
         def finish(outputs: list[Outputs]) -> dict[str, Any]:

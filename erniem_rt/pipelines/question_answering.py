@@ -47,6 +47,15 @@ class _Options:
             object.__setattr__(self, name, require_flag(name, getattr(self, name)))
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Tokens: of the longest row, of a row whose question is not long, and from window to window."""
+
+    limit: int
+    usual: int
+    stride: int
+
+
 class QuestionAnsweringPipeline(Pipeline):
     """Head ``qa``: the part of a context that answers a question.
 
@@ -62,11 +71,11 @@ class QuestionAnsweringPipeline(Pipeline):
         align_to_words: Answer in whole words, split at whitespace, and tokenize the context word by word, both as
             transformers does with ErnieM: "Berlin." instead of "Berlin", and all of a Chinese sentence. Without it
             the context is tokenized as a whole and an answer is what the model chose.
-        max_seq_len: Longest row in tokens: question, special tokens and window. If left out, 384 or as many more as a
-            long question needs, at most the model's limit.
         doc_stride: Tokens from the start of one window to the start of the next; never more than a window holds.
-            If left out, 128 or half of ``max_seq_len``, whichever is less.
-        **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
+            If left out, 128 or half of the longest row, whichever is less.
+        **options: :class:`~erniem_rt.pipelines.base.RunOptions`. ``max_seq_len`` is the length of a row: question,
+            special tokens and window. If left out, 384 or as many more as a long question needs, at most what the
+            checkpoint says.
     """
 
     task = "question-answering"
@@ -82,27 +91,13 @@ class QuestionAnsweringPipeline(Pipeline):
         max_answer_len: int = 15,
         handle_impossible_answer: bool = False,
         align_to_words: bool = False,
-        max_seq_len: int | None = None,
         doc_stride: int | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
         super().__init__(session, tokenizer, **options)
         self._options = _Options(top_k, max_answer_len, handle_impossible_answer, align_to_words)
-        if max_seq_len is not None:
-            max_seq_len = require_count("max_seq_len", max_seq_len)
-            if max_seq_len > self.max_length:
-                raise InvalidInputError(
-                    f"max_seq_len is {max_seq_len}; the model takes at most {self.max_length} tokens."
-                )
-        size = max_seq_len or min(_WINDOW, self.max_length)
-        if doc_stride is None:
-            doc_stride = min(max(size // 2, 1), _STRIDE)
-        doc_stride = require_count("doc_stride", doc_stride)
-        if doc_stride > size:
-            raise InvalidInputError(
-                f"doc_stride is {doc_stride}, more than the {size} tokens of a row: text would be left out."
-            )
-        self._max_seq_len, self._doc_stride = max_seq_len, doc_stride
+        self._doc_stride = doc_stride
+        self._windows(options)
 
     def __call__(
         self,
@@ -114,6 +109,7 @@ class QuestionAnsweringPipeline(Pipeline):
         max_answer_len: int | None = None,
         handle_impossible_answer: bool | None = None,
         align_to_words: bool | None = None,
+        doc_stride: int | None = None,
         **options: Unpack[RunOptions],
     ) -> Any:
         """Answer ``question`` from ``context``, or one mapping with these two keys, a list or a stream of mappings.
@@ -140,16 +136,28 @@ class QuestionAnsweringPipeline(Pipeline):
             inputs = {"question": question, "context": context}
         elif question is not None or context is not None:
             raise InvalidInputError("give question and context by name or as one mapping, not both.")
-        return self._answer(inputs, partial(self._job, asked), options)
+        return self._answer(inputs, partial(self._job, asked, self._windows(options, doc_stride)), options)
 
-    def _job(self, options: _Options, item: object) -> Job[Any]:
+    def _windows(self, options: RunOptions, doc_stride: int | None = None) -> _Windows:
+        limit = self._limit(options)
+        is_given = any(length is not None for length in (options.get("max_seq_len"), self._run_options.max_seq_len))
+        usual = limit if is_given else min(_WINDOW, limit)
+        stride = self._doc_stride if doc_stride is None else doc_stride
+        stride = require_count("doc_stride", min(max(usual // 2, 1), _STRIDE) if stride is None else stride)
+        if stride > usual:
+            raise InvalidInputError(
+                f"doc_stride is {stride}, more than the {usual} tokens of a row: text would be left out."
+            )
+        return _Windows(limit, usual, stride)
+
+    def _job(self, options: _Options, rows_of: _Windows, item: object) -> Job[Any]:
         question, context = _texts(item)
         question_ids = self.tokenizer(question, add_special_tokens=False).input_ids
         tokens = self._words(context) if options.align_to_words else self._tokens(context)
         require_tokens("question", len(question_ids))
         require_tokens("context", sum(tokens.starts < tokens.ends))
-        room = self._room(len(question_ids))
-        parts = [tokens[window] for window in windows(len(tokens), room, min(self._doc_stride, room))]
+        room = self._room(len(question_ids), rows_of)
+        parts = [tokens[window] for window in windows(len(tokens), room, min(rows_of.stride, room))]
         rows = [self.tokenizer.build_inputs_with_special_tokens(question_ids, part.ids) for part in parts]
         return Job(rows, partial(_finish, options, context, rows, parts))
 
@@ -171,16 +179,16 @@ class QuestionAnsweringPipeline(Pipeline):
         starts, ends = np.array(places, np.int64).reshape(-1, 2).T
         return Tokens(ids, starts, ends)
 
-    def _room(self, question_length: int) -> int:
+    def _room(self, question_length: int, rows_of: _Windows) -> int:
         """How many tokens of the context fit into a row beside the question."""
         taken = question_length + self.tokenizer.num_special_tokens_to_add(pair=True)
-        limit = self._max_seq_len or self.max_length
+        limit = rows_of.limit
         if taken >= limit:
             raise InvalidInputError(
                 f"the question alone takes {question_length} tokens; the limit is {limit}, with "
                 f"{taken - question_length} special tokens and some of the context. Shorten the question."
             )
-        return (self._max_seq_len or min(limit, max(_WINDOW, taken + self._doc_stride))) - taken
+        return min(limit, max(rows_of.usual, taken + rows_of.stride)) - taken
 
 
 def _texts(item: object) -> tuple[str, str]:

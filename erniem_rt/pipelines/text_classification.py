@@ -62,7 +62,7 @@ class TextClassificationPipeline(Pipeline):
     ) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
-        A text is a str, or ``{"text": ..., "text_pair": ...}`` for a pair. What is over the model's limit is cut from
+        A text is a str, or ``{"text": ..., "text_pair": ...}`` for a pair. What is over ``max_seq_len`` is cut from
         the longer of the two, at its end.
 
         Args:
@@ -85,13 +85,14 @@ class TextClassificationPipeline(Pipeline):
         if function_to_apply is not None:
             require_choice("function_to_apply", function_to_apply, Function)
         scored = _FUNCTIONS[function_to_apply or self._function]
+        limit = self._limit(options)
 
         def finish(outputs: list[Outputs]) -> Any:
             answers = self._ranked(scored(outputs[0]["logits"].astype(np.float64)))
             return answers[0] if top_k == "best" else answers[:top_k]
 
         def prepare(items: list[object]) -> list[Job[Any]]:
-            return [Job([row], finish) for row in self._rows([self._texts(item) for item in items])]
+            return [Job([row], finish) for row in self._rows([self._texts(item) for item in items], limit)]
 
         answer = self._answer_together(inputs, prepare, options)
         return [answer] if isinstance(inputs, str) and isinstance(answer, dict) else answer
@@ -107,11 +108,11 @@ class TextClassificationPipeline(Pipeline):
             pair = require_text("text_pair", pair)
         return text, pair
 
-    def _rows(self, texts: list[tuple[str, str | None]]) -> list[list[int]]:
+    def _rows(self, texts: list[tuple[str, str | None]], limit: int) -> list[list[int]]:
         pairs = [pair for _, pair in texts if pair is not None]
         if pairs and len(pairs) < len(texts):  # what is encoded together is all texts or all pairs
-            return [row for text in texts for row in self._rows([text])]
-        return encode_rows(self.tokenizer, [text for text, _ in texts], pairs or None, max_length=self.max_length)
+            return [row for text in texts for row in self._rows([text], limit)]
+        return encode_rows(self.tokenizer, [text for text, _ in texts], pairs or None, max_length=limit)
 
     def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
         named = zip(self._labels, scores.tolist(), strict=True)

@@ -67,14 +67,11 @@ class TokenClassificationPipeline(Pipeline):
     ) -> None:
         super().__init__(session, tokenizer, **options)
         require_choice("aggregation_strategy", aggregation_strategy, Strategy)
-        self._room = self.max_length - tokenizer.num_special_tokens_to_add()
-        stride = shared_tokens(self._room) if stride is None else require_count("stride", stride, least=0)
-        if stride >= self._room:
-            raise InvalidInputError(f"stride is {stride}; it must be less than the {self._room} tokens of a window.")
+        self._stride = None if stride is None else require_count("stride", stride, least=0)
+        self._window(options)
         self.labels = label_names(self.manifest)
         self._strategy: Strategy = aggregation_strategy
         self._ignored = _checked_labels(ignore_labels)
-        self._step = self._room - stride
 
     def __call__(
         self,
@@ -100,13 +97,23 @@ class TokenClassificationPipeline(Pipeline):
         strategy = self._strategy if aggregation_strategy is None else aggregation_strategy
         require_choice("aggregation_strategy", strategy, Strategy)
         ignored = self._ignored if ignore_labels is None else _checked_labels(ignore_labels)
-        return self._answer(inputs, partial(self._job, strategy, ignored), options)
+        return self._answer(inputs, partial(self._job, strategy, ignored, self._window(options)), options)
 
-    def _job(self, strategy: Strategy, ignored: frozenset[str], item: object) -> Job[list[dict[str, Any]]]:
+    def _window(self, options: RunOptions) -> tuple[int, int]:
+        """The tokens of a window, special ones apart, and those from the start of one to the start of the next."""
+        room = self._limit(options) - self.tokenizer.num_special_tokens_to_add()
+        stride = shared_tokens(room) if self._stride is None else self._stride
+        if stride >= room:
+            raise InvalidInputError(f"stride is {stride}; it must be less than the {room} tokens of a window.")
+        return room, room - stride
+
+    def _job(
+        self, strategy: Strategy, ignored: frozenset[str], window: tuple[int, int], item: object
+    ) -> Job[list[dict[str, Any]]]:
         text = text_of(self.task, item)
         encoding = self.tokenizer(text, add_special_tokens=False)
         require_tokens("text", len(encoding))
-        spans = windows(len(encoding), self._room, self._step)
+        spans = windows(len(encoding), *window)
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [make_row(encoding.input_ids[span.start : span.stop]) for span in spans]
 

@@ -61,7 +61,7 @@ class ZeroShotClassificationPipeline(Pipeline):
     ) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
-        A text that is over the model's limit together with a hypothesis is cut at its end; hypotheses never are.
+        A text that is over ``max_seq_len`` together with a hypothesis is cut at its end; hypotheses never are.
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
@@ -81,7 +81,7 @@ class ZeroShotClassificationPipeline(Pipeline):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
-        multi_label = require_flag("multi_label", multi_label)
+        multi_label, limit = require_flag("multi_label", multi_label), self._limit(options)
         candidates = _candidates(candidate_labels)
         if not isinstance(hypothesis_template, str) or _PLACE not in hypothesis_template:
             raise InvalidInputError(
@@ -93,7 +93,7 @@ class ZeroShotClassificationPipeline(Pipeline):
             self.tokenizer,
             [hypothesis_template.replace(_PLACE, label) for label in candidates],
             names=[f"the hypothesis for candidate label {quoted(label)}" for label in candidates],
-            max_length=self.max_length,
+            max_length=limit,
         )
         contradiction = self._label_id("contra") if multi_label or len(candidates) == 1 else None
 
@@ -111,7 +111,7 @@ class ZeroShotClassificationPipeline(Pipeline):
 
         def prepare(items: list[object]) -> list[Job[dict[str, Any]]]:
             texts = [text_of(self.task, item) for item in items]
-            rows = encode_rows(self.tokenizer, texts, max_length=self.max_length, add_special_tokens=False)
+            rows = encode_rows(self.tokenizer, texts, max_length=limit, add_special_tokens=False)
             return [job(text, ids) for text, ids in zip(texts, rows, strict=True)]
 
         return self._answer_together(inputs, prepare, options)

@@ -124,6 +124,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         },
         engine=None,
         parity={},
+        defaults=checkpoint.defaults,
     )
 
 

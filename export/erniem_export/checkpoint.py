@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erniem_export.config_file import HEAD_OF_CLASS, name_labels, read_config, without_paths
+from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.random_weights import SIZES, random_config, randomize
+from erniem_export.sentence_folder import SentenceFolder, left_aside, read_sentence_folder
 from erniem_export.sources import (
     CALIBRATION_FILE,
+    SENTENCE_FILE,
     TASK_SET_FILE,
+    TOKENIZER_FILES,
     check_layout,
     find_folder,
     tokenizer_files,
@@ -22,6 +26,8 @@ from erniem_export.sources import (
 )
 from erniem_export.weight_names import some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
+from erniem_rt.manifest import Defaults
+from erniem_rt.tokenizer._settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 _RANDOM = "random:"
+# Around a text alone: [CLS] and [SEP].
+_SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Checkpoint:
 
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
-    examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``notes`` say what was
-    taken off or left out of the weights.
+    examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
+    artifact's pipelines; ``notes`` say what was made of the files, where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -51,6 +59,7 @@ class Checkpoint:
     tokenizer_dir: Path | None
     task_set: Path | None = None
     calibration: Path | None = None
+    defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,7 +99,9 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
     if model.startswith(_RANDOM):
         return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
     try:
-        folder = find_folder(model)
+        root = find_folder(model)
+        sentences = read_sentence_folder(root)
+        folder = root if sentences is None else sentences.model
         check_layout(folder)
         config_text, config = read_config(folder)
         files = weight_files(folder)
@@ -100,15 +111,17 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         head, said = _resolve_head(head, config, shapes), json.loads(config_text)
         about_labels = name_labels(config, said) if head in LABELLED else None
         fit = check_weights(head, config, shapes, said)
+        defaults, about_defaults = _defaults(head, config, folder, sentences)
         return Checkpoint(
             model=_load(files, make_model(head, config, pooler=fit.pooler), wrapper, fit.names),
             head=head,
-            source=folder.resolve().name if Path(model).expanduser().is_dir() else model,
+            source=root.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
             tokenizer_dir=folder if tokenizer_files(folder) else None,
             task_set=_beside(folder, TASK_SET_FILE),
             calibration=_beside(folder, CALIBRATION_FILE),
-            notes=(*_notes(head, wrapper, fit), *([about_labels] if about_labels else [])),
+            defaults=defaults,
+            notes=(*_notes(head, wrapper, fit), *([about_labels] if about_labels else []), *about_defaults),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -124,6 +137,30 @@ def _notes(head: str, wrapper: str, fit: Fit) -> tuple[str, ...]:
     left = [f"left out of the weights, for no output depends on it: {some(fit.left_out)}"] if fit.left_out else []
     bare = head == "base" and not fit.pooler
     return (*taken_off, *left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
+
+
+def _defaults(
+    head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None
+) -> tuple[Defaults, list[str]]:
+    """What the checkpoint says of how its texts are read, and what is to be said of that."""
+    found, notes = Defaults(), list[str]()
+    if head == "base" and sentences is not None:
+        found, notes = sentences.defaults()
+    elif head == "base" and (aside := left_aside(folder)):
+        notes = [aside]
+    file, limit = SENTENCE_FILE, found.max_seq_len
+    if limit is None and tokenizer_files(folder):
+        file, limit = TOKENIZER_FILES[2], read_settings(folder).model_max_length
+    if limit is not None and limit <= _SPECIAL_TOKENS:
+        raise CheckpointError(
+            f"{folder / file} gives a row {limit} tokens, of which {_SPECIAL_TOKENS} are special ones: set the length "
+            "that the model was trained with, or remove it"
+        )
+    if limit is not None and limit >= config.max_position_embeddings - POSITION_OFFSET:
+        limit = None  # the model's own
+    if limit is not None:
+        notes = [*notes, f"pipelines read at most {limit} tokens in a row, as {file} says; max_seq_len changes it"]
+    return replace(found, max_seq_len=limit), notes
 
 
 def _random(size: str, head: str) -> Checkpoint:

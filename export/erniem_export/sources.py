@@ -11,6 +11,10 @@ from erniem_rt._files import is_lfs_pointer
 __all__ = [
     "CALIBRATION_FILE",
     "CONFIG_FILE",
+    "MODULES_FILE",
+    "MODULE_FOLDERS",
+    "PROMPTS_FILE",
+    "SENTENCE_FILE",
     "TASK_SET_FILE",
     "TOKENIZER_FILES",
     "check_layout",
@@ -34,6 +38,13 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# sentence-transformers: which modules there are, the model's own settings, prompts, and the folders of the modules.
+MODULES_FILE = "modules.json"
+SENTENCE_FILE = "sentence_bert_config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+MODULE_FOLDERS = "[0-9]_*"
+# Where its older versions kept the model.
+_MODEL_FOLDER = "0_Transformer"
 _ADAPTER_FILE = "adapter_config.json"
 _PADDLE_FILE = "model_config.json"
 # Endings of files that somebody may take for the weights.
@@ -191,15 +202,19 @@ def _download(model: str) -> Path:
             _PADDLE_FILE,
             TASK_SET_FILE,
             CALIBRATION_FILE,
+            SENTENCE_FILE,
             *TOKENIZER_FILES,
             *patterns,
         ]
+        modules = [MODULES_FILE, PROMPTS_FILE, f"{MODULE_FOLDERS}/{CONFIG_FILE}"]
+        wanted += [*modules, *(f"{_MODEL_FOLDER}/{name}" for name in wanted)]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
 
     safetensors, pickled = _HUB_PATTERNS
     try:
         folder = fetch(*safetensors)
-        return folder if any((folder / name).is_file() for name in _SAFE_FILES) else fetch(*pickled)
+        places = (folder / part / name for part in ("", _MODEL_FOLDER) for name in _SAFE_FILES)
+        return folder if any(place.is_file() for place in places) else fetch(*pickled)
     except HFValidationError as error:
         reason = f"{model!r} is neither a local folder nor a hub id: {_first_line(error)}"
     except GatedRepoError:

@@ -9,7 +9,7 @@ import pytest
 
 import erniem_rt
 from erniem_rt import ArtifactError
-from erniem_rt.manifest import FORMAT_VERSION, HEADS, FileRecord, Limits, Manifest, TensorSpec
+from erniem_rt.manifest import FORMAT_VERSION, HEADS, Defaults, FileRecord, Limits, Manifest, TensorSpec
 
 ROWS = ["batch", "sequence"]
 EXAMPLE = {
@@ -77,6 +77,52 @@ def test_what_is_saved_is_what_was_loaded(tmp_path):
     assert "нет" in text
     assert Manifest.load(tmp_path / "copy.json") == manifest
     assert manifest.labels == ("да", "нет", "不")
+
+
+BASE = EXAMPLE | {
+    "head": "base",
+    "task": "feature-extraction",
+    "outputs": [{"name": "last_hidden_state", "dtype": "float32", "shape": [*ROWS, 8]}],
+}
+
+
+def test_the_defaults_of_the_pipelines(tmp_path):
+    given = {"max_seq_len": 128, "pooling": "cls", "normalize": True, "lower_case": False}
+    manifest = Manifest.load(write(tmp_path / "base.json", BASE | {"defaults": given}))
+    assert manifest.defaults == Defaults(128, "cls", True, False)
+    manifest.save(tmp_path / "copy.json")
+    assert json.loads((tmp_path / "copy.json").read_text("utf-8")) == BASE | {"defaults": given}
+    one = Manifest.load(write(tmp_path / "qa.json", EXAMPLE | {"defaults": {"max_seq_len": 512}}))
+    assert one.defaults == Defaults(max_seq_len=512)
+    assert Manifest.load(write(tmp_path / "none.json", EXAMPLE)).defaults == Defaults()
+
+
+@pytest.mark.parametrize(
+    ("defaults", "said"),
+    [
+        (None, "key 'defaults' must be an object, got null"),
+        ({"max_seq_len": 0}, "key 'defaults.max_seq_len' must be an integer of at least 1, got 0"),
+        ({"max_seq_len": None}, "key 'defaults.max_seq_len' must be an integer of at least 1, got null"),
+        ({"max_seq_len": 513}, "defaults.max_seq_len is 513, over limits.max_length, 512"),
+        ({"pooling": "max"}, "key 'defaults.pooling' must be 'mean' or 'cls' or 'pooler' or 'none', got \"max\""),
+        ({"normalize": 1}, "key 'defaults.normalize' must be true or false, got 1"),
+        ({"lower_case": "no"}, "key 'defaults.lower_case' must be true or false, got \"no\""),
+        ({"stride": 8}, "unknown key 'defaults.stride'"),
+    ],
+)
+def test_defaults_that_are_none(defaults, said, tmp_path):
+    assert said in refused(write(tmp_path / "base.json", BASE | {"defaults": defaults}))
+
+
+def test_only_a_base_model_has_defaults_of_pooling(tmp_path):
+    said = refused(write(tmp_path / "qa.json", EXAMPLE | {"defaults": {"pooling": "mean"}}))
+    assert "unknown key 'defaults.pooling'" in said
+
+
+def test_a_base_model_may_lack_its_pooler_output_alone(tmp_path):
+    assert [spec.name for spec in Manifest.load(write(tmp_path / "base.json", BASE)).outputs] == ["last_hidden_state"]
+    pooled = [{"name": "pooler_output", "dtype": "float32", "shape": ["batch", 8]}]
+    assert "lacks last_hidden_state" in refused(write(tmp_path / "base.json", BASE | {"outputs": pooled}))
 
 
 def test_every_head_is_in_the_table():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from erniem_rt import Tokenizer
 from erniem_rt._cli import main
 from erniem_rt._inputs import prepare
-from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec, hash_file
+from erniem_rt.manifest import HEADS, Defaults, Limits, Manifest, TensorSpec, hash_file
 
 HIDDEN, VOCAB, PAD = 4, 2000, 1
 COLUMNS = {"base": HIDDEN, "qa": 2, "ie": 2, "mc": 1}
@@ -103,6 +103,8 @@ def make_manifest(
     problem_type: str | None = None,
     max_length: int = 64,
     files: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    lacks: Collection[str] = (),
 ) -> Manifest:
     sizes = {"hidden": HIDDEN, "labels": len(labels or ())}
     return Manifest(
@@ -115,6 +117,7 @@ def make_manifest(
         outputs=tuple(
             TensorSpec(name, "float32", tuple(sizes.get(axis, axis) for axis in axes))
             for name, axes in HEADS[head].outputs.items()
+            if name not in lacks
         ),
         precision={"weights": "fp32", "embedding": "fp32"},
         opset=20,
@@ -125,6 +128,7 @@ def make_manifest(
         versions={},
         engine=None,
         parity={},
+        defaults=Defaults(**(defaults or {})),
     )
 
 
@@ -179,7 +183,7 @@ def tokenizer(tokenizer_dir: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def scripted_session() -> Callable[..., ScriptedSession]:
-    """``scripted_session(head, function, *, labels=None, problem_type=None, max_length=64)``."""
+    """``scripted_session(head, function, **options)``; the options are those of :func:`make_manifest`."""
 
     def make(head: str, function: Function, **options: Any) -> ScriptedSession:
         return ScriptedSession(make_manifest(head, **options), function)

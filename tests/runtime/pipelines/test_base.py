@@ -19,8 +19,8 @@ from erniem_rt.pipelines.base import Job, Pipeline, require_mapping, require_tex
 OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
 BATCH, CHUNK = 2, 16
 NO_OPTION = (
-    "text-classification takes no option 'batchsize'; expected one of batch_size, read_ahead, errors, max_characters, "
-    "progress."
+    "text-classification takes no option 'batchsize'; expected one of batch_size, read_ahead, errors, max_seq_len, "
+    "max_characters, progress."
 )
 
 

@@ -265,9 +265,10 @@ def test_options_are_checked_in_every_place(make, options, message):
 
 
 def test_an_option_of_the_pipeline_is_named_in_a_call(make_text_artifact):
-    with pipeline(make_text_artifact("qa").path) as pipe, pytest.raises(InvalidInputError) as caught:
-        pipe(question="Who?", context="x", max_seq_len=20)
-    assert str(caught.value) == "max_seq_len is an option of the pipeline: pipeline(path, max_seq_len=...)."
+    artifact = make_text_artifact("ner", labels=("O", "B-X"))
+    with pipeline(artifact.path) as pipe, pytest.raises(InvalidInputError) as caught:
+        pipe("x", stride=20)
+    assert str(caught.value) == "stride is an option of the pipeline: pipeline(path, stride=...)."
 
 
 @pytest.mark.parametrize(

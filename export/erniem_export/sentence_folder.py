@@ -1,0 +1,178 @@
+"""The folders of sentence-transformers: where the model lies, and how its states become one vector per text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erniem_export.errors import CheckpointError
+from erniem_export.sources import MODULE_FOLDERS, MODULES_FILE, PROMPTS_FILE, SENTENCE_FILE
+from erniem_rt.manifest import Defaults
+
+__all__ = ["SentenceFolder", "left_aside", "read_sentence_folder"]
+
+_PACKAGE = "sentence_transformers."
+# What does nothing when it is not trained.
+_IDLE = ("Dropout",)
+# sentence-transformers' modes of pooling in its older notation, in its order.
+_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_POOLINGS = ("mean", "cls")
+# Keys of the model's own file that are read, or say nothing about the vectors.
+_KNOWN = (
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "modality_config",
+    "module_output_name",
+    "unpad_inputs",
+)
+_REMEDY = (
+    f"; to export the hidden states alone, give a copy of the folder without {MODULES_FILE}, and compute the rest from "
+    "them"
+)
+
+
+@dataclass(frozen=True)
+class SentenceFolder:
+    """A folder with a ``modules.json``; ``modules`` are names of classes and folders, the model's first."""
+
+    root: Path
+    modules: tuple[tuple[str, str], ...]
+
+    @property
+    def model(self) -> Path:
+        """The folder of the weights: in older layouts one of its own, ``0_Transformer``."""
+        return self.root / self.modules[0][1]
+
+    def defaults(self) -> tuple[Defaults, list[str]]:
+        """What these modules make of a text, and what is to be said of it; ``max_seq_len`` as it stands in the file.
+
+        Raises:
+            CheckpointError: They make something else of it than an artifact can.
+        """
+        names = [name for name, _ in self.modules if name not in _IDLE]
+        if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+            raise CheckpointError(
+                f"{self.root / MODULES_FILE} lists {', '.join(names)}, expected Transformer, Pooling and, or not, "
+                f"Normalize, which is what an artifact can do{_REMEDY}"
+            )
+        pooling = next(folder for name, folder in self.modules if name == "Pooling")
+        said = _read(self.model / SENTENCE_FILE)
+        _check_states(self.model / SENTENCE_FILE, said)
+        length, lower_case = said.get("max_seq_length"), said.get("do_lower_case")
+        if not (length is None or (type(length) is int and length > 0)) or lower_case not in (None, True, False):
+            raise CheckpointError(
+                f"{self.model / SENTENCE_FILE} says max_seq_length = {length!r}, do_lower_case = {lower_case!r}; "
+                "expected an integer from 1 up and true or false, or null"
+            )
+        found = Defaults(length, _pooling_of(self.root / pooling / "config.json"), "Normalize" in names, lower_case)
+        unread = [f"{SENTENCE_FILE} says {key} = {said[key]!r}, which is not read" for key in _unknown(said)]
+        return found, [*unread, *self._prompts()]
+
+    def _prompts(self) -> list[str]:
+        said = _read(self.root / PROMPTS_FILE)
+        prompts = said.get("prompts") or {}
+        written = {name: text for name, text in prompts.items() if text} if isinstance(prompts, dict) else {}
+        if said.get("default_prompt_name") in written:
+            raise CheckpointError(
+                f"{self.root / PROMPTS_FILE} puts the prompt {said['default_prompt_name']!r} before every text, and an "
+                "artifact puts none: remove default_prompt_name, and write the prompt before the texts yourself"
+            )
+        return [f"write prompts before the texts yourself: {', '.join(map(repr, written.values()))}"] if written else []
+
+
+def read_sentence_folder(folder: Path) -> SentenceFolder | None:
+    """What ``modules.json`` says; None without one.
+
+    Raises:
+        CheckpointError: It is damaged, begins with another module than a Transformer, or names a folder that is not
+            there.
+    """
+    path = folder / MODULES_FILE
+    if not path.is_file():
+        return None
+    content = _load(path)
+    if not isinstance(content, list) or not content or not all(map(_is_module, content)):
+        raise CheckpointError(f"{path} is no list of modules, each with its type and path")
+    modules = tuple((_name(entry["type"]), entry["path"]) for entry in content)
+    for name, inner in modules:
+        if Path(inner).is_absolute() or ".." in Path(inner).parts or (inner and not (folder / inner).is_dir()):
+            if name in (*_IDLE, "Normalize"):  # which have nothing to keep there
+                continue
+            raise CheckpointError(f"{path} says that {name} is in {inner}, and there is no such folder: fetch it again")
+    if modules[0][0] != "Transformer":
+        raise CheckpointError(f"{path} begins with {modules[0][0]}, expected a Transformer: this is no ErnieM")
+    return SentenceFolder(folder, modules)
+
+
+def left_aside(folder: Path) -> str | None:
+    """What there is to say where ``folder`` has no ``modules.json``, but something that sentence-transformers wrote."""
+    folder = folder.resolve()
+    try:
+        whole = read_sentence_folder(folder.parent)
+    except CheckpointError:
+        whole = None
+    if whole is not None and whole.model.resolve() == folder:
+        return f"{folder.name} is a part of a sentence-transformers folder: give that one to have its pooling"
+    names = [SENTENCE_FILE] * (folder / SENTENCE_FILE).is_file()
+    names += sorted(inner.name for inner in folder.glob(MODULE_FOLDERS) if inner.is_dir())
+    return f"not read, for there is no {MODULES_FILE} beside: {', '.join(names)}" if names else None
+
+
+def _is_module(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("type", "path"))
+
+
+def _name(kind: str) -> str:
+    """The class of a module of sentence-transformers, which has moved between versions; others by their full name."""
+    return kind.rpartition(".")[2] if kind.startswith(_PACKAGE) else kind
+
+
+def _pooling_of(path: Path) -> str:
+    said = _read(path)
+    found = said.get("pooling_mode", [mode for key, mode in _MODES.items() if said.get(key)] or ["mean"])
+    modes = found if isinstance(found, list) else [found]
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise CheckpointError(
+            f"{path} pools by {', '.join(map(str, modes))}, expected one of {', '.join(_POOLINGS)}{_REMEDY}"
+        )
+    return str(modes[0])
+
+
+def _check_states(path: Path, said: dict[str, Any]) -> None:
+    """Raise unless the vectors are made of the last hidden states."""
+    task = said.get("transformer_task") or "feature-extraction"
+    text = (said.get("modality_config") or {}).get("text") or {}
+    output = text.get("method_output_name") or "last_hidden_state"
+    if (task, output) != ("feature-extraction", "last_hidden_state"):
+        raise CheckpointError(
+            f"{path} reads {output} for {task}, expected last_hidden_state for feature-extraction{_REMEDY}"
+        )
+
+
+def _unknown(said: dict[str, Any]) -> list[str]:
+    return [key for key, value in said.items() if key not in _KNOWN and value]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a file; nothing without it."""
+    content = _load(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
