@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,14 +156,14 @@ class Cuda:
 
 def _import_runtime(install: str) -> Any:
     try:
-        import cuda.bindings.runtime as runtime
+        import cuda.bindings.runtime  # noqa: F401  written out, for tools that pack programs
     except ModuleNotFoundError as error:
         if error.name not in {"cuda", "cuda.bindings", "cuda.bindings.runtime"}:
             raise
         raise EngineUnavailableError(f"Running a TensorRT plan needs the package cuda-python: {install}.") from error
     except ImportError as error:
         raise EngineUnavailableError(f"cuda-python cannot be used: {error}. Install it again: {install}.") from error
-    return runtime
+    return sys.modules["cuda.bindings.runtime"]
 
 
 def _no_driver(reason: str) -> EngineUnavailableError:

@@ -20,6 +20,7 @@ def encode_rows(
     pairs: Sequence[str] | None = None,
     *,
     max_length: int,
+    threads: int,
     add_special_tokens: bool = True,
 ) -> list[list[int]]:
     """Rows without padding, each what encoding its text, or pair, alone gives; cut to ``max_length`` tokens.
@@ -34,6 +35,7 @@ def encode_rows(
         truncation="longest_first",
         max_length=max_length,
         add_special_tokens=add_special_tokens,
+        threads=threads,
     )
     for i, size in enumerate(encoded.text_sizes.tolist()):
         require_tokens("text" if i < len(texts) else "text_pair", size)

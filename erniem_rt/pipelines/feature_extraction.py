@@ -88,7 +88,8 @@ class FeatureExtractionPipeline(Pipeline):
         texts = [text_of(self.task, item) for item in items]
         if self.lower_case:
             texts = [text.lower() for text in texts]
-        return [Job([row], self._finish) for row in encode_rows(self.tokenizer, texts, max_length=limit)]
+        rows = encode_rows(self.tokenizer, texts, max_length=limit, threads=self.session.threads)
+        return [Job([row], self._finish) for row in rows]
 
     def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:
         # A copy, even of float32: the outputs are views that would keep a whole batch in memory.

@@ -112,7 +112,8 @@ class TextClassificationPipeline(Pipeline):
         pairs = [pair for _, pair in texts if pair is not None]
         if pairs and len(pairs) < len(texts):  # what is encoded together is all texts or all pairs
             return [row for text in texts for row in self._rows([text], limit)]
-        return encode_rows(self.tokenizer, [text for text, _ in texts], pairs or None, max_length=limit)
+        first, threads = [text for text, _ in texts], self.session.threads
+        return encode_rows(self.tokenizer, first, pairs or None, max_length=limit, threads=threads)
 
     def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
         named = zip(self._labels, scores.tolist(), strict=True)

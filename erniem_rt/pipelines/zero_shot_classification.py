@@ -111,7 +111,8 @@ class ZeroShotClassificationPipeline(Pipeline):
 
         def prepare(items: list[object]) -> list[Job[dict[str, Any]]]:
             texts = [text_of(self.task, item) for item in items]
-            rows = encode_rows(self.tokenizer, texts, max_length=limit, add_special_tokens=False)
+            threads = self.session.threads
+            rows = encode_rows(self.tokenizer, texts, max_length=limit, threads=threads, add_special_tokens=False)
             return [job(text, ids) for text, ids in zip(texts, rows, strict=True)]
 
         return self._answer_together(inputs, prepare, options)

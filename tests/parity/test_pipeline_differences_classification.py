@@ -27,7 +27,7 @@ CANDIDATES = ["sehr", "hoch"]
 class Answering:
     """A session that gives these logits to rows of one length, in their order."""
 
-    lanes = 1
+    lanes = threads = 1
 
     def __init__(self, labels: tuple[str, ...], logits: Any, problem_type: str | None = None) -> None:
         self.manifest = SimpleNamespace(

@@ -6,12 +6,14 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
 
+import erniem_rt
 from erniem_rt import InvalidInputError, Session, Tokenizer
 from erniem_rt import _threads as threads_module
 from erniem_rt._threads import default_threads
@@ -91,6 +93,20 @@ def test_sessions_lanes_and_tokenizers_take_the_default(
     assert taken == [3, 2]
     with pytest.raises(InvalidInputError, match="threads must be a positive integer or None, got 0"):
         tokenizer.batch(["one"], threads=0)
+
+
+@pytest.mark.parametrize("task", ["feature-extraction", "text-classification", "zero-shot-classification"])
+def test_a_pipeline_cuts_texts_on_as_many_threads_as_its_session_has(
+    nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    artifact = nano_artifact("base" if task == "feature-extraction" else "cls")
+    with erniem_rt.pipeline(artifact, task, threads=3) as pipe:
+        encode, taken = pipe.tokenizer._model.encode, []
+        monkeypatch.setattr(
+            pipe.tokenizer._model, "encode", lambda runs, count: (taken.append(count), encode(runs, count))[1]
+        )
+        pipe(["one", "two"], **({"candidate_labels": ["sport"]} if "zero" in task else {}))
+    assert set(taken) == {3}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity")

@@ -41,6 +41,7 @@ class Runs(Protocol):
 
     manifest: Manifest
     lanes: int
+    threads: int
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
         """As :meth:`erniem_rt.Session.run_all`."""
@@ -54,7 +55,7 @@ class ReferenceSession:
         lanes: 1, for one batch runs after the other.
     """
 
-    lanes = 1
+    lanes = threads = 1
 
     def __init__(self, model: ErnieMPreTrainedModel, manifest: Manifest) -> None:
         self._model = model

@@ -37,10 +37,10 @@ class ScriptedSession:
     Attributes:
         batches: The ids of each run, as they came.
         closed: Whether ``close`` was called.
-        lanes: As a Session's; batches run one after the other whatever it is.
+        lanes, threads: As a Session's; batches run one after the other whatever they are.
     """
 
-    lanes = 1
+    lanes = threads = 1
 
     def __init__(self, manifest: Manifest, function: Function) -> None:
         self.manifest = manifest

@@ -30,7 +30,7 @@ def test_rows_are_those_of_each_text_alone(tokenizer_dir, sentences, side, speci
         tokenizer(text, pair, truncation="longest_first", **options).input_ids
         for text, pair in zip(texts, pairs, strict=True)
     ]
-    assert encode_rows(tokenizer, texts, pairs if paired else None, **options) == expected
+    assert encode_rows(tokenizer, texts, pairs if paired else None, threads=2, **options) == expected
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_the_text_of_a_pair_that_has_no_tokens_is_named(make, item) -> None:
 def test_a_text_that_is_cut_to_nothing_is_not_one_without_tokens(tokenizer) -> None:
     expected = tokenizer("x", "y", truncation="longest_first", max_length=5).input_ids
     assert len(expected) == 5
-    assert encode_rows(tokenizer, ["x"], ["y"], max_length=5) == [expected]
+    assert encode_rows(tokenizer, ["x"], ["y"], max_length=5, threads=1) == [expected]
 
 
 def test_texts_and_pairs_may_be_mixed(make, calls) -> None:
