@@ -30,7 +30,6 @@ def _labels(text: str) -> list[str]:
 
 
 _FLAG = {"action": "store_true", "default": None}
-_SWITCH = {"action": argparse.BooleanOptionalAction, "default": None}
 
 # Options by the names that the pipelines give them, with what argparse needs to know: those of making a pipeline...
 _PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -50,10 +49,9 @@ _PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
     "schema_lang": {"help": "information extraction: auto, en or zh"},
     "threshold": {"type": float, "help": "information extraction: between 0 and 1"},
     "pooling": {"help": "feature extraction: mean, cls, pooler or none; default: as the checkpoint says, or mean"},
-    "normalize": {**_SWITCH, "help": "feature extraction: length 1, or not; default: as the checkpoint says"},
-    "lower_case": {
-        **_SWITCH,
-        "help": "feature extraction: in lower case, or not; default: as the checkpoint says",
+    "normalize": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "feature extraction: length 1, or not; default: as the checkpoint says",
     },
 }
 # ...and those of calling it.

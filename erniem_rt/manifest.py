@@ -109,7 +109,6 @@ class Defaults:
     max_seq_len: int | None = None
     pooling: str | None = None
     normalize: bool | None = None
-    lower_case: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name."""
@@ -271,7 +270,6 @@ def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:
         max_seq_len=given.integer("max_seq_len", 1) if "max_seq_len" in has else None,
         pooling=given.one_of("pooling", POOLINGS) if "pooling" in has else None,
         normalize=given.boolean("normalize") if "normalize" in has else None,
-        lower_case=given.boolean("lower_case") if "lower_case" in has else None,
     )
     if (defaults.max_seq_len or 0) > max_length:
         raise artifact_error(

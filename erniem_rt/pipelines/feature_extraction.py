@@ -36,7 +36,6 @@ class FeatureExtractionPipeline(Pipeline):
             of the first token with ``"cls"``, the model's own ``"pooler"`` output, or ``"none"`` for the hidden state
             of every token, special tokens included. If left out, what the checkpoint says, otherwise ``"mean"``.
         normalize: Scale each vector to length 1. If left out, as the checkpoint says, otherwise not.
-        lower_case: Read texts in lower case. If left out, as the checkpoint says, otherwise not.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
@@ -50,7 +49,6 @@ class FeatureExtractionPipeline(Pipeline):
         *,
         pooling: Pooling | None = None,
         normalize: bool | None = None,
-        lower_case: bool | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
         super().__init__(session, tokenizer, **options)
@@ -64,7 +62,6 @@ class FeatureExtractionPipeline(Pipeline):
             )
         self.pooling = wanted
         self.normalize = require_flag("normalize", bool(defaults.normalize) if normalize is None else normalize)
-        self.lower_case = require_flag("lower_case", bool(defaults.lower_case) if lower_case is None else lower_case)
 
     def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Turn one text, a list of texts or a stream of texts into float32 vectors.
@@ -86,8 +83,6 @@ class FeatureExtractionPipeline(Pipeline):
 
     def _jobs(self, limit: int, items: list[object]) -> list[Job[NDArray[np.float32]]]:
         texts = [text_of(self.task, item) for item in items]
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
         rows = encode_rows(self.tokenizer, texts, max_length=limit, threads=self.session.threads)
         return [Job([row], self._finish) for row in rows]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import importlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["build_manifest", "check_room", "copy_companions", "files_of", "install", "limits_of", "staging"]
 
 _STAGE_PREFIX = ".erniem-export-"
-_MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
+_MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 
 # Not by the names of their packages: onnxruntime may have come as onnxruntime-gpu.
 _LIBRARIES = ("torch", "transformers", "onnx")
@@ -90,6 +91,14 @@ def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
         except (OSError, UnicodeDecodeError, CheckpointError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         (stage / file.name).write_bytes(content)
+    if files and checkpoint.lower_case:
+        _read_in_lower_case(stage / _SETTINGS)
+
+
+def _read_in_lower_case(settings: Path) -> None:
+    content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    text = json.dumps({**content, "do_lower_case": True}, ensure_ascii=False, indent=2) + "\n"
+    settings.write_text(text, encoding="utf-8")
 
 
 def _holds(file: Path, content: bytes) -> bool:

@@ -49,7 +49,8 @@ class Checkpoint:
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
-    artifact's pipelines; ``notes`` say what was made of the files, where that is not obvious.
+    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``notes`` say what was made of the
+    files where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -60,6 +61,7 @@ class Checkpoint:
     task_set: Path | None = None
     calibration: Path | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    lower_case: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -121,6 +123,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
             task_set=_beside(folder, TASK_SET_FILE),
             calibration=_beside(folder, CALIBRATION_FILE),
             defaults=defaults,
+            lower_case=head == "base" and sentences is not None and sentences.lower_case(),
             notes=(*_notes(head, wrapper, fit), *([about_labels] if about_labels else []), *about_defaults),
         )
     except OSError as error:

@@ -68,15 +68,18 @@ class SentenceFolder:
         pooling = next(folder for name, folder in self.modules if name == "Pooling")
         said = _read(self.model / SENTENCE_FILE)
         _check_states(self.model / SENTENCE_FILE, said)
-        length, lower_case = said.get("max_seq_length"), said.get("do_lower_case")
-        if not (length is None or (type(length) is int and length > 0)) or lower_case not in (None, True, False):
+        length = said.get("max_seq_length")
+        if not (length is None or (type(length) is int and length > 0)):
             raise CheckpointError(
-                f"{self.model / SENTENCE_FILE} says max_seq_length = {length!r}, do_lower_case = {lower_case!r}; "
-                "expected an integer from 1 up and true or false, or null"
+                f"{self.model / SENTENCE_FILE} says max_seq_length = {length!r}, expected an integer from 1 up, or null"
             )
-        found = Defaults(length, _pooling_of(self.root / pooling / "config.json"), "Normalize" in names, lower_case)
+        found = Defaults(length, _pooling_of(self.root / pooling / "config.json"), "Normalize" in names)
         unread = [f"{SENTENCE_FILE} says {key} = {said[key]!r}, which is not read" for key in _unknown(said)]
         return found, [*unread, *self._prompts()]
+
+    def lower_case(self) -> bool:
+        """Whether texts are read in lower case, whatever the tokenizer's own file says."""
+        return bool(_read(self.model / SENTENCE_FILE).get("do_lower_case"))
 
     def _prompts(self) -> list[str]:
         said = _read(self.root / PROMPTS_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from erniem_export import checkpoint as module
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
+from erniem_rt.manifest import Defaults
 
 State = dict[str, torch.Tensor]
 Write = Callable[..., Path]
@@ -184,6 +186,44 @@ def test_the_base_of_a_fine_tuned_checkpoint(trained: str, tmp_path: Path, write
     assert base.architecture == "ErnieMModel"
     assert base.model.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in base.model.state_dict().items())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [
+        ({"model_max_length": 64}, 64),
+        ({"model_max_length": 64.0}, 64),
+        ({"max_len": 64}, 64),
+        ({"model_max_length": 128}, None),
+        ({"model_max_length": 1024}, None),
+        ({"model_max_length": 1e30}, None),
+        ({"model_max_length": 1000000000000000019884624838656}, None),
+        ({"model_max_length": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_length_that_the_tokenizer_names(
+    head: str, said: Any, limit: int | None, tmp_path: Path, write_checkpoint: Write, tokenizer_dir: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", head)
+    shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    checkpoint = load_checkpoint(str(folder))
+    assert checkpoint.defaults == Defaults(max_seq_len=limit)
+    note = "pipelines read at most 64 tokens in a row, as tokenizer_config.json says; max_seq_len changes it"
+    assert checkpoint.notes == (() if limit is None else (note,))
+
+
+@pytest.mark.parametrize("limit", [2, 0, -1])
+def test_a_length_without_room_for_a_text(
+    limit: int, tmp_path: Path, write_checkpoint: Write, tokenizer_dir: Path, export_fails: Fails
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    said = f"tokenizer_config.json gives a row {limit} tokens, of which 2 are special ones: set the length"
+    assert said in export_fails(folder)
 
 
 NAMES = {"entailment": 0, "neutral": 1, "contradiction": 2}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -104,11 +105,13 @@ class FakeHub:
 
     def download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
         assert repo_id == "someone/ernie-m"
-        for number, file in enumerate(sorted(self.files.iterdir())):
-            if any(file.match(pattern) for pattern in allow_patterns) and not (self.snapshot / file.name).exists():
+        for number, file in enumerate(sorted(file for file in self.files.rglob("*") if file.is_file())):
+            name = file.relative_to(self.files)
+            if any(fnmatch(str(name), pattern) for pattern in allow_patterns) and not (self.snapshot / name).exists():
                 blob = self.blobs / f"{file.stem}{number}"
                 blob.write_bytes(file.read_bytes())
-                (self.snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
+                (self.snapshot / name).parent.mkdir(exist_ok=True)
+                (self.snapshot / name).symlink_to(blob)
         return str(self.snapshot)
 
 
@@ -136,6 +139,31 @@ def test_a_download(
         "sentencepiece.bpe.model",
         "vocab.txt",
     }
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("inner", ["", "0_Transformer"])
+def test_a_download_from_sentence_transformers(
+    inner: str, pickled: bool, tmp_path: Path, write_checkpoint: Callable[..., Path], monkeypatch: Any
+) -> None:
+    files = tmp_path / "remote"
+    write_checkpoint(files / inner, "base", pickled=pickled)
+    (files / "1_Pooling").mkdir()
+    (files / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (files / inner / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    modules = [
+        {"type": f"sentence_transformers.models.{n}", "path": p}
+        for n, p in (("Transformer", inner), ("Pooling", "1_Pooling"))
+    ]
+    (files / "modules.json").write_text(json.dumps(modules))
+    if not pickled:
+        (files / inner / "pytorch_model.bin").write_text("not needed")
+    hub = FakeHub(files, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.download)
+    checkpoint = load_checkpoint("someone/ernie-m")
+    assert checkpoint.identity() == load_checkpoint(str(files)).identity()
+    assert (checkpoint.defaults.max_seq_len, checkpoint.defaults.pooling) == (64, "cls")
+    assert pickled or not (hub.snapshot / inner / "pytorch_model.bin").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

@@ -87,9 +87,9 @@ BASE = EXAMPLE | {
 
 
 def test_the_defaults_of_the_pipelines(tmp_path):
-    given = {"max_seq_len": 128, "pooling": "cls", "normalize": True, "lower_case": False}
+    given = {"max_seq_len": 128, "pooling": "cls", "normalize": True}
     manifest = Manifest.load(write(tmp_path / "base.json", BASE | {"defaults": given}))
-    assert manifest.defaults == Defaults(128, "cls", True, False)
+    assert manifest.defaults == Defaults(128, "cls", True)
     manifest.save(tmp_path / "copy.json")
     assert json.loads((tmp_path / "copy.json").read_text("utf-8")) == BASE | {"defaults": given}
     one = Manifest.load(write(tmp_path / "qa.json", EXAMPLE | {"defaults": {"max_seq_len": 512}}))
@@ -106,7 +106,6 @@ def test_the_defaults_of_the_pipelines(tmp_path):
         ({"max_seq_len": 513}, "defaults.max_seq_len is 513, over limits.max_length, 512"),
         ({"pooling": "max"}, "key 'defaults.pooling' must be 'mean' or 'cls' or 'pooler' or 'none', got \"max\""),
         ({"normalize": 1}, "key 'defaults.normalize' must be true or false, got 1"),
-        ({"lower_case": "no"}, "key 'defaults.lower_case' must be true or false, got \"no\""),
         ({"stride": 8}, "unknown key 'defaults.stride'"),
     ],
 )
