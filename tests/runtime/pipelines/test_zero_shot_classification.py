@@ -144,12 +144,12 @@ def test_lists_and_streams(make_pipe, sentences):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_only_the_text_is_cut(make_pipe, tokenizer, tokenizer_dir, sentences, side):
     limit, text = 24, " ".join(sentences)
-    pipe = make_pipe(max_length=limit)
-    pipe.tokenizer = Tokenizer(
+    cutting = Tokenizer(
         tokenizer_dir / "sentencepiece.bpe.model",
         tokenizer_dir / "vocab.txt",
         settings=replace(tokenizer.settings, truncation_side=side),
     )
+    pipe = ZeroShotClassificationPipeline(make_pipe(max_length=limit).session, cutting)
     ask(pipe, text, labels=["Nachbarn"])
     expected = pipe.tokenizer(text, "Das ist Nachbarn.", truncation="only_first", max_length=limit).input_ids
     assert pipe.session.batches[0][0].tolist() == expected
