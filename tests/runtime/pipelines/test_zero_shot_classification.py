@@ -20,7 +20,7 @@ LOGITS = {"Nachbarn": (2.0, 0.5, -1.0), "März": (-0.5, 3.0, 0.25), "book": (1.0
 def make_pipe(scripted_session, tokenizer):
     """A pipeline whose model knows the candidates of LOGITS, with its labels in any order."""
 
-    def make(labels=NLI, max_length=64, template=TEMPLATE, tokenizer=tokenizer, **options):
+    def make(labels=NLI, max_length=64, template=TEMPLATE, **options):
         by_hypothesis = {
             tuple(tokenizer(template.replace("{}", name), add_special_tokens=False).input_ids): dict(
                 zip(NLI, logits, strict=True)
@@ -149,7 +149,7 @@ def test_only_the_text_is_cut(make_pipe, tokenizer, tokenizer_dir, sentences, si
         tokenizer_dir / "vocab.txt",
         settings=replace(tokenizer.settings, truncation_side=side),
     )
-    pipe = make_pipe(max_length=limit, tokenizer=cutting)
+    pipe = ZeroShotClassificationPipeline(make_pipe(max_length=limit).session, cutting)
     ask(pipe, text, labels=["Nachbarn"])
     expected = pipe.tokenizer(text, "Das ist Nachbarn.", truncation="only_first", max_length=limit).input_ids
     assert pipe.session.batches[0][0].tolist() == expected
