@@ -92,7 +92,7 @@ def prepare(step: str, folder: Path, model: str, timeout: float | None = None) -
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return f"left out: preparing {step} took longer than {timeout:.0f} s, all that the time budget had left"
+        return f"left out, for preparing {step} took longer than {timeout:.0f} s, all that the time budget had left"
     (folder / f"{step}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         return f"preparing {step} failed with exit code {done.returncode}: {last_line(done.stderr)}"

@@ -190,6 +190,7 @@ def _run_on_gpu(options: Options, say: Say) -> dict[str, Any]:
     }
     for model in options.models:
         if results["models"] and not budget.allows(model, _LEAST * (budget.seconds or 0)):
+            _write(results, options.output)
             continue
         found = measure_model(model, options, budget, say)
         bars.shares(found, peak["flops_per_second"])
@@ -245,18 +246,20 @@ def measure_model(model: str, options: Options, budget: Budget, say: Say) -> dic
 
 def _prepare_all(model: str, specs: Sequence[EngineSpec], folder: Path, budget: Budget, say: Say) -> dict[str, str]:
     """Make the artifacts; return why an engine has none. Part of the budget is kept for measuring."""
-    gaps, reserve = {}, 0.0 if budget.seconds is None else _TO_MEASURE * budget.left
+    reserve = 0.0 if budget.seconds is None else _TO_MEASURE * budget.left
+    found: dict[str, str | None] = {}
     for spec in specs:
-        if not budget.allows(f"{model}: {spec.label}", reserve):
-            gaps[spec.name] = "left out: the time budget for preparing was spent"
+        if spec.artifact in found:
             continue
         say(f"{model}: preparing {spec.label}")
-        timeout = None if budget.timeout is None else max(1.0, budget.timeout - reserve / 2)
-        gap = prepare(spec.artifact, folder, model, timeout)
-        if gap is not None:
-            gaps[spec.name] = gap
-            say(gap)
-    return gaps
+        if budget.left > reserve:
+            timeout = None if budget.timeout is None else max(1.0, budget.timeout - reserve / 2)
+            found[spec.artifact] = prepare(spec.artifact, folder, model, timeout)
+        else:
+            found[spec.artifact] = "left out, for the time budget for preparing was spent"
+        if found[spec.artifact] is not None:
+            say(f"{spec.artifact}: {found[spec.artifact]}")
+    return {spec.name: gap for spec in specs if (gap := found[spec.artifact]) is not None}
 
 
 def _engine(

@@ -5,7 +5,6 @@ The names below are loaded when they are first used, so that ``import erniem_rt`
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,19 +25,31 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Session": "erniem_rt.session",
-    "Tokenizer": "erniem_rt.tokenizer",
-    "pipeline": "erniem_rt.pipelines",
-}
-
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES.get(name, "erniem_rt.errors")), name)
-    globals()[name] = value
+    globals()[name] = value = _loaded(name)
     return value
+
+
+def _loaded(name: str) -> object:
+    # Written out: tools that pack programs find what they have to pack by reading imports.
+    if name == "Session":
+        from erniem_rt.session import Session
+
+        return Session
+    if name == "Tokenizer":
+        from erniem_rt.tokenizer import Tokenizer
+
+        return Tokenizer
+    if name == "pipeline":
+        from erniem_rt.pipelines import pipeline
+
+        return pipeline
+    from erniem_rt import errors
+
+    return getattr(errors, name)
 
 
 def __dir__() -> list[str]:

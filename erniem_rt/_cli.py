@@ -65,6 +65,8 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
         arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
         device=arguments.device,
         threads=arguments.threads,
+        spinning=arguments.spinning,
+        shrink_memory=arguments.shrink_memory,
         batch_size=arguments.batch_size,
         **pipeline_options(arguments),
     )

@@ -89,7 +89,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", help="default: the manifest's; zero-shot-classification with --candidate-labels")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda for a plan, otherwise cpu")
-    parser.add_argument("--threads", type=int, help="threads of one run; default: all cores")
+    parser.add_argument("--threads", type=int, help="threads of one run; default: all CPUs that this process has")
+    for name, what in (
+        ("--spinning", "threads without work keep a CPU busy; default: for 0.2 ms"),
+        ("--shrink-memory", "give memory back after each run; default: after a large one"),
+    ):
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, help=what)
     parser.add_argument("--batch-size", type=int, default=16, help="most rows in one run of the model")
     task = parser.add_argument_group("options of the tasks")
     for name, settings in {**_CALL_OPTIONS, **_PIPELINE_OPTIONS}.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
-    import os
     from hashlib import _Hash as Hash
     from io import FileIO
 
@@ -47,6 +47,18 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
         return Path(value)
     except TypeError as error:
         raise InvalidInputError(f"{name} must be a str or a path, got {type(value).__name__}.") from error
+
+
+def require_utf_8(path: Path) -> None:
+    """Raise :class:`ArtifactError` for a path that onnxruntime cannot be given."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise ArtifactError(
+            f"{shown} cannot be opened by onnxruntime, which takes paths in UTF-8 alone: rename what is shown with a "
+            "backslash, or make a link to it."
+        ) from error
 
 
 def hash_file(path: str | os.PathLike[str]) -> FileRecord:

@@ -27,12 +27,12 @@ _T = TypeVar("_T")
 _SMALL = 64 << 20
 
 
-def lane_count(manifest: Manifest, device: Device, threads: int | None) -> int:
+def lane_count(manifest: Manifest, device: Device, threads: int) -> int:
     """How many batches at once are faster than one after the other; 1 unless the model is small and on a CPU."""
     size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
     if device.kind != "cpu" or size > _SMALL:
         return 1
-    return threads or _cores()
+    return threads
 
 
 class Lanes:
@@ -91,10 +91,3 @@ def _check_process(process: int) -> None:
         raise EngineError(
             "this process was forked while run_all was under way, which goes on in the parent alone: call it again."
         )
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from erniem_rt._signature import check_signature
+from erniem_rt._threads import threads_or_default
 from erniem_rt._workers import Workers
 from erniem_rt.engines import open_engine, open_plan
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
@@ -25,8 +25,8 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
     others = () if manifest.plan is None else (manifest.plan.file,)
     manifest.verify(path.parent, hashes=False, without=others)
     with Workers(1) as pool:
-        cores = os.cpu_count() or 1
-        hashes = pool.submit(manifest.verify, path.parent, without=others, threads=cores) if verify else None
+        threads = threads_or_default(options.threads)
+        hashes = pool.submit(manifest.verify, path.parent, without=others, threads=threads) if verify else None
         try:
             engine = open_engine(path, device=device, options=options)
         except ArtifactError as error:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib import import_module
 from typing import Any
 
 from erniem_rt.errors import EngineUnavailableError
 
-__all__ = ["import_onnxruntime"]
+__all__ = ["import_onnxruntime", "version_of"]
 
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _FIRST_WITH_TELEMETRY = (1, 29)
@@ -24,7 +23,7 @@ def import_onnxruntime() -> Any:
     loaded = sys.modules.get("onnxruntime")
     if _TELEMETRY not in os.environ:
         os.environ[_TELEMETRY] = "1"
-        if loaded is not None and _sends_telemetry(loaded):
+        if loaded is not None and version_of(loaded) >= _FIRST_WITH_TELEMETRY:
             warnings.warn(
                 f"onnxruntime {loaded.__version__} was imported before erniem_rt could turn its telemetry off: it may "
                 "send telemetry, and a process forked from this one may never end. Set ORT_DISABLE_TELEMETRY=1 before "
@@ -32,18 +31,19 @@ def import_onnxruntime() -> Any:
                 stacklevel=2,
             )
     try:
-        return import_module("onnxruntime")
+        import onnxruntime
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
         raise EngineUnavailableError(
             'Running an .onnx artifact needs the package onnxruntime: pip install "erniem-rt[ort]".'
         ) from error
+    return onnxruntime
 
 
-def _sends_telemetry(ort: Any) -> bool:
+def version_of(ort: Any) -> tuple[int, ...]:
+    """Major and minor version; empty where they cannot be told."""
     try:
-        major, minor = map(int, ort.__version__.split(".")[:2])
+        return tuple(map(int, ort.__version__.split(".")[:2]))
     except (AttributeError, ValueError):
-        return False
-    return (major, minor) >= _FIRST_WITH_TELEMETRY
+        return ()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 from erniem_rt.errors import EngineUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from erniem_rt.engines.base import Device
 
-__all__ = ["check_gpu", "keep_for_good", "note_gpu", "renew_after_fork"]
+__all__ = ["check_gpu", "keep_for_good", "no_fork", "note_gpu", "renew_after_fork"]
 
 
 class Renewed(Protocol):
@@ -21,6 +26,9 @@ class Renewed(Protocol):
     def after_fork(self) -> None:
         """Called in the child, before anything else runs there, whatever the other threads of the parent were at."""
 
+
+# A fork waits no longer than this: seconds, more than a large model takes to open.
+_PATIENCE = 60
 
 _renewed: WeakSet[Renewed] = WeakSet()
 # The first process that used a GPU: this one, or one that it was forked from.
@@ -53,10 +61,54 @@ def check_gpu(device: Device) -> None:
         )
 
 
+class _Gate:
+    """What forks wait at."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """As new: a child has one thread, which is not inside."""
+        self._changed = threading.Condition()
+        self._inside: list[int] = []
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Forks of other threads wait until this is left."""
+        thread = threading.get_ident()
+        with self._changed:
+            self._inside.append(thread)
+        try:
+            yield
+        finally:
+            with self._changed:
+                if thread in self._inside:  # not so in a child that was forked in here
+                    self._inside.remove(thread)
+                self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Wait until no other thread is inside, and let none in."""
+        until = time.monotonic() + _PATIENCE
+        self._changed.acquire()
+        while set(self._inside) - {threading.get_ident()} and (left := until - time.monotonic()) > 0:
+            self._changed.wait(left)
+
+    def open(self) -> None:
+        """Let them in again."""
+        self._changed.release()
+
+
+_gate = _Gate()
+
+# While this is entered, forks of other threads wait: onnxruntime and imports hold locks that a child would never get.
+no_fork = _gate.inside
+
+
 def _after_fork() -> None:
+    _gate.renew()
     for thing in list(_renewed):  # A list keeps them all until each was called.
         thing.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork.
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_gate.shut, after_in_parent=_gate.open, after_in_child=_after_fork)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +14,7 @@ from erniem_rt._inputs import prepare
 from erniem_rt._lanes import Lanes, lane_count, take
 from erniem_rt._loading import load_graph, load_plan
 from erniem_rt._processes import check_gpu, renew_after_fork
+from erniem_rt._threads import threads_or_default
 from erniem_rt.engines import check_suffix, device_for, is_plan
 from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
 from erniem_rt.errors import ArtifactError, InvalidInputError
@@ -44,7 +44,14 @@ class Session:
             exported.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
-        threads: threads that one run may use on a CPU; None leaves it to the engine (all physical cores).
+        threads: threads that one run may use on a CPU; None: as many as the CPUs that this process may run on, its
+            cgroups' quota of CPU time in whole CPUs, and ``OMP_NUM_THREADS`` allow.
+        spinning: whether threads without work keep a CPU busy until there is some. None: for 0.2 ms, then they sleep,
+            and not at all before onnxruntime 1.30; True: for as long as onnxruntime does by default; False: never.
+            For a graph.
+        shrink_memory: whether memory that a run took for its work is given back. None: after a run of a quarter or
+            less of a large one before it; True: after every run; False: when the session is closed. For a graph on a
+            CPU.
         share_weights: run on the weights as they lie in the file, which is mapped: processes that serve the same
             model then have them in memory once, and each starts sooner. Without it every process makes a copy in the
             layout that its products are fastest in. For a graph on a CPU.
@@ -62,6 +69,7 @@ class Session:
         manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
             its profiles takes, ``precision`` is the plan's, and ``engine["packed"]`` is true, as for a graph without
             work for padding.
+        threads: Threads of one run on a CPU.
         lanes: How many batches :meth:`run_all` computes at once: with a small model on a CPU as many as there are
             threads, otherwise 1.
 
@@ -78,6 +86,8 @@ class Session:
         *,
         device: str | None = None,
         threads: int | None = None,
+        spinning: bool | None = None,
+        shrink_memory: bool | None = None,
         share_weights: bool = False,
         cuda_graphs: bool | None = None,
         verify: bool = True,
@@ -85,7 +95,7 @@ class Session:
         runtime_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         wanted = None if device is None else Device.parse(device)
-        threads = _checked_threads(threads)
+        self.threads = threads_or_default(threads)
         self._path, self.manifest = _locate(as_path("path", path))
         self._full_manifest = self.manifest
         self._path = self._path.absolute()  # It may be opened again, from another working directory.
@@ -93,9 +103,17 @@ class Session:
         self._longest: int | None = None
         self.lanes = 1
         self._stamps = self.manifest.stamps(self._path.parent)
-        self._graph_options = GraphOptions(threads, share_weights, bool(cuda_graphs))
+        self._graph_options = GraphOptions(
+            self.threads,
+            share_weights,
+            bool(cuda_graphs),
+            _choice("spinning", spinning),
+            _choice("shrink_memory", shrink_memory),
+        )
         if is_plan(self._path):
-            _refuse(self._path, "for graphs", share_weights=share_weights)
+            _refuse(
+                self._path, "for graphs", share_weights=share_weights, spinning=spinning, shrink_memory=shrink_memory
+            )
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
             engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
             self._engine: Engine | None = engine
@@ -108,7 +126,7 @@ class Session:
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
             self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
-            self.lanes = lane_count(self.manifest, self._device, threads)
+            self.lanes = lane_count(self.manifest, self._device, self.threads)
         self._side: Lanes | None = None
         self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
@@ -117,6 +135,8 @@ class Session:
             "device": device,
             "threads": threads,
             "share_weights": share_weights,
+            "spinning": spinning,
+            "shrink_memory": shrink_memory,
             "cuda_graphs": cuda_graphs,
             "verify": verify,
             "trust_plan": trust_plan,
@@ -323,13 +343,7 @@ def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) ->
     return {**inputs, **named}
 
 
-def _checked_threads(threads: int | None) -> int | None:
-    if threads is None:
-        return None
-    try:
-        count = operator.index(threads)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(threads, bool):
-        raise InvalidInputError(f"threads must be a positive integer or None, got {threads!r}.")
-    return count
+def _choice(name: str, value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInputError(f"{name} must be True, False or None, got {value!r}.")
+    return value

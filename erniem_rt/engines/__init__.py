@@ -47,13 +47,7 @@ def open_engine(path: Path, *, device: Device, options: GraphOptions) -> Engine:
     from erniem_rt.engines.ort import OrtEngine
 
     check_gpu(device)
-    engine = OrtEngine(
-        path,
-        device=device,
-        threads=options.threads,
-        share_weights=options.share_weights,
-        cuda_graphs=options.cuda_graphs,
-    )
+    engine = OrtEngine(path, device=device, options=options)
     if device.kind == "cuda":
         note_gpu()
     return engine

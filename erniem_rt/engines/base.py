@@ -77,9 +77,11 @@ class PlanEngine(Engine, Protocol):
 class GraphOptions:
     """What a caller may say about running a graph (see :class:`erniem_rt.Session`)."""
 
-    threads: int | None = None
+    threads: int = 1
     share_weights: bool = False
     cuda_graphs: bool = False
+    spinning: bool | None = None
+    shrink_memory: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,13 +155,14 @@ class Cuda:
 
 def _import_runtime(install: str) -> Any:
     try:
-        return import_module("cuda.bindings.runtime")
+        import cuda.bindings.runtime as runtime
     except ModuleNotFoundError as error:
         if error.name not in {"cuda", "cuda.bindings", "cuda.bindings.runtime"}:
             raise
         raise EngineUnavailableError(f"Running a TensorRT plan needs the package cuda-python: {install}.") from error
     except ImportError as error:
         raise EngineUnavailableError(f"cuda-python cannot be used: {error}. Install it again: {install}.") from error
+    return runtime
 
 
 def _no_driver(reason: str) -> EngineUnavailableError:

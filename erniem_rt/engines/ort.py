@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._onnxruntime import import_onnxruntime
-from erniem_rt._processes import keep_for_good, renew_after_fork
+from erniem_rt._files import require_utf_8
+from erniem_rt._onnxruntime import import_onnxruntime, version_of
+from erniem_rt._processes import keep_for_good, no_fork, renew_after_fork
 from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
+from erniem_rt.engines._ort_memory import ShrinkingRuns
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
 from erniem_rt.manifest import TensorSpec
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import Device
+    from erniem_rt.engines.base import Device, GraphOptions
 
     Runner = Callable[[list[str], dict[str, NDArray[Any]]], list[NDArray[Any]]]
 
@@ -26,6 +29,9 @@ __all__ = ["OrtEngine"]
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _INSTALL_GPU = 'pip install "erniem-rt[gpu]"'
+# How long threads without work keep a CPU busy: long enough from one operator of a run to the next.
+_SPIN_US = "200"
+_FIRST_WITH_SPIN_DURATION = (1, 30)
 # What fails is raised; onnxruntime would write it to standard error as well.
 _LOG_FATAL = 4
 # What onnxruntime says when a library or the device fails, and not the file.
@@ -49,18 +55,19 @@ class OrtEngine:
         path: Path,
         *,
         device: Device,
-        threads: int | None,
-        share_weights: bool = False,
-        cuda_graphs: bool = False,
+        options: GraphOptions,
     ) -> None:
+        cuda_graphs = options.cuda_graphs
         if cuda_graphs and device.kind != "cuda":
             raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
-        if share_weights and device.kind != "cpu":
-            raise InvalidInputError(f"share_weights=True needs device='cpu', got device={str(device)!r}.")
-        ort = import_onnxruntime()
-        if device.kind == "cuda":
-            _require_cuda(ort)
-        session = _create(ort, path, device, _options(ort, threads, share_weights), cuda_graphs)
+        for name in ("share_weights", "shrink_memory"):
+            if getattr(options, name) and device.kind != "cpu":
+                raise InvalidInputError(f"{name}=True needs device='cpu', got device={str(device)!r}.")
+        with no_fork():
+            ort = import_onnxruntime()
+            if device.kind == "cuda":
+                _require_cuda(ort)
+            session = _create(ort, path, device, _session_options(ort, options), cuda_graphs)
         if device.kind == "cuda" and _CUDA not in session.get_providers():
             raise EngineUnavailableError(
                 f"onnxruntime could not start CUDA on {device} and would have run on the CPU: check the NVIDIA "
@@ -68,7 +75,7 @@ class OrtEngine:
             )
         self.inputs = tuple(map(_spec, session.get_inputs()))
         self.outputs = tuple(map(_spec, session.get_outputs()))
-        self._run: Runner | None = _runner(ort, session, device, cuda_graphs)
+        self._run: Runner | None = _runner(ort, session, device, options)
         self._device = device
         renew_after_fork(self)
 
@@ -98,24 +105,45 @@ class OrtEngine:
 
 def _require_cuda(ort: Any) -> None:
     available = ort.get_available_providers()
-    if _CUDA not in available:
+    if _CUDA in available:
+        return
+    plain, gpu = _installed("onnxruntime"), _installed("onnxruntime-gpu")
+    if plain and gpu:
         raise EngineUnavailableError(
-            f"device 'cuda' needs onnxruntime with CUDA, and the one installed offers {', '.join(available)}: "
-            f"{_INSTALL_GPU}."
+            f"device 'cuda' needs onnxruntime with CUDA, and onnxruntime {plain}, without it, lies over the files of "
+            f"onnxruntime-gpu {gpu}: pip uninstall onnxruntime, then pip install --force-reinstall --no-deps "
+            f"onnxruntime-gpu=={gpu}."
         )
+    raise EngineUnavailableError(
+        f"device 'cuda' needs onnxruntime with CUDA, and the one installed offers {', '.join(available)}: "
+        f"{_INSTALL_GPU}."
+    )
 
 
-def _options(ort: Any, threads: int | None, share_weights: bool) -> Any:
+def _installed(package: str) -> str | None:
+    """The version of a package; both have the same module, so that it cannot tell them apart."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _session_options(ort: Any, wanted: GraphOptions) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if share_weights:
+    # A number, always: onnxruntime's own default binds its threads to CPUs, be they this process's or not.
+    options.intra_op_num_threads = wanted.threads
+    if wanted.spinning is None and version_of(ort) >= _FIRST_WITH_SPIN_DURATION:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
+    elif not wanted.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if wanted.share_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 
 def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: bool) -> Any:
+    require_utf_8(path)
     providers: list[Any] = [_CPU]
     # On CPU the fused SkipLayerNormalization is about 1.5 times slower than the Add and the
     # LayerNormalization that it replaces, so the pass that makes it stays off.
@@ -165,12 +193,11 @@ def _about_links(path: Path, version: str) -> str:
     )
 
 
-def _runner(ort: Any, session: Any, device: Device, cuda_graphs: bool) -> Runner:
+def _runner(ort: Any, session: Any, device: Device, options: GraphOptions) -> Runner:
     """What computes outputs, by name, from feeds."""
     if device.kind == "cpu":
-        run: Runner = session.run
-        return run
-    return (GraphRuns if cuda_graphs else BoundRuns)(ort, session, device).run
+        return ShrinkingRuns(ort, session, options.shrink_memory).run
+    return (GraphRuns if options.cuda_graphs else BoundRuns)(ort, session, device).run
 
 
 def _reason(error: Exception) -> str:

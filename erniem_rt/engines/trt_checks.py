@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import read_whole
@@ -40,7 +39,7 @@ def import_library(path: Path, plan: Plan, *, trust: bool) -> Any:
     """
     module = FLAVOURS[plan.flavour]
     try:
-        library = import_module(module)
+        library = _import(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
@@ -59,6 +58,17 @@ def import_library(path: Path, plan: Plan, *, trust: bool) -> Any:
             f'installed: pip install "{plan.flavour}=={plan.version}", or build the plan again with the version here.'
         )
     return library
+
+
+def _import(module: str) -> Any:
+    # Written out, for tools that pack programs.
+    if module == "tensorrt":
+        import tensorrt
+
+        return tensorrt
+    import tensorrt_rtx
+
+    return tensorrt_rtx
 
 
 def _runs(plan: Plan, installed: str) -> bool:

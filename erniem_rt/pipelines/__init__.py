@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
@@ -19,16 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["pipeline"]
 
-# Task to module and class; each is imported when it is asked for.
-_TASKS = {
-    "feature-extraction": ("feature_extraction", "FeatureExtractionPipeline"),
-    "text-classification": ("text_classification", "TextClassificationPipeline"),
-    "zero-shot-classification": ("zero_shot_classification", "ZeroShotClassificationPipeline"),
-    "token-classification": ("token_classification", "TokenClassificationPipeline"),
-    "multiple-choice": ("multiple_choice", "MultipleChoicePipeline"),
-    "question-answering": ("question_answering", "QuestionAnsweringPipeline"),
-    "information-extraction": ("information_extraction", "InformationExtractionPipeline"),
-}
+_TASKS = (
+    "feature-extraction",
+    "text-classification",
+    "zero-shot-classification",
+    "token-classification",
+    "multiple-choice",
+    "question-answering",
+    "information-extraction",
+)
 
 
 def pipeline(
@@ -37,6 +35,8 @@ def pipeline(
     *,
     device: str | None = None,
     threads: int | None = None,
+    spinning: bool | None = None,
+    shrink_memory: bool | None = None,
     share_weights: bool = False,
     cuda_graphs: bool | None = None,
     verify: bool = True,
@@ -51,6 +51,8 @@ def pipeline(
         task: The manifest's task if left out; ``"zero-shot-classification"`` for a ``cls`` head trained on NLI.
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
+        spinning: As for :class:`erniem_rt.Session`.
+        shrink_memory: As for :class:`erniem_rt.Session`.
         share_weights: As for :class:`erniem_rt.Session`.
         cuda_graphs: As for :class:`erniem_rt.Session`.
         verify: As for :class:`erniem_rt.Session`.
@@ -74,6 +76,8 @@ def pipeline(
             path,
             device=device,
             threads=threads,
+            spinning=spinning,
+            shrink_memory=shrink_memory,
             share_weights=share_weights,
             cuda_graphs=cuda_graphs,
             verify=verify,
@@ -100,8 +104,33 @@ def pipeline(
 
 
 def _class(task: str) -> type[Pipeline]:
-    if not isinstance(task, str) or task not in _TASKS:
-        raise InvalidInputError(f"task {task!r} is not known; expected one of {', '.join(_TASKS)}.")
-    module, name = _TASKS[task]
-    cls: type[Pipeline] = getattr(import_module(f"erniem_rt.pipelines.{module}"), name)
-    return cls
+    """The task's class, imported when it is asked for, by imports that tools which pack programs can read."""
+    if task == "feature-extraction":
+        from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+
+        return FeatureExtractionPipeline
+    if task == "text-classification":
+        from erniem_rt.pipelines.text_classification import TextClassificationPipeline
+
+        return TextClassificationPipeline
+    if task == "zero-shot-classification":
+        from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
+
+        return ZeroShotClassificationPipeline
+    if task == "token-classification":
+        from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
+
+        return TokenClassificationPipeline
+    if task == "multiple-choice":
+        from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
+
+        return MultipleChoicePipeline
+    if task == "question-answering":
+        from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
+
+        return QuestionAnsweringPipeline
+    if task == "information-extraction":
+        from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
+
+        return InformationExtractionPipeline
+    raise InvalidInputError(f"task {task!r} is not known; expected one of {', '.join(_TASKS)}.")

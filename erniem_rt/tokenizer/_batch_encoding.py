@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from erniem_rt._lazy import lazy
 
 from ._encoding import Encoding
 
@@ -135,13 +136,13 @@ class BatchEncoding:
         """``(texts,)`` int64: how many tokens each text had before it was cut; those of second texts come last."""
         return self._texts.sizes
 
-    @cached_property
+    @lazy
     def offsets(self) -> NDArray[np.int64]:
         """``(batch, sequence, 2)`` int64: each token's half-open range of its text; (0, 0) for inserted tokens."""
         empty = np.zeros((*self._layout.shape, 2), dtype=np.int64)
         return self._layout.fill(empty, self._texts, self._texts.offsets())
 
-    @cached_property
+    @lazy
     def encodings(self) -> tuple[Encoding, ...]:
         """The padded rows, one by one."""
         sequences = self._layout.sequence_ids(self._texts)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from erniem_rt._lazy import lazy
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class TokenizedText:
         self.ids = ids
         self._locate = locate
 
-    @cached_property
+    @lazy
     def offsets(self) -> list[tuple[int, int]]:
         """The character range of each token."""
         return self._locate()

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
+from erniem_rt._threads import threads_or_default
 from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
@@ -165,7 +166,7 @@ class Tokenizer(TokenConversion):
         truncation: Truncation | None = None,
         max_length: int | None = None,
         add_special_tokens: bool = True,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> BatchEncoding:
         """Encode many texts, or pairs, as rows of one length. Much faster than one by one.
 
@@ -178,7 +179,7 @@ class Tokenizer(TokenConversion):
             truncation: As for one text.
             max_length: As for one text. It defaults to ``model_max_length`` with ``padding="max_length"`` too.
             add_special_tokens: As for one text.
-            threads: How many threads cut the texts into pieces, which is most of the work.
+            threads: How many threads cut the texts into pieces, which is most of the work; None: as for a session.
 
         Returns:
             int64 arrays ``(batch, sequence)``; offsets and the padded rows when they are asked for.
@@ -190,14 +191,13 @@ class Tokenizer(TokenConversion):
         check_choice("padding_side", padding_side, Side)
         check_choice("truncation", truncation, Truncation)
         check_batch(texts, pairs)
-        check_count("threads", threads)
         limit = max_length
         if padding == "max_length" and limit is None:
             limit = self.settings.model_max_length
         check_multiple(pad_to_multiple_of, limit if truncation and padding else None)
         added = self.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
         limit = self._limit(limit, truncation, added)
-        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads, self._tokenized_all)
+        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads_or_default(threads), self._tokenized_all)
 
         def cut(length: int, other: int | None) -> tuple[slice, slice]:
             return self._kept(length, other, added, limit, truncation)

@@ -21,6 +21,8 @@ from erniem_export.onnx_export import OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
+from erniem_rt._files import require_utf_8
+from erniem_rt._onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
 
@@ -34,7 +36,7 @@ _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 
 # Not by the names of their packages: onnxruntime may have come as onnxruntime-gpu.
-_LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime")
+_LIBRARIES = ("torch", "transformers", "onnx")
 
 
 @contextlib.contextmanager
@@ -45,7 +47,9 @@ def staging(output: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: ``output`` cannot be written, or the disk is full.
+        ArtifactError: ``output`` is no path in UTF-8.
     """
+    require_utf_8(output.absolute())
     created: list[Path] = []
     stage: Path | None = None
     try:
@@ -125,6 +129,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         versions={
             "erniem_rt": erniem_rt.__version__,
             **{name: str(importlib.import_module(name).__version__) for name in _LIBRARIES},
+            "onnxruntime": str(import_onnxruntime().__version__),
         },
         engine=None,
         parity={},

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["open_session"]
 
+ort = import_onnxruntime()  # Here, so that an export ends at once where it is not installed.
+
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _LOG_ERRORS = 3
 
 
 def open_session(model: Path | bytes, weights: Path | None = None) -> onnxruntime.InferenceSession:
     """Open a graph, by its file or serialized; then ``weights`` is the folder of its external data."""
-    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     if weights is not None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import adapters
 from benchmarks.client import Client, WorkerError
 from benchmarks.engines import ENGINES, EngineSpec
 from benchmarks.worker import serve
@@ -54,8 +55,8 @@ def converse(monkeypatch: pytest.MonkeyPatch, workloads: Path, *requests: dict[s
         engines.append(Echo(*arguments, **options))
         return engines[0]
 
-    monkeypatch.setitem(sys.modules, "benchmarks.adapters.echo", SimpleNamespace(load=load))
-    start = {"adapter": "echo", "artifact": "x", "threads": 3, "options": {"factor": 2}, "workloads": str(workloads)}
+    monkeypatch.setattr(adapters, "Echo", load, raising=False)
+    start = {"adapter": "Echo", "artifact": "x", "threads": 3, "options": {"factor": 2}, "workloads": str(workloads)}
     answers = io.StringIO()
     serve(io.StringIO("".join(json.dumps(line) + "\n" for line in (start, *requests))), answers)
     return engines[0], [json.loads(line) for line in answers.getvalue().splitlines()]
@@ -106,10 +107,11 @@ def open_client(tmp_path: Path, script: str | None = None, timeout: float = 30, 
     return Client(spec, tmp_path, tmp_path / "workloads.json", 1, timeout=timeout, **command)
 
 
-def test_a_package_that_is_missing_is_named(tmp_path: Path, workloads: Path) -> None:
-    spec = EngineSpec("gone", "Gone", "fp32", "not_there", "gone")
-    with pytest.raises(WorkerError, match=r"No module named 'benchmarks\.adapters\.not_there'"):
-        open_client(tmp_path, spec=spec)
+def test_a_package_that_is_missing_is_named(tmp_path: Path, workloads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openvino.py").write_text("import a_package_nobody_has")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with pytest.raises(WorkerError, match="No module named 'a_package_nobody_has'"):
+        open_client(tmp_path, spec=ENGINES["openvino"])
 
 
 def test_an_engine_that_dies_says_why(tmp_path: Path) -> None:

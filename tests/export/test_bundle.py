@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from erniem_export import bundle, pipeline
 from erniem_export.errors import ExportError
-from erniem_rt import Session
+from erniem_rt import ArtifactError, Session
 from erniem_rt.manifest import Manifest
 
 Write = Callable[..., Path]
@@ -155,6 +156,14 @@ def test_a_folder_that_cannot_be_made(output: str, tmp_path: Path, checkpoint: P
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", "checkpoint"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every path is Unicode")
+def test_a_folder_that_onnxruntime_could_not_read(tmp_path: Path, checkpoint: Path) -> None:
+    output = tmp_path / os.fsdecode(b"mod\xe8le")
+    with pytest.raises(ArtifactError, match=r"mod\\xe8le cannot be opened by onnxruntime"), bundle.staging(output):
+        pytest.fail("the export would begin")
+    assert not output.exists()
+
+
 @pytest.mark.usefixtures("quick_gate")
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path, checkpoint: Path, export_fails: Fails) -> None:
     (tmp_path / "out" / "cls.onnx").mkdir(parents=True)
@@ -218,7 +227,9 @@ def test_export_again_replaces_and_leaves_nothing_stale(
     )
     (exported / "notes.txt").write_text("mine")
     (exported / "cls.onnx.data").write_bytes(b"damaged since")
-    assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+    with (exported / "cls.onnx.data").open("rb") as served:  # as a process has it mapped
+        assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+        assert served.read() == b"damaged since"
     # A vocabulary of the old checkpoint beside the new model would give wrong ids.
     assert not (exported / "vocab.txt").exists()
     assert (exported / "notes.txt").read_text() == "mine"

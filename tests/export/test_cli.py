@@ -359,6 +359,17 @@ def test_the_package_is_the_command(module: str, tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith("error: random:nope is not known")
 
 
+def test_an_export_turns_telemetry_off_first() -> None:
+    code = (
+        "import os, sys, warnings; os.environ.pop('ORT_DISABLE_TELEMETRY', None); warnings.simplefilter('always')\n"
+        "import erniem_export.pipeline\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    )
+    result = in_a_process(code)
+    assert result.stdout == "1 True\n"
+    assert "telemetry" not in result.stderr
+
+
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_the_packages_of_the_exporter(missing: str, tmp_path: Path) -> None:
     code = (

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
+import erniem_export
 from erniem_export import pipeline
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.cli import main
-from erniem_export.options import ExportOptions
-from erniem_export.precision import Precision
-from erniem_export.progress import Terminal
 
 from .trial import Outcome, try_plan
 
@@ -65,16 +62,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, st
     def export(head: str, target: str, precision: str) -> Path:
         key = head, target, precision
         if key not in done:
-            options = ExportOptions(
-                model=str(NANO / head),
-                head=head,
-                output=folder / "-".join(key),
-                target=target,
-                precision=Precision(precision),
-            )
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pipeline, "judge", lambda *_, **__: {})
-                done[key], _ = pipeline.export(options, Terminal())
+                done[key], _ = erniem_export.export(
+                    NANO / head, folder / "-".join(key), head=head, target=target, precision=precision, engine="none"
+                )
         return done[key]
 
     return export
@@ -88,8 +80,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, device: str) -> Callable[[st
     def settled(flavour: str) -> Outcome:
         if flavour not in done:
             folder = tmp_path_factory.mktemp(flavour)
-            command = ["--model", str(NANO / "qa"), "--output", str(folder), "--engine", flavour, "--fp16"]
-            assert main(command) == 0, f"{flavour} builds no plan"
+            erniem_export.export(NANO / "qa", folder, engine=flavour, precision="fp16")
             done[flavour] = try_plan(folder / "qa.plan", device)
         return done[flavour]
 

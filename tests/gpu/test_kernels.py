@@ -47,7 +47,7 @@ def test_a_mask_in_two_dimensions_is_not(device: str, on_gpu: bool, artifact: An
     """Why the tokens are moved: were this to fail, the graph for the CPU would do."""
     if not on_gpu:
         pytest.skip("a CPU has no such kernels")
-    assert "MATH" in kernels(artifact("qa", "onnxruntime", "fp32"), device)
+    assert "MATH" in kernels(artifact("qa", "onnxruntime-cpu", "fp32"), device)
 
 
 def test_many_shapes_in_turn_as_cuda_graphs(device: str, on_gpu: bool, artifact: Any) -> None:

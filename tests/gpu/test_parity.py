@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from erniem_export.cli import main
+import erniem_export
 from erniem_export.errors import ParityError
 from erniem_export.parity.gate import check_parity
 from erniem_rt import Session
-from erniem_rt.manifest import HEADS, Manifest
+from erniem_rt.manifest import HEADS
 from erniem_rt.plan import FLAVOURS
 
 NANO = Path(__file__).resolve().parents[2] / "examples" / "nano" / "checkpoints"
 PRECISIONS = ("fp32", "fp16", "bf16")
 # The targets of the graphs for ONNX Runtime, and whether they run as CUDA graphs.
 GRAPHS = {
-    "plain": ("any", False),
+    "plain": ("portable", False),
     "key-lengths": ("onnxruntime-cuda", False),
     "cuda-graphs": ("onnxruntime-cuda", True),
     "packed": ("onnxruntime-cuda-packed", False),
@@ -105,10 +105,9 @@ def test_tensorrt(
     outcome = trial(flavour)
     if outcome.refusal is not None:
         pytest.skip(str(outcome))
-    flags = [] if precision == "fp32" else [f"--{precision}"]
-    assert main(["--model", str(NANO / head), "--output", str(tmp_path), "--engine", flavour, *flags]) == 0
-    manifest, loaded = Manifest.load(tmp_path / f"{head}.json"), checkpoint(head)
+    _, manifest = erniem_export.export(NANO / head, tmp_path, head=head, engine=flavour, precision=precision)
     assert manifest.plan is not None, "the export left no plan"
+    loaded = checkpoint(head)
 
     for cuda_graphs in (False, True):
         report = check_parity(

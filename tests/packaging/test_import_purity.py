@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pkgutil
 import shutil
@@ -70,6 +71,33 @@ def test_every_engine_is_pure():
     assert {"erniem_rt.engines.trt", "erniem_rt.engines.cuda"} <= set(names)
     modules, _ = loaded_by(f"import {', '.join(names)}")
     assert modules <= ALLOWED
+
+
+def test_tools_that_pack_programs_find_every_module_by_reading_imports():
+    found, unread = set(), ["erniem_rt"]
+    while unread:
+        name = unread.pop()
+        path = PACKAGE.parent / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or (name.startswith("erniem_rt") and not path.is_file()):
+            continue  # not a module, but a name in one
+        found.add(name)
+        unread += imported_by(name, path) if name.startswith("erniem_rt") else []
+    modules = {name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "erniem_rt.")}
+    commands = {name for name in modules if name.startswith(("erniem_rt._cli", "erniem_rt.__main__"))}
+    assert modules - found <= commands | {"erniem_rt._signals"}
+    assert {"onnxruntime", "sentencepiece", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime"} <= found
+
+
+def imported_by(name, path):
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [package if node.level else "", node.module]))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names if base.startswith("erniem_rt"))
 
 
 @pytest.mark.parametrize(("file", "statement"), [("__init__.py", ""), ("session.py", "; erniem_rt.Session")])

@@ -55,11 +55,3 @@ def test_an_import_before_ours_is_said_once(tmp_path):
 @pytest.mark.parametrize("version", ["1.28.0", "1.20.1", "dev"])
 def test_versions_without_telemetry_need_no_word(tmp_path, version):
     assert imported(tmp_path, "import onnxruntime", version) == ("None", "")
-
-
-@pytest.mark.parametrize("module", ["erniem_rt.session", "erniem_rt.engines.ort", "erniem_export.ort_session"])
-def test_no_module_imports_it_past_the_helper(module):
-    program = f"import sys, {module}; sys.exit('onnxruntime' in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )

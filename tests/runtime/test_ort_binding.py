@@ -14,7 +14,7 @@ import pytest
 from erniem_rt import EngineError, InvalidInputError
 from erniem_rt.engines import _ort_binding
 from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
-from erniem_rt.engines.base import Device
+from erniem_rt.engines.base import Device, GraphOptions
 from erniem_rt.engines.ort import OrtEngine
 
 PLACE = ("cuda", 1)
@@ -58,7 +58,7 @@ class Recorder:
     """An onnxruntime with CUDA whose graph adds its inputs (``sum``) and their shapes (``sizes``)."""
 
     __version__ = "1.0"
-    SessionOptions = SimpleNamespace
+    SessionOptions = onnxruntime.SessionOptions
 
     def __init__(self):
         self.runs, self.record, self.captured, self.failure, self.takes = [], [], {}, None, 0.0
@@ -107,7 +107,7 @@ def recorder(monkeypatch):
 
 
 def engine(tmp_path, graphs):
-    return OrtEngine(tmp_path / "qa.onnx", device=Device(*PLACE), threads=None, cuda_graphs=graphs)
+    return OrtEngine(tmp_path / "qa.onnx", device=Device(*PLACE), options=GraphOptions(cuda_graphs=graphs))
 
 
 def feeds(rows, length, seed=0):

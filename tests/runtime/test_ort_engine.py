@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from importlib import metadata
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +14,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session
-from erniem_rt.engines.base import Device
+from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, _threads
+from erniem_rt.engines.base import Device, GraphOptions
 from erniem_rt.engines.ort import OrtEngine
 from erniem_rt.manifest import TensorSpec
 
@@ -47,14 +50,14 @@ def fake_onnxruntime(monkeypatch, *, active=("CUDAExecutionProvider", "CPUExecut
         __version__="1.0",
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         InferenceSession=session,
-        SessionOptions=SimpleNamespace,
+        SessionOptions=onnxruntime.SessionOptions,
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     return calls
 
 
 def test_the_graph_speaks_for_itself(heads):
-    engine = OrtEngine(heads["base"].path, device=CPU, threads=1)
+    engine = OrtEngine(heads["base"].path, device=CPU, options=GraphOptions())
     assert engine.inputs == (
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
         TensorSpec("attention_mask", "int64", ("batch", "sequence")),
@@ -66,7 +69,7 @@ def test_the_graph_speaks_for_itself(heads):
 
 
 def test_outputs_come_in_the_order_asked_for(heads):
-    engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
+    engine = OrtEngine(heads["qa"].path, device=CPU, options=GraphOptions())
     feeds = {"input_ids": np.array([[0, 5, 2]]), "attention_mask": np.ones((1, 3), np.int64)}
     start, end = engine.run(feeds, ["start_logits", "end_logits"])
     swapped = engine.run(feeds, ["end_logits", "start_logits"])
@@ -80,7 +83,7 @@ def test_outputs_come_in_the_order_asked_for(heads):
 
 def test_a_run_that_fails_is_said_once(heads, capfd):
     """By the exception, and not by onnxruntime on standard error as well."""
-    engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
+    engine = OrtEngine(heads["qa"].path, device=CPU, options=GraphOptions())
     feeds = {"input_ids": np.array([[10**6]]), "attention_mask": np.ones((1, 1), np.int64)}
     with pytest.raises(EngineError) as caught:
         engine.run(feeds, ["start_logits"])
@@ -97,15 +100,17 @@ def test_whatever_a_run_fails_with_is_one_error(heads, failure):
     def fail(*_):
         raise failure
 
-    engine = OrtEngine(heads["qa"].path, device=CPU, threads=1)
+    engine = OrtEngine(heads["qa"].path, device=CPU, options=GraphOptions())
     engine._run = fail
     reason = (str(failure) or type(failure).__name__).splitlines()[0]
     with pytest.raises(EngineError, match=rf"^onnxruntime failed on cpu: {reason}\. If memory ran out, give it fewer"):
         engine.run({}, ["start_logits"])
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(None, 0), (1, 1), (3, 3)])
-def test_threads_reach_the_engine(heads, created, threads, expected):
+@pytest.mark.parametrize(("threads", "expected"), [(None, 2), (1, 1), (3, 3)])
+def test_threads_reach_the_engine(heads, created, monkeypatch, threads, expected):
+    monkeypatch.setattr(_threads, "_affinity", lambda: 2)
+    monkeypatch.setattr(_threads, "_quotas", lambda root: ())
     Session(heads["qa"].path, threads=threads).close()
     (call,) = created
     assert call.options.intra_op_num_threads == expected
@@ -142,7 +147,7 @@ def test_layer_norms_stay_unfused_on_cpu(tmp_path, monkeypatch, disabled, expect
         return real(path, options, **(kwargs if disabled is None else {**kwargs, "disabled_optimizers": disabled}))
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    OrtEngine(tmp_path / "norm.onnx", device=CPU, threads=1)
+    OrtEngine(tmp_path / "norm.onnx", device=CPU, options=GraphOptions())
     assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == expected
 
 
@@ -174,10 +179,34 @@ def test_cuda_without_its_provider(heads, monkeypatch):
     )
 
 
+def test_cuda_where_the_package_without_it_is_installed_too(heads, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(metadata, "version", lambda name: {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}[name])
+    with pytest.raises(EngineUnavailableError) as caught:
+        Session(heads["qa"].path, device="cuda")
+    assert str(caught.value) == (
+        "device 'cuda' needs onnxruntime with CUDA, and onnxruntime 1.31.1, without it, lies over the files of "
+        "onnxruntime-gpu 1.31.1: pip uninstall onnxruntime, then pip install --force-reinstall --no-deps "
+        "onnxruntime-gpu==1.31.1."
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every path is Unicode")
+def test_a_path_that_is_not_utf_8(heads, tmp_path):
+    folder = tmp_path / os.fsdecode(b"mod\xe8le")
+    shutil.copytree(heads["qa"].folder, folder)
+    with pytest.raises(ArtifactError) as caught:
+        Session(folder / "qa.onnx")
+    assert str(caught.value) == (
+        f"{tmp_path}/mod\\xe8le/qa.onnx cannot be opened by onnxruntime, which takes paths in UTF-8 alone: rename "
+        "what is shown with a backslash, or make a link to it."
+    )
+
+
 @pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:3", 3)])
 def test_cuda_is_asked_for_by_index(tmp_path, monkeypatch, device, index):
     (call,) = [fake_onnxruntime(monkeypatch)]
-    OrtEngine(tmp_path / "qa.onnx", device=Device.parse(device), threads=None)
+    OrtEngine(tmp_path / "qa.onnx", device=Device.parse(device), options=GraphOptions())
     assert call == [
         {
             "providers": [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"],
@@ -189,7 +218,7 @@ def test_cuda_is_asked_for_by_index(tmp_path, monkeypatch, device, index):
 
 def test_cuda_graphs_are_asked_for_at_creation(tmp_path, monkeypatch):
     calls = fake_onnxruntime(monkeypatch)
-    OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), threads=None, cuda_graphs=True)
+    OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), options=GraphOptions(cuda_graphs=True))
     assert calls[0]["providers"] == [
         ("CUDAExecutionProvider", {"device_id": 1, "enable_cuda_graph": "1"}),
         "CPUExecutionProvider",
@@ -199,7 +228,7 @@ def test_cuda_graphs_are_asked_for_at_creation(tmp_path, monkeypatch):
 def test_cuda_graphs_on_a_cpu_are_an_error(heads):
     for open_on_cpu in (
         lambda: Session(heads["qa"].path, cuda_graphs=True),
-        lambda: OrtEngine(heads["qa"].path, device=CPU, threads=None, cuda_graphs=True),
+        lambda: OrtEngine(heads["qa"].path, device=CPU, options=GraphOptions(cuda_graphs=True)),
     ):
         with pytest.raises(InvalidInputError) as caught:
             open_on_cpu()
@@ -210,7 +239,7 @@ def test_a_graph_that_cannot_be_captured_is_not_the_fault_of_the_device(tmp_path
     failure = RuntimeError("This session cannot use the graph capture feature as requested by the user: CUDA nodes.\n")
     fake_onnxruntime(monkeypatch, failure=failure)
     with pytest.raises(ArtifactError) as caught:
-        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda"), threads=None, cuda_graphs=True)
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda"), options=GraphOptions(cuda_graphs=True))
     assert "cannot run as a CUDA graph: This session cannot use the graph capture feature" in str(caught.value)
     assert str(caught.value).endswith("Export with --target onnxruntime-cuda, or leave out cuda_graphs.")
 
@@ -226,7 +255,7 @@ def test_a_packed_graph_is_refused_before_anything_is_loaded(artifact, monkeypat
 def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
     fake_onnxruntime(monkeypatch, active=["CPUExecutionProvider"])
     with pytest.raises(EngineUnavailableError, match="could not start CUDA on cuda:1 and would have run on the CPU"):
-        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), threads=None)
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 1), options=GraphOptions())
 
 
 @pytest.mark.parametrize(
@@ -243,7 +272,7 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
 def test_a_device_that_fails_is_not_the_fault_of_the_file(tmp_path, monkeypatch, reason):
     fake_onnxruntime(monkeypatch, failure=RuntimeError(f"{reason}\nmore"))
     with pytest.raises(EngineUnavailableError) as caught:
-        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 7), threads=None)
+        OrtEngine(tmp_path / "qa.onnx", device=Device("cuda", 7), options=GraphOptions())
     assert str(caught.value) == f"onnxruntime could not use cuda:7: {reason}"
 
 
@@ -253,7 +282,7 @@ def test_a_file_that_fails_is_not_the_fault_of_the_device(tmp_path, monkeypatch,
     path = tmp_path / folder / "qa.onnx"
     fake_onnxruntime(monkeypatch, failure=RuntimeError(f"Load model from {path} failed:Protobuf parsing failed."))
     with pytest.raises(ArtifactError, match=r"cannot be loaded by onnxruntime 1\.0: Load model from .*Protobuf"):
-        OrtEngine(path, device=Device("cuda"), threads=None)
+        OrtEngine(path, device=Device("cuda"), options=GraphOptions())
 
 
 def test_a_damaged_file_in_a_folder_named_cuda_is_called_changed(make_artifact, monkeypatch, tmp_path):
@@ -268,4 +297,4 @@ def test_a_damaged_file_in_a_folder_named_cuda_is_called_changed(make_artifact, 
 def test_a_lack_of_memory_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
     fake_onnxruntime(monkeypatch, failure=MemoryError())
     with pytest.raises(MemoryError):
-        OrtEngine(tmp_path / "qa.onnx", device=CPU, threads=None)
+        OrtEngine(tmp_path / "qa.onnx", device=CPU, options=GraphOptions())

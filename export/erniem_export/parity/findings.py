@@ -16,7 +16,11 @@ __all__ = ["Report"]
 
 @dataclass
 class Report:
-    """The gate's findings; ``differences`` maps output and case name to their difference."""
+    """The gate's findings; ``differences`` maps output and case name to their difference.
+
+    An ``agreement`` on nothing is no failure: a model whose head is zero or untrained may decide nothing by more than
+    its precision may change. The report says so.
+    """
 
     precision: str
     limits: Thresholds
@@ -57,8 +61,6 @@ class Report:
             if difference.excess(self.limits.alone) > 1.0:
                 amount = self._amount(difference, self.limits.alone)
                 problems.append(f"{output} of a row changes with the padding and the rows beside it: it {amount}")
-        if self.decides and not self.agreement.compared:
-            problems.append("no decision was compared")
         if self.agreement.share < self.limits.agreement:
             problems.append(f"only {self.agreement.agreed} of {self.agreement.compared} decisions are the same")
         return problems

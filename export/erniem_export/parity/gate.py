@@ -136,7 +136,9 @@ def _as_promised(manifest: Manifest, case: Case, outputs: dict[str, NDArray[Any]
 
 
 def _decides(manifest: Manifest) -> bool:
-    """Whether outputs lead to decisions; a single column (regression, one label) does by its sign at most."""
+    """Whether outputs lead to decisions; numbers, and a single column, are the answer themselves."""
+    if manifest.problem_type == "regression":
+        return False
     if manifest.problem_type == "multi_label_classification":
         return True
     return manifest.head != "base" and manifest.outputs[0].shape[-1] != 1
@@ -156,9 +158,9 @@ def _compare(
                 f"expected {reference.shape}"
             )
         report.differences[name, case.name] = measure(found[name], reference)
-    largest = (float(np.abs(array).max()) for array in _plain(manifest, expected).values())
-    tie = report.limits.margin * max(1.0, *largest)
-    report.agreement += compare_decisions(manifest, found, expected, case.attend, tie)
+    if report.decides:
+        largest = max(float(np.abs(array).max()) for array in _plain(manifest, expected).values())
+        report.agreement += compare_decisions(manifest, found, expected, case.attend, report.limits.margin * largest)
 
 
 def _invariance(session: Session, case: Case, batch: Mapping[str, NDArray[Any]]) -> dict[str, Difference]:

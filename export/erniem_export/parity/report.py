@@ -49,8 +49,15 @@ def _accuracy(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _verdict(parity: Mapping[str, Any]) -> str:
-    decisions, weights = parity["decisions"], parity["weights"]
+    weights = parity["weights"]
     same = weights["compared"] - len(weights["changed"])
     exact = f"{same} of {weights['compared'] + len(weights['missing'])} weights the same; "
-    agreed = f"{decisions['agreed']} of {decisions['compared']} decisions the same; " if decisions else ""
-    return f"{exact}{agreed}{'passed' if parity['passed'] else 'FAILED'}"
+    return f"{exact}{_decisions(parity['decisions'])}{'passed' if parity['passed'] else 'FAILED'}"
+
+
+def _decisions(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if not found["compared"]:
+        return "no decision to compare, for the model makes none that is clear in this precision; "
+    return f"{found['agreed']} of {found['compared']} decisions the same; "

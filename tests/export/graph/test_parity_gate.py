@@ -429,19 +429,101 @@ def test_no_row_alone_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatc
         check_parity(artifact.path, artifact.model)
 
 
-def test_no_decision_is_a_failure(exported: Any, damaged: Any) -> None:
-    artifact = exported("cls")
+def judged_as(precision: str) -> Callable[[Path], contextlib.AbstractContextManager[Session]]:
+    """Open an artifact in float32 as one in another precision."""
+
+    @contextlib.contextmanager
+    def opened(path: Path) -> Iterator[Session]:
+        with Session(path) as session:
+            parts = {"weights": precision, "embedding": precision}
+            session.manifest = dataclasses.replace(session.manifest, precision=parts)
+            yield session
+
+    return opened
+
+
+def with_head(artifact: Any, **config: Any) -> tuple[Any, Edit]:
+    """The model and the edit of its graph for another classifier: its ``scale`` and its ``bias``."""
     model = copy.deepcopy(artifact.model)
+    scale, bias = np.float32(config["scale"]), np.float32(config["bias"])
     with torch.no_grad():
-        model.classifier.weight.zero_()
-        model.classifier.bias.zero_()
+        model.classifier.weight.mul_(float(scale))
+        model.classifier.bias.mul_(float(scale)).add_(float(bias))
 
     def edit(graph: onnx.ModelProto) -> None:
-        weight("classifier.weight", np.zeros_like)(graph)
-        weight("classifier.bias", np.zeros_like)(graph)
+        weight("classifier.weight", lambda array: array * scale)(graph)
+        weight("classifier.bias", lambda array: array * scale + bias)(graph)
 
-    with pytest.raises(ParityError, match="no decision was compared"):
-        check_parity(damaged(artifact, edit), model)
+    return model, edit
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(
+    ("scale", "bias", "decides"), [(0.0, 0.0, False), (1e-2, 0.0, True), (1.0, 1990.0, None)], ids=str
+)
+def test_what_cannot_be_decided_is_no_failure(
+    precision: str, scale: float, bias: float, decides: bool | None, exported: Any, damaged: Any
+) -> None:
+    artifact = exported("cls")
+    model, edit = with_head(artifact, scale=scale, bias=bias)
+    report = check_parity(damaged(artifact, edit), model, open_session=judged_as(precision))
+    assert report.agreement.agreed == report.agreement.compared
+    if decides is not None:
+        assert bool(report.agreement.compared) is decides
+
+
+def test_several_numbers_are_no_choice(exported: Any, damaged: Any) -> None:
+    artifact = exported("cls")
+    model, edit = with_head(artifact, scale=1.0, bias=1990.0)
+    path = damaged(artifact, edit)
+    manifest = path.with_suffix(".json")
+    dataclasses.replace(Manifest.load(manifest), problem_type="regression").save(manifest)
+    report = check_parity(path, model, open_session=judged_as("fp16"))
+    assert not report.agreement.compared
+    assert report.to_json()["decisions"] is None
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("name", ["no mask", "outputs swapped", "bias negated", "mask for padding on the right only"])
+def test_a_lower_precision_excuses_no_wrong_graph(precision: str, name: str, exported: Any, damaged: Any) -> None:
+    artifact = exported("qa")
+    with pytest.raises(ParityError) as caught:
+        check_parity(damaged(artifact, DAMAGES[name][0]), artifact.model, open_session=judged_as(precision))
+    assert "costs this model" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_small_logits_in_another_order_are_wrong_decisions(precision: str, exported: Any, damaged: Any) -> None:
+    artifact = exported("cls")
+    model, edit = with_head(artifact, scale=1e-2, bias=0.0)
+    path = damaged(artifact, lambda graph: (edit(graph), reorder_labels(graph)))
+    with pytest.raises(ParityError, match="decisions are the same"):
+        check_parity(path, model, open_session=judged_as(precision))
+
+
+def test_a_narrow_miss_of_a_lower_precision_is_not_blamed_on_the_mask(
+    exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = exported("base")
+
+    @contextlib.contextmanager
+    def opened(path: Path) -> Iterator[Session]:
+        with judged_as("int8")(path) as session:
+            run = session.run
+
+            def rounded(feeds: Any) -> Any:
+                found = run(feeds)
+                if not feeds.get("attention_mask", np.ones(1)).all():
+                    found["pooler_output"].flat[0] += 0.5
+                return found
+
+            monkeypatch.setattr(session, "run", rounded)
+            monkeypatch.setattr(gate, "_INVARIANCE_CASE", "equal lengths")
+            yield session
+
+    with pytest.raises(ParityError, match=r"int8 costs this model more.*--calibration") as caught:
+        check_parity(artifact.path, artifact.model, open_session=opened)
+    assert "mask" not in str(caught.value)
 
 
 def test_reference_that_is_nan_is_a_failure(exported: Any) -> None:

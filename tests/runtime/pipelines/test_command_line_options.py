@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from erniem_rt import pipelines
 from erniem_rt.pipelines import pipeline
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -156,3 +157,18 @@ def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
 
     assert (code, answers) == (1, ["from before"])
     assert "needs --candidate-labels" in errors
+
+
+def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch) -> None:
+    taken = []
+    make = pipelines.Session
+    monkeypatch.setattr(pipelines, "Session", lambda path, **options: (taken.append(options), make(path, **options))[1])
+    artifact = make_text_artifact("base").path
+    for options in ([], ["--spinning", "--no-shrink-memory"], ["--no-spinning", "--shrink-memory", "--threads", "1"]):
+        assert answer(artifact, ["Maria"], *options)[0] == 0
+    names = ("threads", "spinning", "shrink_memory")
+    assert [[options[name] for name in names] for options in taken] == [
+        [None, None, None],
+        [None, True, False],
+        [1, False, True],
+    ]

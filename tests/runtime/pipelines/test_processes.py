@@ -117,9 +117,6 @@ def test_children_forked_while_other_threads_run_answer_too(cls, tmp_path):
         while not stop.is_set():
             pipe(random.sample(texts, 10) + ["".join(random.choices("abcdefgh ijklmnop", k=9)) + "a"])
             erniem_rt.pipeline(path, threads=2).close()
-            pipe.tokenizer._tokenize_batch._table._lock.acquire()  # held at most forks
-            time.sleep(0.001)
-            pipe.tokenizer._tokenize_batch._table._lock.release()
 
     def child():
         same(pipe(texts + ["ein neues Wort " + chr(random.randrange(0x400, 0x450))])[:-1], expected)
@@ -132,6 +129,49 @@ def test_children_forked_while_other_threads_run_answer_too(cls, tmp_path):
             well(forked(child))
     finally:
         stop.set()
+    """
+    runs(script, tmp_path, cls)
+
+
+def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path):
+    script = """
+    from erniem_rt._processes import no_fork
+    pipe = erniem_rt.pipeline(path, threads=2)
+    expected = pipe(texts)
+    reached, finish = threading.Event(), threading.Event()
+
+    def located():
+        reached.set()
+        finish.wait()
+        return []
+
+    text = pipe.tokenizer._tokenized(texts[0])
+    text._locate = located
+
+    def learn():
+        with pipe.tokenizer._tokenize_batch._table._lock:
+            located()
+
+    def open_session():
+        with no_fork():
+            threading.Timer(0.3, finish.set).start()
+            located()
+
+    def child():
+        assert pipe.tokenizer(texts[1]).offsets
+        same(pipe([*texts, "ein neues Wort"])[:-1], expected)
+
+    for work in (lambda: text.offsets, learn, open_session):
+        reached.clear()
+        finish.clear()
+        thread = threading.Thread(target=work)
+        thread.start()
+        reached.wait()
+        pid = forked(child)
+        assert finish.is_set() == (work is open_session)  # that fork waited, the others did not
+        finish.set()
+        thread.join()
+        well(pid)
     """
     runs(script, tmp_path, cls)
 

@@ -1,0 +1,54 @@
+"""What documents and pictures show is what the committed results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks import languages, pipeline_agreement, plan_sizes, plots, tables, task_accuracy, tokenizer_speed
+from benchmarks.documents import RESULTS_DIR, read_block, table, write_blocks
+
+# What writes each file's blocks into the documents again.
+WRITERS = {
+    "bench": (tables, "python -m benchmarks.tables --write-docs"),
+    "languages": (languages, "python -m benchmarks.languages"),
+    "pipeline_agreement": (pipeline_agreement, "python -m benchmarks.pipeline_agreement --tables-only"),
+    "plan_sizes": (plan_sizes, "python -m benchmarks.plan_sizes"),
+    "task_accuracy": (task_accuracy, "python -m benchmarks.task_accuracy --table-only"),
+    "tokenizer_speed": (tokenizer_speed, "python -m benchmarks.tokenizer_speed --tables-only"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_documents_say_what_the_committed_results_say(name: str) -> None:
+    module, command = WRITERS[name]
+    results = json.loads((RESULTS_DIR / f"{name}.json").read_text(encoding="utf-8"))
+    assert isinstance(module, ModuleType)
+    for (document, block), text in module.blocks(results).items():
+        assert read_block(document, block) == text, f"run: {command}"
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert rows
+
+
+def test_committed_pictures_were_drawn_from_the_committed_results() -> None:
+    content = (RESULTS_DIR / "bench.json").read_bytes()
+    for name in plots.drawn(json.loads(content)):
+        picture = (plots.OUTPUT / name).read_text(encoding="utf-8")
+        assert plots.digest(content) in picture, "run: python -m benchmarks.plots"
+
+
+def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path) -> None:
+    with_markers, without = tmp_path / "a.md", tmp_path / "b.md"
+    with_markers.write_text("above\n<!-- x:begin -->\nold\n<!-- x:end -->\nbelow\n")
+    without.write_text("no markers\n")
+    assert write_blocks({(with_markers, "x"): "new\n", (without, "x"): "new\n"}) == [with_markers]
+    assert with_markers.read_text() == "above\n<!-- x:begin -->\nnew\n<!-- x:end -->\nbelow\n"
+    assert without.read_text() == "no markers\n"
+    assert (read_block(with_markers, "x"), read_block(without, "x")) == ("new\n", None)
+
+
+def test_every_row_has_as_many_cells_as_the_header() -> None:
+    assert table(["", "a", ""], [["", "", "b"]]) == "| | a | |\n| --- | --- | --- |\n| | | b |"
