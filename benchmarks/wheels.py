@@ -85,7 +85,10 @@ def install(folder: Path, site: Path) -> list[str]:
                 sys.exit(f"error: {name} is not whole: bring all of its pieces, {folder / name}.00 and so on")
         wheels = [str(Path(joined) / name) for name in hashes]
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        subprocess.run([*command, "--upgrade", "--target", str(site), *wheels], check=True)
+        done = subprocess.run([*command, "--upgrade", "--target", str(site), *wheels], check=False)
+    if done.returncode:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        sys.exit(f"error: pip could not install them: were they collected for this Python, with --python {version}?")
     return list(hashes)
 
 

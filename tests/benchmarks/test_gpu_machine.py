@@ -56,7 +56,7 @@ def item(name: str, **parameters: str) -> Any:
 
 def test_the_most_telling_gpu_tests_come_first_until_the_budget_is_spent() -> None:
     clock = [0.0]
-    session = run.Session(10, clock=lambda: clock[0])
+    timed = run.TimedRun(10, clock=lambda: clock[0])
     items = [
         item("test_x[ner-int8]", head="ner", precision="int8"),
         item("test_x[ner-fp16]", head="ner", precision="fp16"),
@@ -65,16 +65,16 @@ def test_the_most_telling_gpu_tests_come_first_until_the_budget_is_spent() -> No
         item("test_kernels[packed]", target="packed"),
         item("test_once"),
     ]
-    session.pytest_collection_modifyitems(items)
+    timed.pytest_collection_modifyitems(items)
     first, *rest = [each.name for each in items]
     assert {first, *rest[:2]} == {"test_x[qa-fp16]", "test_kernels[packed]", "test_once"}
     assert rest[2:] == ["test_x[qa-fp32]", "test_x[ner-fp16]", "test_x[ner-int8]"]
-    session.pytest_runtest_setup(items[0])
+    timed.pytest_runtest_setup(items[0])
     clock[0] = 11
     for late in items[-2:]:
         with pytest.raises(pytest.skip.Exception, match="the time budget of 10 s was spent"):
-            session.pytest_runtest_setup(late)
-    assert session.left_out == {"test_x": ["ner-fp16", "ner-int8"]}
+            timed.pytest_runtest_setup(late)
+    assert timed.left_out == {"test_x": ["ner-fp16", "ner-int8"]}
 
 
 @pytest.mark.parametrize(

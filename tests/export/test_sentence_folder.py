@@ -94,7 +94,7 @@ def test_they_become_the_defaults(
     assert checkpoint.tokenizer_dir == root / inner
 
 
-def test_the_artifact_s_vectors(write_folder: Any, tmp_path: Path, erniem_export: Any, quick_trace: Any) -> None:
+def test_the_artifact_s_vectors(write_folder: Any, tmp_path: Path, erniem_export: Any) -> None:
     settings = {"max_seq_length": 12, "do_lower_case": True}
     root = write_folder(["Transformer", "Pooling", "Normalize"], MEAN, settings, inner="0_Transformer")
     result = erniem_export("--model", root, "--output", tmp_path / "out")

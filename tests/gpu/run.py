@@ -21,7 +21,7 @@ DEVICE = "ERNIEM_GPU_TEST_DEVICE"
 BUDGET = 440.0
 
 
-class Session:
+class TimedRun:
     """Orders the tests, counts those that ran to their end, whatever came out, and skips the rest when time is up."""
 
     def __init__(self, budget: float, clock: Any = time.monotonic) -> None:
@@ -59,14 +59,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds; 0 for no limit")
     options, arguments = parser.parse_known_args(argv)
     os.environ[DEVICE] = options.device
-    session = Session(options.budget)
-    code = int(pytest.main([str(HERE), "-ra", *arguments], plugins=[session]))
-    for test, parameters in session.left_out.items():
+    timed = TimedRun(options.budget)
+    code = int(pytest.main([str(HERE), "-ra", *arguments], plugins=[timed]))
+    for test, parameters in timed.left_out.items():
         print(f"left out, for the time budget of {options.budget:.0f} s was spent: {test}: {', '.join(parameters)}")
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED or (code == pytest.ExitCode.OK and not session.ran):
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED or (code == pytest.ExitCode.OK and not timed.ran):
         print(f"error: no test ran on {options.device}, so nothing is proven", file=sys.stderr)
         return 1
-    print(f"{session.ran} tests ran on {options.device}")
+    print(f"{timed.ran} tests ran on {options.device}")
     return code
 
 

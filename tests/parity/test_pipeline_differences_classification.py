@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from erniem_rt import InvalidInputError, Tokenizer
+from erniem_rt.manifest import Defaults
 from erniem_rt.pipelines.text_classification import TextClassificationPipeline
 from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
@@ -37,6 +38,7 @@ class Answering:
             problem_type=problem_type,
             outputs=[SimpleNamespace(name="logits", shape=("batch", len(labels)))],
             limits=SimpleNamespace(max_length=LIMIT, pad_token_id=1),
+            defaults=Defaults(),
         )
         self._logits = np.asarray(logits, np.float32)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.manifest import HEADS, Limits, TensorSpec
+from erniem_rt.manifest import HEADS, Defaults, Limits, TensorSpec
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
 
 HIDDEN, LIMIT = 8, 30
@@ -27,7 +27,7 @@ class ReferenceSession:
     def __init__(self, model: Any) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS["base"].outputs.items()]
         limits = Limits(LIMIT, model.config.vocab_size, 1)
-        self.manifest = SimpleNamespace(head="base", labels=None, limits=limits, outputs=outputs)
+        self.manifest = SimpleNamespace(head="base", labels=None, limits=limits, outputs=outputs, defaults=Defaults())
         self._model = model
 
     def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

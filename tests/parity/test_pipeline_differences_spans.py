@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.manifest import HEADS, Limits, TensorSpec
+from erniem_rt.manifest import HEADS, Defaults, Limits, TensorSpec
 from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
 from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
 
@@ -58,7 +58,7 @@ class ScriptedSession:
     def __init__(self, scripted: ScriptedModel, head: str) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS[head].outputs.items()]
         limits = Limits(LIMIT, scripted.model.config.vocab_size, 1)
-        self.manifest = SimpleNamespace(head=head, labels=LABELS, limits=limits, outputs=outputs)
+        self.manifest = SimpleNamespace(head=head, labels=LABELS, limits=limits, outputs=outputs, defaults=Defaults())
         self._model = scripted.model
 
     def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
@@ -208,15 +208,6 @@ def test_lists_in_lists_out(make_qa):
     assert isinstance(theirs(question=[QUESTION], context=[CONTEXT]), dict)
     assert ours([{"question": QUESTION, "context": CONTEXT}]) == [ours(question=QUESTION, context=CONTEXT)]
     assert ours(question=[QUESTION], context=[CONTEXT]) == [ours(question=QUESTION, context=CONTEXT)]
-
-
-def test_sizes_of_windows_are_options_of_the_pipeline(make_qa):
-    sizes, asked = {"max_seq_len": 24, "doc_stride": 8}, {"question": QUESTION, "context": CONTEXT}
-    theirs, ours, _ = make_qa("▁wrote", align_to_words=True, **sizes)
-    assert theirs(**asked, **sizes)["answer"] == ours(**asked)["answer"] == "wrote"
-    for name, value in sizes.items():
-        with pytest.raises(InvalidInputError, match=f"{name} is an option of the pipeline"):
-            ours(**asked, **{name: value})
 
 
 def test_a_long_question_is_read_to_its_end(make_qa, tokenizer):
