@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
@@ -252,12 +251,8 @@ def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(
     assert report["decisions"]["compared"] > 0
 
 
-def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(
-    nano_artifact: Callable[[str], Path], erniem_export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On other passages than those that are asked; the graph is the one that was traced before."""
-    path = nano_artifact("ie")
-    monkeypatch.setattr(pipeline, "trace", lambda *_: ir.load(path))
+def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(erniem_export: Any, tmp_path: Path) -> None:
+    """On other passages than those that are asked."""
     lines = (NANO / "ner" / "task_set.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "text").write_text("".join(f"{json.loads(line)['text']}\n" for line in lines), encoding="utf-8")
     options = ("--int8", "--calibration", tmp_path / "text", "--output", tmp_path / "out")
