@@ -165,7 +165,8 @@ def time_rounds(
             samples[name].append(statistics.median(seconds))
     for name in calls:
         verdicts[name][workload.name] |= {"samples": samples[name], "seconds": spread(samples[name])}
-    say(f"{workload.label}: " + ", ".join(f"{n} {spread(samples[n])['median'] * 1e3:.3g} ms" for n in calls))
+    medians = {name: statistics.median(samples[name]) * 1e3 for name in calls}
+    say(f"{workload.label}: " + ", ".join(f"{n} {ms:.{0 if ms >= 100 else 2}f} ms" for n, ms in medians.items()))
 
 
 def _calls(client: Client, workload: Workload, pace: Pace) -> tuple[int, int]:

@@ -254,6 +254,26 @@ def test_embeddings_instead_of_ids(tmp_path: Path, write_checkpoint: Write, erni
         }
 
 
+@pytest.mark.parametrize("options", [[], ["--fp16", "--target", "portable"], ["--int8"]], ids=" ".join)
+def test_the_base_of_a_head_without_pooler(
+    options: list[str], tmp_path: Path, write_checkpoint: Write, erniem_export: Run, erniem_verify: Run
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", "ner")
+    result = erniem_export("--model", folder, "--head", "base", "--output", tmp_path / "out", *options)
+    assert result.code == 0, result.err
+    assert "the weights have no pooler: the graph has no pooler_output" in result.err
+    artifact = tmp_path / "out" / "base.onnx"
+    with Session(artifact) as session:
+        assert {name: array.shape for name, array in session.run(input_ids=[[0, 5, 6, 2]]).items()} == {
+            "last_hidden_state": (1, 4, 16)
+        }
+    verified = erniem_verify(artifact, "--model", folder)
+    assert verified.code == 0, verified.err
+    assert "pooler_output" not in verified.out
+    with_pooler = erniem_verify(artifact, "--model", write_checkpoint(tmp_path / "other", "base"))
+    assert "was exported from another checkpoint: its outputs are last_hidden_state" in with_pooler.err
+
+
 def test_a_head_mask_for_a_pruned_model(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
     def prune(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for name in state:
