@@ -22,10 +22,11 @@ SOURCES := pyproject.toml README.md LICENSE \
 DEV := .venv/.stamp
 TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
+FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
 NANO := examples/nano/checkpoints
 
-.PHONY: help setup demo test test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +41,12 @@ demo: $(DEV) $(SERVE) ## Export the nano checkpoints, then answer real text in a
 
 test: $(DEV) ## Run all tests against the reference, transformers 4.57
 	.venv/bin/$(PYTEST) $(ARGS)
+
+test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime that is admitted, with artifacts exported here
+	for head in base cls mc qa; do \
+		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/floor/$$head || exit 1; \
+	done
+	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
 # traced there is nothing left of it, so what is done with graphs is tested once, by `make test`; an export in int8, which
@@ -63,7 +70,7 @@ format: $(DEV) ## Format the code and fix what can be fixed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-check: lint typecheck test test-transformers5 ## Run every check: lint, types, all tests
+check: lint typecheck test test-floor test-transformers5 ## Run every check: lint, types, all tests
 
 nano-train: $(DEV) ## Train the nano checkpoints from scratch
 	.venv/bin/python examples/nano/train.py $(ARGS)
@@ -99,7 +106,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-bench
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -128,6 +135,13 @@ $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirements/bench.txt
 	$(call install,.venv-bench,bench)
 	$(call install-package,.venv-bench,--no-build-isolation --editable .)
+
+.venv-floor/.pins: requirements/floor.txt
+	$(call install,.venv-floor,floor)
+	@touch $@
+
+$(FLOOR): .venv-floor/.pins dist/.stamp
+	$(call install-package,.venv-floor,--force-reinstall dist/*.whl)
 
 .venv-serve/.pins: requirements/serve.txt
 	$(call install,.venv-serve,serve)

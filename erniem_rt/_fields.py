@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"\d+\.\d+")
 _ABSENT = object()
 
 
@@ -109,6 +110,13 @@ class Fields:
         value = self.value(key)
         if not isinstance(value, str) or not _SHA256.fullmatch(value):
             raise self._wrong(key, "64 lower-case hex digits")
+        return value
+
+    def version(self, key: str) -> str:
+        """Major and minor version, with a dot between them."""
+        value = self.value(key)
+        if not isinstance(value, str) or not _VERSION.fullmatch(value):
+            raise self._wrong(key, "a version such as '1.21'")
         return value
 
     def section(self, key: str) -> Fields:

@@ -28,7 +28,7 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
         threads = threads_or_default(options.threads)
         hashes = pool.submit(manifest.verify, path.parent, without=others, threads=threads) if verify else None
         try:
-            engine = open_engine(path, device=device, options=options)
+            engine = open_engine(path, device=device, options=options, least=manifest.onnxruntime)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.

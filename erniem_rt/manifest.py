@@ -121,8 +121,9 @@ class Manifest:
 
     ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
     ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
-    any JSON objects. ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a
-    TensorRT plan was built beside the graph; the file lacks these keys otherwise.
+    any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``. ``defaults``
+    are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built beside the
+    graph. Of these three the file lacks what there is not.
     """
 
     head: str
@@ -141,6 +142,7 @@ class Manifest:
     versions: Mapping[str, Any]
     engine: Mapping[str, Any] | None
     parity: Mapping[str, Any]
+    onnxruntime: str | None = None
     defaults: Defaults = Defaults()
     plan: Plan | None = None
     format_version: int = FORMAT_VERSION
@@ -159,7 +161,7 @@ class Manifest:
         target = Path(path)
         content = {"format_version": self.format_version, **asdict(self)}
         content["defaults"] = self.defaults.given()
-        for key in ("defaults", "plan"):
+        for key in ("onnxruntime", "defaults", "plan"):
             if not content[key]:
                 del content[key]  # which older versions do not know
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
@@ -237,6 +239,7 @@ def _parse(fields: Fields) -> Manifest:
         versions=fields.section("versions").data,
         engine=None if fields.value("engine") is None else fields.section("engine").data,
         parity=fields.section("parity").data,
+        onnxruntime=None if fields.data.get("onnxruntime") is None else fields.version("onnxruntime"),
         defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
     )

@@ -42,12 +42,12 @@ def device_for(path: Path, wanted: Device | None) -> Device:
     return wanted or Device("cuda")
 
 
-def open_engine(path: Path, *, device: Device, options: GraphOptions) -> Engine:
-    """Load a graph on ``device``."""
+def open_engine(path: Path, *, device: Device, options: GraphOptions, least: str | None = None) -> Engine:
+    """Load a graph on ``device``, which needs onnxruntime ``least`` or newer."""
     from erniem_rt.engines.ort import OrtEngine
 
     check_gpu(device)
-    engine = OrtEngine(path, device=device, options=options)
+    engine = OrtEngine(path, device=device, options=options, least=least)
     if device.kind == "cuda":
         note_gpu()
     return engine

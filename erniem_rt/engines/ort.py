@@ -56,6 +56,7 @@ class OrtEngine:
         *,
         device: Device,
         options: GraphOptions,
+        least: str | None = None,
     ) -> None:
         cuda_graphs = options.cuda_graphs
         if cuda_graphs and device.kind != "cuda":
@@ -65,6 +66,7 @@ class OrtEngine:
                 raise InvalidInputError(f"{name}=True needs device='cpu', got device={str(device)!r}.")
         with no_fork():
             ort = import_onnxruntime()
+            _require_version(ort, least, path, device)
             if device.kind == "cuda":
                 _require_cuda(ort)
             session = _create(ort, path, device, _session_options(ort, options), cuda_graphs)
@@ -101,6 +103,17 @@ class OrtEngine:
         """Close without freeing: onnxruntime would wait for its threads, which a forked child does not have."""
         keep_for_good(self._run)
         self._run = None
+
+
+def _require_version(ort: Any, least: str | None, path: Path, device: Device) -> None:
+    found = version_of(ort)
+    if least is None or not found or found >= tuple(map(int, least.split("."))):
+        return
+    package = "onnxruntime-gpu" if device.kind == "cuda" else "onnxruntime"
+    raise EngineUnavailableError(
+        f"{path} needs onnxruntime {least} or newer, and {ort.__version__} may compute it wrongly: "
+        f'pip install --upgrade "{package}>={least}".'
+    )
 
 
 def _require_cuda(ort: Any) -> None:

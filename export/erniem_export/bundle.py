@@ -17,7 +17,7 @@ from erniem_export.config_file import without_paths
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
-from erniem_export.onnx_export import OPSET
+from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
@@ -118,6 +118,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         outputs=graph_outputs(head, checkpoint.model, graph),
         precision={"weights": "fp32", "embedding": "fp32"},
         opset=OPSET,
+        onnxruntime=ONNXRUNTIME,
         target=PORTABLE,
         artifact=f"{head}.onnx",
         files=files_of(stage),

@@ -26,6 +26,7 @@ TARGETS = {
     "nano-train",
     "setup",
     "test",
+    "test-floor",
     "test-gpu",
     "test-transformers5",
     "typecheck",

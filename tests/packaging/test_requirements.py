@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import erniem_rt
+from erniem_export.onnx_export import ONNXRUNTIME
 
 ENVIRONMENTS = {
     "serve": {"", "ort", "text"},
@@ -60,6 +61,24 @@ def test_pins_meet_the_extras(name: str, root: Path, wheel: Path) -> None:
         pin = pins[canonicalize_name(requirement.name)]
         (specifier,) = pin.specifier
         assert requirement.specifier.contains(specifier.version), f"{name}.txt pins {pin}, the extra says {requirement}"
+
+
+def test_the_floor_is_what_the_extras_admit_and_what_artifacts_ask_for(root: Path, wheel: Path) -> None:
+    lines = [line for line in (root / "requirements" / "floor.txt").read_text().splitlines() if line[:1].strip("#")]
+    pins = [pin for pin in map(Requirement, lines) if pin.marker is None or pin.marker.evaluate()]
+    oldest = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+    distribution = PathDistribution(ZipPath(wheel, f"erniem_rt-{erniem_rt.__version__}.dist-info/"))
+    wanted = [
+        requirement
+        for requirement in map(Requirement, distribution.requires or [])
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("ort", "text"))
+    ]
+    assert {requirement.name for requirement in wanted} == {"numpy", "onnxruntime", "sentencepiece"}
+    for requirement in wanted:
+        assert requirement.specifier.contains(oldest[requirement.name])
+    (least,) = (str(requirement.specifier) for requirement in wanted if requirement.name == "onnxruntime")
+    assert f">={ONNXRUNTIME}" in least.split(",")
+    assert oldest["onnxruntime"] == f"{ONNXRUNTIME}.0"
 
 
 def test_the_two_transformers_are_the_last_with_ernie_m_and_a_newer_major(root: Path) -> None:

@@ -30,10 +30,10 @@ def test_what_a_large_run_took_is_given_back(
         small = np.full((1, 8), 5)
         session.run(input_ids=small)
         before = resident()
-        session.run(input_ids=np.full((16, 512), 5))  # takes about 250 MB
+        session.run(input_ids=np.full((16, 512), 5))  # takes about 250 MB, and of an onnxruntime before 1.30 less
         session.run(input_ids=small)
         session.run(input_ids=small)
-        assert (resident() - before > 120) is kept
+        assert (resident() - before > 60) is kept
 
 
 def test_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
