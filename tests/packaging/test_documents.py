@@ -50,7 +50,7 @@ def test_snippet_prints_what_the_readme_says(
 
 def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[str], Path]) -> None:
     (shown,) = re.finditer(
-        r"^```bash\n(?P<command>python -m erniem_rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
+        r"^```bash\n(?P<command>erniem-rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
         README,
         re.MULTILINE | re.DOTALL,
     )
