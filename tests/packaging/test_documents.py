@@ -54,7 +54,7 @@ def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[s
         README,
         re.MULTILINE | re.DOTALL,
     )
-    (head,) = (head for head in HEADS if f"{head}.onnx" in shown["command"])
+    (head,) = (head for head in HEADS if f"out/{head} " in shown["command"])
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     done = subprocess.run(
