@@ -65,9 +65,7 @@ def test_a_folder_an_artifact_and_a_manifest_are_the_same(folder):
 
 def test_of_several_artifacts_the_task_chooses(both):
     for opened in (Session, pipeline):
-        with pytest.raises(
-            ArtifactError, match=r"holds several artifacts: base\.onnx, qa\.onnx\. Give the path of one"
-        ):
+        with pytest.raises(ArtifactError, match=r"holds several artifacts: base\.onnx, qa\.onnx\. Give the path"):
             opened(both)
     with pipeline("feature-extraction", both) as pipe:
         assert pipe.session.path == both / "base.onnx"
@@ -76,7 +74,7 @@ def test_of_several_artifacts_the_task_chooses(both):
 
 
 def test_a_folder_without_artifacts(tmp_path):
-    with pytest.raises(ArtifactError, match="holds no artifact: expected a manifest such as qa.json"):
+    with pytest.raises(ArtifactError, match=r"holds no artifact: expected a manifest such as qa\.json"):
         Session(tmp_path)
 
 
@@ -90,9 +88,7 @@ def test_a_hub_id_is_downloaded(hub, folder, monkeypatch, tmp_path):
     assert not (cache / "model.safetensors").exists()
     assert {"vocab.txt", *Manifest.load(folder / "base.json").files} <= set(asked)
     assert len(Tokenizer.from_dir("owner/name")(TEXT)) > 0
-    with pytest.raises(
-        ArtifactError, match="there is no owner/other here, and it cannot be downloaded from the hub: no"
-    ):
+    with pytest.raises(ArtifactError, match="no owner/other here, and it cannot be downloaded from the hub: no"):
         Session("owner/other")
 
 
