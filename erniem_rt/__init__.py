@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, ErnieMError, InvalidInputError
     from erniem_rt.pipelines import pipeline
+    from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+    from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
+    from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
+    from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
+    from erniem_rt.pipelines.text_classification import TextClassificationPipeline
+    from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
+    from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
@@ -18,12 +25,30 @@ __all__ = [
     "EngineError",
     "EngineUnavailableError",
     "ErnieMError",
+    "FeatureExtractionPipeline",
+    "InformationExtractionPipeline",
     "InvalidInputError",
+    "MultipleChoicePipeline",
+    "QuestionAnsweringPipeline",
     "Session",
+    "TextClassificationPipeline",
+    "TokenClassificationPipeline",
     "Tokenizer",
+    "ZeroShotClassificationPipeline",
     "pipeline",
 ]
 __version__ = "0.1.0"
+
+# The classes of the tasks.
+_PIPELINES = {
+    "FeatureExtractionPipeline": "feature-extraction",
+    "TextClassificationPipeline": "text-classification",
+    "ZeroShotClassificationPipeline": "zero-shot-classification",
+    "TokenClassificationPipeline": "token-classification",
+    "MultipleChoicePipeline": "multiple-choice",
+    "QuestionAnsweringPipeline": "question-answering",
+    "InformationExtractionPipeline": "information-extraction",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -47,6 +72,10 @@ def _loaded(name: str) -> object:
         from erniem_rt.pipelines import pipeline
 
         return pipeline
+    if name in _PIPELINES:
+        from erniem_rt.pipelines import pipeline_class
+
+        return pipeline_class(_PIPELINES[name])
     from erniem_rt import errors
 
     return getattr(errors, name)

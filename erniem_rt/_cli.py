@@ -61,8 +61,8 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
     from erniem_rt.pipelines import pipeline
 
     return pipeline(
-        arguments.artifact,
         arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
+        arguments.artifact,
         device=arguments.device,
         threads=arguments.threads,
         spinning=arguments.spinning,

@@ -76,7 +76,7 @@ _CALL_OPTIONS: dict[str, dict[str, Any]] = {
 def make_parser() -> argparse.ArgumentParser:
     """What ``python -m erniem_rt`` takes."""
     parser = argparse.ArgumentParser(
-        prog="python -m erniem_rt",
+        prog="erniem-rt",
         description='Answer JSON lines with an exported model. A line is a JSON string or {"text": ...}; for question '
         'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
         '{"text", "text_pair"}.',

@@ -13,6 +13,7 @@ from erniem_rt._files import as_path
 from erniem_rt._inputs import prepare
 from erniem_rt._lanes import Lanes, lane_count, take
 from erniem_rt._loading import load_graph, load_plan
+from erniem_rt._locations import find_artifact
 from erniem_rt._processes import check_gpu, renew_after_fork
 from erniem_rt._threads import threads_or_default
 from erniem_rt.engines import check_suffix, device_for, is_plan
@@ -40,8 +41,8 @@ class Session:
     path and the options, and opens it where it is read. Both refuse files that are not those of this session.
 
     Args:
-        path: ``HEAD.onnx``, its manifest ``HEAD.json``, or the TensorRT plan ``HEAD.plan``, in the folder that was
-            exported.
+        path: The folder that was exported; ``HEAD.onnx``, its manifest ``HEAD.json`` or the TensorRT plan ``HEAD.plan``
+            in it; or the hub id of such a folder (with ``pip install "erniem-rt[hub]"``).
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
         threads: threads that one run may use on a CPU; None: as many as the CPUs that this process may run on, its
@@ -96,7 +97,7 @@ class Session:
     ) -> None:
         wanted = None if device is None else Device.parse(device)
         self.threads = threads_or_default(threads)
-        self._path, self.manifest = _locate(as_path("path", path))
+        self._path, self.manifest = _locate(find_artifact(path))
         self._full_manifest = self.manifest
         self._path = self._path.absolute()  # It may be opened again, from another working directory.
         self._device = device_for(self._path, wanted)
@@ -193,6 +194,11 @@ class Session:
         for found in self._opened_side().run(feeds, self._outputs):
             yield dict(zip(self._outputs, found, strict=True))
 
+    @property
+    def path(self) -> Path:
+        """The artifact: ``HEAD.onnx`` or ``HEAD.plan``."""
+        return self._path
+
     def close(self) -> None:
         """Free the model; runs under way in other threads finish. Closing twice is fine."""
         with self._opening:
@@ -278,8 +284,6 @@ def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: M
 def _locate(path: Path) -> tuple[Path, Manifest]:
     """The artifact and its manifest, from the path of either."""
     if path.suffix != ".json":
-        if path.is_dir():
-            raise ArtifactError(f"{path} is a folder; give the artifact in it, for example {path / 'qa.onnx'}.")
         check_suffix(path)
         if not path.exists():
             raise ArtifactError(f"{path} is missing. Check the path, or export with erniem-export.")

@@ -33,7 +33,7 @@ def main(folder: Path) -> int:
     for head, show in SHOWS.items():
         started = time.perf_counter()
         task = "zero-shot-classification" if head == "cls" else None
-        with erniem_rt.pipeline(folder / head / f"{head}.onnx", task) as pipeline:
+        with erniem_rt.pipeline(task, folder / head) as pipeline:
             print(f"\n{pipeline.task} ({head}.onnx, ready in {time.perf_counter() - started:.2f} s)")
             for line, given, expected in show(pipeline, cases.get(head, cases["ner"])):
                 mark = "" if given == expected else f"   <- expected {expected}"

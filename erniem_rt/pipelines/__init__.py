@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
-from erniem_rt._files import as_path
+from erniem_rt._locations import find_artifact
 from erniem_rt._workers import Workers
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.base import require_options
@@ -13,10 +14,21 @@ from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from erniem_rt.pipelines.base import Pipeline
+    from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+    from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
+    from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
+    from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
+    from erniem_rt.pipelines.text_classification import TextClassificationPipeline
+    from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
+    from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
-__all__ = ["pipeline"]
+__all__ = ["pipeline", "pipeline_class"]
+
+# An exported folder, an artifact in it, its hub id, or an open session.
+Model = Union[str, "os.PathLike[str]", Session]
 
 _TASKS = (
     "feature-extraction",
@@ -29,9 +41,29 @@ _TASKS = (
 )
 
 
+@overload
+def pipeline(task: Literal["feature-extraction"], model: Model, **options: Any) -> FeatureExtractionPipeline: ...
+@overload
+def pipeline(task: Literal["text-classification"], model: Model, **options: Any) -> TextClassificationPipeline: ...
+@overload
 def pipeline(
-    path: str | os.PathLike[str],
-    task: str | None = None,
+    task: Literal["zero-shot-classification"], model: Model, **options: Any
+) -> ZeroShotClassificationPipeline: ...
+@overload
+def pipeline(task: Literal["token-classification"], model: Model, **options: Any) -> TokenClassificationPipeline: ...
+@overload
+def pipeline(task: Literal["multiple-choice"], model: Model, **options: Any) -> MultipleChoicePipeline: ...
+@overload
+def pipeline(task: Literal["question-answering"], model: Model, **options: Any) -> QuestionAnsweringPipeline: ...
+@overload
+def pipeline(
+    task: Literal["information-extraction"], model: Model, **options: Any
+) -> InformationExtractionPipeline: ...
+@overload
+def pipeline(task: str | os.PathLike[str] | None = ..., model: Model | None = ..., **options: Any) -> Pipeline: ...
+def pipeline(
+    task: str | os.PathLike[str] | None = None,
+    model: Model | None = None,
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -44,11 +76,14 @@ def pipeline(
     runtime_cache: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Pipeline:
-    """Load an exported folder as a pipeline.
+    """Make a pipeline: ``pipeline("question-answering", "out")``, or ``pipeline("out")`` for the artifact's own task.
 
     Args:
-        path: ``HEAD.onnx``, ``HEAD.plan`` or ``HEAD.json`` in the exported folder, beside the tokenizer's files.
-        task: The manifest's task if left out; ``"zero-shot-classification"`` for a ``cls`` head trained on NLI.
+        task: A task, as in transformers: ``"question-answering"``, ``"text-classification"``,
+            ``"zero-shot-classification"`` (a ``cls`` head trained on NLI), ``"token-classification"``,
+            ``"multiple-choice"``, ``"information-extraction"`` or ``"feature-extraction"``. Alone, the model.
+        model: The exported folder, one of its artifacts, its hub id, or a :class:`Session` that is open: several
+            pipelines may share one, and closing them leaves it open.
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
         spinning: As for :class:`erniem_rt.Session`.
@@ -59,7 +94,7 @@ def pipeline(
         trust_plan: As for :class:`erniem_rt.Session`.
         runtime_cache: As for :class:`erniem_rt.Session`.
         **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
-            ``schema``. What concerns a single question, like ``top_k``, goes into the call of the pipeline.
+            ``schema``.
 
     Raises:
         ArtifactError: A file is missing or damaged.
@@ -67,43 +102,74 @@ def pipeline(
         InvalidInputError: The task is unknown or belongs to another head, the graph takes ``inputs_embeds``, or an
             option does not exist.
     """
-    wanted = None if task is None else _class(task)
-    path = as_path("path", path)
+    task, model = _task_and_model(task, model)
+    wanted = None if task is None else pipeline_class(str(task))
+    session_options = {
+        "device": device,
+        "threads": threads,
+        "spinning": spinning,
+        "shrink_memory": shrink_memory,
+        "share_weights": share_weights,
+        "cuda_graphs": cuda_graphs,
+        "verify": verify,
+        "trust_plan": trust_plan,
+        "runtime_cache": runtime_cache,
+    }
+    if isinstance(model, Session):
+        given = [name for name, value in session_options.items() if value not in (None, name == "verify")]
+        if given:
+            raise InvalidInputError(f"{given[0]} is an option of the session, which is open already: give it there.")
+        made = _made(wanted, model, lambda: Tokenizer.from_dir(model.path.parent, verify=False), options)
+        made.owns_session = False
+        return made
+    path = find_artifact(model, None if wanted is None else wanted.head)
     # Side by side: both take their time outside of Python. What is wrong with the artifact is said first.
     with Workers(1) as pool:
         tokenizer = pool.submit(Tokenizer.from_dir, path.parent, verify=False)  # the session does
-        session = Session(
-            path,
-            device=device,
-            threads=threads,
-            spinning=spinning,
-            shrink_memory=shrink_memory,
-            share_weights=share_weights,
-            cuda_graphs=cuda_graphs,
-            verify=verify,
-            trust_plan=trust_plan,
-            runtime_cache=runtime_cache,
-        )
+        session = Session(path, **session_options)  # type: ignore[arg-type]
         try:
-            cls = wanted or _class(session.manifest.task)
-            if session.manifest.head != cls.head:
-                raise InvalidInputError(
-                    f"task {task!r} needs an artifact of head {cls.head!r}; {path} has head "
-                    f"{session.manifest.head!r} ({session.manifest.task})."
-                )
-            if all(spec.name != "input_ids" for spec in session.manifest.inputs):
-                raise InvalidInputError(
-                    f"{path} takes inputs_embeds and a pipeline gives input_ids; export again without "
-                    "--with-inputs-embeds."
-                )
-            require_options(cls, options)
-            return cls(session, tokenizer.result(), **options)
+            return _made(wanted, session, tokenizer.result, options)
         except BaseException:
             session.close()
             raise
 
 
-def _class(task: str) -> type[Pipeline]:
+def _task_and_model(task: object, model: object) -> tuple[Any, Any]:
+    """What was meant by two arguments of which one may be missing, or which stand in the old order."""
+    if isinstance(model, str) and model in _TASKS and task is not None and task not in _TASKS:
+        warnings.warn(
+            f"pipeline(path, task) will go in the next release: write pipeline({model!r}, {str(task)!r}).",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return model, task
+    if model is None and task is not None and task not in _TASKS:
+        return None, task
+    if model is None:
+        raise InvalidInputError(f'model is missing: write pipeline({task or "question-answering"!r}, "out").')
+    return task, model
+
+
+def _made(
+    wanted: type[Pipeline] | None, session: Session, tokenizer: Callable[[], Tokenizer], options: dict[str, Any]
+) -> Pipeline:
+    """The pipeline on a session, which must be of its head."""
+    cls = wanted or pipeline_class(session.manifest.task)
+    if session.manifest.head != cls.head:
+        raise InvalidInputError(
+            f"task {cls.task!r} needs an artifact of head {cls.head!r}; {session.path} has head "
+            f"{session.manifest.head!r} ({session.manifest.task})."
+        )
+    if all(spec.name != "input_ids" for spec in session.manifest.inputs):
+        raise InvalidInputError(
+            f"{session.path} takes inputs_embeds and a pipeline gives input_ids; export again without "
+            "--with-inputs-embeds."
+        )
+    require_options(cls, options)
+    return cls(session, tokenizer(), **options)
+
+
+def pipeline_class(task: str) -> type[Pipeline]:
     """The task's class, imported when it is asked for, by imports that tools which pack programs can read."""
     if task == "feature-extraction":
         from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline

@@ -149,6 +149,7 @@ class Pipeline:
 
     Attributes:
         session: The model.
+        owns_session: Whether :meth:`close` closes the session too.
         required: The keys of an input; the first is a text. Where it is the only one, the text alone will do.
         optional: Keys that an input may have besides.
     """
@@ -163,6 +164,7 @@ class Pipeline:
         require_options(type(self), options)
         self._run_options = _Run().changed(options)
         self.session = session
+        self.owns_session = True
         self._tokenizer: Tokenizer | None = tokenizer
         self._limit(options)
 
@@ -191,8 +193,9 @@ class Pipeline:
         return self._run_options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
 
     def close(self) -> None:
-        """Free the model and let go of the tokenizer. Closing twice is fine."""
-        self.session.close()
+        """Free the model, unless the session was given, and let go of the tokenizer. Closing twice is fine."""
+        if self.owns_session:
+            self.session.close()
         self._tokenizer = None
 
     def __enter__(self: Self) -> Self:

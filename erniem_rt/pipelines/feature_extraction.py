@@ -73,13 +73,22 @@ class FeatureExtractionPipeline(Pipeline):
             **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
-            ``(hidden,)`` per text, or ``(tokens, hidden)`` with ``pooling="none"``; a list for a list, an iterator
-            for a stream.
+            ``(hidden,)`` for one text and ``(texts, hidden)`` for a list, float32; an iterator for a stream. With
+            ``pooling="none"`` ``(tokens, hidden)`` per text, and a list of these for a list. A list that holds errors
+            (``errors="return"``) stays a list.
 
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        return self._answer_together(inputs, partial(self._jobs, self._limit(options)), options)
+        found = self._answer_together(inputs, partial(self._jobs, self._limit(options)), options)
+        return self._stacked(found) if isinstance(found, list) else found
+
+    def _stacked(self, found: list[Any]) -> Any:
+        """Vectors as one array, where there is one per text."""
+        if self.pooling == "none" or not all(isinstance(vector, np.ndarray) for vector in found):
+            return found
+        hidden = next(spec.shape[-1] for spec in self.manifest.outputs if spec.name == "last_hidden_state")
+        return np.stack(found) if found else np.empty((0, int(hidden)), np.float32)
 
     def _jobs(self, limit: int, items: list[object]) -> list[Job[NDArray[np.float32]]]:
         texts = [text_of(self.task, item) for item in items]

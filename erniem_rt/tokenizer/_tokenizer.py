@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._files import as_path
+from erniem_rt._locations import find_folder
 from erniem_rt._threads import threads_or_default
 from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
@@ -98,14 +99,14 @@ class Tokenizer(TokenConversion):
         ``special_tokens_map.json`` and ``added_tokens.json``.
 
         Args:
-            path: The folder.
+            path: The folder, an artifact in it, or its hub id (with ``pip install "erniem-rt[hub]"``).
             verify: Where it is an exported one, compare these files' sizes and hashes with its manifests.
 
         Raises:
             ArtifactError: A file is missing or damaged.
             EngineUnavailableError: sentencepiece is not installed.
         """
-        folder = as_path("path", path)
+        folder = find_folder(path)
         if not folder.is_dir():
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
         if verify:

@@ -95,6 +95,8 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
             raise ExportError("torch.onnx.export returned no program")
         with _without_values(_name_weights(program.model.graph)):
             program.optimize()
+        for value, spec in zip(program.model.graph.outputs, outputs, strict=True):
+            value.name = spec.name  # The optimizer renames a tensor that is two outputs.
         _transpose_weights(program.model.graph)
     graph = _tidy(program.model)
     _check(graph, inputs, outputs)

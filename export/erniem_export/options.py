@@ -239,8 +239,12 @@ def _check_target(options: ExportOptions, target: str) -> None:
 
 def _check_engine(options: ExportOptions) -> None:
     engine = options.engine
-    if engine.engine == "none" and (given := next(engine.details(), None)):
-        raise OptionError(f"{flag_of(given)} is for a plan, and --engine none builds none")
+    if given := next(engine.details(), None):
+        if engine.engine == "none":
+            raise OptionError(f"{flag_of(given)} is for a plan, and --engine none builds none")
+        if engine.engine == "auto" and options.precision.weights not in HALVES:
+            weights = options.precision.weights
+            raise OptionError(f"{flag_of(given)} is for a plan, and in {weights} --engine must ask for one")
     if options.precision.weights == "int8" and options.for_tensorrt:
         if options.int8.cpu != "auto":
             raise OptionError(f"--cpu is for --int8 on a CPU: leave it out, or --engine {engine.engine}")

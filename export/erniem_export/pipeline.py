@@ -16,7 +16,7 @@ from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, ParityError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
-from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision
+from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
@@ -157,7 +157,13 @@ def _builder(options: ExportOptions) -> Library | None:
         raise EngineBuildError(
             f"--engine {engine}: TensorRT looks up no word embeddings in int8; take --embedding fp16"
         )
-    return load_library(engine)
+    library = load_library(engine)
+    if library is None and (given := next(options.engine.details(), None)):
+        raise EngineBuildError(
+            f"{flag_of(given)} is for a plan, and nothing that builds one is installed: "
+            'pip install "erniem-rt[tensorrt-rtx]"'
+        )
+    return library
 
 
 def _builder_for(

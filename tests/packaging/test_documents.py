@@ -50,11 +50,11 @@ def test_snippet_prints_what_the_readme_says(
 
 def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[str], Path]) -> None:
     (shown,) = re.finditer(
-        r"^```bash\n(?P<command>python -m erniem_rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
+        r"^```bash\n(?P<command>erniem-rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
         README,
         re.MULTILINE | re.DOTALL,
     )
-    (head,) = (head for head in HEADS if f"{head}.onnx" in shown["command"])
+    (head,) = (head for head in HEADS if f"out/{head} " in shown["command"])
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     done = subprocess.run(

@@ -14,15 +14,13 @@ import pytest
 from erniem_export import pipeline
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.onnx_export import write
-from erniem_export.options import ExportOptions
+from erniem_export.options import ExportOptions, Int8, Precision
 from erniem_export.parity.gate import check_parity
 from erniem_export.passes.rewriter import Rewriter
 from erniem_export.pipeline import export
-from erniem_export.precision import Precision
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
 from erniem_export.quantization.encoder import Quantization, quantize_encoder
-from erniem_export.quantization.quantize import Int8
 from erniem_rt import Session, _cpu
 from erniem_rt.manifest import HEADS, Manifest, hash_file
 

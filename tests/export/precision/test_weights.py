@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
 from erniem_export.onnx_export import write
 from erniem_export.parity.weights import Weights, compare_weights
@@ -66,39 +65,3 @@ def test_fewer_bits_than_the_manifest_states_are_seen(compared: Any) -> None:
     assert compared("fp32", "fp16", stated=full).changed == (TABLE,)
     assert PRODUCT in compared("fp16", "fp32", stated=full).changed
     assert compared("fp32", "fp32", stated={"weights": "fp16", "embedding": "int8"}).changed == (), "more bits are fine"
-
-
-def silence_two_biases(parameters: dict[str, torch.Tensor]) -> None:
-    for name in ("encoder.layers.0.norm1.bias", "encoder.layers.0.linear2.bias"):
-        parameters[name].zero_()
-
-
-def test_a_second_copy_in_half_precision_is_compared_too(small_model: Any, graph_of: Any, tmp_path: Path) -> None:
-    """The two biases share an initializer, which a norm reads in float32 and a product in half."""
-    model = small_model(edit=silence_two_biases)
-    graph = graph_of(model)
-    to_half(graph, "fp16", {})
-    (copy,) = (name for name in graph.graph.initializers if name.endswith(".float16"))
-    value = graph.graph.initializers[copy]
-    for change, changed in ((0, ()), (1, (copy.removesuffix(".float16"),))):
-        value.const_value = ir.tensor(value.const_value.numpy() + np.float16(change), name=copy)
-        write(graph, tmp_path / "graph.onnx")
-        found = compare_weights(tmp_path / "graph.onnx", model, {"weights": "fp16", "embedding": "fp32"})
-        assert (found.changed, found.missing) == (changed, ())
-
-
-def silence_the_pooler(parameters: dict[str, torch.Tensor]) -> None:
-    parameters["pooler.dense.bias"].zero_()
-
-
-def test_a_bias_of_zeros_need_not_be_in_the_graph(small_model: Any, graph_of: Any, tmp_path: Path) -> None:
-    """As in every checkpoint whose pooler was never trained."""
-    model = small_model(edit=silence_the_pooler)
-    graph = graph_of(model)
-    assert "pooler.dense.bias" not in graph.graph.initializers
-    write(graph, tmp_path / "graph.onnx")
-    full = {"weights": "fp32", "embedding": "fp32"}
-    assert compare_weights(tmp_path / "graph.onnx", model, full).missing == ()
-    with torch.no_grad():
-        model.pooler.dense.bias += 1
-    assert compare_weights(tmp_path / "graph.onnx", model, full).missing == ("pooler.dense.bias",)

@@ -14,8 +14,8 @@ import pytest
 
 from erniem_export.bundle import files_of
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.onnx_export import write
-from erniem_export.options import EngineOptions, Int8, Precision
+from erniem_export.onnx_export import trace, write
+from erniem_export.options import PORTABLE, EngineOptions, GraphOptions, Int8, Precision
 from erniem_export.parity.cases import build_cases
 from erniem_export.precision import apply_precision
 from erniem_export.progress import Terminal
@@ -57,25 +57,33 @@ def small_profile() -> Callable[[str], Profile]:
 
 @pytest.fixture(scope="session")
 def stage(nano_artifact: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``stage(head, precision)``: a copy of nano's artifact in this precision, its manifest and its checkpoint."""
+    """``stage(head, precision)``: nano's graph in standard operators, as plans are built from it, its manifest and its
+    checkpoint.
+    """
     folder = tmp_path_factory.mktemp("staged")
 
+    def portable(head: str, checkpoint: Any) -> ir.Model:
+        path = folder / "portable" / f"{head}.onnx"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write(trace(checkpoint.model, head, GraphOptions()), path)
+        return ir.load(path)
+
     def make(head: str, precision: str) -> tuple[Path, Manifest, Any]:
-        source, target = nano_artifact(head).parent, folder / precision / head
-        shutil.copytree(source, target)
+        target = folder / precision / head
+        shutil.copytree(nano_artifact(head).parent, target)
         manifest, checkpoint = Manifest.load(target / f"{head}.json"), load_checkpoint(str(NANO / head), head)
-        if precision != "fp32":
-            graph = ir.load(source / f"{head}.onnx")
-            cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=1)
-            facts = apply_precision(graph, Precision("fp16" if precision == "int8" else precision), cases, target)
-            if precision == "int8":
-                limits = manifest.limits
-                quantize_for_engine(graph, checkpoint, NANO / head, Int8(), limits, "tensorrt-rtx", Terminal())
-                facts |= {"weights": "int8", "products": "fp16"}
-            write(graph, target / f"{head}.onnx")
-            (target / f"{head}.json").unlink()
-            manifest = dataclasses.replace(manifest, precision=facts, files=files_of(target))
-            manifest.save(target / f"{head}.json")
+        graph = portable(head, checkpoint)
+        cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=1)
+        facts = apply_precision(graph, Precision("fp16" if precision == "int8" else precision), cases, target)
+        if precision == "int8":
+            limits = manifest.limits
+            quantize_for_engine(graph, checkpoint, NANO / head, Int8(), limits, "tensorrt-rtx", Terminal())
+            facts |= {"weights": "int8", "products": "fp16"}
+        write(graph, target / f"{head}.onnx")
+        (target / f"{head}.json").unlink()
+        manifest = dataclasses.replace(manifest, precision=facts, files=files_of(target), target=PORTABLE, engine=None)
+        manifest.save(target / f"{head}.json")
         return target, manifest, checkpoint
 
     return make
@@ -95,7 +103,9 @@ def planned(
             assert library is not None
             options = EngineOptions("tensorrt-rtx", profiles=(small_profile(head),))
             file = folder / f"{head}.json"
-            add_plan(folder, manifest, checkpoint, library, options, Terminal()).save(file)
+            plan, record = add_plan(folder, folder, manifest, checkpoint, library, options, Terminal())
+            files = {**manifest.files, plan.file: record}
+            dataclasses.replace(manifest, plan=plan, files=files).save(file)
             done[head, precision] = folder / f"{head}.onnx", Manifest.load(file)
         return done[head, precision]
 

@@ -79,7 +79,8 @@ def test_a_plan_that_no_session_could_run_is_not_built(
     expected = "the hidden states and attentions of head mc are not by row, and a plan runs rows: leave out --with"
     line = export_fails(model, "--head", "mc", option, "--engine", "tensorrt-rtx")
     assert line.startswith(f"--engine tensorrt-rtx: {expected}")
-    result = erniem_export("--model", model, "--head", "mc", option, "--engine", "auto", "--output", tmp_path / "out")
+    arguments = ("--head", "mc", option, "--fp16", "--output", tmp_path / "out")
+    result = erniem_export("--model", model, *arguments)
     assert result.code == 0, result.err
     assert f"no TensorRT plan: {expected}" in result.err
     assert not (tmp_path / "out" / "mc.plan").exists()
@@ -113,23 +114,17 @@ def test_a_timing_cache_that_would_do_nothing_is_refused(
     assert not cache.exists()
 
 
-def test_without_a_builder_a_line_says_how_to_get_one(without_builders, export):
-    result, manifest = export("--engine", "auto")
-    assert result.code == 0, result.err
-    assert manifest.plan is None
-    said = [line for line in result.err.splitlines() if "TensorRT" in line]
-    assert said == [library.MISSING]
-    assert 'pip install "erniem-rt[tensorrt-rtx]"' in library.MISSING
-
-
-def test_a_profile_waits_for_a_builder_and_contradicts_none(without_builders, export):
-    """The line says both ways on; with the second the profile has to go too, and that is said as well."""
-    result, manifest = export("--engine", "auto", "--profile", "1x1,1x8,1x8")
-    assert (result.code, manifest.plan) == (0, None), result.err
-    assert library.MISSING in result.err.splitlines()
-    result, _ = export("--engine", "none", "--profile", "1x1,1x8,1x8")
-    assert result.code == 2
-    assert "--profile is for a plan, and --engine none builds none" in result.err.splitlines()[-1]
+def test_a_profile_without_a_plan_is_refused(without_builders, erniem_export, export_fails, write_checkpoint, tmp_path):
+    profile = ("--profile", "1x1,1x8,1x8")
+    for engine, said in (
+        ((), "--profile is for a plan, and in fp32 --engine must ask for one"),
+        (("--engine", "none"), "--profile is for a plan, and --engine none builds none"),
+    ):
+        result = erniem_export("--model", "nowhere", *engine, *profile)
+        assert result.code == 2
+        assert said in result.err.splitlines()[-1]
+    line = export_fails(write_checkpoint(tmp_path / "model"), "--fp16", *profile)
+    assert line.startswith("--profile is for a plan, and nothing that builds one is installed: pip install ")
 
 
 def test_the_extra_asks_for_the_release_that_was_tried_and_later_ones(rtx):

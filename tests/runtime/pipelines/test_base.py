@@ -272,7 +272,7 @@ def test_a_task_that_is_none_is_refused(tmp_path, task):
 def test_a_task_of_another_head_is_refused(make_text_artifact):
     path = make_text_artifact("base").path
     with pytest.raises(InvalidInputError) as caught:
-        pipeline(path, "zero-shot-classification")
+        pipeline("zero-shot-classification", path)
     assert str(caught.value) == (
         f"task 'zero-shot-classification' needs an artifact of head 'cls'; {path} has head 'base' (feature-extraction)."
     )

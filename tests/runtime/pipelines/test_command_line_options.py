@@ -78,7 +78,7 @@ def test_options_of_zero_shot_classification_do_something(make_text_artifact, an
         assert code == 0
         return dict(zip(found["labels"], found["scores"], strict=True))
 
-    with pipeline(artifact, "zero-shot-classification") as classify:
+    with pipeline("zero-shot-classification", artifact) as classify:
         for flags, options in (
             ((), {}),
             (template, {"hypothesis_template": "{} {}"}),

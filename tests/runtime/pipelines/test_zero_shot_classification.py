@@ -251,7 +251,7 @@ def test_the_real_graph_gives_the_same(make_text_artifact, scripted_session, tok
     artifact = make_text_artifact("cls", labels=NLI, max_length=128)
     session = scripted_session("cls", artifact.function, labels=NLI, max_length=128)
     scripted = ZeroShotClassificationPipeline(session, tokenizer)(list(sentences), "book,März")
-    with pipeline(artifact.path, "zero-shot-classification") as pipe:
+    with pipeline("zero-shot-classification", artifact.path) as pipe:
         real = pipe(list(sentences), "book,März")
     for one, other in zip(real, scripted, strict=True):
         assert (one["sequence"], one["labels"]) == (other["sequence"], other["labels"])

@@ -1,0 +1,177 @@
+"""Where a path is taken: folders, artifacts, hub ids and open sessions; tasks by name, as in transformers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import types
+from fnmatch import fnmatch
+
+import numpy as np
+import pytest
+
+import erniem_rt
+from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session, Tokenizer, pipeline
+from erniem_rt.manifest import Manifest
+
+TEXT = "Guten Morgen"
+
+
+@pytest.fixture
+def folder(make_text_artifact):
+    """A folder with one artifact, head base, and a tokenizer."""
+    return make_text_artifact("base").path.parent
+
+
+@pytest.fixture
+def both(make_text_artifact, tmp_path):
+    """A folder with two artifacts."""
+    target = tmp_path / "both"
+    for head in ("base", "qa"):
+        shutil.copytree(make_text_artifact(head).path.parent, target, dirs_exist_ok=True)
+    return target
+
+
+@pytest.fixture
+def hub(folder, monkeypatch, tmp_path):
+    """A hub with one model, ``owner/name``; what was downloaded lies in a folder of its own."""
+    cache, asked = tmp_path / "cache", []
+
+    def snapshot_download(model, allow_patterns):
+        if model != "owner/name":
+            raise RuntimeError(f"no repository {model}\nmore about it")
+        asked.extend(allow_patterns)
+        cache.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    return cache, asked
+
+
+def test_a_folder_an_artifact_and_a_manifest_are_the_same(folder):
+    vectors = []
+    for path in (folder, folder / "base.onnx", folder / "base.json"):
+        with pipeline(path) as pipe:
+            vectors.append(pipe(TEXT))
+        with Session(path) as session:
+            assert session.path == folder / "base.onnx"
+        assert Tokenizer.from_dir(path)(TEXT) == Tokenizer.from_dir(folder)(TEXT)
+    assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+
+
+def test_of_several_artifacts_the_task_chooses(both):
+    for opened in (Session, pipeline):
+        with pytest.raises(ArtifactError, match=r"holds several artifacts: base\.onnx, qa\.onnx\. Give the path"):
+            opened(both)
+    with pipeline("feature-extraction", both) as pipe:
+        assert pipe.session.path == both / "base.onnx"
+    with pytest.raises(ArtifactError, match=r"holds no artifact of head 'cls', only base\.onnx, qa\.onnx"):
+        pipeline("text-classification", both)
+
+
+def test_a_folder_without_artifacts(tmp_path):
+    with pytest.raises(ArtifactError, match=r"holds no artifact: expected a manifest such as qa\.json"):
+        Session(tmp_path)
+
+
+def test_a_hub_id_is_downloaded(hub, folder, monkeypatch, tmp_path):
+    cache, asked = hub
+    (folder / "model.safetensors").write_bytes(b"not of the artifact")
+    monkeypatch.chdir(tmp_path)
+    with pipeline("feature-extraction", "owner/name") as pipe:
+        assert pipe.session.path == cache / "base.onnx"
+        assert pipe(TEXT).shape == pipe("Tag").shape
+    assert not (cache / "model.safetensors").exists()
+    assert {"vocab.txt", *Manifest.load(folder / "base.json").files} <= set(asked)
+    assert len(Tokenizer.from_dir("owner/name")(TEXT)) > 0
+    with pytest.raises(ArtifactError, match="no owner/other here, and it cannot be downloaded from the hub: no"):
+        Session("owner/other")
+
+
+def test_without_the_package_a_hub_id_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(EngineUnavailableError, match=r'pip install "erniem-rt\[hub\]"'):
+        Session("owner/name")
+
+
+def test_a_folder_of_that_name_is_preferred_to_the_hub(folder, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "owner" / "name")
+    with Session("owner/name") as session:
+        assert session.manifest.head == "base"
+    with pytest.raises(ArtifactError, match="owner/other"):
+        Session("owner/other")
+
+
+def test_the_ways_to_name_task_and_model(folder):
+    with pipeline(task="feature-extraction", model=folder) as pipe:
+        assert isinstance(pipe, erniem_rt.FeatureExtractionPipeline)
+    with pipeline(model=str(folder)) as pipe:
+        assert pipe.task == "feature-extraction"
+    with (
+        pytest.warns(DeprecationWarning, match=r"write pipeline\('feature-extraction', '.*base\.onnx'\)"),
+        pipeline(folder / "base.onnx", "feature-extraction") as pipe,
+    ):
+        assert pipe.task == "feature-extraction"
+    for arguments in ((), ("feature-extraction",)):
+        with pytest.raises(InvalidInputError, match="model is missing: write pipeline"):
+            pipeline(*arguments)
+    with pytest.raises(InvalidInputError, match="task 'embeddings' is not known; expected one of feature-extraction"):
+        pipeline("embeddings", folder)
+
+
+def test_several_pipelines_on_one_session(make_text_artifact):
+    artifact = make_text_artifact("cls", labels=["entailment", "neutral", "contradiction"])
+    with Session(artifact.path.parent) as session:
+        with pipeline("text-classification", session) as classify, pipeline("zero-shot-classification", session) as ask:
+            answer = classify(TEXT)
+            assert set(ask(TEXT, ["a", "b"])["labels"]) == {"a", "b"}
+        with pipeline(session) as classify:
+            assert classify(TEXT) == answer
+        with pytest.raises(InvalidInputError, match="threads is an option of the session, which is open already"):
+            pipeline("text-classification", session, threads=1)
+        with pytest.raises(InvalidInputError, match="needs an artifact of head 'qa'"):
+            pipeline("question-answering", session)
+        assert session.run(input_ids=[[0, 5, 2]])
+
+
+def test_embeddings_of_a_list_are_one_array(folder):
+    with pipeline(folder) as pipe:
+        one = pipe(TEXT)
+        many = pipe([TEXT, "Tag"])
+        assert (many.dtype, many.shape) == (np.float32, (2, *one.shape))
+        np.testing.assert_allclose(many[0], one, atol=1e-5)
+        assert pipe([]).shape == (0, *one.shape)
+        found = pipe([TEXT, ""], errors="return")
+        assert isinstance(found, list)
+        assert isinstance(found[1], InvalidInputError)
+    with pipeline(folder, pooling="none") as pipe:
+        assert [vectors.ndim for vectors in pipe([TEXT, "Tag"])] == [2, 2]
+
+
+def test_task_classes_are_public():
+    names = [name for name in erniem_rt.__all__ if name.endswith("Pipeline")]
+    assert len(names) == 7
+    assert {getattr(erniem_rt, name).task for name in names} == {
+        "feature-extraction",
+        "information-extraction",
+        "multiple-choice",
+        "question-answering",
+        "text-classification",
+        "token-classification",
+        "zero-shot-classification",
+    }
+
+
+def test_a_type_checker_knows_the_class(tmp_path):
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text('import erniem_rt\n\nreveal_type(erniem_rt.pipeline("question-answering", "out"))\n')
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(snippet)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert 'Revealed type is "erniem_rt.pipelines.question_answering.QuestionAnsweringPipeline"' in done.stdout
