@@ -15,7 +15,8 @@ from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import Manifest, Profile
 
 ATTENTIONS = GraphOptions(attentions=True)
-RTX, NONE = EngineOptions("tensorrt-rtx"), EngineOptions("none")
+RTX = EngineOptions("tensorrt-rtx")
+LINE, PLANE = Profile((1,), (1,), (1,)), Profile((1, 1), (1, 1), (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,11 @@ def test_the_default_target_is_the_fast_graph_of_the_precision(options, target):
             "needs no --calibration: leave it out",
         ),
         (
-            {"engine": EngineOptions(profiles=(Profile((1,), (1,), (1,)), Profile((1, 1), (1, 1), (1, 1))))},
+            {
+                "engine": EngineOptions(
+                    "tensorrt-rtx", profiles=(Profile((1,), (1,), (1,)), Profile((1, 1), (1, 1), (1, 1)))
+                )
+            },
             "every --profile must have the same number of axes",
         ),
     ],

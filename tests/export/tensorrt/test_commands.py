@@ -79,7 +79,7 @@ def test_a_plan_that_no_session_could_run_is_not_built(
     expected = "the hidden states and attentions of head mc are not by row, and a plan runs rows: leave out --with"
     line = export_fails(model, "--head", "mc", option, "--engine", "tensorrt-rtx")
     assert line.startswith(f"--engine tensorrt-rtx: {expected}")
-    arguments = ("--head", "mc", option, "--fp16", "--output", tmp_path / "out")
+    arguments = ("--head", "mc", option, "--fp16", "--engine", "auto", "--output", tmp_path / "out")
     result = erniem_export("--model", model, *arguments)
     assert result.code == 0, result.err
     assert f"no TensorRT plan: {expected}" in result.err
@@ -117,13 +117,13 @@ def test_a_timing_cache_that_would_do_nothing_is_refused(
 def test_a_profile_without_a_plan_is_refused(without_builders, erniem_export, export_fails, write_checkpoint, tmp_path):
     profile = ("--profile", "1x1,1x8,1x8")
     for engine, said in (
-        ((), "--profile is for a plan, and in fp32 --engine must ask for one"),
+        (("--engine", "auto"), "--profile is for a plan, and in fp32 --engine must ask for one"),
         (("--engine", "none"), "--profile is for a plan, and --engine none builds none"),
     ):
         result = erniem_export("--model", "nowhere", *engine, *profile)
         assert result.code == 2
         assert said in result.err.splitlines()[-1]
-    line = export_fails(write_checkpoint(tmp_path / "model"), "--fp16", *profile)
+    line = export_fails(write_checkpoint(tmp_path / "model"), "--fp16", "--engine", "auto", *profile)
     assert line.startswith("--profile is for a plan, and nothing that builds one is installed: pip install ")
 
 
@@ -157,18 +157,18 @@ def test_full_tensorrt_without_a_gpu_is_told_so(write_checkpoint, export_fails, 
 
 @pytest.mark.parametrize("arguments", [[], ["--int8"], ["--fp16", "--embedding", "int8"]])
 def test_no_plan_is_built_where_none_was_asked_for(
-    without_builders, erniem_export, write_checkpoint, quick_gate, tmp_path, arguments
+    rtx, erniem_export, write_checkpoint, quick_gate, tmp_path, arguments
 ):
     """In fp32 and int8, and where TensorRT could not have it: nothing about TensorRT is said."""
     model = write_checkpoint(tmp_path / "model")
-    result = erniem_export("--model", model, "--output", tmp_path / "out", *arguments)
+    result = erniem_export("--model", model, "--output", tmp_path / "out", "--engine", "auto", *arguments)
     assert result.code == 0, result.err
     assert "TensorRT" not in result.err + result.out
     assert not (tmp_path / "out" / "cls.plan").exists()
 
 
 def test_half_precision_has_a_plan_beside_the_fast_graph(rtx, export, tmp_path):
-    result, manifest = export("--fp16", "--profile", "1x1,1x8,2x16", "--compute-capability", "8.9")
+    result, manifest = export("--fp16", "--engine", "auto", "--profile", "1x1,1x8,2x16", "--compute-capability", "8.9")
     assert result.code == 0, result.err
     assert (tmp_path / "out" / "cls.plan").is_file()
     assert manifest.target == "onnxruntime-cuda"
@@ -179,7 +179,7 @@ def test_half_precision_has_a_plan_beside_the_fast_graph(rtx, export, tmp_path):
 
 
 def test_half_precision_without_a_builder_says_nothing(without_builders, export):
-    result, manifest = export("--fp16")
+    result, manifest = export("--fp16", "--engine", "auto")
     assert result.code == 0, result.err
     assert manifest.plan is None
     assert "TensorRT" not in result.err + result.out
