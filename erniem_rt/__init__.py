@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, ErnieMError, InvalidInputError
     from erniem_rt.pipelines import pipeline
+    from erniem_rt.pipelines.answers import (
+        ChoiceAnswer,
+        Entity,
+        Extraction,
+        LabelScore,
+        QuestionAnswer,
+        ZeroShotAnswer,
+    )
     from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
     from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
     from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
@@ -22,18 +30,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "ChoiceAnswer",
     "EngineError",
     "EngineUnavailableError",
+    "Entity",
     "ErnieMError",
+    "Extraction",
     "FeatureExtractionPipeline",
     "InformationExtractionPipeline",
     "InvalidInputError",
+    "LabelScore",
     "MultipleChoicePipeline",
+    "QuestionAnswer",
     "QuestionAnsweringPipeline",
     "Session",
     "TextClassificationPipeline",
     "TokenClassificationPipeline",
     "Tokenizer",
+    "ZeroShotAnswer",
     "ZeroShotClassificationPipeline",
     "pipeline",
 ]
@@ -49,6 +63,7 @@ _PIPELINES = {
     "QuestionAnsweringPipeline": "question-answering",
     "InformationExtractionPipeline": "information-extraction",
 }
+_ANSWERS = ("ChoiceAnswer", "Entity", "Extraction", "LabelScore", "QuestionAnswer", "ZeroShotAnswer")
 
 
 def __getattr__(name: str) -> object:
@@ -76,6 +91,10 @@ def _loaded(name: str) -> object:
         from erniem_rt.pipelines import pipeline_class
 
         return pipeline_class(_PIPELINES[name])
+    if name in _ANSWERS:
+        from erniem_rt.pipelines import answers
+
+        return getattr(answers, name)
     from erniem_rt import errors
 
     return getattr(errors, name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt._cli_files import chunks, refuse_same_file, replaced
-from erniem_rt._cli_options import call_options, make_parser, pipeline_options
+from erniem_rt._cli_options import call_options, make_parser
 from erniem_rt._cli_streams import (
     discard_output,
     drop_what_cannot_be_written,
@@ -68,7 +68,6 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
         spinning=arguments.spinning,
         shrink_memory=arguments.shrink_memory,
         batch_size=arguments.batch_size,
-        **pipeline_options(arguments),
     )
 
 

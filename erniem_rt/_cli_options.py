@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
@@ -13,7 +13,7 @@ from erniem_rt.errors import InvalidInputError
 if TYPE_CHECKING:
     from erniem_rt.pipelines.base import Pipeline
 
-__all__ = ["call_options", "make_parser", "pipeline_options"]
+__all__ = ["call_options", "make_parser"]
 
 
 def _json(text: str) -> Any:
@@ -31,8 +31,8 @@ def _labels(text: str) -> list[str]:
 
 _FLAG = {"action": "store_true", "default": None}
 
-# Options by the names that the pipelines give them, with what argparse needs to know: those of making a pipeline...
-_PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
+# Options of the pipelines by their names, with what argparse needs to know.
+_OPTIONS: dict[str, dict[str, Any]] = {
     "max_characters": {
         "type": int,
         "metavar": "N",
@@ -53,9 +53,6 @@ _PIPELINE_OPTIONS: dict[str, dict[str, Any]] = {
         "action": argparse.BooleanOptionalAction,
         "help": "feature extraction: length 1, or not; default: as the checkpoint says",
     },
-}
-# ...and those of calling it.
-_CALL_OPTIONS: dict[str, dict[str, Any]] = {
     "candidate_labels": {"metavar": "A,B,...", "help": "zero-shot classification"},
     "hypothesis_template": {"metavar": "TEXT", "help": "zero-shot classification, with {} for the label"},
     "multi_label": {**_FLAG, "help": "zero-shot classification: several labels may be true"},
@@ -74,14 +71,16 @@ _CALL_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What ``python -m erniem_rt`` takes."""
+    """What ``erniem-rt`` takes."""
     parser = argparse.ArgumentParser(
         prog="erniem-rt",
         description='Answer JSON lines with an exported model. A line is a JSON string or {"text": ...}; for question '
         'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
         '{"text", "text_pair"}.',
     )
-    parser.add_argument("artifact", metavar="ARTIFACT", help="HEAD.onnx or HEAD.plan in the exported folder")
+    parser.add_argument(
+        "artifact", metavar="ARTIFACT", help="the exported folder, HEAD.onnx or HEAD.plan in it, or a hub id"
+    )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
     parser.add_argument(
@@ -97,24 +96,19 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(name, action=argparse.BooleanOptionalAction, help=what)
     parser.add_argument("--batch-size", type=int, default=16, help="most rows in one run of the model")
     task = parser.add_argument_group("options of the tasks")
-    for name, settings in {**_CALL_OPTIONS, **_PIPELINE_OPTIONS}.items():
+    for name, settings in _OPTIONS.items():
         task.add_argument(_flag(name), **settings)
     return parser
 
 
-def pipeline_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of making a pipeline that were given; the pipeline checks them."""
-    return _given(arguments, _PIPELINE_OPTIONS)
-
-
 def call_options(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of calling it that were given.
+    """The options of the task that were given.
 
     Raises:
         InvalidInputError: The task has no such option, does not like its value, or needs one that is missing.
     """
-    options = _given(arguments, _CALL_OPTIONS)
-    taken = inspect.signature(type(pipeline).__call__).parameters
+    options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
+    taken = {field.name for field in fields(pipeline.options_type)}
     for name in options:
         if name not in taken:
             raise InvalidInputError(f"{pipeline.task} takes no {_flag(name)}.")
@@ -122,10 +116,6 @@ def call_options(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str,
         raise InvalidInputError(f"{pipeline.task} needs --candidate-labels.")
     pipeline([], **options)  # with nothing to answer, it checks its options
     return options
-
-
-def _given(arguments: argparse.Namespace, names: dict[str, Any]) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def _flag(name: str) -> str:

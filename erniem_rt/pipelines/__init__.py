@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
 
 from erniem_rt._locations import find_artifact
 from erniem_rt._workers import Workers
@@ -16,14 +16,45 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from erniem_rt.pipelines.base import Pipeline
-    from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
-    from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
+    from typing_extensions import Unpack
+
+    from erniem_rt.pipelines.base import CommonOptions, Pipeline
+    from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline, FeatureExtractionSettings
+    from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline, InformationExtractionSettings
     from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
-    from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
-    from erniem_rt.pipelines.text_classification import TextClassificationPipeline
-    from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
-    from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
+    from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline, QuestionAnsweringSettings
+    from erniem_rt.pipelines.text_classification import TextClassificationPipeline, TextClassificationSettings
+    from erniem_rt.pipelines.token_classification import TokenClassificationPipeline, TokenClassificationSettings
+    from erniem_rt.pipelines.zero_shot_classification import (
+        ZeroShotClassificationPipeline,
+        ZeroShotClassificationSettings,
+    )
+
+    class _SessionOptions(TypedDict, total=False):
+        device: str | None
+        threads: int | None
+        spinning: bool | None
+        shrink_memory: bool | None
+        share_weights: bool
+        cuda_graphs: bool | None
+        verify: bool
+        trust_plan: bool
+        runtime_cache: str | os.PathLike[str] | None
+
+    class _FeatureExtraction(_SessionOptions, FeatureExtractionSettings, total=False): ...
+
+    class _TextClassification(_SessionOptions, TextClassificationSettings, total=False): ...
+
+    class _ZeroShotClassification(_SessionOptions, ZeroShotClassificationSettings, total=False): ...
+
+    class _TokenClassification(_SessionOptions, TokenClassificationSettings, total=False): ...
+
+    class _MultipleChoice(_SessionOptions, CommonOptions, total=False): ...
+
+    class _QuestionAnswering(_SessionOptions, QuestionAnsweringSettings, total=False): ...
+
+    class _InformationExtraction(_SessionOptions, InformationExtractionSettings, total=False): ...
+
 
 __all__ = ["pipeline", "pipeline_class"]
 
@@ -41,28 +72,65 @@ _TASKS = (
 )
 
 
+# An option that changes the form of the answers, like errors="return", leaves it open here (Any), not in a call.
 @overload
-def pipeline(task: Literal["feature-extraction"], model: Model, **options: Any) -> FeatureExtractionPipeline: ...
+def pipeline(
+    task: Literal["feature-extraction"], model: Model, **options: Unpack[_FeatureExtraction]
+) -> FeatureExtractionPipeline: ...
 @overload
-def pipeline(task: Literal["text-classification"], model: Model, **options: Any) -> TextClassificationPipeline: ...
+def pipeline(
+    task: Literal["feature-extraction"], model: Model, **options: Any
+) -> FeatureExtractionPipeline[Any, Any]: ...
+@overload
+def pipeline(
+    task: Literal["text-classification"], model: Model, **options: Unpack[_TextClassification]
+) -> TextClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["text-classification"], model: Model, **options: Any
+) -> TextClassificationPipeline[Any, Any]: ...
+@overload
+def pipeline(
+    task: Literal["zero-shot-classification"], model: Model, **options: Unpack[_ZeroShotClassification]
+) -> ZeroShotClassificationPipeline: ...
 @overload
 def pipeline(
     task: Literal["zero-shot-classification"], model: Model, **options: Any
-) -> ZeroShotClassificationPipeline: ...
+) -> ZeroShotClassificationPipeline[Any]: ...
 @overload
-def pipeline(task: Literal["token-classification"], model: Model, **options: Any) -> TokenClassificationPipeline: ...
+def pipeline(
+    task: Literal["token-classification"], model: Model, **options: Unpack[_TokenClassification]
+) -> TokenClassificationPipeline: ...
 @overload
-def pipeline(task: Literal["multiple-choice"], model: Model, **options: Any) -> MultipleChoicePipeline: ...
+def pipeline(
+    task: Literal["token-classification"], model: Model, **options: Any
+) -> TokenClassificationPipeline[Any]: ...
 @overload
-def pipeline(task: Literal["question-answering"], model: Model, **options: Any) -> QuestionAnsweringPipeline: ...
+def pipeline(
+    task: Literal["multiple-choice"], model: Model, **options: Unpack[_MultipleChoice]
+) -> MultipleChoicePipeline: ...
+@overload
+def pipeline(task: Literal["multiple-choice"], model: Model, **options: Any) -> MultipleChoicePipeline[Any]: ...
+@overload
+def pipeline(
+    task: Literal["question-answering"], model: Model, **options: Unpack[_QuestionAnswering]
+) -> QuestionAnsweringPipeline: ...
+@overload
+def pipeline(task: Literal["question-answering"], model: Model, **options: Any) -> QuestionAnsweringPipeline[Any]: ...
+@overload
+def pipeline(
+    task: Literal["information-extraction"], model: Model, **options: Unpack[_InformationExtraction]
+) -> InformationExtractionPipeline: ...
 @overload
 def pipeline(
     task: Literal["information-extraction"], model: Model, **options: Any
-) -> InformationExtractionPipeline: ...
+) -> InformationExtractionPipeline[Any]: ...
 @overload
-def pipeline(task: str | os.PathLike[str] | None = ..., model: Model | None = ..., **options: Any) -> Pipeline: ...
 def pipeline(
-    task: str | os.PathLike[str] | None = None,
+    task: str | os.PathLike[str] | Session | None = ..., model: Model | None = ..., **options: Any
+) -> Pipeline: ...
+def pipeline(
+    task: str | os.PathLike[str] | Session | None = None,
     model: Model | None = None,
     *,
     device: str | None = None,
@@ -94,7 +162,7 @@ def pipeline(
         trust_plan: As for :class:`erniem_rt.Session`.
         runtime_cache: As for :class:`erniem_rt.Session`.
         **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
-            ``schema``.
+            ``schema``. All but those of the session may be given to a call instead.
 
     Raises:
         ArtifactError: A file is missing or damaged.

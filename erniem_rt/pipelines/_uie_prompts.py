@@ -51,15 +51,10 @@ class Prompter:
 
     Args:
         tokenizer: The model's tokenizer.
-        max_length: Most tokens in a row; a prompt must leave some for the text.
-        language: ``"zh"`` asks about an answer with ``ANSWER的NAME``, ``"en"`` with ``NAME of ANSWER``; ``"auto"`` as
-            the name is written, Chinese if it has a Han character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, language: SchemaLanguage) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer: Tokenizer | None = tokenizer
-        self._max_length = max_length
-        self._language = language
         # The same prompts come again with every text.
         self._encoded: dict[str, EncodedText] = {}
 
@@ -67,25 +62,24 @@ class Prompter:
         """Let go of the tokenizer."""
         self._tokenizer = None
 
-    def __call__(self, node: Node, answer: str | None = None, *, max_length: int | None = None) -> Prompt:
-        """Ask for ``node``; about ``answer``, if it is a child; in rows of ``max_length``, if not as long as usual.
+    def __call__(self, node: Node, answer: str | None = None, *, max_length: int, language: SchemaLanguage) -> Prompt:
+        """Ask for ``node``; about ``answer``, if it is a child.
+
+        Args:
+            node: What to ask for.
+            answer: What to ask about.
+            max_length: Most tokens in a row; a prompt must leave some for the text.
+            language: ``"zh"`` asks about an answer with ``ANSWER的NAME``, ``"en"`` with ``NAME of ANSWER``; ``"auto"``
+                as the name is written, Chinese if it has a Han character.
 
         Raises:
             InvalidInputError: The prompt leaves no room for a text, or nothing of it is left as tokens.
         """
-        lead = self._lead(node, answer)
+        lead = _lead(node, answer, language)
         options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
         encoded = self._encode(lead + node.bracket)
-        self._check(encoded, max_length or self._max_length)
+        self._check(encoded, max_length)
         return Prompt(encoded, options, node.text_first)
-
-    def _lead(self, node: Node, answer: str | None) -> str:
-        """The prompt up to the brackets that end it."""
-        if answer is None:
-            return node.label
-        if self._language == "zh" or (self._language == "auto" and _HAN.search(node.name)):
-            return f"{answer}的{node.label}"
-        return f"{node.label.rstrip()} of {answer} " if node.bracket else f"{node.label} of {answer}"
 
     def _encode(self, text: str) -> EncodedText:
         encoded = self._encoded.get(text)
@@ -111,3 +105,12 @@ class Prompter:
         if self._tokenizer is None:
             raise InvalidInputError("the pipeline is closed; open it again.")
         return self._tokenizer
+
+
+def _lead(node: Node, answer: str | None, language: SchemaLanguage) -> str:
+    """The prompt up to the brackets that end it."""
+    if answer is None:
+        return node.label
+    if language == "zh" or (language == "auto" and _HAN.search(node.name)):
+        return f"{answer}的{node.label}"
+    return f"{node.label.rstrip()} of {answer} " if node.bracket else f"{node.label} of {answer}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from erniem_rt.batching import Outputs, run_rows
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._containers import is_list, items_of, strings
 from erniem_rt.pipelines._options import require_choice, require_count
+from erniem_rt.pipelines.answers import AnyAnswer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from erniem_rt.tokenizer import Tokenizer
 
 __all__ = [
+    "CommonOptions",
     "Job",
+    "Options",
     "Outputs",
     "Pipeline",
     "Progress",
@@ -38,7 +40,8 @@ __all__ = [
 ]
 
 Answer = TypeVar("Answer")
-Self = TypeVar("Self", bound="Pipeline")
+Self = TypeVar("Self", bound="Pipeline[Any]")
+OptionsOfTask = TypeVar("OptionsOfTask", bound="Options")
 
 # Told after each answer: how many inputs are answered, and of how many (None for a stream).
 Progress = Callable[[int, "int | None"], None]
@@ -49,17 +52,14 @@ Errors = Literal["raise", "return"]
 _BATCHES_PER_CHUNK = 8
 
 
-class RunOptions(TypedDict, total=False):
-    """Options that every pipeline takes, when it is made and in each call; None in a call means the pipeline's own.
+class CommonOptions(TypedDict, total=False):
+    """The options of every pipeline that change nothing of an answer's form.
 
     Attributes:
         batch_size: Most rows in one run of the model; 16.
         read_ahead: How many inputs of a stream are taken before the first of them is answered: they are sorted by
             length and run together. ``8 * batch_size`` if left out, and 1 with ``batch_size=1``: each input is then
             answered before the next one is taken.
-        errors: What becomes of an input that cannot be answered. ``"raise"``, the default, raises its
-            :class:`InvalidInputError` after the answers of those before it. With ``"return"`` the error is its
-            answer, and all others are answered. Whatever else fails (the engine, the source of a stream) is raised.
         max_seq_len: Most tokens in a row, special tokens included: what is longer is cut, or read in windows or pieces,
             as the task does. If left out, what the artifact's checkpoint says, or the model's own limit, which is the
             most that may be given.
@@ -70,15 +70,28 @@ class RunOptions(TypedDict, total=False):
 
     batch_size: int | None
     read_ahead: int | None
-    errors: Errors | None
     max_seq_len: int | None
     max_characters: int | None
     progress: Progress | None
 
 
+class RunOptions(CommonOptions, total=False):
+    """Options that every pipeline takes, when it is made and in each call; None in a call means the pipeline's own.
+
+    Attributes:
+        errors: What becomes of an input that cannot be answered. ``"raise"``, the default, raises its
+            :class:`InvalidInputError` after the answers of those before it. With ``"return"`` the error is its
+            answer, and all others are answered. Whatever else fails (the engine, the source of a stream) is raised.
+    """
+
+    errors: Errors | None
+
+
 @dataclass(frozen=True)
-class _Run:
-    """:class:`RunOptions`, checked."""
+class Options:
+    """:class:`RunOptions`, checked; a task with options of its own extends it."""
+
+    none_is_a_value: ClassVar[frozenset[str]] = frozenset()
 
     batch_size: int = 16
     read_ahead: int | None = None
@@ -95,20 +108,16 @@ class _Run:
         if self.progress is not None and not callable(self.progress):
             raise InvalidInputError(f"progress must be a function of two numbers, or None, got {self.progress!r}.")
 
-    def changed(self, options: Mapping[str, Any]) -> _Run:
-        return replace(self, **{name: value for name, value in options.items() if value is not None})
+    def changed(self: OptionsOfTask, options: Mapping[str, Any]) -> OptionsOfTask:
+        """The same with ``options``, of which None says nothing, except where it is a value."""
+        known = self.none_is_a_value
+        return replace(self, **{name: value for name, value in options.items() if value is not None or name in known})
 
     def chunk_size(self, *, stream: bool) -> int:
         """How many inputs are taken, prepared and run together."""
         if stream and self.read_ahead is not None:
             return self.read_ahead
         return 1 if stream and self.batch_size == 1 else _BATCHES_PER_CHUNK * self.batch_size
-
-
-# Parameters of a pipeline's constructor and call that are no options.
-_GIVEN = ("self", "session", "tokenizer", "inputs")
-
-_RUN_OPTIONS = tuple(field.name for field in fields(_Run))
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ Prepare = Callable[[list[Any]], list[Job[Answer]]]
 Named = Callable[[int, InvalidInputError], InvalidInputError]
 
 
-class Pipeline:
+class Pipeline(Generic[AnyAnswer]):
     """A session, its tokenizer, and a task. Safe to share between threads; a context manager.
 
     Subclasses give a ``__call__`` that checks its options and answers one :class:`Job` per input; nothing of a call
@@ -145,9 +154,10 @@ class Pipeline:
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        **options: :class:`RunOptions`.
+        **options: :class:`RunOptions`, and those of the task. Each may be given in a call too, for that call.
 
     Attributes:
+        options_type: The options of the task, checked.
         session: The model.
         owns_session: Whether :meth:`close` closes the session too.
         required: The keys of an input; the first is a text. Where it is the only one, the text alone will do.
@@ -158,11 +168,12 @@ class Pipeline:
     head: str
     required: tuple[str, ...] = ("text",)
     optional: tuple[str, ...] = ()
+    options_type: type[Options] = Options
     __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
         require_options(type(self), options)
-        self._run_options = _Run().changed(options)
+        self._options = self.options_type().changed(options)
         self.session = session
         self.owns_session = True
         self._tokenizer: Tokenizer | None = tokenizer
@@ -179,7 +190,7 @@ class Pipeline:
     @property
     def batch_size(self) -> int:
         """Most rows in one run of the model, where a call does not say otherwise."""
-        return self._run_options.batch_size
+        return self._options.batch_size
 
     @property
     def manifest(self) -> Manifest:
@@ -190,7 +201,7 @@ class Pipeline:
     def max_length(self) -> int:
         """Most tokens in one row, special tokens included, where a call does not say otherwise."""
         own = self.manifest.limits.max_length
-        return self._run_options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
+        return self._options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
 
     def close(self) -> None:
         """Free the model, unless the session was given, and let go of the tokenizer. Closing twice is fine."""
@@ -224,6 +235,11 @@ class Pipeline:
             )
         return limit
 
+    def _called(self, options: RunOptions) -> Any:
+        """The pipeline's options with those of a call, checked."""
+        require_options(type(self), options)
+        return self._options.changed(options)
+
     def _answer(
         self, inputs: Any, prepare: Callable[[Any], Job[Answer]], options: RunOptions
     ) -> Answer | list[Answer] | Iterator[Answer]:
@@ -234,8 +250,7 @@ class Pipeline:
         self, inputs: Any, prepare: Prepare[Answer], options: RunOptions
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
-        _require_call_options(type(self), options)
-        run = self._run_options.changed(options)
+        run = self._called(options)
         many = items_of(self.task, inputs, self.required, self.optional)
         if many is None:
             (answer,) = self._answers([inputs], 1, prepare, run, _itself)
@@ -249,7 +264,7 @@ class Pipeline:
         items: Iterable[Any],
         total: int | None,
         prepare: Prepare[Answer],
-        run: _Run,
+        run: Options,
         named: Named,
     ) -> Iterator[Answer]:
         """Yield the answers to ``items``, chunk by chunk; ``named`` makes what is raised about the item of an index."""
@@ -277,7 +292,7 @@ class Pipeline:
                 del failure, broken  # which hold this frame, which holds them
 
     def _results(
-        self, jobs: list[Job[Answer] | InvalidInputError], run: _Run, report: Callable[[int], None]
+        self, jobs: list[Job[Answer] | InvalidInputError], run: Options, report: Callable[[int], None]
     ) -> tuple[dict[int, Answer | InvalidInputError], Exception | None]:
         """Run jobs together, round by round, until each has its result; ``report`` their number as it grows.
 
@@ -357,32 +372,13 @@ def require_mapping(task: str, value: object, required: Sequence[str], optional:
     return dict(value)
 
 
-def require_options(cls: type[Pipeline], options: Iterable[str]) -> None:
-    """Raise :class:`InvalidInputError` unless all are names of options that a pipeline is made with."""
-    known = [*_own_parameters(cls.__init__), *_RUN_OPTIONS]
+def require_options(cls: type[Pipeline[Any]], options: Iterable[str]) -> None:
+    """Raise :class:`InvalidInputError` unless all are names of options of the task."""
+    common = [field.name for field in fields(Options)]
+    known = [*(field.name for field in fields(cls.options_type) if field.name not in common), *common]
     for name in options:
         if name not in known:
-            if name in _own_parameters(cls.__call__):
-                raise InvalidInputError(f"{name} belongs into the call: pipeline(path)(inputs, {name}=...).")
             raise InvalidInputError(f"{cls.task} takes no option {name!r}; expected one of {', '.join(known)}.")
-
-
-def _require_call_options(cls: type[Pipeline], options: Iterable[str]) -> None:
-    """The same for the options of a call that its signature does not name."""
-    for name in options:
-        if name not in _RUN_OPTIONS:
-            if name in _own_parameters(cls.__init__):
-                raise InvalidInputError(f"{name} is an option of the pipeline: pipeline(path, {name}=...).")
-            known = [*_own_parameters(cls.__call__), *_RUN_OPTIONS]
-            raise InvalidInputError(
-                f"a call of {cls.task} takes no option {name!r}; expected one of {', '.join(known)}."
-            )
-
-
-def _own_parameters(function: Callable[..., Any]) -> list[str]:
-    """The options that a pipeline's constructor or call takes beside those of every pipeline."""
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in _GIVEN]
 
 
 def _is_missing(value: object) -> bool:
@@ -391,7 +387,7 @@ def _is_missing(value: object) -> bool:
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _prepared(prepare: Prepare[Answer], items: list[Any], run: _Run) -> list[Job[Answer] | InvalidInputError]:
+def _prepared(prepare: Prepare[Answer], items: list[Any], run: Options) -> list[Job[Answer] | InvalidInputError]:
     """The job of each item or, of one at fault, its error; with ``errors="raise"`` up to the first one at fault."""
     try:
         for item in items:
@@ -432,7 +428,7 @@ def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] 
 
 
 def _settled(
-    results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: _Run, named: Named, first: int
+    results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: Options, named: Named, first: int
 ) -> Generator[Any, None, Exception | None]:
     """Yield the results in order; return what is to be raised in the place of the next one."""
     index = 0

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines._options import require_choice, require_flag
 from erniem_rt.pipelines._rows import encode_rows
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.answers import Embedding, Embeddings
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.pipelines.answers import Column, Text, Vector
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["FeatureExtractionPipeline"]
+__all__ = ["FeatureExtractionOptions", "FeatureExtractionPipeline", "FeatureExtractionSettings"]
 
 Pooling = Literal["mean", "cls", "pooler", "none"]
 
 _SMALLEST_NORM = 1e-12
 
 
-class FeatureExtractionPipeline(Pipeline):
+class FeatureExtractionSettings(CommonOptions, total=False):
+    """The options that change nothing of an answer's form: see :class:`FeatureExtractionPipeline`."""
+
+    normalize: bool | None
+
+
+class FeatureExtractionOptions(FeatureExtractionSettings, RunOptions, total=False):
+    """All options: see :class:`FeatureExtractionPipeline`."""
+
+    pooling: Pooling | None
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling is not None:
+            require_choice("pooling", self.pooling, Pooling)
+        if self.normalize is not None:
+            object.__setattr__(self, "normalize", require_flag("normalize", self.normalize))
+
+
+class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddings]):
     """Head ``base``: one vector per text.
 
     Args:
@@ -41,29 +71,41 @@ class FeatureExtractionPipeline(Pipeline):
 
     task = "feature-extraction"
     head = "base"
+    options_type = _Options
 
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: Tokenizer,
-        *,
-        pooling: Pooling | None = None,
-        normalize: bool | None = None,
-        **options: Unpack[RunOptions],
-    ) -> None:
-        super().__init__(session, tokenizer, **options)
-        defaults = self.manifest.defaults
-        wanted = defaults.pooling or "mean" if pooling is None else pooling
-        require_choice("pooling", wanted, Pooling)
-        if wanted == "pooler" and all(spec.name != "pooler_output" for spec in self.manifest.outputs):
-            raise InvalidInputError(
-                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} does not give, for its "
-                "checkpoint had no pooler: take pooling='mean' or 'cls'."
-            )
-        self.pooling = wanted
-        self.normalize = require_flag("normalize", bool(defaults.normalize) if normalize is None else normalize)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[FeatureExtractionOptions]) -> None:
+        super().__init__(session, tokenizer, **options)  # type: ignore[misc]
+        self.pooling, self.normalize = self._vectors(options)
 
-    def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
+    @overload
+    def __call__(self, inputs: Text, **options: Unpack[FeatureExtractionSettings]) -> Embedding: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[FeatureExtractionSettings]
+    ) -> Embedding | Embeddings: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[FeatureExtractionSettings]) -> Embeddings: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[FeatureExtractionSettings]
+    ) -> Iterator[Embedding]: ...
+    @overload
+    def __call__(
+        self, inputs: Text, **options: Unpack[FeatureExtractionOptions]
+    ) -> Embedding | Vector | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[FeatureExtractionOptions]
+    ) -> Embedding | Embeddings | list[Vector | InvalidInputError] | Vector | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Column, **options: Unpack[FeatureExtractionOptions]
+    ) -> Embeddings | Vector | list[Vector | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[FeatureExtractionOptions]
+    ) -> Iterator[Embedding | Vector | InvalidInputError]: ...
+    def __call__(self, inputs: Any, **options: Unpack[FeatureExtractionOptions]) -> Any:
         """Turn one text, a list of texts or a stream of texts into float32 vectors.
 
         Texts over ``max_seq_len`` are cut at their end.
@@ -80,32 +122,48 @@ class FeatureExtractionPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        found = self._answer_together(inputs, partial(self._jobs, self._limit(options)), options)
-        return self._stacked(found) if isinstance(found, list) else found
+        pooling, normalize = self._vectors(options)
+        jobs = partial(self._jobs, self._limit(options), partial(_finish, pooling, normalize))
+        found = self._answer_together(inputs, jobs, options)
+        return self._stacked(found) if isinstance(found, list) and pooling != "none" else found
+
+    def _vectors(self, options: FeatureExtractionOptions) -> tuple[str, bool]:
+        """Which vectors a call with ``options`` gives, and whether with length 1."""
+        asked, defaults = self._called(options), self.manifest.defaults
+        pooling: str = asked.pooling or defaults.pooling or "mean"
+        require_choice("pooling", pooling, Pooling)
+        if pooling == "pooler" and all(spec.name != "pooler_output" for spec in self.manifest.outputs):
+            raise InvalidInputError(
+                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} does not give, for its "
+                "checkpoint had no pooler: take pooling='mean' or 'cls'."
+            )
+        return pooling, bool(defaults.normalize) if asked.normalize is None else asked.normalize
 
     def _stacked(self, found: list[Any]) -> Any:
-        """Vectors as one array, where there is one per text."""
-        if self.pooling == "none" or not all(isinstance(vector, np.ndarray) for vector in found):
+        """Vectors as one array, unless there is an error among them."""
+        if not all(isinstance(vector, np.ndarray) for vector in found):
             return found
         hidden = next(spec.shape[-1] for spec in self.manifest.outputs if spec.name == "last_hidden_state")
         return np.stack(found) if found else np.empty((0, int(hidden)), np.float32)
 
-    def _jobs(self, limit: int, items: list[object]) -> list[Job[NDArray[np.float32]]]:
+    def _jobs(self, limit: int, finish: Callable[[list[Outputs]], Vector], items: list[object]) -> list[Job[Vector]]:
         texts = [text_of(self.task, item) for item in items]
         rows = encode_rows(self.tokenizer, texts, max_length=limit, threads=self.session.threads)
-        return [Job([row], self._finish) for row in rows]
+        return [Job([row], finish) for row in rows]
 
-    def _finish(self, outputs: list[Outputs]) -> NDArray[np.float32]:
-        # A copy, even of float32: the outputs are views that would keep a whole batch in memory.
-        vectors = np.array(self._pooled(outputs[0]), dtype=np.float32)
-        if self.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST_NORM)
-        return vectors
 
-    def _pooled(self, output: Outputs) -> NDArray[Any]:
-        states = output["last_hidden_state"]
-        if self.pooling == "mean":
-            return np.asarray(states.mean(axis=0, dtype=np.float32))
-        if self.pooling == "cls":
-            return np.asarray(states[0])
-        return states if self.pooling == "none" else output["pooler_output"]
+def _finish(pooling: str, normalize: bool, outputs: list[Outputs]) -> Vector:
+    # A copy, even of float32: the outputs are views that would keep a whole batch in memory.
+    vectors = np.array(_pooled(pooling, outputs[0]), dtype=np.float32)
+    if normalize:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST_NORM)
+    return vectors
+
+
+def _pooled(pooling: str, output: Outputs) -> NDArray[Any]:
+    if pooling == "pooler":
+        return output["pooler_output"]
+    states = output["last_hidden_state"]
+    if pooling == "mean":
+        return np.asarray(states.mean(axis=0, dtype=np.float32))
+    return np.asarray(states[0]) if pooling == "cls" else states

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -17,15 +17,19 @@ from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, Schema
 from erniem_rt.pipelines._uie_schema import Node, parse_schema
 from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans, join_spans
 from erniem_rt.pipelines._uie_text import EncodedText, encode, split
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.answers import Extracted
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from typing_extensions import Unpack
 
+    from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["InformationExtractionPipeline"]
+__all__ = ["InformationExtractionOptions", "InformationExtractionPipeline", "InformationExtractionSettings"]
 
 Answer = dict[str, Any]
 
@@ -39,7 +43,41 @@ class _Question:
     parent: Answer
 
 
-class InformationExtractionPipeline(Pipeline):
+class InformationExtractionSettings(CommonOptions, total=False):
+    """The options that change nothing of an answer's form: see :class:`InformationExtractionPipeline`."""
+
+    schema: Any
+    schema_lang: SchemaLanguage | None
+    threshold: float | None
+
+
+class InformationExtractionOptions(InformationExtractionSettings, RunOptions, total=False):
+    """All options: see :class:`InformationExtractionPipeline`."""
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    schema: Any = None
+    schema_lang: SchemaLanguage = "auto"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("schema_lang", self.schema_lang, SchemaLanguage)
+        object.__setattr__(self, "threshold", require_fraction("threshold", self.threshold))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks for: the schema, most tokens in a row, how to ask, and how sure an answer must be."""
+
+    roots: tuple[Node, ...]
+    limit: int
+    language: SchemaLanguage
+    threshold: float
+
+
+class InformationExtractionPipeline(Pipeline[Extracted]):
     """Head ``ie``: universal information extraction (UIE) by a schema.
 
     A schema is a name, a list of names and dicts, or a dict of names to schemas of the same kind, which are asked
@@ -64,7 +102,7 @@ class InformationExtractionPipeline(Pipeline):
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        schema: What to extract. A call may bring another one.
+        schema: What to extract. Needed here or in the call.
         schema_lang: How to ask about an answer: ``"zh"`` with 的, ``"en"`` with "of", ``"auto"`` as the name asked for
             is written: Chinese if it has a Han character.
         threshold: Start and end of an answer are more probable than this; from 0 to below 1.
@@ -77,30 +115,52 @@ class InformationExtractionPipeline(Pipeline):
 
     task = "information-extraction"
     head = "ie"
+    options_type = _Options
 
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: Tokenizer,
-        *,
-        schema: Any = None,
-        schema_lang: SchemaLanguage = "auto",
-        threshold: float = 0.5,
-        **options: Unpack[RunOptions],
-    ) -> None:
-        super().__init__(session, tokenizer, **options)
-        require_choice("schema_lang", schema_lang, SchemaLanguage)
-        self.threshold = require_fraction("threshold", threshold)
-        self._ask = Prompter(tokenizer, self.max_length, schema_lang)
-        self._roots = None if schema is None else self._parsed(schema, self.max_length)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[InformationExtractionOptions]) -> None:
+        super().__init__(session, tokenizer, **options)  # type: ignore[misc]
+        self._ask = Prompter(tokenizer)
+        self._asked(options)
 
-    def __call__(self, inputs: Any, *, schema: Any = None, **options: Unpack[RunOptions]) -> Any:
+    @property
+    def threshold(self) -> float:
+        """Start and end of an answer are more probable than this, where a call does not say otherwise."""
+        return float(self._called({}).threshold)
+
+    @overload
+    def __call__(self, inputs: Text, **options: Unpack[InformationExtractionSettings]) -> Extracted: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[InformationExtractionSettings]
+    ) -> Extracted | list[Extracted]: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[InformationExtractionSettings]) -> list[Extracted]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[InformationExtractionSettings]
+    ) -> Iterator[Extracted]: ...
+    @overload
+    def __call__(
+        self, inputs: Text, **options: Unpack[InformationExtractionOptions]
+    ) -> Extracted | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[InformationExtractionOptions]
+    ) -> Extracted | InvalidInputError | list[Extracted | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Column, **options: Unpack[InformationExtractionOptions]
+    ) -> list[Extracted | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[InformationExtractionOptions]
+    ) -> Iterator[Extracted | InvalidInputError]: ...
+    def __call__(self, inputs: Any, **options: Unpack[InformationExtractionOptions]) -> Any:
         """Extract from one text, a list of texts or a stream of texts.
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
-            schema: What to extract, if not what the pipeline was made for.
-            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
+            **options: The pipeline's own where they are left out.
 
         Returns:
             Per text a dict of names to answers, without the names that nothing was found for; a list for a list, an
@@ -113,37 +173,43 @@ class InformationExtractionPipeline(Pipeline):
             InvalidInputError: An input is not text or is empty; there is no schema, or it is not one; a prompt leaves
                 no room for a text.
         """
-        limit = self._limit(options)
-        roots = self._roots if schema is None else self._parsed(schema, limit)
-        if roots is None:
+        asked = self._asked(options)
+        if asked is None:
             raise InvalidInputError(
                 'information-extraction needs a schema, like schema=["Person", {"Company": ["Founder"]}]: give it to '
                 "the pipeline or to its call."
             )
-        return self._answer(inputs, partial(self._job, roots, limit), options)
+        return self._answer(inputs, partial(self._job, asked), options)
 
     def close(self) -> None:
         """Free the model and let go of the tokenizer."""
         super().close()
         self._ask.close()
 
-    def _parsed(self, schema: object, limit: int) -> tuple[Node, ...]:
-        nodes = parse_schema(schema)
-        for node in nodes:
-            self._ask(node, max_length=limit)
-        return nodes
+    def _asked(self, options: InformationExtractionOptions) -> _Asked | None:
+        """What a call with ``options`` asks for; None without a schema."""
+        called, limit = self._called(options), self._limit(options)
+        if called.schema is None:
+            return None
+        asked = _Asked(parse_schema(called.schema), limit, called.schema_lang, called.threshold)
+        for node in asked.roots:
+            self._prompt(asked, node)
+        return asked
 
-    def _job(self, roots: Sequence[Node], limit: int, item: object) -> Job[Answer]:
+    def _prompt(self, asked: _Asked, node: Node, answer: str | None = None) -> Prompt:
+        return self._ask(node, answer, max_length=asked.limit, language=asked.language)
+
+    def _job(self, asked: _Asked, item: object) -> Job[Answer]:
         encoded = encode(self.tokenizer, text_of(self.task, item), "text")
         root: Answer = {}
-        questions = [_Question(node, self._ask(node, max_length=limit), root) for node in roots]
-        return self._level(encoded, questions, root, limit)
+        questions = [_Question(node, self._prompt(asked, node), root) for node in asked.roots]
+        return self._level(encoded, questions, root, asked)
 
-    def _level(self, text: EncodedText, questions: list[_Question], root: Answer, limit: int) -> Job[Answer]:
+    def _level(self, text: EncodedText, questions: list[_Question], root: Answer, asked: _Asked) -> Job[Answer]:
         """Ask one level of the schema; prompts that several answers lead to are asked once."""
         prompts = {question.prompt.key: question.prompt for question in questions}
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        room = limit - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
+        room = asked.limit - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
         pieces = split(text, room)
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [
@@ -155,15 +221,15 @@ class InformationExtractionPipeline(Pipeline):
         def finish(outputs: list[Outputs]) -> Answer | Job[Answer]:
             remaining = iter(outputs)
             found = {
-                key: self._read(prompt, text, pieces, list(islice(remaining, len(pieces))))
+                key: _read(asked.threshold, prompt, text, pieces, list(islice(remaining, len(pieces))))
                 for key, prompt in prompts.items()
             }
-            following = [next_one for question in questions for next_one in self._attach(question, found, limit)]
-            return self._level(text, following, root, limit) if following else root.get("relations", {})
+            following = [next_one for question in questions for next_one in self._attach(question, found, asked)]
+            return self._level(text, following, root, asked) if following else root.get("relations", {})
 
         return Job(rows, finish)
 
-    def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]], limit: int) -> Iterator[_Question]:
+    def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]], asked: _Asked) -> Iterator[_Question]:
         """Put what was found in its place; yield what to ask about it."""
         # Copies: the same prompt may be another question's, whose answers get relations of their own.
         answers = [dict(answer) for answer in found[question.prompt.key]]
@@ -171,29 +237,36 @@ class InformationExtractionPipeline(Pipeline):
             question.parent.setdefault("relations", {})[question.node.name] = answers
         for child in question.node.children:
             for answer in answers:
-                yield _Question(child, self._ask(child, answer["text"], max_length=limit), answer)
+                yield _Question(child, self._prompt(asked, child, answer["text"]), answer)
 
-    def _read(self, prompt: Prompt, text: EncodedText, pieces: list[range], outputs: list[Outputs]) -> list[Answer]:
-        """Answers to one prompt from its row with each piece: ``[CLS] prompt [SEP] [SEP] piece [SEP]``."""
-        length = len(prompt.encoded.ids)
-        answers = self._found(length, text, pieces, outputs) if prompt.text_first or not prompt.options else []
-        if answers or not prompt.options:
-            return answers
-        spans_of = [self._spans(output, slice(1, 1 + length)) for output in outputs]
-        return choose_option(prompt.encoded, prompt.options, spans_of)
 
-    def _found(self, length: int, text: EncodedText, pieces: list[range], outputs: list[Outputs]) -> list[Answer]:
-        """Answers from the text to a prompt of ``length`` tokens."""
-        found = [
-            [
-                Span(piece.start + first, piece.start + last, probability)
-                for first, last, probability in self._spans(output, slice(3 + length, 3 + length + len(piece)))
-            ]
-            for piece, output in zip(pieces, outputs, strict=True)
+def _read(
+    threshold: float, prompt: Prompt, text: EncodedText, pieces: list[range], outputs: list[Outputs]
+) -> list[Answer]:
+    """Answers to one prompt from its row with each piece: ``[CLS] prompt [SEP] [SEP] piece [SEP]``."""
+    length = len(prompt.encoded.ids)
+    answers = _found(threshold, length, text, pieces, outputs) if prompt.text_first or not prompt.options else []
+    if answers or not prompt.options:
+        return answers
+    spans_of = [_spans(threshold, output, slice(1, 1 + length)) for output in outputs]
+    return choose_option(prompt.encoded, prompt.options, spans_of)
+
+
+def _found(
+    threshold: float, length: int, text: EncodedText, pieces: list[range], outputs: list[Outputs]
+) -> list[Answer]:
+    """Answers from the text to a prompt of ``length`` tokens."""
+    found = [
+        [
+            Span(piece.start + first, piece.start + last, probability)
+            for first, last, probability in _spans(threshold, output, slice(3 + length, 3 + length + len(piece)))
         ]
-        return cut_answers(text, join_spans(pieces, found))
+        for piece, output in zip(pieces, outputs, strict=True)
+    ]
+    return cut_answers(text, join_spans(pieces, found))
 
-    def _spans(self, output: Outputs, part: slice) -> list[Span]:
-        """Spans within one part of a row. One that leaves it is no answer, nor does it change what else is one."""
-        start, end = (sigmoid(output[name][part].astype(np.float64)) for name in ("start_logits", "end_logits"))
-        return find_spans(start, end, self.threshold)
+
+def _spans(threshold: float, output: Outputs, part: slice) -> list[Span]:
+    """Spans within one part of a row. One that leaves it is no answer, nor does it change what else is one."""
+    start, end = (sigmoid(output[name][part].astype(np.float64)) for name in ("start_logits", "end_logits"))
+    return find_spans(start, end, threshold)

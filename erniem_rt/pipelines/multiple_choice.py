@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import numpy as np
 
@@ -12,15 +12,27 @@ from erniem_rt.pipelines._containers import strings
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
+from erniem_rt.pipelines.answers import Choice, ChoiceAnswer
+from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from typing_extensions import Unpack
 
-__all__ = ["MultipleChoicePipeline"]
+    from erniem_rt.pipelines.answers import Column
+
+__all__ = ["MultipleChoiceInput", "MultipleChoicePipeline"]
 
 
-class MultipleChoicePipeline(Pipeline):
+class MultipleChoiceInput(TypedDict):
+    """One prompt and its choices."""
+
+    prompt: str
+    choices: Column
+
+
+class MultipleChoicePipeline(Pipeline[Choice]):
     """Head ``mc``: the choice that fits a prompt best.
 
     Args:
@@ -33,6 +45,26 @@ class MultipleChoicePipeline(Pipeline):
     head = "mc"
     required = ("prompt", "choices")
 
+    @overload
+    def __call__(self, inputs: MultipleChoiceInput, **options: Unpack[CommonOptions]) -> Choice: ...
+    @overload
+    def __call__(self, inputs: Mapping[str, object], **options: Unpack[CommonOptions]) -> Choice | list[Choice]: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[CommonOptions]) -> list[Choice]: ...
+    @overload
+    def __call__(self, inputs: Iterable[object], **options: Unpack[CommonOptions]) -> Iterator[Choice]: ...
+    @overload
+    def __call__(self, inputs: MultipleChoiceInput, **options: Unpack[RunOptions]) -> Choice | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[RunOptions]
+    ) -> Choice | InvalidInputError | list[Choice | InvalidInputError]: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[RunOptions]) -> list[Choice | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[RunOptions]
+    ) -> Iterator[Choice | InvalidInputError]: ...
     def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Answer one ``{"prompt": str, "choices": [str, ...]}``, a list or a stream of them.
 
@@ -54,7 +86,7 @@ class MultipleChoicePipeline(Pipeline):
         """
         return self._answer(inputs, partial(self._job, self._limit(options)), options)
 
-    def _job(self, limit: int, item: object) -> Job[dict[str, Any]]:
+    def _job(self, limit: int, item: object) -> Job[ChoiceAnswer]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])
         prompt, choices = require_text("prompt", fields["prompt"]), _choices(fields["choices"])
         first = self.tokenizer(prompt, add_special_tokens=False).input_ids
@@ -66,7 +98,7 @@ class MultipleChoicePipeline(Pipeline):
             max_length=limit,
         )
 
-        def finish(outputs: list[Outputs]) -> dict[str, Any]:
+        def finish(outputs: list[Outputs]) -> ChoiceAnswer:
             scores = softmax(np.concatenate([output["logits"] for output in outputs]).astype(np.float64))
             index = int(scores.argmax())
             return {"answer": choices[index], "index": index, "scores": [float(score) for score in scores]}

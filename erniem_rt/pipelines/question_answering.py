@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -15,15 +15,19 @@ from erniem_rt.pipelines._answer_spans import Span, Tokens, best_spans, read
 from erniem_rt.pipelines._options import require_count, require_flag
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._windows import windows
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_text
+from erniem_rt.pipelines.answers import Found, QuestionAnswer
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, require_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from typing_extensions import Unpack
 
+    from erniem_rt.pipelines.answers import Column
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["QuestionAnsweringPipeline"]
+__all__ = ["QuestionAnsweringOptions", "QuestionAnsweringPipeline", "QuestionAnsweringSettings"]
 
 # transformers' defaults.
 _WINDOW, _STRIDE = 384, 128
@@ -31,16 +35,31 @@ _WINDOW, _STRIDE = 384, 128
 _WORD = re.compile("[^ \t\r\n\u202f]+")
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How many answers, of what form."""
+class QuestionAnsweringSettings(CommonOptions, total=False):
+    """The options that change nothing of an answer's form: see :class:`QuestionAnsweringPipeline`."""
 
-    top_k: int
-    max_answer_len: int
-    handle_impossible_answer: bool
-    align_to_words: bool
+    max_answer_len: int | None
+    handle_impossible_answer: bool | None
+    align_to_words: bool | None
+    doc_stride: int | None
+
+
+class QuestionAnsweringOptions(QuestionAnsweringSettings, RunOptions, total=False):
+    """All options: see :class:`QuestionAnsweringPipeline`."""
+
+    top_k: int | None
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    top_k: int = 1
+    max_answer_len: int = 15
+    handle_impossible_answer: bool = False
+    align_to_words: bool = False
+    doc_stride: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("top_k", "max_answer_len"):
             object.__setattr__(self, name, require_count(name, getattr(self, name)))
         for name in ("handle_impossible_answer", "align_to_words"):
@@ -56,7 +75,7 @@ class _Windows:
     stride: int
 
 
-class QuestionAnsweringPipeline(Pipeline):
+class QuestionAnsweringPipeline(Pipeline[Found]):
     """Head ``qa``: the part of a context that answers a question.
 
     A context that does not fit into one row is read in windows, and the best answer of all windows is given.
@@ -81,41 +100,70 @@ class QuestionAnsweringPipeline(Pipeline):
     task = "question-answering"
     head = "qa"
     required = ("question", "context")
+    options_type = _Options
 
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: Tokenizer,
-        *,
-        top_k: int = 1,
-        max_answer_len: int = 15,
-        handle_impossible_answer: bool = False,
-        align_to_words: bool = False,
-        doc_stride: int | None = None,
-        **options: Unpack[RunOptions],
-    ) -> None:
-        super().__init__(session, tokenizer, **options)
-        self._options = _Options(top_k, max_answer_len, handle_impossible_answer, align_to_words)
-        self._doc_stride = doc_stride
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[QuestionAnsweringOptions]) -> None:
+        super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._windows(options)
 
+    @overload
+    def __call__(self, *, question: str, context: str, **options: Unpack[QuestionAnsweringSettings]) -> Found: ...
+    @overload
+    def __call__(
+        self, *, question: Column, context: Column, **options: Unpack[QuestionAnsweringSettings]
+    ) -> list[Found]: ...
+    @overload
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[QuestionAnsweringSettings]) -> Found: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[QuestionAnsweringSettings]
+    ) -> Found | list[Found]: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[QuestionAnsweringSettings]) -> list[Found]: ...
+    @overload
+    def __call__(self, inputs: Iterable[object], **options: Unpack[QuestionAnsweringSettings]) -> Iterator[Found]: ...
+    @overload
+    def __call__(
+        self, *, question: str, context: str, **options: Unpack[QuestionAnsweringOptions]
+    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, *, question: Column, context: Column, **options: Unpack[QuestionAnsweringOptions]
+    ) -> list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, str], **options: Unpack[QuestionAnsweringOptions]
+    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[QuestionAnsweringOptions]
+    ) -> (
+        Found
+        | QuestionAnswer
+        | list[QuestionAnswer]
+        | InvalidInputError
+        | list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]
+    ): ...
+    @overload
+    def __call__(
+        self, inputs: Column, **options: Unpack[QuestionAnsweringOptions]
+    ) -> list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[QuestionAnsweringOptions]
+    ) -> Iterator[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
     def __call__(
         self,
         inputs: Any = None,
         *,
         question: Any = None,
         context: Any = None,
-        top_k: int | None = None,
-        max_answer_len: int | None = None,
-        handle_impossible_answer: bool | None = None,
-        align_to_words: bool | None = None,
-        doc_stride: int | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[QuestionAnsweringOptions],
     ) -> Any:
         """Answer ``question`` from ``context``, or one mapping with these two keys, a list or a stream of mappings.
 
-        Both may be columns: lists, arrays or Series of one length. The other options are the pipeline's own where
-        they are left out; ``**options`` are :class:`~erniem_rt.pipelines.base.RunOptions`.
+        Both may be columns: lists, arrays or Series of one length. The options are the pipeline's own where they are
+        left out.
 
         Returns:
             ``{"answer", "score", "start", "end"}``: ``context[start:end]`` (code points) is the answer, the score is
@@ -125,24 +173,17 @@ class QuestionAnsweringPipeline(Pipeline):
         Raises:
             InvalidInputError: A text is missing, not text or empty, or the question leaves no room for the context.
         """
-        given: dict[str, Any] = {
-            "top_k": top_k,
-            "max_answer_len": max_answer_len,
-            "handle_impossible_answer": handle_impossible_answer,
-            "align_to_words": align_to_words,
-        }
-        asked = replace(self._options, **{name: value for name, value in given.items() if value is not None})
         if inputs is None:
             inputs = {"question": question, "context": context}
         elif question is not None or context is not None:
             raise InvalidInputError("give question and context by name or as one mapping, not both.")
-        return self._answer(inputs, partial(self._job, asked, self._windows(options, doc_stride)), options)
+        return self._answer(inputs, partial(self._job, self._called(options), self._windows(options)), options)
 
-    def _windows(self, options: RunOptions, doc_stride: int | None = None) -> _Windows:
+    def _windows(self, options: QuestionAnsweringOptions) -> _Windows:
+        asked = self._called(options)
         limit = self._limit(options)
-        is_given = any(length is not None for length in (options.get("max_seq_len"), self._run_options.max_seq_len))
-        usual = limit if is_given else min(_WINDOW, limit)
-        stride = self._doc_stride if doc_stride is None else doc_stride
+        usual = limit if asked.max_seq_len is not None else min(_WINDOW, limit)
+        stride = asked.doc_stride
         stride = require_count("doc_stride", min(max(usual // 2, 1), _STRIDE) if stride is None else stride)
         if stride > usual:
             raise InvalidInputError(
@@ -205,7 +246,7 @@ def _texts(item: object) -> tuple[str, str]:
 
 def _finish(
     options: _Options, context: str, rows: list[list[int]], parts: list[Tokens], outputs: list[Outputs]
-) -> dict[str, Any] | list[dict[str, Any]]:
+) -> QuestionAnswer | list[QuestionAnswer]:
     readings = [
         # The context is followed by one separator.
         read(output["start_logits"], output["end_logits"], len(row) - 1 - len(part), part)
@@ -215,7 +256,9 @@ def _finish(
     if options.handle_impossible_answer:
         spans.append(Span(0, 0, min(reading.null for reading in readings)))
         spans = sorted(spans, key=lambda span: -span.score)[: options.top_k]
-    answers = [{"answer": context[s.start : s.end], "score": s.score, "start": s.start, "end": s.end} for s in spans]
+    answers: list[QuestionAnswer] = [
+        {"answer": context[s.start : s.end], "score": s.score, "start": s.start, "end": s.end} for s in spans
+    ]
     return answers[0] if options.top_k == 1 else answers
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 import numpy as np
 
@@ -12,18 +13,29 @@ from erniem_rt.pipelines._labels import label_names
 from erniem_rt.pipelines._options import is_count, require_choice
 from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines._scores import sigmoid, softmax
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
+from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels
+from erniem_rt.pipelines.base import (
+    CommonOptions,
+    Job,
+    Options,
+    Outputs,
+    Pipeline,
+    RunOptions,
+    require_mapping,
+    require_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.pipelines.answers import Column
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["TextClassificationPipeline"]
+__all__ = ["TextClassificationOptions", "TextClassificationPipeline", "TextClassificationSettings"]
 
 Function = Literal["sigmoid", "softmax", "none"]
 
@@ -34,32 +46,95 @@ _FUNCTIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 
-class TextClassificationPipeline(Pipeline):
+class TextClassificationSettings(CommonOptions, total=False):
+    """The options that change nothing of an answer's form: see :class:`TextClassificationPipeline`."""
+
+    function_to_apply: Function | None
+
+
+class TextClassificationOptions(TextClassificationSettings, RunOptions, total=False):
+    """All options: see :class:`TextClassificationPipeline`."""
+
+    top_k: int | Literal["best"] | None
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    none_is_a_value: ClassVar[frozenset[str]] = frozenset({"top_k"})
+
+    top_k: int | Literal["best"] | None = "best"
+    function_to_apply: Function | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "top_k", _checked_top_k(self.top_k))
+        if self.function_to_apply is not None:
+            require_choice("function_to_apply", self.function_to_apply, Function)
+
+
+class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
     """Head ``cls``: which labels fit a text, or a pair of texts.
 
     Args:
         session: The model.
         tokenizer: Its tokenizer.
+        top_k: How many labels to return, the best first; None returns all, ``"best"``, the default, the best one
+            without a list around it.
+        function_to_apply: What makes scores of the logits: ``"sigmoid"``, ``"softmax"`` or ``"none"``. By default
+            nothing for ``problem_type`` "regression", sigmoid for "multi_label_classification" and for a single label,
+            softmax for the rest.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
     task = "text-classification"
     head = "cls"
     optional = ("text_pair",)
+    options_type = _Options
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
-        super().__init__(session, tokenizer, **options)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TextClassificationOptions]) -> None:
+        super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._labels = label_names(self.manifest)
         self._function = _default_function(self.manifest.problem_type, len(self._labels))
 
+    @overload
+    def __call__(self, inputs: str, **options: Unpack[TextClassificationSettings]) -> LoneLabels: ...
+    @overload
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[TextClassificationSettings]) -> Label: ...
+    @overload
     def __call__(
-        self,
-        inputs: Any,
-        *,
-        top_k: int | Literal["best"] | None = "best",
-        function_to_apply: Function | None = None,
-        **options: Unpack[RunOptions],
-    ) -> Any:
+        self, inputs: Mapping[str, object], **options: Unpack[TextClassificationSettings]
+    ) -> Label | list[Label]: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[TextClassificationSettings]) -> list[Label]: ...
+    @overload
+    def __call__(self, inputs: Iterable[object], **options: Unpack[TextClassificationSettings]) -> Iterator[Label]: ...
+    @overload
+    def __call__(
+        self, inputs: str, **options: Unpack[TextClassificationOptions]
+    ) -> LoneLabels | list[LabelScore] | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, str], **options: Unpack[TextClassificationOptions]
+    ) -> Label | LabelScore | list[LabelScore] | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[TextClassificationOptions]
+    ) -> (
+        Label
+        | LabelScore
+        | list[LabelScore]
+        | InvalidInputError
+        | list[Label | LabelScore | list[LabelScore] | InvalidInputError]
+    ): ...
+    @overload
+    def __call__(
+        self, inputs: Column, **options: Unpack[TextClassificationOptions]
+    ) -> list[Label | LabelScore | list[LabelScore] | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[TextClassificationOptions]
+    ) -> Iterator[Label | LabelScore | list[LabelScore] | InvalidInputError]: ...
+    def __call__(self, inputs: Any, **options: Unpack[TextClassificationOptions]) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
         A text is a str, or ``{"text": ..., "text_pair": ...}`` for a pair. What is over ``max_seq_len`` is cut from
@@ -67,11 +142,7 @@ class TextClassificationPipeline(Pipeline):
 
         Args:
             inputs: What to classify.
-            top_k: How many labels to return, the best first; None returns all, ``"best"`` the best one without a list
-                around it.
-            function_to_apply: What makes scores of the logits. By default nothing for ``problem_type`` "regression",
-                sigmoid for "multi_label_classification" and for a single label, softmax for the rest.
-            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
+            **options: The pipeline's own where they are left out.
 
         Returns:
             The shapes of transformers' pipeline. Per input a list of ``{"label": str, "score": float}`` or, with
@@ -81,10 +152,8 @@ class TextClassificationPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text or is empty, or an option is none of the above.
         """
-        top_k = _checked_top_k(top_k)
-        if function_to_apply is not None:
-            require_choice("function_to_apply", function_to_apply, Function)
-        scored = _FUNCTIONS[function_to_apply or self._function]
+        asked = self._called(options)
+        top_k, scored = asked.top_k, _FUNCTIONS[asked.function_to_apply or self._function]
         limit = self._limit(options)
 
         def finish(outputs: list[Outputs]) -> Any:
@@ -115,7 +184,7 @@ class TextClassificationPipeline(Pipeline):
         first, threads = [text for text, _ in texts], self.session.threads
         return encode_rows(self.tokenizer, first, pairs or None, max_length=limit, threads=threads)
 
-    def _ranked(self, scores: NDArray[np.float64]) -> list[dict[str, Any]]:
+    def _ranked(self, scores: NDArray[np.float64]) -> list[LabelScore]:
         named = zip(self._labels, scores.tolist(), strict=True)
         return [{"label": label, "score": score} for label, score in sorted(named, key=lambda pair: -pair[1])]
 

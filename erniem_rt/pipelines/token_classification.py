@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -15,21 +16,49 @@ from erniem_rt.pipelines._options import require_choice, require_count
 from erniem_rt.pipelines._rows import require_tokens
 from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines._windows import best_parts, shared_tokens, windows
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.answers import Entities, Entity
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["TokenClassificationPipeline"]
+__all__ = ["TokenClassificationOptions", "TokenClassificationPipeline", "TokenClassificationSettings"]
 
 
-class TokenClassificationPipeline(Pipeline):
+class TokenClassificationSettings(CommonOptions, total=False):
+    """The options that change nothing of an answer's form: see :class:`TokenClassificationPipeline`."""
+
+    aggregation_strategy: Strategy | None
+    ignore_labels: Collection[str] | None
+    stride: int | None
+
+
+class TokenClassificationOptions(TokenClassificationSettings, RunOptions, total=False):
+    """All options: see :class:`TokenClassificationPipeline`."""
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    aggregation_strategy: Strategy = "none"
+    ignore_labels: Collection[str] = ("O",)
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("aggregation_strategy", self.aggregation_strategy, Strategy)
+        object.__setattr__(self, "ignore_labels", _checked_labels(self.ignore_labels))
+        if self.stride is not None:
+            object.__setattr__(self, "stride", require_count("stride", self.stride, least=0))
+
+
+class TokenClassificationPipeline(Pipeline[Entities]):
     """Head ``ner``: what the parts of a text are.
 
     A text that does not fit into one row is read in overlapping windows. A token's label comes from the window in
@@ -54,36 +83,43 @@ class TokenClassificationPipeline(Pipeline):
 
     task = "token-classification"
     head = "ner"
+    options_type = _Options
 
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: Tokenizer,
-        *,
-        aggregation_strategy: Strategy = "none",
-        ignore_labels: Collection[str] = ("O",),
-        stride: int | None = None,
-        **options: Unpack[RunOptions],
-    ) -> None:
-        super().__init__(session, tokenizer, **options)
-        require_choice("aggregation_strategy", aggregation_strategy, Strategy)
-        self._stride = None if stride is None else require_count("stride", stride, least=0)
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TokenClassificationOptions]) -> None:
+        super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._window(options)
         self.labels = label_names(self.manifest)
-        self._strategy: Strategy = aggregation_strategy
-        self._ignored = _checked_labels(ignore_labels)
 
+    @overload
+    def __call__(self, inputs: Text, **options: Unpack[TokenClassificationSettings]) -> Entities: ...
+    @overload
     def __call__(
-        self,
-        inputs: Any,
-        *,
-        aggregation_strategy: Strategy | None = None,
-        ignore_labels: Collection[str] | None = None,
-        **options: Unpack[RunOptions],
-    ) -> Any:
+        self, inputs: Mapping[str, object], **options: Unpack[TokenClassificationSettings]
+    ) -> Entities | list[Entities]: ...
+    @overload
+    def __call__(self, inputs: Column, **options: Unpack[TokenClassificationSettings]) -> list[Entities]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[TokenClassificationSettings]
+    ) -> Iterator[Entities]: ...
+    @overload
+    def __call__(self, inputs: Text, **options: Unpack[TokenClassificationOptions]) -> Entities | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], **options: Unpack[TokenClassificationOptions]
+    ) -> Entities | InvalidInputError | list[Entities | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Column, **options: Unpack[TokenClassificationOptions]
+    ) -> list[Entities | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], **options: Unpack[TokenClassificationOptions]
+    ) -> Iterator[Entities | InvalidInputError]: ...
+    def __call__(self, inputs: Any, **options: Unpack[TokenClassificationOptions]) -> Any:
         """Label one text, a list of texts or a stream of texts. The options are the pipeline's own where left out.
 
-        A text is a str or ``{"text": ...}``; ``**options`` are :class:`~erniem_rt.pipelines.base.RunOptions`.
+        A text is a str or ``{"text": ...}``.
 
         Returns:
             Per text a list of ``{"entity", "score", "index", "word", "start", "end"}``, in the order of the text:
@@ -94,22 +130,22 @@ class TokenClassificationPipeline(Pipeline):
         Raises:
             InvalidInputError: An input is not text or is empty, or an option is none of the above.
         """
-        strategy = self._strategy if aggregation_strategy is None else aggregation_strategy
-        require_choice("aggregation_strategy", strategy, Strategy)
-        ignored = self._ignored if ignore_labels is None else _checked_labels(ignore_labels)
-        return self._answer(inputs, partial(self._job, strategy, ignored, self._window(options)), options)
+        asked = self._called(options)
+        job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(options))
+        return self._answer(inputs, job, options)
 
-    def _window(self, options: RunOptions) -> tuple[int, int]:
+    def _window(self, options: TokenClassificationOptions) -> tuple[int, int]:
         """The tokens of a window, special ones apart, and those from the start of one to the start of the next."""
         room = self._limit(options) - self.tokenizer.num_special_tokens_to_add()
-        stride = shared_tokens(room) if self._stride is None else self._stride
+        given = self._called(options).stride
+        stride = shared_tokens(room) if given is None else given
         if stride >= room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {room} tokens of a window.")
         return room, room - stride
 
     def _job(
         self, strategy: Strategy, ignored: frozenset[str], window: tuple[int, int], item: object
-    ) -> Job[list[dict[str, Any]]]:
+    ) -> Job[list[Entity]]:
         text = text_of(self.task, item)
         encoding = self.tokenizer(text, add_special_tokens=False)
         require_tokens("text", len(encoding))
@@ -117,7 +153,7 @@ class TokenClassificationPipeline(Pipeline):
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [make_row(encoding.input_ids[span.start : span.stop]) for span in spans]
 
-        def finish(outputs: list[Outputs]) -> list[dict[str, Any]]:
+        def finish(outputs: list[Outputs]) -> list[Entity]:
             scores = _merged(spans, [softmax(output["logits"][1:-1].astype(np.float64)) for output in outputs])
             tokens = [Token(*place, row) for place, row in zip(encoding.offsets, scores, strict=True)]
             found = self._tokens(text, tokens) if strategy == "none" else self._groups(text, tokens, strategy)
@@ -125,14 +161,14 @@ class TokenClassificationPipeline(Pipeline):
 
         return Job(rows, finish)
 
-    def _tokens(self, text: str, tokens: list[Token]) -> list[dict[str, Any]]:
+    def _tokens(self, text: str, tokens: list[Token]) -> list[Entity]:
         entities = entities_of_tokens(tokens, self.labels)
         return [
             {"entity": label, "score": score, "index": index, "word": text[start:end], "start": start, "end": end}
             for index, (label, score, start, end) in enumerate(entities, start=1)
         ]
 
-    def _groups(self, text: str, tokens: list[Token], strategy: Strategy) -> list[dict[str, Any]]:
+    def _groups(self, text: str, tokens: list[Token], strategy: Strategy) -> list[Entity]:
         if strategy == "simple":
             entities = entities_of_tokens(tokens, self.labels)
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -13,29 +14,73 @@ from erniem_rt.pipelines._options import quoted, require_flag, split_at_commas
 from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
 from erniem_rt.pipelines._rows import encode_rows, require_tokens
 from erniem_rt.pipelines._scores import softmax
-from erniem_rt.pipelines.base import Job, Outputs, Pipeline, RunOptions, require_text, text_of
+from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, require_text, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["ZeroShotClassificationPipeline"]
+__all__ = ["ZeroShotClassificationOptions", "ZeroShotClassificationPipeline", "ZeroShotClassificationSettings"]
 
 _PLACE = "{}"
 
 
-class ZeroShotClassificationPipeline(Pipeline):
+class _Settings(CommonOptions, total=False):
+    hypothesis_template: str | None
+    multi_label: bool | None
+
+
+class ZeroShotClassificationSettings(_Settings, total=False):
+    """The options that change nothing of an answer's form: see :class:`ZeroShotClassificationPipeline`."""
+
+    candidate_labels: str | Column | None
+
+
+class ZeroShotClassificationOptions(ZeroShotClassificationSettings, RunOptions, total=False):
+    """All options: see :class:`ZeroShotClassificationPipeline`."""
+
+
+class _CallOptions(_Settings, RunOptions, total=False):
+    pass
+
+
+@dataclass(frozen=True)
+class _Options(Options):
+    candidate_labels: Any = None
+    hypothesis_template: str = "This example is {}."
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "multi_label", require_flag("multi_label", self.multi_label))
+        if self.candidate_labels is not None:
+            object.__setattr__(self, "candidate_labels", _candidates(self.candidate_labels))
+        template = self.hypothesis_template
+        if not isinstance(template, str) or _PLACE not in template:
+            raise InvalidInputError(
+                f"hypothesis_template must be text with {_PLACE} where the label goes, got {template!r}."
+            )
+
+
+class ZeroShotClassificationPipeline(Pipeline[Ranking]):
     """Head ``cls`` trained on natural language inference: does the text entail "This example is ..."?
 
     Args:
         session: The model. Its labels say by their names which one is entailment ("entail..." in any case) and which
             contradiction ("contra...", or the other one of two).
         tokenizer: Its tokenizer.
+        candidate_labels: A list, array or Series of labels, or one str with commas between them, of any script. The
+            enumeration comma (、) divides only where no other comma does. Needed here or in the call.
+        hypothesis_template: The hypothesis, with ``{}`` where the label goes.
+        multi_label: Whether several labels may be true: each is then scored by itself, entailment against
+            contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`; a text makes a row per candidate label.
 
     Raises:
@@ -44,20 +89,49 @@ class ZeroShotClassificationPipeline(Pipeline):
 
     task = "zero-shot-classification"
     head = "cls"
+    options_type = _Options
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
-        super().__init__(session, tokenizer, **options)
+    def __init__(
+        self, session: Session, tokenizer: Tokenizer, **options: Unpack[ZeroShotClassificationOptions]
+    ) -> None:
+        super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._labels = label_names(self.manifest)
         self._entailment = self._label_id("entail")
 
+    @overload
     def __call__(
-        self,
-        inputs: Any,
-        candidate_labels: str | Sequence[str],
-        *,
-        hypothesis_template: str = "This example is {}.",
-        multi_label: bool = False,
-        **options: Unpack[RunOptions],
+        self, inputs: Text, candidate_labels: str | Column | None = ..., **options: Unpack[_Settings]
+    ) -> Ranking: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], candidate_labels: str | Column | None = ..., **options: Unpack[_Settings]
+    ) -> Ranking | list[Ranking]: ...
+    @overload
+    def __call__(
+        self, inputs: Column, candidate_labels: str | Column | None = ..., **options: Unpack[_Settings]
+    ) -> list[Ranking]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], candidate_labels: str | Column | None = ..., **options: Unpack[_Settings]
+    ) -> Iterator[Ranking]: ...
+    @overload
+    def __call__(
+        self, inputs: Text, candidate_labels: str | Column | None = ..., **options: Unpack[_CallOptions]
+    ) -> Ranking | InvalidInputError: ...
+    @overload
+    def __call__(
+        self, inputs: Mapping[str, object], candidate_labels: str | Column | None = ..., **options: Unpack[_CallOptions]
+    ) -> Ranking | InvalidInputError | list[Ranking | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Column, candidate_labels: str | Column | None = ..., **options: Unpack[_CallOptions]
+    ) -> list[Ranking | InvalidInputError]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[object], candidate_labels: str | Column | None = ..., **options: Unpack[_CallOptions]
+    ) -> Iterator[Ranking | InvalidInputError]: ...
+    def __call__(
+        self, inputs: Any, candidate_labels: str | Column | None = None, **options: Unpack[_CallOptions]
     ) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
@@ -65,12 +139,8 @@ class ZeroShotClassificationPipeline(Pipeline):
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
-            candidate_labels: A list, array or Series of labels, or one str with commas between them, of any script. The
-                enumeration comma (、) divides only where no other comma does.
-            hypothesis_template: The hypothesis, with ``{}`` where the label goes.
-            multi_label: Whether several labels may be true: each is then scored by itself, entailment against
-                contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
-            **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
+            candidate_labels: As for the pipeline.
+            **options: The pipeline's own where they are left out.
 
         Returns:
             Per input ``{"sequence": str, "labels": list[str], "scores": list[float]}``, the best first and ties in
@@ -81,24 +151,26 @@ class ZeroShotClassificationPipeline(Pipeline):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
-        multi_label, limit = require_flag("multi_label", multi_label), self._limit(options)
-        candidates = _candidates(candidate_labels)
-        if not isinstance(hypothesis_template, str) or _PLACE not in hypothesis_template:
+        given: ZeroShotClassificationOptions = {**options, "candidate_labels": candidate_labels}
+        asked, limit = self._called(given), self._limit(given)
+        candidates, multi_label = asked.candidate_labels, asked.multi_label
+        if candidates is None:
             raise InvalidInputError(
-                f"hypothesis_template must be text with {_PLACE} where the label goes, got {hypothesis_template!r}."
+                f'{self.task} needs candidate_labels, like ["politics", "sports"]: give them to the pipeline or to its '
+                "call."
             )
         for i, label in enumerate(candidates):
             require_tokens(f"candidate_labels[{i}]", len(self.tokenizer.tokenize(label)))
         hypotheses = encode_seconds(
             self.tokenizer,
-            [hypothesis_template.replace(_PLACE, label) for label in candidates],
+            [asked.hypothesis_template.replace(_PLACE, label) for label in candidates],
             names=[f"the hypothesis for candidate label {quoted(label)}" for label in candidates],
             max_length=limit,
         )
         contradiction = self._label_id("contra") if multi_label or len(candidates) == 1 else None
 
-        def job(sequence: str, ids: list[int]) -> Job[dict[str, Any]]:
-            def finish(outputs: list[Outputs]) -> dict[str, Any]:
+        def job(sequence: str, ids: list[int]) -> Job[ZeroShotAnswer]:
+            def finish(outputs: list[Outputs]) -> ZeroShotAnswer:
                 scores = self._scores(np.stack([output["logits"] for output in outputs]), contradiction)
                 order = np.argsort(-scores, kind="stable")
                 return {
@@ -109,13 +181,13 @@ class ZeroShotClassificationPipeline(Pipeline):
 
             return Job(pair_rows(self.tokenizer, ids, hypotheses), finish)
 
-        def prepare(items: list[object]) -> list[Job[dict[str, Any]]]:
+        def prepare(items: list[object]) -> list[Job[ZeroShotAnswer]]:
             texts = [text_of(self.task, item) for item in items]
             threads = self.session.threads
             rows = encode_rows(self.tokenizer, texts, max_length=limit, threads=threads, add_special_tokens=False)
             return [job(text, ids) for text, ids in zip(texts, rows, strict=True)]
 
-        return self._answer_together(inputs, prepare, options)
+        return self._answer_together(inputs, prepare, given)
 
     def _scores(self, logits: NDArray[Any], contradiction: int | None) -> NDArray[np.float64]:
         """Scores ``(candidates,)`` from logits ``(candidates, labels)``."""

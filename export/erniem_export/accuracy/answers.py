@@ -90,7 +90,8 @@ def _questions(task_set: TaskSet, session: Session, tokenizer: Tokenizer, progre
 
 
 def _labels(task_set: TaskSet, session: Session, tokenizer: Tokenizer, progress: Progress) -> list[Any]:
-    pipeline = partial(TextClassificationPipeline(session, tokenizer), _given(task_set.examples), progress=progress)
+    classify: Callable[..., Any] = TextClassificationPipeline(session, tokenizer)
+    pipeline = partial(classify, _given(task_set.examples), progress=progress)
     metric = task_set.task.metric
     if metric == "micro_f1":
         found = pipeline(top_k=None)

@@ -133,7 +133,7 @@ def test_vectors_are_lists_of_numbers(make_text_artifact, answer) -> None:
         (["--threads", "0"], "threads must be a positive integer"),
         (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
         (["--device", "tpu"], "device"),
-        (["--stride", "3"], "zero-shot-classification takes no option 'stride'"),
+        (["--stride", "3"], "zero-shot-classification takes no --stride"),
         (["--align-to-words"], "zero-shot-classification takes no --align-to-words"),
         (["--hypothesis-template", "no place"], "hypothesis_template must be text with {}"),
         (["--candidate-labels", ""], "candidate_labels is empty: expected at least one label"),

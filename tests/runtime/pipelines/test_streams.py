@@ -264,13 +264,6 @@ def test_options_are_checked_in_every_place(make, options, message):
             refused()
 
 
-def test_an_option_of_the_pipeline_is_named_in_a_call(make_text_artifact):
-    artifact = make_text_artifact("ner", labels=("O", "B-X"))
-    with pipeline(artifact.path) as pipe, pytest.raises(InvalidInputError) as caught:
-        pipe("x", stride=20)
-    assert str(caught.value) == "stride is an option of the pipeline: pipeline(path, stride=...)."
-
-
 @pytest.mark.parametrize(
     ("head", "options", "item", "size"),
     [

@@ -1,0 +1,112 @@
+"""The answers of the tasks, as type checkers see them, and what pipelines may be called with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeAlias
+
+    from typing_extensions import TypeVar
+else:
+    import typing
+
+    def TypeVar(name, default):  # noqa: N802, ARG001 - before Python 3.13 its own takes no default
+        return typing.TypeVar(name)
+
+
+__all__ = ["ChoiceAnswer", "Entity", "Extraction", "LabelScore", "QuestionAnswer", "ZeroShotAnswer"]
+
+
+class QuestionAnswer(TypedDict):
+    """An answer found in a context: ``context[start:end]``, in code points; ``score`` is between 0 and 1."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+class LabelScore(TypedDict):
+    """A label and its score."""
+
+    label: str
+    score: float
+
+
+class ZeroShotAnswer(TypedDict):
+    """The text, its candidate labels with the best first, and a score for each."""
+
+    sequence: str
+    labels: list[str]
+    scores: list[float]
+
+
+class _Place(TypedDict):
+    score: float
+    word: str
+    start: int
+    end: int
+
+
+class Entity(_Place, total=False):
+    """A token, or with an aggregation strategy an entity: ``word`` is ``text[start:end]``, in code points.
+
+    A token has ``entity``, its label, and ``index``, its number in the text from 1; an entity has ``entity_group``.
+    """
+
+    entity: str
+    index: int
+    entity_group: str
+
+
+class ChoiceAnswer(TypedDict):
+    """The best choice, its index, and a score per choice, in their order."""
+
+    answer: str
+    index: int
+    scores: list[float]
+
+
+class _Found(TypedDict):
+    text: str
+    probability: float
+
+
+class Extraction(_Found, total=False):
+    """What was found for a name of a schema; ``start`` and ``end`` (code points) unless it is one of the options.
+
+    ``relations`` are what was found about it, by name.
+    """
+
+    start: int
+    end: int
+    relations: dict[str, list[Extraction]]
+
+
+class Column(Protocol):
+    """A list, array, Series or column: anything with a length and an index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+# One text as such, or by its keys.
+Text: TypeAlias = "str | Mapping[str, str]"
+Vector = NDArray[np.float32]
+
+# What a pipeline answers one input with. The defaults are those of a pipeline whose options change nothing of it.
+AnyAnswer = TypeVar("AnyAnswer", default=Any)
+Found = TypeVar("Found", default=QuestionAnswer)
+Label = TypeVar("Label", default=LabelScore)
+LoneLabels = TypeVar("LoneLabels", default=list[LabelScore])
+Ranking = TypeVar("Ranking", default=ZeroShotAnswer)
+Entities = TypeVar("Entities", default=list[Entity])
+Choice = TypeVar("Choice", default=ChoiceAnswer)
+Extracted = TypeVar("Extracted", default=dict[str, list[Extraction]])
+Embedding = TypeVar("Embedding", default=Vector)
+Embeddings = TypeVar("Embeddings", default=Vector)

@@ -1,0 +1,135 @@
+"""Every option of every task, when the pipeline is made and in a call: the same names, checks and answers."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+import erniem_rt
+from erniem_rt import InvalidInputError, pipeline
+from erniem_rt.pipelines import (
+    base,
+    feature_extraction,
+    information_extraction,
+    question_answering,
+    text_classification,
+    token_classification,
+    zero_shot_classification,
+)
+
+TEXT = "Guten Morgen, Maria aus Berlin. Heute ist Montag"
+QUESTION = {"question": "Wer?", "context": TEXT}
+NLI = ("entailment", "neutral", "contradiction")
+
+# Task, head, what to ask, and each option of the task with a value that changes the answer.
+CASES = [
+    ("question-answering", "qa", QUESTION, {"top_k": 3}),
+    ("question-answering", "qa", QUESTION, {"max_answer_len": 1, "top_k": 20}),
+    ("question-answering", "qa", QUESTION, {"align_to_words": True, "top_k": 20}),
+    ("question-answering", "qa", QUESTION, {"handle_impossible_answer": True, "top_k": 500}),
+    ("question-answering", "qa", QUESTION, {"doc_stride": 1, "max_seq_len": 16, "top_k": 20}),
+    ("text-classification", "cls", TEXT, {"top_k": 2}),
+    ("text-classification", "cls", TEXT, {"top_k": None}),
+    ("text-classification", "cls", TEXT, {"function_to_apply": "none"}),
+    ("zero-shot-classification", "cls", TEXT, {"candidate_labels": ["Tag", "Nacht"]}),
+    ("zero-shot-classification", "cls", TEXT, {"hypothesis_template": "{}!", "candidate_labels": "Tag,Nacht"}),
+    ("zero-shot-classification", "cls", TEXT, {"multi_label": True, "candidate_labels": ["Tag", "Nacht"]}),
+    ("token-classification", "ner", TEXT, {"aggregation_strategy": "simple"}),
+    ("token-classification", "ner", TEXT, {"ignore_labels": ["B-X"]}),
+    ("token-classification", "ner", TEXT, {"stride": 0, "max_seq_len": 8}),
+    ("information-extraction", "ie", TEXT, {"schema": ["Person"], "threshold": 0.0}),
+    ("information-extraction", "ie", TEXT, {"schema": {"I": "I"}, "schema_lang": "zh", "threshold": 0.0}),
+    ("feature-extraction", "base", TEXT, {"pooling": "cls"}),
+    ("feature-extraction", "base", TEXT, {"normalize": True}),
+    ("multiple-choice", "mc", {"prompt": TEXT, "choices": ["ja", "nein"]}, {"max_seq_len": 8}),
+]
+# What a task needs before it answers at all.
+NEEDED = {
+    "information-extraction": {"schema": "Ort"},
+    "zero-shot-classification": {"candidate_labels": ["Tag", "Nacht"]},
+}
+LABELS = {"cls": NLI, "ner": ("O", "B-X")}
+
+OPTIONS = {
+    "QuestionAnsweringPipeline": question_answering.QuestionAnsweringOptions,
+    "TextClassificationPipeline": text_classification.TextClassificationOptions,
+    "ZeroShotClassificationPipeline": zero_shot_classification.ZeroShotClassificationOptions,
+    "TokenClassificationPipeline": token_classification.TokenClassificationOptions,
+    "InformationExtractionPipeline": information_extraction.InformationExtractionOptions,
+    "FeatureExtractionPipeline": feature_extraction.FeatureExtractionOptions,
+    "MultipleChoicePipeline": base.RunOptions,
+}
+
+
+def artifact(make_text_artifact, head):
+    return make_text_artifact(head, **({"labels": LABELS[head]} if head in LABELS else {})).path
+
+
+def same(left, right):
+    return np.array_equal(left, right) if isinstance(left, np.ndarray) else left == right
+
+
+@pytest.mark.parametrize(("task", "head", "asked", "options"), CASES)
+def test_an_option_does_the_same_in_both_places(make_text_artifact, task, head, asked, options):
+    path, needed = artifact(make_text_artifact, head), NEEDED.get(task, {})
+    with pipeline(task, path, **options) as made, pipeline(task, path, **needed) as plain:
+        answer = made(asked)
+        assert same(answer, plain(asked, **options))
+        assert same(made([asked, asked]), plain([asked, asked], **options))
+        # A call changes its own answer only, and goes over what the pipeline was made with.
+        default = plain(asked)
+        if next(iter(options)) not in ("candidate_labels", "stride", "max_seq_len"):
+            assert not same(default, answer)
+        assert same(plain(asked), default)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_that_type_checkers_see_are_those_that_are_taken(name):
+    """One place says which there are, the other what becomes of them."""
+    taken = {field.name for field in fields(getattr(erniem_rt, name).options_type)}
+    assert set(OPTIONS[name].__annotations__) == taken
+
+
+def test_the_call_goes_over_the_pipeline(make_text_artifact):
+    with pipeline("question-answering", artifact(make_text_artifact, "qa"), top_k=2) as ask:
+        assert len(ask(QUESTION)) == 2
+        assert isinstance(ask(QUESTION, top_k=1), dict)
+        assert len(ask(QUESTION, top_k=None)) == 2
+    with pipeline("text-classification", artifact(make_text_artifact, "cls"), top_k=2) as classify:
+        assert len(classify({"text": TEXT})) == 2
+        assert len(classify({"text": TEXT}, top_k=None)) == len(NLI)
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "options", "message"),
+    [
+        ("text-classification", "cls", {"top_k": 0}, "top_k must be a positive integer, None or 'best', got 0"),
+        ("text-classification", "cls", {"function_to_apply": "tanh"}, "function_to_apply must be one of sigmoid"),
+        ("zero-shot-classification", "cls", {"candidate_labels": []}, "candidate_labels is empty"),
+        ("zero-shot-classification", "cls", {"hypothesis_template": "no"}, "hypothesis_template must be text with"),
+        ("zero-shot-classification", "cls", {"multi_label": 1}, "multi_label must be True or False"),
+        ("token-classification", "ner", {"stride": 500}, "stride is 500; it must be less than"),
+        ("token-classification", "ner", {"stride": -1}, "stride must be an integer of at least 0"),
+        ("information-extraction", "ie", {"threshold": 1}, "threshold must be a number from 0 to below 1"),
+        ("information-extraction", "ie", {"schema_lang": "de"}, "schema_lang must be one of auto, zh, en"),
+        ("feature-extraction", "base", {"pooling": "max"}, "pooling must be one of mean"),
+        ("question-answering", "qa", {"top_k": 0}, "top_k must be an integer of at least 1"),
+        ("question-answering", "qa", {"doc_stride": 0}, "doc_stride must be an integer of at least 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_both_places(make_text_artifact, task, head, options, message):
+    path = artifact(make_text_artifact, head)
+    with pytest.raises(InvalidInputError, match=message):
+        pipeline(task, path, **options)
+    with pipeline(task, path, **NEEDED.get(task, {})) as made, pytest.raises(InvalidInputError, match=message):
+        made([], **options)
+
+
+def test_zero_shot_classification_without_labels_says_where_to_give_them(make_text_artifact):
+    with (
+        pipeline("zero-shot-classification", artifact(make_text_artifact, "cls")) as classify,
+        pytest.raises(InvalidInputError, match="needs candidate_labels, .*: give them to the pipeline or to its call"),
+    ):
+        classify(TEXT)
