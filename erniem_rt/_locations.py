@@ -50,7 +50,7 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
 
 def find_folder(where: str | os.PathLike[str]) -> Path:
     """The folder of an artifact's companions, as the tokenizer's files; ``where`` as for :func:`find_artifact`."""
-    path = as_path("folder", where)
+    path = as_path("path", where)
     if path.is_file() and path.suffix in _SUFFIXES:
         return path.parent
     return path if not _is_hub_id(where, path) else _download(str(where), None)

@@ -37,7 +37,7 @@ def test_every_task_has_a_section_with_a_snippet_and_its_output() -> None:
 def test_snippet_prints_what_the_readme_says(
     snippet: re.Match[str], nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (head,) = (head for head in HEADS if f"{head}.onnx" in snippet["code"])
+    (head,) = (head for head in HEADS if f"out/{head}" in snippet["code"])
     monkeypatch.chdir(nano_artifact(head).parents[2])
     printed = io.StringIO()
 

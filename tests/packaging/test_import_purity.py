@@ -123,9 +123,16 @@ def test_the_public_names_are_these():
         "EngineError",
         "EngineUnavailableError",
         "ErnieMError",
+        "FeatureExtractionPipeline",
+        "InformationExtractionPipeline",
         "InvalidInputError",
+        "MultipleChoicePipeline",
+        "QuestionAnsweringPipeline",
         "Session",
+        "TextClassificationPipeline",
+        "TokenClassificationPipeline",
         "Tokenizer",
+        "ZeroShotClassificationPipeline",
         "pipeline",
     ]
     assert dir(erniem_rt) == sorted([*erniem_rt.__all__, "__version__"])

@@ -259,7 +259,7 @@ def zero_shot(artifact: Artifact, heldout: HeldOut, multi_label: bool = False) -
     """Zero-shot classification with candidates and a hypothesis in the language of the text."""
     theirs = reference_pipeline("ZeroShotClassificationPipeline", "cls")
     tally = Tally()
-    with pipeline(artifact("cls"), "zero-shot-classification") as ours:
+    with pipeline("zero-shot-classification", artifact("cls")) as ours:
         for language, candidates, template, texts in _zero_shot_cases(heldout):
             options = {"hypothesis_template": template, "multi_label": multi_label}
             expected = theirs(texts, candidate_labels=candidates, **options)

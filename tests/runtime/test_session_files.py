@@ -217,10 +217,6 @@ def test_a_manifest_may_narrow_a_dynamic_axis(artifact):
             session.run(input_ids=[[0], [2]])
 
 
-def test_a_folder(artifact):
-    refuses(artifact.folder, "is a folder; give the artifact in it, for example ", "qa.onnx")
-
-
 def test_nothing_at_all(tmp_path):
     refuses(tmp_path / "qa.onnx", "qa.onnx is missing. Check the path")
     refuses(tmp_path / "qa.json", "qa.json: there is no such file")

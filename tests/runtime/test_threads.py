@@ -100,7 +100,7 @@ def test_a_pipeline_cuts_texts_on_as_many_threads_as_its_session_has(
     nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     artifact = nano_artifact("base" if task == "feature-extraction" else "cls")
-    with erniem_rt.pipeline(artifact, task, threads=3) as pipe:
+    with erniem_rt.pipeline(task, artifact, threads=3) as pipe:
         encode, taken = pipe.tokenizer._model.encode, []
         monkeypatch.setattr(
             pipe.tokenizer._model, "encode", lambda runs, count: (taken.append(count), encode(runs, count))[1]

@@ -228,13 +228,13 @@ def test_a_mapping_is_required(value, message):
 def test_the_task_comes_from_the_manifest_or_the_caller(make_text_artifact, head, task, name):
     artifact = make_text_artifact(head, **OPTIONS.get(head, {}))
     for path in (artifact.path, str(artifact.path.with_suffix(".json"))):
-        with pipeline(path, task, batch_size=3) as pipe:
+        with pipeline(task, path, batch_size=3) as pipe:
             assert type(pipe).__name__ == name
             assert pipe.batch_size == 3
             assert pipe.task == (task or pipe.manifest.task)
 
 
-@pytest.mark.parametrize("path", [None, 3, b"cls.onnx"])
+@pytest.mark.parametrize("path", [3, b"cls.onnx"])
 def test_a_path_that_is_none_is_refused(path):
     with pytest.raises(InvalidInputError, match=rf"^path must be a str or a path, got {type(path).__name__}\.$"):
         pipeline(path)
@@ -248,7 +248,7 @@ def call(request, make_text_artifact):
         head, task, arguments = "cls", "zero-shot-classification", (["art", "sport"],)
     if head == "ie":
         options["schema"] = "Person"
-    with pipeline(make_text_artifact(head, **OPTIONS.get(head, {})).path, task, **options) as pipe:
+    with pipeline(task, make_text_artifact(head, **OPTIONS.get(head, {})).path, **options) as pipe:
         yield lambda inputs, **named: pipe(inputs, *arguments, **named)
 
 

@@ -161,8 +161,13 @@ def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
 
 def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch) -> None:
     taken = []
-    make = pipelines.Session
-    monkeypatch.setattr(pipelines, "Session", lambda path, **options: (taken.append(options), make(path, **options))[1])
+
+    class Watched(pipelines.Session):
+        def __init__(self, path, **options):
+            taken.append(options)
+            super().__init__(path, **options)
+
+    monkeypatch.setattr(pipelines, "Session", Watched)
     artifact = make_text_artifact("base").path
     for options in ([], ["--spinning", "--no-shrink-memory"], ["--no-spinning", "--shrink-memory", "--threads", "1"]):
         assert answer(artifact, ["Maria"], *options)[0] == 0

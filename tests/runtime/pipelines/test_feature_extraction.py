@@ -50,8 +50,10 @@ def test_texts_at_the_limit_and_over_it_are_among_the_sentences(tokenizer, sente
 
 @pytest.mark.parametrize("pooling", EXPECTED)
 def test_vectors_hold_no_batch_in_memory(make_pipe, pooling):
-    (vector,) = make_pipe(pooling=pooling)(["Gestern"])
-    assert vector.base is None
+    pipe = make_pipe(pooling=pooling)
+    assert pipe("Gestern").base is None
+    many = pipe(["Gestern", "heute"])
+    assert all(array.base is None for array in (many if pooling == "none" else [many]))
 
 
 def test_a_vector_of_zeros_stays_one(scripted_session, tokenizer):

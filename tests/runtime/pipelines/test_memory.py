@@ -43,7 +43,7 @@ def opened(make_text_artifact: Callable[..., Any]) -> Callable[[str], tuple[Any,
         labels = {"cls": LABELS, "ner": ("O", "B-PER", "I-PER")}.get(head)
         path: Path = make_text_artifact(head, labels=labels).path
         options = {"schema": [{"people": ["office"]}], "threshold": 0.1} if head == "ie" else {}
-        return erniem_rt.pipeline(path, task, **options), {"candidate_labels": ["lake"]} if "zero" in task else {}
+        return erniem_rt.pipeline(task, path, **options), {"candidate_labels": ["lake"]} if "zero" in task else {}
 
     return make
 

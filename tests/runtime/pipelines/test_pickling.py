@@ -35,7 +35,7 @@ def copied(thing):
 @pytest.mark.parametrize(("head", "task", "options", "given", "call"), CASES)
 def test_a_pipeline_comes_with_its_options_and_answers(make_text_artifact, head, task, options, given, call):
     artifact = make_text_artifact(head, **({"labels": LABELS[head]} if head in LABELS else {}))
-    pipe = erniem_rt.pipeline(artifact.path, task, threads=1, **{"batch_size": 5, **options})
+    pipe = erniem_rt.pipeline(task, artifact.path, threads=1, **{"batch_size": 5, **options})
     expected = pipe(given, **call)
     again = copied(pipe)
     pipe.close()

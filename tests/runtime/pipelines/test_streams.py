@@ -280,6 +280,6 @@ def test_the_characters_of_an_input_may_be_limited(make_text_artifact, head, opt
         message = rf"the input has {size} characters, more than max_characters={size - 1}: shorten it"
         with pytest.raises(InvalidInputError, match=f"^{message}"):
             pipe(item)
-        good, bad = pipe([item], max_characters=size) + pipe([item], errors="return")
+        good, bad = [*pipe([item], max_characters=size), *pipe([item], errors="return")]
         assert not isinstance(good, InvalidInputError)
         assert str(bad).startswith(message)
