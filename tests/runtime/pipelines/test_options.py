@@ -130,6 +130,6 @@ def test_a_wrong_value_is_refused_in_both_places(make_text_artifact, task, head,
 def test_zero_shot_classification_without_labels_says_where_to_give_them(make_text_artifact):
     with (
         pipeline("zero-shot-classification", artifact(make_text_artifact, "cls")) as classify,
-        pytest.raises(InvalidInputError, match="needs candidate_labels, .*: give them to the pipeline or to its call"),
+        pytest.raises(InvalidInputError, match=r"needs candidate_labels, .*: give them to the pipeline or to its call"),
     ):
         classify(TEXT)
