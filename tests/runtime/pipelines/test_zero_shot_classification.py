@@ -187,7 +187,7 @@ def test_a_long_label_is_cut_short_in_messages(make_pipe):
         (["a", 3], r"candidate_labels\[1\] must be str, got int"),
         (["a", "b", "a"], "candidate_labels has 'a' twice"),
         ("a,b, a", "candidate_labels has 'a' twice"),
-        (None, "candidate_labels must be a list of str, or one str with commas, got NoneType"),
+        (None, "zero-shot-classification needs candidate_labels"),
         ({"a": 1}, "candidate_labels must be a list of str, or one str with commas, got dict"),
     ],
 )
@@ -196,7 +196,7 @@ def test_bad_labels_are_named_before_anything_runs(make_pipe, labels, message):
         make_pipe()(iter([TEXT]), labels)
 
 
-@pytest.mark.parametrize("template", ["This example is.", "{0}", "", None])
+@pytest.mark.parametrize("template", ["This example is.", "{0}", "", 3])
 def test_a_template_without_a_place_for_the_label_is_refused(make_pipe, template):
     with pytest.raises(
         InvalidInputError, match=r"hypothesis_template must be text with \{\} where the label goes, got"
