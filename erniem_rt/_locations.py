@@ -44,6 +44,11 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
     if path.is_dir():
         return _chosen(path, head, str(path))
     if not _is_hub_id(where, path):
+        if not path.suffix and not path.exists():
+            raise ArtifactError(
+                f"{where} does not exist: expected an exported folder, an artifact in it (HEAD.onnx, HEAD.plan or its "
+                "manifest HEAD.json), or a hub id such as owner/name."
+            )
         return path
     return _download(str(where), lambda folder: _chosen(folder, head, str(where)))
 

@@ -121,7 +121,7 @@ def verify(
     """Compare an exported artifact with the checkpoint that it came from, again.
 
     Args:
-        artifact: ``HEAD.onnx`` in the exported folder.
+        artifact: The exported folder, an artifact in it, or its hub id.
         model: As for :func:`export`.
         task_set: As for :func:`export`.
         quiet: As for :func:`export`.
@@ -135,7 +135,7 @@ def verify(
     from erniem_export.pipeline import verify as run
     from erniem_export.progress import Terminal
 
-    return run(Path(artifact), str(model), Terminal(quiet=quiet), _path(task_set))
+    return run(artifact, str(model), Terminal(quiet=quiet), _path(task_set))
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

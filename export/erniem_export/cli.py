@@ -70,7 +70,8 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     parser = _verify_parser()
     arguments = parser.parse_args(argv)
     try:
-        model = _model_in(arguments.artifact.parent, arguments.model)
+        artifact = Path(arguments.artifact)
+        model = _model_in(artifact if artifact.is_dir() else artifact.parent, arguments.model)
     except OptionError as error:
         parser.error(str(error))
     return _run(lambda: _verify(arguments.artifact, model, arguments.task_set))
@@ -123,7 +124,7 @@ def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:
     ]
 
 
-def _verify(artifact: Path, model: str, task_set: Path | None) -> None:
+def _verify(artifact: str, model: str, task_set: Path | None) -> None:
     from erniem_export.pipeline import verify
 
     _say(*_reports(verify(artifact, model, Terminal(), task_set)))
@@ -327,7 +328,7 @@ def _verify_parser() -> argparse.ArgumentParser:
         prog="erniem-verify", description="Compare an exported artifact with the checkpoint it came from, again."
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
-    parser.add_argument("artifact", type=_path, metavar="ARTIFACT", help="HEAD.onnx in the exported folder")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")
     parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
     _add_task_set(parser)
     return parser

@@ -29,11 +29,14 @@ from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.tokenizer_check import check_tokenizer
 from erniem_export.vocabulary.pruning import Vocabulary, prune, prune_like
+from erniem_rt._locations import find_artifact
 from erniem_rt.engines.trt_rows import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:
+    import os
+
     import onnx_ir as ir
 
     from erniem_export.accuracy.task_set import TaskSet
@@ -105,16 +108,15 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     return options.output / manifest.artifact, manifest
 
 
-def verify(artifact: Path, model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
-    """Run the gate again on an exported artifact; return its manifest with the new report.
+def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
+    """Run the gate again on an exported artifact, its folder's or a hub id's; return its manifest with the new report.
 
     ``task_set`` is a file of labelled examples, if not the checkpoint's own.
 
     Raises:
         ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
     """
-    if artifact.is_dir():
-        raise ArtifactError(f"{artifact} is a folder; give the artifact in it, for example {artifact / 'qa.onnx'}")
+    artifact = find_artifact(artifact)
     if artifact.suffix == ".plan":
         graph = artifact.with_suffix(".onnx")
         raise ArtifactError(

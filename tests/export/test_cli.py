@@ -94,6 +94,7 @@ def test_verify_passes(exported: tuple[Path, Any], erniem_verify: Run) -> None:
     assert result.out.splitlines()[-1].endswith("passed")
     assert "comparing qa.onnx with PyTorch" in result.err
     assert "comparing qa.onnx with PyTorch" in erniem_verify(exported[0] / "qa.json", "--model", "random:tiny").err
+    assert "comparing qa.onnx with PyTorch" in erniem_verify(exported[0], "--model", "random:tiny").err
 
 
 @pytest.mark.parametrize("kind", ["hard links", "hub cache"])

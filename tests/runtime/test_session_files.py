@@ -222,7 +222,7 @@ def test_nothing_at_all(tmp_path):
     refuses(tmp_path / "qa.json", "qa.json: there is no such file")
 
 
-@pytest.mark.parametrize("name", ["qa", "qa.onnx.data", "config.txt"])
+@pytest.mark.parametrize("name", ["qa.onnx.data", "config.txt"])
 def test_other_suffixes(artifact, name):
     refuses(artifact.folder / name, "expected a file HEAD.onnx or HEAD.plan (or the manifest HEAD.json)")
 

@@ -77,6 +77,14 @@ def test_a_folder_without_artifacts(tmp_path):
         Session(tmp_path)
 
 
+@pytest.mark.parametrize("opened", [Session, pipeline])
+def test_a_folder_that_is_not_there(opened, tmp_path):
+    with pytest.raises(
+        ArtifactError, match=r"out does not exist: expected an exported folder, an artifact in"
+    ):
+        opened(tmp_path / "out")
+
+
 def test_a_hub_id_is_downloaded(hub, folder, monkeypatch, tmp_path):
     cache, asked = hub
     (folder / "model.safetensors").write_bytes(b"not of the artifact")
