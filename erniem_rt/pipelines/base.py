@@ -363,7 +363,7 @@ def require_options(cls: type[Pipeline], options: Iterable[str]) -> None:
     for name in options:
         if name not in known:
             if name in _own_parameters(cls.__call__):
-                raise InvalidInputError(f"{name} belongs into the call: pipeline(path)(inputs, {name}=...).")
+                raise InvalidInputError(f"{name} is an option of the call: pipeline(path)(inputs, {name}=...).")
             raise InvalidInputError(f"{cls.task} takes no option {name!r}; expected one of {', '.join(known)}.")
 
 

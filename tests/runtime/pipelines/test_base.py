@@ -292,7 +292,7 @@ def test_an_artifact_that_takes_embeddings_is_refused(make_artifact, head):
     ("options", "message"),
     [
         ({"batchsize": 3}, NO_OPTION),
-        ({"top_k": 3}, "top_k belongs into the call: pipeline(path)(inputs, top_k=...)."),
+        ({"top_k": 3}, "top_k is an option of the call: pipeline(path)(inputs, top_k=...)."),
     ],
 )
 def test_an_option_that_does_not_exist_is_refused(make_text_artifact, options, message):

@@ -56,5 +56,5 @@ def test_a_prompt_that_leaves_no_room(tokenizer: Tokenizer) -> None:
 
 
 def test_a_prompt_without_tokens(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidInputError, match=r"the prompt .* holds nothing that the tokenizer keeps"):
+    with pytest.raises(InvalidInputError, match=r"the prompt .* has no tokens left after normalization"):
         Prompter(tokenizer, 64, "auto")(*parse_schema("\u200b"))
