@@ -37,7 +37,7 @@ def warn_of_cpu(engine: Mapping[str, Any] | None) -> None:
     int8 = (engine or {}).get("int8")
     if isinstance(int8, Mapping) and int8.get("cpu") == "vnni" and has_vnni() is False:
         warnings.warn(
-            "this artifact was exported for a CPU with VNNI, which this one has not: its results are less accurate "
+            "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate "
             "here. Export it again with --int8 --cpu avx2.",
             stacklevel=3,
         )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
+_KINDS = ("an ONNX graph", "a TensorRT plan")
+
 
 class Session:
     """An artifact, loaded. Safe to share between threads; a context manager.
@@ -113,7 +115,7 @@ class Session:
         )
         if is_plan(self._path):
             _refuse(
-                self._path, "for graphs", share_weights=share_weights, spinning=spinning, shrink_memory=shrink_memory
+                self._path, "ONNX graphs", share_weights=share_weights, spinning=spinning, shrink_memory=shrink_memory
             )
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
             engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
@@ -121,7 +123,7 @@ class Session:
             self._longest = engine.max_length
             self.manifest = _as_run(self.manifest, self._longest)
         else:
-            _refuse(self._path, "for TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
+            _refuse(self._path, "TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
                 warn_of_cpu(self.manifest.engine)
             if cuda_graphs:
@@ -330,7 +332,7 @@ def _as_run(manifest: Manifest, longest: int) -> Manifest:
 def _refuse(path: Path, purpose: str, **options: object) -> None:
     for name, value in options.items():
         if value not in (None, False):
-            raise InvalidInputError(f"{name} is {purpose}, and {path} is none: leave it out.")
+            raise InvalidInputError(f"{name} applies to {purpose} only; {path} is {_KINDS[is_plan(path)]}. Remove it.")
 
 
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:

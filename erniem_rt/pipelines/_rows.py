@@ -46,4 +46,4 @@ def encode_rows(
 def require_tokens(name: str, count: int) -> None:
     """Raise :class:`InvalidInputError` where a text has no tokens: the model would answer about special ones alone."""
     if not count:
-        raise InvalidInputError(f"{name} holds nothing that the tokenizer keeps: expected text.")
+        raise InvalidInputError(f"{name} has no tokens left after normalization: expected text.")

@@ -166,7 +166,7 @@ def test_labels_in_one_text_are_divided_by_commas_of_any_script(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
+    ("text", "message"), [("", "text is empty"), ("\u200b", "text has no tokens left after normalization")]
 )
 def test_a_text_without_text_is_refused(
     tokenizer: Tokenizer, reference_parts: dict[str, Any], text: str, message: str
@@ -190,7 +190,7 @@ def test_zero_shot_needs_text_and_labels_with_tokens(
     from transformers import ZeroShotClassificationPipeline as Reference
 
     session: Any = Answering(NLI, [[1.0, 0.0, 0.0]])
-    with pytest.raises(InvalidInputError, match=f"^{name} holds nothing that the tokenizer keeps"):
+    with pytest.raises(InvalidInputError, match=f"^{name} has no tokens left after normalization"):
         ZeroShotClassificationPipeline(session, tokenizer)(text, [label])
     [score] = Reference(**reference_parts)(text, candidate_labels=[label])["scores"]
     assert 0 < score < 1

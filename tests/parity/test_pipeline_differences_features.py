@@ -80,7 +80,7 @@ def test_a_long_text_is_cut_without_asking(both: tuple[Any, FeatureExtractionPip
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
+    ("text", "message"), [("", "text is empty"), ("\u200b", "text has no tokens left after normalization")]
 )
 def test_a_text_without_text_is_refused(both: tuple[Any, FeatureExtractionPipeline], text: str, message: str) -> None:
     theirs, ours = both

@@ -256,7 +256,7 @@ def test_words_and_offsets_are_those_of_the_text(make_ner):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "text is empty"), ("\u200b", "text holds nothing that the tokenizer keeps")]
+    ("text", "message"), [("", "text is empty"), ("\u200b", "text has no tokens left after normalization")]
 )
 def test_a_text_without_text_is_refused(make_ner, text, message):
     theirs, ours = make_ner({})

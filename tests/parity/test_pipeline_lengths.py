@@ -50,7 +50,7 @@ def theirs(name: str, head: str, length: int) -> Any:
 def test_zero_shot(length: int, reference: ModuleType, with_length: With) -> None:
     labels = ["politics", "sports", "food"]
     expected = theirs("ZeroShotClassificationPipeline", "cls", length)(SPORT + POLITICS, labels)
-    with pipeline(with_length("cls", length), "zero-shot-classification") as ours:
+    with pipeline("zero-shot-classification", with_length("cls", length)) as ours:
         found, whole = ours(SPORT + POLITICS, labels), ours(SPORT + POLITICS, labels, max_seq_len=512)
     assert found["labels"] == expected["labels"]
     assert found["scores"] == pytest.approx(expected["scores"], abs=TOLERANCE)

@@ -163,7 +163,7 @@ def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypat
         warnings.simplefilter("always")
         Session(artifact.path).close()
     assert [str(warning.message) for warning in caught] == warns * [
-        "this artifact was exported for a CPU with VNNI, which this one has not: its results are less accurate here. "
+        "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate here. "
         "Export it again with --int8 --cpu avx2."
     ]
     assert all(warning.filename == __file__ for warning in caught)

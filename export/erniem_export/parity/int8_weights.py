@@ -151,15 +151,15 @@ def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[An
         return product
     product = dataclasses.replace(product, input_step=float(_constant(quantize.inputs[1])))
     entered = uncast(quantize.inputs[0])
-    evened = None if entered is None else entered.producer()
-    for value in map(uncast, () if evened is None or evened.op_type != "Mul" else evened.inputs):
+    smoothed = None if entered is None else entered.producer()
+    for value in map(uncast, () if smoothed is None or smoothed.op_type != "Mul" else smoothed.inputs):
         if value is not None and value.const_value is not None and value.const_value.size == len(steps):
             product = product.scaled(_constant(value), np.ones_like(scales))
     return product
 
 
 def _with_exact(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The weight, with the rows that enter in float32, by a product that is added."""
+    """The weight, with the rows of outlier channels kept in float32, by a product that is added."""
     for use in node.outputs[0].uses():
         addends = (
             [value.producer() for value in use.node.inputs if value is not None] if use.node.op_type == "Add" else []

@@ -121,8 +121,8 @@ def _round_input(
     rewriter, name, values = Rewriter(graph), product.name, entering
     factors = product.entering.factors
     if factors is not None and not product.fold:
-        evened = _stored(graph, f"{name}.input_factors", factors.numpy().astype(dtype.numpy()))
-        values = rewriter.op("Mul", entering, evened, name=f"{name}.input_evened")
+        smoothed = _stored(graph, f"{name}.input_factors", factors.numpy().astype(dtype.numpy()))
+        values = rewriter.op("Mul", entering, smoothed, name=f"{name}.input_smoothed")
         values.type, values.shape = ir.TensorType(dtype), entering.shape
     scale = _stored(graph, f"{name}.input_scale", _scales(np.array(product.entering.scale), dtype))
     zero = _stored(graph, f"{name}.input_zero_point", np.array(0, dtype=np.int8))

@@ -1,10 +1,10 @@
-"""One product of a layer in int8: weights with a scale per column, inputs with one fixed scale.
+"""One matmul of a layer in int8: weights with a scale per column, activations with one static scale.
 
-Fixed, so that quantizing costs one cheap pass and a text's result cannot depend on the texts beside it. The price is
-that one range must fit every token. The few channels that reach far beyond the rest therefore enter in float32, by a
-product of their own, where that pays (as in LLM.int8(), Dettmers et al. 2022, but the same channels for every token);
-others that reach further than most are divided down beforehand and their weights multiplied up (as in SmoothQuant,
-Xiao et al. 2022, but all others are left alone); and what is left is clipped where the product's error is smallest.
+Static, so that quantizing costs one cheap pass and a text's result cannot depend on the texts beside it. The price is
+that one activation range must fit every token. Outlier channels are therefore kept in float32, by a matmul of their
+own, where that pays (as in LLM.int8(), Dettmers et al. 2022, but the same channels for every token); others with a
+range wider than most are smoothed: divided beforehand, and their weights multiplied (as in SmoothQuant, Xiao et al.
+2022, but all others are left alone); and what is left is clipped where the matmul's error is smallest.
 
 A CPU without VNNI adds pairs of products in 16 bits, which two large weights overflow. The stock remedy halves all
 weights. Here the inputs leave some of their range unused instead, and the few weights are rounded down that could
@@ -45,7 +45,7 @@ INPUT_STEPS, WEIGHT_STEPS = 255, 127
 MIDDLE = 128
 
 # What computes the products. ``exact``: sums never overflow; ``pairs``: pairs are added in 16 bits; ``symmetric``: it
-# knows no zero points, and no channels that enter in float32.
+# knows no zero points, and no outlier channels in float32.
 Form = Literal["exact", "pairs", "symmetric"]
 
 # Up to which channel, in the order of their reach, all keep their range; None: no factors, and nothing to multiply.
@@ -53,7 +53,7 @@ _CAPS = (None, 0.99, 0.95, 0.85, 0.7)
 # Of the range of all tokens that were seen. Others go further, which the text that ranges are chosen on cannot show: a
 # narrower range wins there and loses on other text. In pairs, inputs leave steps unused, and so have that room already.
 _CLIPPED_TO: dict[Form, tuple[float, ...]] = {"exact": (1.25,), "pairs": (1.25, 1.05), "symmetric": (1.25,)}
-# How many of the channels, those that reach furthest, may enter in float32, if there are enough for that to be few.
+# How many outlier channels may be kept in float32, if there are enough for that to be few.
 _EXACT, _WIDE = 4, 32
 # What a multiplication before the product, or an addition behind it, must be worth in its squared error.
 _MULTIPLICATION, _ADDITION = 1.1, 1.1
@@ -73,8 +73,8 @@ _HELD_STEPS = 208
 class QuantizedInput:
     """``round(x * factors / scale) + zero_point``, clipped to uint8; ``factors (in,)`` or None for ones.
 
-    The channels ``exact (few,)`` enter in float32 instead. ``reach (in / 2, corners, 2)``: how far, in uint8, each pair
-    of neighbours was seen to reach together, where that matters.
+    The channels ``exact (few,)`` are kept in float32 instead. ``reach (in / 2, corners, 2)``: how far, in uint8, each
+    pair of neighbours was seen to reach together, where that matters.
     """
 
     scale: float
@@ -116,7 +116,7 @@ class QuantizedInput:
 @dataclass
 class Int8Product:
     """``name`` of the linear layer; ``weight (in, out)`` int8, ``scales (out,)``, ``bias (out,)`` float32, and
-    ``exact_weight (few, out)`` float32 of the channels that enter in float32.
+    ``exact_weight (few, out)`` float32 of the outlier channels in float32.
 
     ``entering`` is shared between products that read the same input. ``fold`` says that the factors are in the
     product before, and need no multiplication. ``error`` is relative to the product, on the calibration text.
@@ -131,7 +131,7 @@ class Int8Product:
     fold: bool = False
     error: float = 0.0
 
-    def evened_channels(self) -> int:
+    def smoothed_channels(self) -> int:
         """How many input channels are divided down."""
         factors = self.entering.factors
         return 0 if factors is None else int((factors < 1).sum())

@@ -68,7 +68,7 @@ def test_what_was_decided_for_each_product_is_told(outlying_model: Any, trace_on
     done = quantize.quantize(graph, checkpoint, tmp_path, Int8("avx2"), Limits(64, 1000, 1), Terminal())
     products = {name.partition("layers.")[2]: product for name, product in done["products"].items()}
     assert len(products) == 12
-    assert all(0 < product["error"] < 0.1 and product["evened_channels"] > 0 for product in products.values())
+    assert all(0 < product["error"] < 0.1 and product["smoothed_channels"] > 0 for product in products.values())
     assert all(len(product["channels_in_fp32"]) == 4 for product in products.values())
     assert all(FAR in products[f"{layer}.linear1"]["channels_in_fp32"] for layer in range(2))
     assert FAR not in products["0.self_attn.self_attn.q_proj"]["channels_in_fp32"], "before the norm that reaches far"

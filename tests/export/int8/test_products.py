@@ -51,7 +51,7 @@ def test_where_none_can_enter_in_float32_it_is_divided_down(inputs: torch.Tensor
     assert entering.factors[5] < 0.1
     product = round_product("layer", linear, entering, (inputs, inputs))
     assert 0 < product.error < 0.05
-    assert product.evened_channels() >= 1
+    assert product.smoothed_channels() >= 1
 
 
 def test_even_channels_are_left_alone() -> None:

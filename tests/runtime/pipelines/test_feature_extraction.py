@@ -122,7 +122,7 @@ def test_a_flag_may_be_numpys(make_pipe, flag):
         (b"text", "^text must be str, got bytes"),
         ({"text": 3}, "^text must be str, got int"),
         (["a", "b", " "], "^input 2: text is empty"),
-        (["a", "\ufeff"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
+        (["a", "\ufeff"], "^input 1: text has no tokens left after normalization: expected text"),
         (["a", None], "^input 1: text must be str, got NoneType"),
     ],
 )

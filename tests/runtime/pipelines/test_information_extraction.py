@@ -315,7 +315,7 @@ def test_from_an_artifact(make_text_artifact: Callable[..., Any]) -> None:
     [
         ("", "text is empty"),
         (" \n\t", "text is empty"),
-        ("\u200b", "text holds nothing that the tokenizer keeps"),
+        ("\u200b", "text has no tokens left after normalization"),
         (3, "text must be str, got int"),
         ({"texts": "Ada"}, "'text' is missing; information-extraction takes a mapping with 'text'"),
         (["Ada", None], "input 1: text must be str, got NoneType"),

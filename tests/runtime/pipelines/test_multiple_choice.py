@@ -90,10 +90,10 @@ def test_a_choice_that_leaves_no_room_is_named(make_pipe, tokenizer, sentences):
         ({"prompt": "a", "choices": []}, "choices is empty: expected at least one"),
         ({"prompt": "a", "choices": "abc"}, "choices must be a list of str, got str"),
         ({"prompt": "a", "choices": ["a", ""]}, r"choices\[1\] is empty"),
-        ({"prompt": "\u200b", "choices": ["a"]}, "prompt holds nothing that the tokenizer keeps: expected text"),
+        ({"prompt": "\u200b", "choices": ["a"]}, "prompt has no tokens left after normalization: expected text"),
         (
             {"prompt": "a", "choices": ["a", "\ufeff"]},
-            r"choices\[1\] holds nothing that the tokenizer keeps: expected text",
+            r"choices\[1\] has no tokens left after normalization: expected text",
         ),
         ({"prompt": "a", "choices": [1]}, r"choices\[0\] must be str, got int"),
     ],

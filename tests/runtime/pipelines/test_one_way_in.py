@@ -79,9 +79,7 @@ def test_a_folder_without_artifacts(tmp_path):
 
 @pytest.mark.parametrize("opened", [Session, pipeline])
 def test_a_folder_that_is_not_there(opened, tmp_path):
-    with pytest.raises(
-        ArtifactError, match=r"out does not exist: expected an exported folder, an artifact in"
-    ):
+    with pytest.raises(ArtifactError, match=r"out does not exist: expected an exported folder, an artifact in"):
         opened(tmp_path / "out")
 
 

@@ -90,7 +90,7 @@ def test_a_text_at_fault_is_still_named(make, kind) -> None:
 @pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
 def test_a_text_without_tokens_is_named_as_an_empty_one_is(make, kind, text) -> None:
     pipe = make(kind)
-    message = r"text holds nothing that the tokenizer keeps: expected text\.$"
+    message = r"text has no tokens left after normalization: expected text\.$"
     with pytest.raises(InvalidInputError, match=f"^{message}"):
         pipe(text)
     with pytest.raises(InvalidInputError, match=f"^input 17: {message}"):
@@ -101,7 +101,7 @@ def test_a_text_without_tokens_is_named_as_an_empty_one_is(make, kind, text) -> 
 def test_the_text_of_a_pair_that_has_no_tokens_is_named(make, item) -> None:
     name = "text" if item[0] == "\u200b" else "text_pair"
     inputs = [{"text": text, "text_pair": pair} for text, pair in (("x", "y"), item)]
-    with pytest.raises(InvalidInputError, match=f"^input 1: {name} holds nothing that the tokenizer keeps"):
+    with pytest.raises(InvalidInputError, match=f"^input 1: {name} has no tokens left after normalization"):
         make("cls")(inputs)
 
 

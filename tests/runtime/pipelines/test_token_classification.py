@@ -186,8 +186,8 @@ def test_from_an_exported_folder(make_text_artifact):
     [
         ("", "text is empty"),
         (" \n", "text is empty"),
-        ("\u200b", "text holds nothing that the tokenizer keeps: expected text"),
-        ("▁", "text holds nothing that the tokenizer keeps: expected text"),
+        ("\u200b", "text has no tokens left after normalization: expected text"),
+        ("▁", "text has no tokens left after normalization: expected text"),
         (None, "text must be str, got NoneType"),
         (b"x", "text must be str, got bytes"),
         ({"text": "x", "id": 1}, "key 'id' is not known; token-classification takes a mapping with 'text'"),

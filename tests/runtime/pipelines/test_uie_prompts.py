@@ -58,5 +58,5 @@ def test_a_prompt_that_leaves_no_room(tokenizer: Tokenizer) -> None:
 
 
 def test_a_prompt_without_tokens(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidInputError, match=r"the prompt .* holds nothing that the tokenizer keeps"):
+    with pytest.raises(InvalidInputError, match=r"the prompt .* has no tokens left after normalization"):
         Prompter(tokenizer)(*parse_schema("\u200b"), max_length=64, language="auto")

@@ -140,5 +140,5 @@ def test_tokens_that_a_checkpoint_added_are_those_of_the_text_as_it_is_written(
 
 
 def test_a_text_without_tokens(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidInputError, match="text holds nothing that the tokenizer keeps"):
+    with pytest.raises(InvalidInputError, match="text has no tokens left after normalization"):
         encode(tokenizer, "\u200b\ufeff", "text")

@@ -182,8 +182,8 @@ def test_a_long_label_is_cut_short_in_messages(make_pipe):
         ("", "candidate_labels is empty"),
         (" , ,", "candidate_labels is empty"),
         (["a", " "], r"candidate_labels\[1\] is empty"),
-        (["a", "\u200b"], r"candidate_labels\[1\] holds nothing that the tokenizer keeps: expected text"),
-        ("a, ▁,b", r"candidate_labels\[1\] holds nothing that the tokenizer keeps: expected text"),
+        (["a", "\u200b"], r"candidate_labels\[1\] has no tokens left after normalization: expected text"),
+        ("a, ▁,b", r"candidate_labels\[1\] has no tokens left after normalization: expected text"),
         (["a", 3], r"candidate_labels\[1\] must be str, got int"),
         (["a", "b", "a"], "candidate_labels has 'a' twice"),
         ("a,b, a", "candidate_labels has 'a' twice"),
@@ -223,7 +223,7 @@ def test_braces_in_a_label_are_text(scripted_session, tokenizer, name):
     [
         ("", "^text is empty"),
         ([TEXT, "\n"], "^input 1: text is empty"),
-        ([TEXT, "\u200b"], "^input 1: text holds nothing that the tokenizer keeps: expected text"),
+        ([TEXT, "\u200b"], "^input 1: text has no tokens left after normalization: expected text"),
         ({"text": ["a", 3]}, "^input 1: text must be str, got int"),
     ],
 )

@@ -417,12 +417,12 @@ def test_no_room_for_a_second_lane_is_no_error(monkeypatch, heads, plan_of):
 def test_what_is_for_plans(heads, options):
     (name,) = options
     message = refused(heads["qa"].path, InvalidInputError, **options)
-    assert message == f"{name} is for TensorRT plans, and {heads['qa'].path} is none: leave it out."
+    assert message == f"{name} applies to TensorRT plans only; {heads['qa'].path} is an ONNX graph. Remove it."
 
 
 def test_sharing_weights_is_for_graphs(machine, plan):
     message = refused(plan, InvalidInputError, share_weights=True)
-    assert message == f"share_weights is for graphs, and {plan} is none: leave it out."
+    assert message == f"share_weights applies to ONNX graphs only; {plan} is a TensorRT plan. Remove it."
 
 
 def test_threads_are_for_a_cpu(machine, plan):
