@@ -33,7 +33,7 @@ def cpu_for(options: Int8) -> str:
     """``avx2`` or ``vnni``, as asked for or as here; :class:`ExportError` for ``vnni`` where it cannot be checked."""
     flags, vnni = cpu_flags(), has_vnni()
     if vnni is not None and "avx2" not in flags:
-        raise ExportError("--int8 needs AVX2, and this CPU has none: leave it out")
+        raise ExportError("--int8 needs a CPU with AVX2, and this CPU has none: leave it out")
     if options.cpu == "auto":
         return "vnni" if vnni else "avx2"
     if options.cpu == "vnni" and vnni is False:
