@@ -148,7 +148,7 @@ def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (lambda t: t("The", 5), "pair must be str, not int"),
         (
             lambda t: t("The", truncation="longest"),
-            "truncation must be one of longest_first, .* or None, got 'longest'",
+            "must be one of longest_first, .* or None, got 'longest'",
         ),
         (lambda t: t("The", truncation="longest_first"), "truncation needs max_length"),
         (lambda t: t("The", max_length=1), "max_length=1 is less than the 2 special tokens"),
