@@ -133,7 +133,7 @@ def _json(text: str) -> Any:
 
 
 def _labels(text: str) -> list[str]:
-    from erniem_rt.pipelines._options import split_at_commas
+    from erniem_rt.pipelines.inputs import split_at_commas
 
     return split_at_commas(text)
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import numpy as np
 
+from erniem_rt._checks import require_choice, require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_choice, require_flag
-from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines.answers import Embedding, Embeddings
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import text_of
+from erniem_rt.pipelines.rows import encode_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -10,15 +10,28 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from erniem_rt._checks import require_choice, require_fraction
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_choice, require_fraction
-from erniem_rt.pipelines._scores import sigmoid
-from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, SchemaLanguage
-from erniem_rt.pipelines._uie_schema import Node, parse_schema
-from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans, join_spans
-from erniem_rt.pipelines._uie_text import EncodedText, encode, split
 from erniem_rt.pipelines.answers import Extracted
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import text_of
+from erniem_rt.pipelines.rows import sigmoid
+from erniem_rt.pipelines.uie import (
+    EncodedText,
+    Node,
+    Prompt,
+    Prompter,
+    PromptKey,
+    SchemaLanguage,
+    Span,
+    choose_option,
+    cut_answers,
+    encode,
+    find_spans,
+    join_spans,
+    parse_schema,
+    split,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

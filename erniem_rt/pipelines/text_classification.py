@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 import numpy as np
 
+from erniem_rt._checks import is_count, require_choice
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import is_count, require_choice
-from erniem_rt.pipelines._rows import encode_rows
-from erniem_rt.pipelines._scores import sigmoid, softmax
 from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels
-from erniem_rt.pipelines.base import (
-    CommonOptions,
-    Job,
-    Options,
-    Outputs,
-    Pipeline,
-    RunOptions,
-    require_mapping,
-    require_text,
-)
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import require_mapping, require_text
+from erniem_rt.pipelines.rows import encode_rows, label_names, sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from erniem_rt._checks import require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._containers import strings
-from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import quoted, require_flag, split_at_commas
-from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
-from erniem_rt.pipelines._rows import encode_rows, require_tokens
-from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, require_text, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import quoted, require_text, split_at_commas, strings, text_of
+from erniem_rt.pipelines.rows import encode_rows, encode_seconds, label_names, pair_rows, require_tokens, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -14,7 +14,8 @@ import pytest
 
 import erniem_rt
 from erniem_rt import ArtifactError, InvalidInputError, Session, Tokenizer, pipeline, pipelines
-from erniem_rt.pipelines.base import Job, Pipeline, require_mapping, require_text
+from erniem_rt.pipelines.base import Job, Pipeline
+from erniem_rt.pipelines.inputs import require_mapping, require_text
 
 OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
 BATCH, CHUNK = 2, 16
