@@ -42,5 +42,6 @@ def require_choice(name: str, value: object, choices: Any, *, optional: bool = F
     if value is None and optional:
         return
     if not isinstance(value, str) or value not in get_args(choices):
-        expected = ", ".join(get_args(choices)) + (" or None" if optional else "")
+        choices = get_args(choices)
+        expected = ", ".join(choices) + (" or None" if optional and "none" not in choices else "")
         raise InvalidInputError(f"{name} must be one of {expected}, got {value!r}.")

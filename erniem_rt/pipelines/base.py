@@ -86,12 +86,16 @@ class Options:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "read_ahead", "max_seq_len", "max_characters"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, require_count(name, getattr(self, name)))
+        self._check(require_count, "batch_size", "read_ahead", "max_seq_len", "max_characters")
         require_choice("errors", self.errors, Errors)
         if self.progress is not None and not callable(self.progress):
             raise InvalidInputError(f"progress must be a function of two numbers, or None, got {self.progress!r}.")
+
+    def _check(self, check: Callable[[str, Any], Any], *names: str) -> None:
+        """Replace the options of these names that are not None by what ``check`` makes of them."""
+        for name in names:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def changed(self: OptionsOfTask, options: Mapping[str, Any]) -> OptionsOfTask:
         """The same with ``options``, of which None says nothing, except where it is a value."""
@@ -157,12 +161,12 @@ class Pipeline(Generic[AnyAnswer]):
     __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
-        require_options(type(self), options)
-        self._options = self.options_type().changed(options)
+        self._options = self.options_type()
+        self._options = self._called(options)
         self.session = session
         self.owns_session = True
         self._tokenizer: Tokenizer | None = tokenizer
-        self._limit(options)
+        self._limit(self._options)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -185,8 +189,7 @@ class Pipeline(Generic[AnyAnswer]):
     @property
     def max_length(self) -> int:
         """Most tokens in one row, special tokens included, where a call does not say otherwise."""
-        own = self.manifest.limits.max_length
-        return self._options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
+        return self._limit(self._options)
 
     def close(self) -> None:
         """Free the model, unless the session was given, and let go of the tokenizer. Closing twice is fine."""
@@ -205,12 +208,11 @@ class Pipeline(Generic[AnyAnswer]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.session!r})"
 
-    def _limit(self, options: RunOptions) -> int:
-        """Most tokens in one row in a call with ``options``, which are checked."""
-        given = options.get("max_seq_len")
-        if given is None:
-            return self.max_length
-        limit, most = require_count("max_seq_len", given), self.manifest.limits.max_length
+    def _limit(self, asked: Options) -> int:
+        """Most tokens in one row of a call with these options."""
+        limit, most = asked.max_seq_len, self.manifest.limits.max_length
+        if limit is None:
+            return min(self.manifest.defaults.max_seq_len or most, most)
         if limit > most:
             raise InvalidInputError(f"max_seq_len is {limit}; the model takes at most {most} tokens.")
         special = self.tokenizer.num_special_tokens_to_add()
@@ -220,28 +222,27 @@ class Pipeline(Generic[AnyAnswer]):
             )
         return limit
 
-    def _called(self, options: RunOptions) -> Any:
+    def _called(self, options: Mapping[str, Any]) -> Any:
         """The pipeline's options with those of a call, checked."""
         require_options(type(self), options)
         return self._options.changed(options)
 
     def _answer(
-        self, inputs: Any, prepare: Callable[[Any], Job[Answer]], options: RunOptions
+        self, inputs: Any, prepare: Callable[[Any], Job[Answer]], asked: Options
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Answer one input with one answer, many with a list, a stream with an iterator."""
-        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], options)
+        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], asked)
 
     def _answer_together(
-        self, inputs: Any, prepare: Prepare[Answer], options: RunOptions
+        self, inputs: Any, prepare: Prepare[Answer], asked: Options
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
-        run = self._called(options)
         many = items_of(self.task, inputs, self.required, self.optional)
         if many is None:
-            (answer,) = self._answers([inputs], 1, prepare, run, _itself)
+            (answer,) = self._answers([inputs], 1, prepare, asked, _itself)
             return answer
         items, total = many
-        answers = self._answers(items, total, prepare, run, _about)
+        answers = self._answers(items, total, prepare, asked, _about)
         return answers if total is None else list(answers)
 
     def _answers(

@@ -82,7 +82,8 @@ class MultipleChoicePipeline(Pipeline[Choice]):
             InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
-        return self._answer(inputs, partial(self._job, self._limit(options)), options)
+        asked = self._called(options)
+        return self._answer(inputs, partial(self._job, self._limit(asked)), asked)
 
     def _job(self, limit: int, item: object) -> Job[ChoiceAnswer]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])

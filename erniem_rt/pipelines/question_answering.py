@@ -60,10 +60,8 @@ class _Options(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("top_k", "max_answer_len"):
-            object.__setattr__(self, name, require_count(name, getattr(self, name)))
-        for name in ("handle_impossible_answer", "align_to_words"):
-            object.__setattr__(self, name, require_flag(name, getattr(self, name)))
+        self._check(require_count, "top_k", "max_answer_len", "doc_stride")
+        self._check(require_flag, "handle_impossible_answer", "align_to_words")
 
 
 class Candidate(NamedTuple):
@@ -151,7 +149,7 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
 
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[QuestionAnsweringOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
-        self._windows(options)
+        self._windows(self._options)
 
     @overload
     def __call__(self, *, question: str, context: str, **options: Unpack[QuestionAnsweringSettings]) -> Found: ...
@@ -224,14 +222,13 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
             inputs = {"question": question, "context": context}
         elif question is not None or context is not None:
             raise InvalidInputError("give question and context by name or as one mapping, not both.")
-        return self._answer(inputs, partial(self._job, self._called(options), self._windows(options)), options)
-
-    def _windows(self, options: QuestionAnsweringOptions) -> _Windows:
         asked = self._called(options)
-        limit = self._limit(options)
+        return self._answer(inputs, partial(self._job, asked, self._windows(asked)), asked)
+
+    def _windows(self, asked: Any) -> _Windows:
+        limit = self._limit(asked)
         usual = limit if asked.max_seq_len is not None else min(_WINDOW, limit)
-        stride = asked.doc_stride
-        stride = require_count("doc_stride", min(max(usual // 2, 1), _STRIDE) if stride is None else stride)
+        stride = asked.doc_stride or min(max(usual // 2, 1), _STRIDE)
         if stride > usual:
             raise InvalidInputError(
                 f"doc_stride is {stride}, more than the {usual} tokens of a row: text would be left out."

@@ -58,8 +58,7 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "top_k", _checked_top_k(self.top_k))
-        if self.function_to_apply is not None:
-            require_choice("function_to_apply", self.function_to_apply, Function)
+        require_choice("function_to_apply", self.function_to_apply, Function, optional=True)
 
 
 class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
@@ -144,7 +143,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         """
         asked = self._called(options)
         top_k, scored = asked.top_k, _FUNCTIONS[asked.function_to_apply or self._function]
-        limit = self._limit(options)
+        limit = self._limit(asked)
 
         def finish(outputs: list[Outputs]) -> Any:
             answers = self._ranked(scored(outputs[0]["logits"].astype(np.float64)))
@@ -153,7 +152,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         def prepare(items: list[object]) -> list[Job[Any]]:
             return [Job([row], finish) for row in self._rows([self._texts(item) for item in items], limit)]
 
-        answer = self._answer_together(inputs, prepare, options)
+        answer = self._answer_together(inputs, prepare, asked)
         return [answer] if isinstance(inputs, str) and isinstance(answer, dict) else answer
 
     def _texts(self, item: object) -> tuple[str, str | None]:

@@ -83,9 +83,8 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("aggregation_strategy", self.aggregation_strategy, Strategy)
-        object.__setattr__(self, "ignore_labels", _checked_labels(self.ignore_labels))
-        if self.stride is not None:
-            object.__setattr__(self, "stride", require_count("stride", self.stride, least=0))
+        self._check(_checked_labels, "ignore_labels")
+        self._check(partial(require_count, least=0), "stride")
 
 
 class TokenClassificationPipeline(Pipeline[Entities]):
@@ -117,7 +116,7 @@ class TokenClassificationPipeline(Pipeline[Entities]):
 
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TokenClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
-        self._window(options)
+        self._window(self._options)
         self.labels = label_names(self.manifest)
 
     @overload
@@ -161,14 +160,13 @@ class TokenClassificationPipeline(Pipeline[Entities]):
             InvalidInputError: An input is not text or is empty, or an option is none of the above.
         """
         asked = self._called(options)
-        job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(options))
-        return self._answer(inputs, job, options)
+        job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(asked))
+        return self._answer(inputs, job, asked)
 
-    def _window(self, options: TokenClassificationOptions) -> tuple[int, int]:
+    def _window(self, asked: Any) -> tuple[int, int]:
         """The tokens of a window, special ones apart, and those from the start of one to the start of the next."""
-        room = self._limit(options) - self.tokenizer.num_special_tokens_to_add()
-        given = self._called(options).stride
-        stride = shared_tokens(room) if given is None else given
+        room = self._limit(asked) - self.tokenizer.num_special_tokens_to_add()
+        stride = shared_tokens(room) if asked.stride is None else asked.stride
         if stride >= room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {room} tokens of a window.")
         return room, room - stride
@@ -209,11 +207,11 @@ class TokenClassificationPipeline(Pipeline[Entities]):
         ]
 
 
-def _checked_labels(labels: Collection[str]) -> frozenset[str]:
+def _checked_labels(name: str, labels: Collection[str]) -> frozenset[str]:
     if not isinstance(labels, (set, frozenset)):
-        labels = strings("ignore_labels", labels, "a list of labels")
+        labels = strings(name, labels, "a list of labels")
     if not all(isinstance(label, str) for label in labels):
-        raise InvalidInputError(f"ignore_labels must be a list of labels, got {labels!r}.")
+        raise InvalidInputError(f"{name} must be a list of labels, got {labels!r}.")
     return frozenset(labels)
 
 
