@@ -72,6 +72,20 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
     head = "base"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: FeatureExtractionPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[FeatureExtractionSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: FeatureExtractionPipeline[Any, Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[FeatureExtractionOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[FeatureExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self.pooling, self.normalize = self._vectors(self._options)

@@ -130,6 +130,20 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
     head = "ie"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: InformationExtractionPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[InformationExtractionSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: InformationExtractionPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[InformationExtractionOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[InformationExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._ask = Prompter(tokenizer)

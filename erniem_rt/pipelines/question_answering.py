@@ -147,6 +147,20 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
     required = ("question", "context")
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: QuestionAnsweringPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[QuestionAnsweringSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: QuestionAnsweringPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[QuestionAnsweringOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[QuestionAnsweringOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._windows(self._options)

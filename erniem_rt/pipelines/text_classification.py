@@ -80,6 +80,20 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
     optional = ("text_pair",)
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: TextClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TextClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TextClassificationPipeline[Any, Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TextClassificationOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TextClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._labels = label_names(self.manifest)

@@ -114,6 +114,20 @@ class TokenClassificationPipeline(Pipeline[Entities]):
     head = "ner"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: TokenClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TokenClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TokenClassificationPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TokenClassificationOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TokenClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._window(self._options)
