@@ -1,4 +1,4 @@
-"""Vectors for texts: pooled hidden states."""
+"""Feature extraction: one vector per text, pooled from the hidden states."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         require_choice("pooling", pooling, Pooling)
         if pooling == "pooler" and all(spec.name != "pooler_output" for spec in self.manifest.outputs):
             raise InvalidInputError(
-                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} does not give, for its "
-                "checkpoint had no pooler: take pooling='mean' or 'cls'."
+                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} lacks, because its "
+                "checkpoint had no pooler: use pooling='mean' or 'cls'."
             )
         return pooling, bool(defaults.normalize) if asked.normalize is None else asked.normalize
 

@@ -1,4 +1,4 @@
-"""Which of several texts goes with a prompt."""
+"""Multiple choice: the text that fits a prompt best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels that the model was never trained on, as hypotheses about a text."""
+"""Zero-shot classification: labels that the model was not trained on, as hypotheses about a text."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ LANGUAGES: dict[str, Language] = {
 
 # How the tokens of a language are told from those of others.
 WORDS, ALPHABET = "words", "alphabet"
-# Scripts of so many languages that a script tells little. The lists are for one script, and in languages written
-# without spaces they depend on a tokenizer of their own.
+# Scripts that many languages share: a script alone does not tell them apart. For other scripts lists of words do not
+# help: they are for one script and, in languages written without spaces, depend on a tokenizer of their own.
 _SHARED_SCRIPTS = {"Latin", "Cyrillic"}
 # wordfreq's codes where they are not ours: it has one list for the languages that were Serbo-Croatian, in Latin script.
 _CODES = {"bs": "sh", "hr": "sh", "no": "nb", "tl": "fil"}
