@@ -33,6 +33,7 @@ class Repeated:
 
     def __init__(self, session: Session) -> None:
         self._session, self.manifest = session, session.manifest
+        self.limits, self.precision, self.packed = session.limits, session.precision, session.packed
 
     def run(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """As ``Session.run``."""
