@@ -50,9 +50,9 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
 
 def _divided(engine: Engine, manifest: Manifest) -> Engine:
     # Here, for it needs numpy, and hashing starts before that is imported.
-    from erniem_rt.engines.like_lengths import LikeLengths, can_be_divided
+    from erniem_rt.batching import LikeLengths, are_by_row
 
-    return LikeLengths(engine, manifest) if can_be_divided(manifest) else engine
+    return LikeLengths(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
 
 
 def load_plan(

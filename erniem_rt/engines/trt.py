@@ -6,9 +6,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._processes import keep_for_good, renew_after_fork
+from erniem_rt.batching import RowBatch, are_by_row, plan_runs
 from erniem_rt.engines.trt_library import LoadedPlan
 from erniem_rt.engines.trt_pool import LanePool
-from erniem_rt.engines.trt_rows import RowBatch, are_by_row
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ class TensorRTEngine:
         """Compute ``outputs`` in the order given; :class:`EngineError` if TensorRT or CUDA cannot."""
         batch = RowBatch(self._manifest, feeds, outputs)
         with self._pool.lane() as lane:
-            for run in batch.runs(self._profiles):
+            for run in plan_runs(batch.lengths, batch.width, self._profiles, choices=batch.choices):
                 shapes = batch.shapes(run)
                 for name, shape in shapes.items():
                     batch.fill(run, name, lane.input(name, shape))
                 lane.run(run.profile, shapes)
                 for spec in self.outputs:
                     batch.collect(run, spec.name, lane.output(spec.name))
+        batch.clear_padding()
         return batch.results(outputs)
 
     def close(self) -> None:

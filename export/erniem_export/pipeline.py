@@ -30,7 +30,7 @@ from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.tokenizer_check import check_tokenizer
 from erniem_export.vocabulary.pruning import Vocabulary, prune, prune_like
 from erniem_rt._locations import find_artifact
-from erniem_rt.engines.trt_rows import are_by_row
+from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Limits, Manifest, TensorSpec
 

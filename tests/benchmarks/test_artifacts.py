@@ -20,7 +20,7 @@ from benchmarks.texts import COUNT, real_texts
 from benchmarks.workloads import GPU_FIXED, GPU_QUICK, build_gpu_workloads
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile, resolve_profiles
-from erniem_rt.engines.trt_shapes import plan_runs
+from erniem_rt.batching import plan_runs
 
 
 class Steps:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from erniem_rt.engines.like_lengths import LikeLengths, can_be_divided
-from erniem_rt.manifest import HEADS, TensorSpec
+from erniem_rt.batching import LikeLengths, are_by_row
+from erniem_rt.manifest import HEADS, Limits, TensorSpec
 
 LABELS, HIDDEN, LONGEST = 3, 4, 300
 SIZES = {"batch": 12, "choices": 2, "sequence": LONGEST}
 
 
-def manifest_of(head: str, *extras: TensorSpec, packed: bool = True) -> SimpleNamespace:
+def manifest_of(head: str, *extras: TensorSpec) -> SimpleNamespace:
     axes = HEADS[head].axes
     outputs = {
         "qa": {"start_logits": ("batch", "sequence"), "end_logits": ("batch", "sequence")},
@@ -25,7 +26,7 @@ def manifest_of(head: str, *extras: TensorSpec, packed: bool = True) -> SimpleNa
     }[head]
     inputs = [TensorSpec(name, "int64", axes) for name in ("input_ids", "attention_mask")]
     specs = [TensorSpec(name, "float32", shape) for name, shape in outputs.items()]
-    return SimpleNamespace(head=head, inputs=(*inputs, *extras), outputs=specs, packed=packed)
+    return SimpleNamespace(head=head, inputs=(*inputs, *extras), outputs=specs, limits=Limits(LONGEST, 50, 1))
 
 
 class Model:
@@ -89,8 +90,10 @@ def test_outputs_are_those_of_the_whole_batch(head: str, side: str) -> None:
         found = LikeLengths(model, manifest).run(feeds, names)
 
         assert len(model.shapes) > 1
-        assert sum(shape[0] for shape in model.shapes) == SIZES["batch"]
-        assert sum(shape[0] * shape[-1] ** 2 for shape in model.shapes) < 0.7 * SIZES["batch"] * LONGEST**2
+        rows = [math.prod(shape[:-1]) for shape in model.shapes]
+        assert sum(rows) == math.prod(feeds["input_ids"].shape[:-1])
+        positions = sum(count * shape[-1] ** 2 for count, shape in zip(rows, model.shapes, strict=True))
+        assert positions < 0.7 * sum(rows) * LONGEST**2
         for one, other in zip(found, expected, strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
@@ -102,7 +105,7 @@ def test_what_is_not_by_row_goes_to_every_part() -> None:
     model = Model(manifest)
     expected = model.run(feeds, ["logits"])[0]
     np.testing.assert_array_equal(LikeLengths(model, manifest).run(feeds, ["logits"])[0], expected)
-    assert can_be_divided(manifest)
+    assert are_by_row(manifest)
 
 
 @pytest.mark.parametrize("lengths", [[300] * 12, [20] * 6 + [12] * 6, [300]])
@@ -114,12 +117,11 @@ def test_a_batch_runs_whole_where_that_is_less_work(lengths: list[int]) -> None:
     assert model.shapes == [mask.shape]
 
 
-def test_only_packed_graphs_whose_outputs_are_by_row_are_divided() -> None:
-    assert can_be_divided(manifest_of("mc"))
-    assert not can_be_divided(manifest_of("cls", packed=False))
-    attentions = manifest_of("qa")
-    attentions.outputs.append(TensorSpec("attentions.0", "float32", ("batch", 2, "sequence", "sequence")))
-    assert not can_be_divided(attentions)
+def test_what_is_by_row() -> None:
+    assert are_by_row(manifest_of("mc"))
+    states = manifest_of("mc")
+    states.outputs.append(TensorSpec("hidden_states.0", "float32", ("rows", "sequence", HIDDEN)))
+    assert not are_by_row(states)
 
 
 def test_closing_closes_the_engine() -> None:

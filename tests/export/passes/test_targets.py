@@ -19,8 +19,8 @@ from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.packing import pack_tokens
 from erniem_export.passes.targets import optimize_for
-from erniem_rt.engines.like_lengths import LikeLengths
-from erniem_rt.manifest import HEADS, Manifest, TensorSpec
+from erniem_rt.batching import LikeLengths
+from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec
 
 LAYERS = 2
 TOLERANCE = 1e-5
@@ -51,7 +51,9 @@ def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced
     with torch.no_grad():
         expected = model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
 
-    engine = LikeLengths(SimpleNamespace(run=run), SimpleNamespace(head=head, outputs=outputs))
+    inputs = [TensorSpec(name, "int64", HEADS[head].axes) for name in feeds]
+    described = SimpleNamespace(head=head, inputs=inputs, outputs=outputs, limits=Limits(300, 1000, 1))
+    engine = LikeLengths(SimpleNamespace(run=run), described)
     found = engine.run(feeds, [spec.name for spec in outputs])
 
     assert len(runs) > 1

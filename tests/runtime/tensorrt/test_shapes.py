@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erniem_rt.engines.trt_shapes import BUCKET, LAUNCH, plan_runs
+from erniem_rt.batching import BUCKET, LAUNCH, plan_runs
 from erniem_rt.plan import Profile
 
 
