@@ -10,15 +10,28 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from erniem_rt._checks import require_choice, require_fraction
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_choice, require_fraction
-from erniem_rt.pipelines._scores import sigmoid
-from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, SchemaLanguage
-from erniem_rt.pipelines._uie_schema import Node, parse_schema
-from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans, join_spans
-from erniem_rt.pipelines._uie_text import EncodedText, encode, split
 from erniem_rt.pipelines.answers import Extracted
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import text_of
+from erniem_rt.pipelines.rows import sigmoid
+from erniem_rt.pipelines.uie import (
+    EncodedText,
+    Node,
+    Prompt,
+    Prompter,
+    PromptKey,
+    SchemaLanguage,
+    Span,
+    choose_option,
+    cut_answers,
+    encode,
+    find_spans,
+    join_spans,
+    parse_schema,
+    split,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -64,7 +77,7 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("schema_lang", self.schema_lang, SchemaLanguage)
-        object.__setattr__(self, "threshold", require_fraction("threshold", self.threshold))
+        self._check(require_fraction, "threshold")
 
 
 @dataclass(frozen=True)
@@ -120,12 +133,13 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[InformationExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._ask = Prompter(tokenizer)
-        self._asked(options)
+        self._asked(self._options)
 
     @property
     def threshold(self) -> float:
         """Start and end of an answer are more probable than this, where a call does not say otherwise."""
-        return float(self._called({}).threshold)
+        options: Any = self._options
+        return float(options.threshold)
 
     @overload
     def __call__(self, inputs: Text, **options: Unpack[InformationExtractionSettings]) -> Extracted: ...
@@ -173,22 +187,23 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
             InvalidInputError: An input is not text or is empty; there is no schema, or it is not one; a prompt leaves
                 no room for a text.
         """
-        asked = self._asked(options)
+        called = self._called(options)
+        asked = self._asked(called)
         if asked is None:
             raise InvalidInputError(
                 'information-extraction needs a schema, like schema=["Person", {"Company": ["Founder"]}]: give it to '
                 "the pipeline or to its call."
             )
-        return self._answer(inputs, partial(self._job, asked), options)
+        return self._answer(inputs, partial(self._job, asked), called)
 
     def close(self) -> None:
         """Free the model and let go of the tokenizer."""
         super().close()
         self._ask.close()
 
-    def _asked(self, options: InformationExtractionOptions) -> _Asked | None:
-        """What a call with ``options`` asks for; None without a schema."""
-        called, limit = self._called(options), self._limit(options)
+    def _asked(self, called: Any) -> _Asked | None:
+        """What a call with these options asks for; None without a schema."""
+        limit = self._limit(called)
         if called.schema is None:
             return None
         asked = _Asked(parse_schema(called.schema), limit, called.schema_lang, called.threshold)

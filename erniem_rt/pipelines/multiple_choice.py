@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._containers import strings
-from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
-from erniem_rt.pipelines._rows import require_tokens
-from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.answers import Choice, ChoiceAnswer
-from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
+from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import require_mapping, require_text, strings
+from erniem_rt.pipelines.rows import encode_seconds, pair_rows, require_tokens, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -84,7 +82,8 @@ class MultipleChoicePipeline(Pipeline[Choice]):
             InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
-        return self._answer(inputs, partial(self._job, self._limit(options)), options)
+        asked = self._called(options)
+        return self._answer(inputs, partial(self._job, self._limit(asked)), asked)
 
     def _job(self, limit: int, item: object) -> Job[ChoiceAnswer]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])

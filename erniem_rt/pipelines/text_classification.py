@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 import numpy as np
 
+from erniem_rt._checks import is_count, require_choice
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import is_count, require_choice
-from erniem_rt.pipelines._rows import encode_rows
-from erniem_rt.pipelines._scores import sigmoid, softmax
 from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels
-from erniem_rt.pipelines.base import (
-    CommonOptions,
-    Job,
-    Options,
-    Outputs,
-    Pipeline,
-    RunOptions,
-    require_mapping,
-    require_text,
-)
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import require_mapping, require_text
+from erniem_rt.pipelines.rows import encode_rows, label_names, sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -68,8 +58,7 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "top_k", _checked_top_k(self.top_k))
-        if self.function_to_apply is not None:
-            require_choice("function_to_apply", self.function_to_apply, Function)
+        require_choice("function_to_apply", self.function_to_apply, Function, optional=True)
 
 
 class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
@@ -154,7 +143,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         """
         asked = self._called(options)
         top_k, scored = asked.top_k, _FUNCTIONS[asked.function_to_apply or self._function]
-        limit = self._limit(options)
+        limit = self._limit(asked)
 
         def finish(outputs: list[Outputs]) -> Any:
             answers = self._ranked(scored(outputs[0]["logits"].astype(np.float64)))
@@ -163,7 +152,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         def prepare(items: list[object]) -> list[Job[Any]]:
             return [Job([row], finish) for row in self._rows([self._texts(item) for item in items], limit)]
 
-        answer = self._answer_together(inputs, prepare, options)
+        answer = self._answer_together(inputs, prepare, asked)
         return [answer] if isinstance(inputs, str) and isinstance(answer, dict) else answer
 
     def _texts(self, item: object) -> tuple[str, str | None]:

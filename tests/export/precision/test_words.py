@@ -156,8 +156,8 @@ def test_the_words_of_wordfreq_leave_nanos_texts_as_they_were(
 ) -> None:
     pytest.importorskip("wordfreq", reason='pip install "erniem-rt[languages]"')
     assert {rule_for(code) for code in ("en", "de", "es", "fr", "pl", "ru", "no", "hr")} == {words.WORDS}
-    part, vocabulary = pruned("en,de", tmp_path)
-    texts = [example.text for example in nano_heldout("ner", 0, 100)][:200]  # English, then German
+    part, vocabulary = pruned("en", tmp_path)
+    texts = [example.text for example in nano_heldout("ner", 0, 100)][:100]  # English
     same = sum(part.tokenize(text) == tokenizer.tokenize(text) for text in texts)
     assert same >= 0.98 * len(texts)
-    assert vocabulary.kept < len(select(tokenizer, Keep(("sw", "de"))))
+    assert vocabulary.kept < vocabulary.of / 2

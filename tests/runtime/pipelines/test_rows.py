@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+from erniem_rt.pipelines.rows import encode_rows
 from erniem_rt.pipelines.text_classification import TextClassificationPipeline
 from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 

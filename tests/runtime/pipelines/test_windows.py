@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniem_rt.pipelines._windows import best_parts, windows
+from erniem_rt.pipelines.rows import best_parts, windows
 
 LAYOUTS = st.tuples(st.integers(1, 90), st.integers(1, 30), st.integers(1, 30)).map(
     lambda sizes: (sizes[0], sizes[1], min(sizes[1:]))

@@ -57,7 +57,7 @@ def test_without_a_gpu_the_driver_is_what_is_missing(plan):
 
 @no_gpu
 def test_on_the_command_line_too(plan, capsys):
-    from erniem_rt._cli import main
+    from erniem_rt.cli import main
 
     assert main([str(plan)]) == 1
     assert capsys.readouterr().err.startswith("error: a TensorRT plan needs an NVIDIA ")

@@ -1,18 +1,25 @@
-"""What callers keep texts in: lists, arrays, Series, frames, tables, datasets; known by their methods, not imported."""
+"""What callers pass: texts in containers of any kind, and lists with commas, with messages that say what was expected.
+
+Containers (arrays, Series, frames, tables, datasets) are known by their methods; their packages are not imported.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 
-__all__ = ["is_list", "items_of", "plain", "strings"]
-
 _MISSING = float("nan")
 _NEVER_LISTS = (str, bytes, bytearray, memoryview, Mapping)
+_SHOWN = 60
+# Commas of Latin, Chinese, Arabic, Ethiopic, Mongolian and N'Ko script, and Chinese ones that divide smaller parts.
+_COMMA = re.compile("[,，﹐︐،፣᠂᠈߸]")
+_ENUMERATION_COMMA = re.compile("[、､﹑︑]")
 
 
 def items_of(
@@ -140,3 +147,84 @@ def _rows(columns: dict[str, Any]) -> tuple[Iterable[Any], int]:
 def _not_none(value: Any) -> Any:
     """A missing value of a column, for a key with None is one that is left out."""
     return _MISSING if value is None else value
+
+
+def require_text(name: str, value: object) -> str:
+    """Return ``value`` if it is text with something in it; :class:`InvalidInputError` otherwise."""
+    if not isinstance(value, str):
+        remedy = ", a missing value: leave it out, or put a text in its place" if _is_missing(value) else ""
+        raise InvalidInputError(f"{name} must be str, got {type(value).__name__}{remedy}.")
+    if not value.strip():
+        raise InvalidInputError(f"{name} is empty: expected text.")
+    return str.__str__(value)  # of numpy's str, Python's
+
+
+def text_of(task: str, item: object) -> str:
+    """The text of an input that is a text, or ``{"text": ...}``; :class:`InvalidInputError` otherwise."""
+    return require_text("text", require_mapping(task, item, ["text"])["text"] if isinstance(item, Mapping) else item)
+
+
+def require_mapping(task: str, value: object, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """Return ``value`` if it is a mapping with these keys and no others; :class:`InvalidInputError` otherwise."""
+    keys = ", ".join([*map(repr, required), *(f"{key!r} (optional)" for key in optional)])
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{task} takes a mapping with {keys}, got {type(value).__name__}.")
+    missing = [key for key in required if key not in value]
+    if missing:
+        raise InvalidInputError(f"{missing[0]!r} is missing; {task} takes a mapping with {keys}.")
+    unknown = [key for key in value if key not in (*required, *optional)]
+    if unknown:
+        raise InvalidInputError(f"key {unknown[0]!r} is not known; {task} takes a mapping with {keys}.")
+    return dict(value)
+
+
+def require_size(item: object, limit: int | None) -> None:
+    """Raise :class:`InvalidInputError` if the texts of an input have more than ``limit`` characters together."""
+    if limit is None:
+        return
+    size = _characters(item)
+    if size > limit:
+        raise InvalidInputError(
+            f"the input has {size} characters, more than max_characters={limit}: shorten it, or split it into several."
+        )
+
+
+def _characters(item: object) -> int:
+    """How many characters the texts of an input have together."""
+    values = list(item.values()) if isinstance(item, Mapping) else [item]
+    lists = [strings("item", value) for value in values if is_list(value)]
+    return sum(len(text) for text in chain(values, *lists) if isinstance(text, str))
+
+
+def _is_missing(value: object) -> bool:
+    """Whether this is no value: None, not a number, or NA of pandas."""
+    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def quoted(text: str) -> str:
+    """``text`` in quotes for a message, cut short if it is long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def parts(text: str, divider: re.Pattern[str]) -> list[range]:
+    """Where the parts between dividers of one character stand, without the spaces around them; some may be empty."""
+    found = []
+    start = 0
+    for part in divider.split(text):
+        found.append(range(start + len(part) - len(part.lstrip()), start + len(part.rstrip())))
+        start += len(part) + 1
+    return found
+
+
+def comma_parts(text: str) -> list[range]:
+    """Where the parts stand that commas of any script divide ``text`` into, as :func:`parts` does.
+
+    The enumeration comma (、) divides only a text without other commas: in ``金融、保险,科技`` there are two parts.
+    """
+    return parts(text, _COMMA if _COMMA.search(text) else _ENUMERATION_COMMA)
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The parts of :func:`comma_parts`, without empty ones."""
+    return [text[part.start : part.stop] for part in comma_parts(text) if part]

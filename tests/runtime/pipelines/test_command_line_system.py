@@ -1,21 +1,27 @@
-"""``python -m erniem_rt``: what becomes of the files, and of a program that waits for each answer."""
+"""The command line and the system: files, standard streams, signals."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from erniem_rt import _cli, _cli_files
-from erniem_rt._cli import main
-from erniem_rt._cli_files import chunks, replaced
+from erniem_rt import cli
+from erniem_rt._signals import stopped_by_signals
+from erniem_rt.cli import _chunks as chunks
+from erniem_rt.cli import _replaced as replaced
+from erniem_rt.cli import main
 
 LABELS = ("good", "bad")
 
@@ -69,7 +75,7 @@ def test_an_output_that_was_not_finished_replaces_nothing(artifact, source, tmp_
         assert target.read_text() == "from before\n"
         raise failure
 
-    monkeypatch.setattr(_cli, "_answer_lines", fail)
+    monkeypatch.setattr(cli, "_answer_lines", fail)
     command = [str(artifact), "--input", str(source), "--output", str(target)]
     if isinstance(failure, RuntimeError):
         with pytest.raises(RuntimeError, match="a fault of ours"):
@@ -169,7 +175,7 @@ def test_lines_before_a_failure_of_the_source_come_first(monkeypatch) -> None:
                 raise block
             return block
 
-    monkeypatch.setattr(_cli_files, "_is_ready", lambda source: True)
+    monkeypatch.setattr(cli, "_is_ready", lambda source: True)
     found = chunks(Broken(), 8)
     assert next(found) == [(1, b'"one"'), (2, b'"two"')]
     with pytest.raises(OSError, match="the disk is gone"):
@@ -200,3 +206,177 @@ def test_no_line_is_lost(tmp_path, content, in_memory) -> None:
     assert [item for chunk in found for item in chunk] == expected
     assert all(0 < len(chunk) <= 2 for chunk in found)
     assert in_memory or all(len(chunk) == 2 for chunk in found[:-1])
+
+
+LINES = '"one"\nbad\n"two"\n'
+
+
+@pytest.fixture
+def run(artifact: Path, tmp_path: Path):
+    """``run(redirection, *options)``: as a shell starts it with that redirection, with three lines to answer."""
+    (tmp_path / "in.jsonl").write_text(LINES)
+
+    def start(redirection: str, *options: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "erniem_rt", str(artifact), *options]
+        command = ["sh", "-c", f'"$@" {redirection}', "sh", *program]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        return subprocess.run(
+            command, cwd=tmp_path, env=buffered, input=LINES, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    return start
+
+
+def assert_answered(text: str) -> None:
+    assert ["error" in json.loads(line) for line in text.splitlines()] == [False, True, False]
+
+
+def assert_reported(text: str) -> None:
+    bad, total = text.splitlines()
+    assert bad.startswith("line 2: expected a JSON string")
+    assert total == "error: 1 of 3 lines could not be answered"
+
+
+def test_input_from_a_file_needs_no_standard_input(run) -> None:
+    result = run("<&-", "--input", "in.jsonl")
+    assert result.returncode == 1
+    assert_answered(result.stdout)
+    assert_reported(result.stderr)
+
+
+def test_output_to_a_file_needs_no_standard_output(run, tmp_path) -> None:
+    result = run(">&-", "--output", "out.jsonl")
+    assert result.returncode == 1
+    assert_answered((tmp_path / "out.jsonl").read_text())
+    assert_reported(result.stderr)
+
+
+def test_an_error_needs_no_standard_output(run) -> None:
+    result = run(">&-", "--input", "none.jsonl", "--output", "out.jsonl")
+    assert (result.returncode, result.stderr) == (1, "error: [Errno 2] No such file or directory: 'none.jsonl'\n")
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        "2>&-",
+        pytest.param("2>/dev/full", marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")),
+    ],
+)
+def test_answers_need_no_standard_error(run, redirection) -> None:
+    result = run(redirection)
+    assert result.returncode == 1
+    assert_answered(result.stdout)
+
+
+@pytest.mark.parametrize(("redirection", "name"), [("<&-", "input"), (">&-", "output")])
+def test_a_stream_that_is_needed_is_named(run, redirection, name) -> None:
+    result = run(redirection)
+    message = f"error: standard {name} is closed: open it, or name a file with --{name}.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", message)
+
+
+EXIT_CODE = 143  # 128 and SIGTERM
+# Tests that nohup runs have children that ignore SIGHUP, until they say otherwise.
+PROGRAM = """
+import runpy, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+runpy.run_module("erniem_rt", run_name="__main__", alter_sys=True)
+"""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "before"), [(signal.SIGTERM, None), (signal.SIGTERM, "from before\n"), (signal.SIGHUP, None)]
+)
+def test_no_half_of_an_output_is_left(artifact, tmp_path, number, before) -> None:
+    target = tmp_path / "answers" / "out.jsonl"
+    target.parent.mkdir()
+    if before is not None:
+        target.write_text(before)
+    command = [sys.executable, "-c", PROGRAM, str(artifact), "--output", str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdin.write('"one"\n')
+        process.stdin.flush()
+        wait_until(lambda: any(file.suffix == ".part" and file.stat().st_size for file in target.parent.iterdir()))
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+
+    assert (process.returncode, said) == (128 + number, "")
+    assert [file.read_text() for file in target.parent.iterdir()] == ([] if before is None else [before])
+
+
+def test_a_reader_that_has_stopped_holds_nothing_up(artifact, tmp_path) -> None:
+    (tmp_path / "in.jsonl").write_text('"one"\n' * 5000)
+    command = [sys.executable, "-m", "erniem_rt", str(artifact), "--input", str(tmp_path / "in.jsonl")]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    with subprocess.Popen(command, stdout=writing, env=buffered) as process:
+        try:
+            wait_until(lambda: not select.select([], [writing], [], 0)[1])  # the pipe is full
+            time.sleep(0.5)  # and another write waits
+            process.terminate()
+            assert process.wait(timeout=30) == EXIT_CODE
+        finally:
+            process.kill()
+            os.close(reading)
+            os.close(writing)
+
+
+def test_another_signal_does_not_interrupt_the_cleaning() -> None:
+    """``timeout`` sends two: to its child and to the group."""
+    cleaned = []
+
+    def stop() -> None:
+        try:
+            terminate()
+        finally:
+            terminate()
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as exit_, stopped_by_signals():
+        stop()
+    assert (exit_.value.code, cleaned) == (EXIT_CODE, [True])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_that_is_there_stays() -> None:
+    def of_the_host(*_: object) -> None:
+        raise LookupError
+
+    signal.signal(signal.SIGTERM, of_the_host)
+    try:
+        with pytest.raises(LookupError), stopped_by_signals():
+            terminate()
+        assert signal.getsignal(signal.SIGTERM) is of_the_host
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_another_thread_sets_no_handler() -> None:
+    def enter() -> None:
+        with stopped_by_signals():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found: list[object] = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+
+
+def test_main_alone_sets_no_handler(artifact, tmp_path, monkeypatch) -> None:
+    found: list[object] = []
+    monkeypatch.setattr(cli, "_answer_lines", lambda *_: found.append(signal.getsignal(signal.SIGTERM)) or 0)
+    assert main([str(artifact), "--input", os.devnull, "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert found == [signal.SIG_DFL]
