@@ -13,14 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.engine_arguments import add_engine_arguments, engine_options
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
+    ENGINES,
     HALVES,
     OLD_TARGETS,
     TARGETS,
+    EngineOptions,
     ExportOptions,
     GraphOptions,
     Int8,
@@ -30,11 +31,12 @@ from erniem_export.options import (
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
 from erniem_export.sources import is_checkpoint
+from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError
-from erniem_rt.manifest import HEADS
+from erniem_rt.manifest import HEADS, Profile
 
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan
@@ -171,7 +173,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         keep=Keep(arguments.languages, arguments.keep_tokens),
         target=arguments.target,
         int8=Int8(arguments.cpu or "auto", arguments.calibration),
-        engine=engine_options(arguments),
+        engine=_engine_options(arguments),
         task_set=arguments.task_set,
     )
 
@@ -238,7 +240,7 @@ def _export_parser() -> argparse.ArgumentParser:
     )
     _add_task_set(parser)
     _add_size_options(parser)
-    add_engine_arguments(parser)
+    _add_engine_options(parser)
     inputs = parser.add_argument_group("optional inputs of the graph")
     inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
     inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
@@ -321,6 +323,77 @@ def _languages(text: str) -> tuple[str, ...]:
             f"language {unknown[0]!r} is not known; known are {', '.join(sorted(LANGUAGES))}"
         )
     return codes
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("TensorRT")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what builds a TensorRT plan, HEAD.plan, beside HEAD.onnx; auto: with --fp16 and --bf16 what is installed "
+        "and can build here, if anything (default)",
+    )
+    group.add_argument(
+        "--profile",
+        type=_profile,
+        action="append",
+        default=[],
+        metavar="MIN,OPT,MAX",
+        help="shapes to build for, such as 1x1,8x128,32x512 (batch x sequence; for mc batch x choices x sequence); may "
+        "be given more than once (default: one for latency, one for throughput)",
+    )
+    group.add_argument(
+        "--compute-capability",
+        type=_capability,
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="GPUs to build for with tensorrt-rtx, such as 8.9; may be given more than once (default: 8.6 and later)",
+    )
+    group.add_argument(
+        "--hardware-compatible", action="store_true", help="with tensorrt: a plan for all GPUs from Ampere on"
+    )
+    group.add_argument(
+        "--version-compatible", action="store_true", help="with tensorrt: a plan for later releases of its version too"
+    )
+    group.add_argument(
+        "--workspace", type=_mebibytes, metavar="MIB", help="scratch memory that the plan may take on the GPU"
+    )
+    group.add_argument(
+        "--timing-cache", type=_path, metavar="FILE", help="with tensorrt: measured kernels, read and written"
+    )
+
+
+def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    return EngineOptions(
+        engine=arguments.engine,
+        profiles=tuple(arguments.profile),
+        compute_capabilities=tuple(dict.fromkeys(arguments.compute_capability)),
+        hardware_compatible=arguments.hardware_compatible,
+        version_compatible=arguments.version_compatible,
+        workspace=arguments.workspace,
+        timing_cache=arguments.timing_cache,
+    )
+
+
+def _profile(text: str) -> Profile:
+    try:
+        return parse_profile(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _capability(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]?\.[0-9]", text):
+        raise argparse.ArgumentTypeError(f"expected a compute capability such as 8.9, got {text!r}")
+    return text
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of MiB of at least 1, got {text!r}")
+    return int(text)
 
 
 def _verify_parser() -> argparse.ArgumentParser:

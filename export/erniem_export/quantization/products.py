@@ -9,6 +9,8 @@ range wider than most are smoothed: divided beforehand, and their weights multip
 A CPU without VNNI adds pairs of products in 16 bits, which two large weights overflow. The stock remedy halves all
 weights. Here the inputs leave some of their range unused instead, and the few weights are rounded down that could
 still overflow with what was seen to enter through their pair. Further inputs saturate, as they do when clipped.
+
+Weights are rounded one row after another, each row's error made up for by the rows that are still to come (GPTQ).
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from erniem_export.quantization.rounding import hold_pairs, round_against
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -34,6 +34,7 @@ __all__ = [
     "Int8Product",
     "QuantizedInput",
     "choose_input",
+    "round_against",
     "round_product",
 ]
 
@@ -67,6 +68,11 @@ _RIDGE = 3.0
 # What inputs on both sides of zero use of the 255 steps where sums of 16 bits may overflow. For most products
 # of MiniLM's first three layers the best of 150, 176, 208 and 255.
 _HELD_STEPS = 208
+# Rows that are rounded before their errors go to all the rows behind them.
+_BLOCK = 128
+# Of GPTQ: inputs that the calibration text never showed must not be relied on.
+_DAMPING = 0.02
+_INT16 = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor
     for share in _SHARES if reach is None else _SHARES + _WIDER_SHARES:
         candidate = largest * share / WEIGHT_STEPS
         steps = torch.round(weights / candidate).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-        error = ((steps if reach is None else hold_pairs(steps, reach)) * candidate - weights).square().sum(0)
+        error = ((steps if reach is None else _hold_pairs(steps, reach)) * candidate - weights).square().sum(0)
         better = error < best_error
         best_error, scales = torch.where(better, error, best_error), torch.where(better, candidate, scales)
     return torch.round(weights / scales).clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8), scales
@@ -280,3 +286,64 @@ def _ranges(low: float, high: float, form: Form) -> Sequence[tuple[float, int]]:
         scale = max((top - bottom) / used, _TINY)
         found.append((scale, round(-bottom / scale)))
     return found
+
+
+def round_against(weights: Tensor, scales: Tensor, steps: int, moments: Tensor, reach: Tensor | None = None) -> Tensor:
+    """Round weights to int8 such that the product's error is small, not the weights' own.
+
+    Frantar et al. 2022, "GPTQ". Rows are taken in the order of how much enters through them.
+
+    Args:
+        weights: ``(in, out)``.
+        scales: ``(out,)``.
+        steps: The largest magnitude of a rounded weight.
+        moments: ``(in, in)``, the sum over tokens of the outer products of what enters.
+        reach: ``(in / 2, corners, 2)``, the furthest uint8 that enter through each pair of rows together, where the
+            product adds pairs in 16 bits: weights are then held to what does not overflow.
+
+    Returns:
+        ``(in, out)`` int8.
+    """
+    order = torch.argsort(moments.diagonal(), descending=True)
+    moments = moments[order][:, order].clone()
+    moments.diagonal().add_(_DAMPING * moments.diagonal().mean() or 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    carry = torch.linalg.cholesky(inverse, upper=True)
+    left = weights[order].clone()
+    rounded = torch.zeros(weights.shape, dtype=torch.int8)
+    for start in range(0, len(left), _BLOCK):
+        stop = min(start + _BLOCK, len(left))
+        errors = torch.empty(stop - start, weights.shape[1])
+        for row in range(start, stop):
+            whole = torch.round(left[row] / scales).clamp(-steps, steps)
+            if reach is not None:
+                whole = _without_overflow(whole, int(order[row]), rounded, reach)
+            rounded[order[row]] = whole.to(torch.int8)
+            errors[row - start] = (left[row] - whole * scales) / carry[row, row]
+            left[row:stop] -= carry[row, row:stop, None] * errors[row - start]
+        left[stop:] -= carry[start:stop, stop:].T @ errors
+    return rounded
+
+
+def _hold_pairs(steps: Tensor, reach: Tensor) -> Tensor:
+    """Round the second row of each pair of ``steps (in, out)`` down to what the first leaves of 16 bits."""
+    held = steps.clone()
+    count = len(steps) // 2
+    held[1::2] = _within(steps[1::2], steps[0 : 2 * count : 2], reach[:count, :, 1].T, reach[:count, :, 0].T)
+    return held
+
+
+def _without_overflow(whole: Tensor, row: int, rounded: Tensor, reach: Tensor) -> Tensor:
+    """Hold a row to what the one that it is paired with leaves of 16 bits."""
+    pair = row ^ 1
+    if pair >= len(rounded):
+        return whole
+    return _within(whole, rounded[pair].float(), reach[row // 2, :, row % 2], reach[row // 2, :, pair % 2])
+
+
+def _within(steps: Tensor, pair: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Hold ``steps (..., out)`` beside ``pair (..., out)``, for what enters through both: ``(corners, ...)`` each."""
+    own, other = own[..., None], other[..., None]
+    above = ((_INT16 - other * pair.clamp_min(0)) / own).amin(0).floor()
+    below = ((_INT16 + other * pair.clamp_max(0)) / own).amin(0).floor()
+    return torch.minimum(torch.maximum(steps, -below), above)

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import EngineBuildError
-from erniem_export.tensorrt.network import layers_of
+from erniem_export.tensorrt.builder import layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

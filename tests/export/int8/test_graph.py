@@ -20,8 +20,8 @@ from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.targets import optimize_for
 from erniem_export.quantization.calibration import calibration_for
-from erniem_export.quantization.encoder import Quantization, quantize_encoder
 from erniem_export.quantization.products import Int8Linear
+from erniem_export.quantization.quantize import Quantization, quantize_encoder
 from erniem_rt.manifest import Limits
 
 LAYERS, PRODUCTS = 2, 12

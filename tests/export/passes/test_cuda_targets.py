@@ -20,7 +20,7 @@ from erniem_export.passes.half import to_half
 from erniem_export.passes.key_lengths import align_rows, order_tokens
 from erniem_export.passes.packing import keep_first_tokens, pack_tokens
 from erniem_export.passes.targets import optimize_for
-from erniem_export.ranges import measure_ranges
+from erniem_export.precision import measure_ranges
 from erniem_rt.manifest import HEADS, Manifest
 
 LAYERS = 2
