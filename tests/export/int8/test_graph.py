@@ -102,5 +102,5 @@ def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path) -> 
 def test_a_product_that_is_not_there_is_named(model: Any, quantization: Quantization, trace_once: Any) -> None:
     graph = trace_once(model, "cls", GraphOptions())
     name, product = next(iter(quantization.products.items()))
-    with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one product"):
+    with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one matmul"):
         to_int8(graph, {name.replace("layers.0.self_attn.self_attn.q_proj", "layers.9.linear1"): product})

@@ -12,7 +12,7 @@ import pytest
 from erniem_export import pipeline
 from erniem_export.errors import EngineBuildError
 from erniem_export.options import HALVES
-from erniem_export.passes.int8_standard import int8_weights
+from erniem_export.passes.int8 import int8_weights
 from erniem_export.tensorrt import library, plan
 from erniem_export.tensorrt.proof import inspect, prove
 from erniem_rt._signals import Terminated
