@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from erniem_export.options import (
     Int8,
     Keep,
     Precision,
+    flag_of,
 )
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
@@ -44,6 +46,18 @@ if TYPE_CHECKING:
 __all__ = ["main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
+
+_GRAPH_HELP = {
+    "inputs": {
+        "position_ids": "add position_ids",
+        "head_mask": "add head_mask (layers, heads)",
+        "inputs_embeds": "take inputs_embeds instead of input_ids",
+    },
+    "outputs": {
+        "hidden_states": "add hidden_states.0, .1, ...",
+        "attentions": "add attentions.0, .1, ...",
+    },
+}
 
 # torch has no error of its own for this on a CPU.
 _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re.IGNORECASE)
@@ -157,18 +171,12 @@ def _model_in(folder: Path, model: str | None) -> str:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    graph = GraphOptions(
-        position_ids=arguments.with_position_ids,
-        head_mask=arguments.with_head_mask,
-        inputs_embeds=arguments.with_inputs_embeds,
-        hidden_states=arguments.with_hidden_states,
-        attentions=arguments.with_attentions,
-    )
+    graph = {option.name: getattr(arguments, option.name) for option in fields(GraphOptions)}
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
         output=arguments.output or Path("out" if arguments.model else ""),
-        graph=graph,
+        graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
         target=arguments.target,
@@ -241,13 +249,10 @@ def _export_parser() -> argparse.ArgumentParser:
     _add_task_set(parser)
     _add_size_options(parser)
     _add_engine_options(parser)
-    inputs = parser.add_argument_group("optional inputs of the graph")
-    inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
-    inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
-    inputs.add_argument("--with-inputs-embeds", action="store_true", help="take inputs_embeds instead of input_ids")
-    outputs = parser.add_argument_group("optional outputs of the graph")
-    outputs.add_argument("--with-hidden-states", action="store_true", help="add hidden_states.0, .1, ...")
-    outputs.add_argument("--with-attentions", action="store_true", help="add attentions.0, .1, ...")
+    for title, added in _GRAPH_HELP.items():
+        group = parser.add_argument_group(f"optional {title} of the graph")
+        for name, text in added.items():
+            group.add_argument(flag_of(name), dest=name, action="store_true", help=text)
     return parser
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from erniem_export.errors import EngineBuildError
 from erniem_export.onnx_export import read, write
+from erniem_export.options import arithmetic_of
 from erniem_export.parity.judge import judge
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.half import HALF_TYPES
@@ -101,8 +102,7 @@ def add_plan(
 
 
 def _computed_in(manifest: Manifest) -> ir.DataType:
-    precision = manifest.precision
-    return HALF_TYPES.get(precision.get("products", precision["weights"]), ir.DataType.FLOAT)
+    return HALF_TYPES.get(arithmetic_of(manifest.precision), ir.DataType.FLOAT)
 
 
 def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict[str, ir.Node], dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import EngineBuildError
+from erniem_export.options import arithmetic_of
 from erniem_export.tensorrt.builder import layers_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def prove(
     Raises:
         EngineBuildError: A product computes in another type, or is not there.
     """
-    wanted = _TYPES[precision.get("products", precision["weights"])]
+    wanted = _TYPES[arithmetic_of(precision)]
     kept = set(precision.get("kept_in_fp32", "").split(", "))
     expected = {name for name in products if _LAYER.match(name)}
     found = {layer.name: layer for layer in layers_of(network) if layer.type.name == "MATRIX_MULTIPLY"}
@@ -134,7 +135,7 @@ def inspect(library: Library, plan: memoryview, precision: Mapping[str, str], *,
     layers = json.loads(information).get("Layers", [])
     text = [layer if isinstance(layer, str) else json.dumps(layer) for layer in layers]
     types = [layer if isinstance(layer, str) else json.dumps(_without_names(layer)) for layer in layers]
-    wanted = [_TYPES[precision.get("products", precision["weights"])]]
+    wanted = [_TYPES[arithmetic_of(precision)]]
     wanted += ["INT8"] * (whole and precision["weights"] == "int8")
     computing = {name: sum(bool(_INSPECTED[name].search(layer)) for layer in types) for name in wanted}
     for name, count in computing.items():
