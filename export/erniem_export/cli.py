@@ -109,13 +109,13 @@ def _export(options: ExportOptions) -> None:
 
 
 def _int8_line(done: Mapping[str, Any]) -> list[str]:
-    """What was decided for each product, in short; all of it stands in the manifest."""
+    """Sums up what was decided for each matmul; the manifest has all of it."""
     products = done.get("products", {}).values()
     if not products:
         return []
     exact = sum(bool(product["channels_in_fp32"]) for product in products)
     return [
-        f"{len(products)} products in int8, {exact} of them with channels in fp32; "
+        f"{len(products)} matmuls in int8, {exact} of them with outlier channels in fp32; "
         f"relative L2 {done['relative_l2']:.1e}, {done['calibration']}"
     ]
 
@@ -197,7 +197,7 @@ def _run(command: Callable[[], None]) -> int:
             if isinstance(error, ParityError) and error.report is not None:
                 with contextlib.suppress(ExportError):
                     _say(format_report(error.report))
-            with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
+            with contextlib.suppress(OSError):  # standard error is closed; the exit code says it too
                 print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
             if isinstance(error, Terminated):
                 raise
@@ -206,7 +206,7 @@ def _run(command: Callable[[], None]) -> int:
 
 
 def _explained(error: BaseException) -> str | None:
-    """What the user can do something about; None for mistakes of ours."""
+    """The message of an error that the user can act on; None for bugs."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing was written"
     if isinstance(error, ErnieMError):
@@ -266,7 +266,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
             action="store_const",
             const=name,
             default="fp32",
-            help=f"weights and products of the layers in {title}, for GPUs; inputs and outputs stay float32",
+            help=f"weights and matmuls of the layers in {title}, for GPUs; inputs and outputs stay float32",
         )
     weights.add_argument(
         "--int8",
@@ -279,14 +279,14 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument(
         "--cpu",
         choices=CPUS,
-        help="what --int8 is to run on: avx2, or vnni where the CPU has it; auto: as here (default)",
+        help="the CPU that --int8 is for: avx2 or vnni; auto: one like that of this machine (default)",
     )
     sizes.add_argument(
         "--calibration",
         type=_path,
         metavar="FILE",
         help="text (UTF-8, one a line) like what will be served, to calibrate --int8 on (default: "
-        "calibration.txt beside the weights, or else 200 lines of ours)",
+        "calibration.txt beside the weights, or else 200 lines that come with the package)",
     )
     sizes.add_argument(
         "--target",

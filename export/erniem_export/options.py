@@ -142,7 +142,7 @@ class EngineOptions:
     timing_cache: Path | None = None
 
     def details(self) -> Iterator[str]:
-        """The names of what is said beside ``engine``."""
+        """The names of the options that are given beside ``engine``."""
         nothing = EngineOptions()
         yield from (name for name in _ENGINE_FLAGS if getattr(self, name) != getattr(nothing, name))
 

@@ -48,8 +48,8 @@ def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]
     """Run a graph on ``batches`` (its inputs by name); return the largest magnitude of each float32 result by name.
 
     Where scores are masked, what they are overwritten with does not count: they are as large as they were before.
-    Fused attention counts as its scores do, which nobody sees: at most the product of the longest query and the
-    longest key of any head (Cauchy-Schwarz).
+    The scores of fused attention are no value of the graph: they are at most the product of the longest query and the
+    longest key of any head (Cauchy-Schwarz), which counts as the range of its result.
 
     Args:
         model: A graph in float32; left as it is.

@@ -36,7 +36,7 @@ _STEPS = 127
 
 
 class _Entry(NamedTuple):
-    """What enters: in uint8 with its scale and zero point, and the outlier channels in float32."""
+    """The input: in uint8 with its scale and zero point, and its outlier channels in float32."""
 
     steps: ir.Value
     scale: ir.Value
@@ -54,7 +54,7 @@ def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
         products: By the name of the linear layer.
 
     Raises:
-        FusionError: A layer's product is not in the graph, or is not followed by its bias.
+        FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
     """
     graph, nodes = model.graph, _matmuls(model.graph)
     entries: dict[tuple[ir.Value, int], _Entry] = {}
@@ -84,7 +84,7 @@ def _matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
 
 
 def _matmul(nodes: Mapping[str, ir.Node], name: str) -> tuple[ir.Node, ir.Value]:
-    """A layer's matmul and what enters it."""
+    """A layer's matmul and its input."""
     entering = nodes[name].inputs[0] if name in nodes else None
     if entering is None:
         raise FusionError(f"{name}: expected one matmul with its weight, found none")
@@ -92,7 +92,7 @@ def _matmul(nodes: Mapping[str, ir.Node], name: str) -> tuple[ir.Node, ir.Value]
 
 
 def _smoothed(rewriter: Rewriter, entering: ir.Value, product: Int8Product, dtype: ir.DataType) -> ir.Value:
-    """What enters, times the factors of smoothed channels, unless these are in the layer before."""
+    """The input times the factors of smoothed channels, unless these are in the layer before."""
     factors = product.entering.factors
     if factors is None or product.fold:
         return entering
@@ -168,7 +168,7 @@ def int8_products(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
     ``products`` have zero points of 0, by the name of the linear layer.
 
     Raises:
-        FusionError: A layer's product is not in the graph, or is not followed by its bias.
+        FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
     """
     graph, nodes = model.graph, _matmuls(model.graph)
     entered: dict[tuple[ir.Value, int], ir.Value] = {}

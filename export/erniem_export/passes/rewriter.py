@@ -1,4 +1,4 @@
-"""What all passes are made of: finding nodes in a graph, and adding nodes, constants and Casts to it."""
+"""What all passes share: finding nodes in a graph, and adding nodes, constants and Casts to it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def uncast(value: ir.Value | None) -> ir.Value | None:
 
 
 def forget_shapes(graph: ir.Graph) -> None:
-    """Drop the inferred shapes, which hold no more once tokens are packed or left out; those of outputs do."""
+    """Drop the inferred shapes, which are wrong once tokens are packed or left out; the outputs keep theirs."""
     outputs = set(graph.outputs)
     for node in graph:
         for value in node.outputs:
@@ -179,7 +179,7 @@ def matmul_of(value: ir.Value | None, place: str) -> ir.Node:
 
 
 def residual_of(value: ir.Value, place: str) -> tuple[ir.Node, int]:
-    """The one Add that reads ``value``, the sum behind the attention that ``value`` enters; and as which input."""
+    """The one Add that reads ``value``, the sum behind the attention, and which of its inputs that is."""
     found = [use for use in value.uses() if use.node.op_type == "Add"]
     if len(found) != 1:
         raise FusionError(f"{place}: expected one residual around the attention, found {len(found)}")

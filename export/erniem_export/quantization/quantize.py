@@ -1,6 +1,6 @@
 """``--int8``: calibrate, quantize layer by layer, rewrite the graph, say what was done.
 
-Each layer is quantized on what the layers before it really give once they are quantized.
+Each layer is quantized on the outputs of the quantized layers before it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantization", "check_int8", "cpu_for", "quantize", "quantize_encoder", "quantize_for_engine"]
 
-# The flavour that takes int8 weights and no products, and so needs no calibration.
+# The flavour that takes int8 weights but no int8 matmuls, and so needs no calibration.
 _WEIGHTS_ONLY = "tensorrt-rtx"
 
 _ATTENTION = "self_attn.self_attn."
 _VALUE, _OUT = f"{_ATTENTION}v_proj", "self_attn.out_proj"
-# Products that read the same input share its quantization.
+# Matmuls that read the same input share its quantization.
 _GROUPS = ((f"{_ATTENTION}q_proj", f"{_ATTENTION}k_proj", _VALUE), (_OUT,), ("linear1",), ("linear2",))
 # Tokens that ranges are chosen on; the search runs every candidate on all of them.
 _SAMPLE = 768
@@ -60,7 +60,7 @@ def cpu_for(options: Int8) -> str:
 
 
 def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> None:
-    """Refuse, before the long work, what :func:`quantize` and :func:`quantize_for_engine` would.
+    """Refuse early what :func:`quantize` and :func:`quantize_for_engine` would refuse later.
 
     Args:
         options: For which CPU, and on what text.
@@ -80,7 +80,7 @@ def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> N
 def quantize(
     graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
 ) -> dict[str, Any]:
-    """Put the encoder's products into int8, in place; return what was done, for the manifest.
+    """Put the encoder's matmuls into int8, in place; return what was done, for the manifest.
 
     Args:
         graph: The checkpoint's graph.
@@ -88,11 +88,11 @@ def quantize(
         folder: Where the checkpoint is, for a tokenizer of another kind than ErnieM's.
         options: For which CPU, and on what text.
         limits: Of the ids.
-        progress: Is told of the layers.
+        progress: Shows the layers.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
-        FusionError: A product is not in the graph.
+        FusionError: A matmul is not in the graph.
     """
     cpu = cpu_for(options)
     calibration = _calibration(checkpoint, folder, options, limits)
@@ -116,7 +116,7 @@ def quantize_for_engine(
     flavour: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """As :func:`quantize`, in the form that this flavour of TensorRT takes; ``graph`` computes in what is left.
+    """As :func:`quantize`, in the form that this flavour of TensorRT takes; elsewhere ``graph`` keeps its types.
 
     Raises:
         ExportError: The calibration text cannot be used, or there is no tokenizer to read one with.
@@ -179,13 +179,13 @@ def quantize_encoder(
     *,
     form: Form = "exact",
 ) -> Quantization:
-    """Find the int8 form of the products of every encoder layer; ``model`` is left as it is.
+    """Quantize the matmuls of every encoder layer; ``model`` is left as it is.
 
     Args:
         model: The float32 model.
-        calibration: What to run it on.
+        calibration: The text to run it on.
         track: Wraps the layers, for a progress bar.
-        form: What computes the products.
+        form: What computes the matmuls.
     """
     base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
     prefix = "" if base is model else "ernie_m."
@@ -205,7 +205,7 @@ def quantize_encoder(
 
 
 class _Pair:
-    """A layer in float32 and its copy that is being quantized, each on its own inputs."""
+    """A layer in float32 and the copy that is quantized, each on its own inputs."""
 
     def __init__(
         self, layer: ErnieMEncoderLayer, masks: list[Tensor], exact: list[Tensor], found: list[Tensor], form: Form
@@ -216,7 +216,7 @@ class _Pair:
         self.exact_inputs, self.exact_outputs = _run(layer, [group[0] for group in _GROUPS], exact, masks)
 
     def quantize(self, group: Sequence[str], prefix: str) -> list[Int8Product]:
-        """Put the int8 form of some products in their place."""
+        """Replace some linear layers by their int8 form."""
         first = group[0]
         inputs = _run(self.quantized, [first], self.found, self.masks)[0][first]
         linears = {name: cast("nn.Linear", self.layer.get_submodule(name)) for name in group}
@@ -232,7 +232,7 @@ class _Pair:
         return products
 
     def outputs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What both give."""
+        """The outputs of both."""
         return self.exact_outputs, _run(self.quantized, [], self.found, self.masks)[1]
 
     def _put(self, name: str, product: Int8Product) -> None:
@@ -251,7 +251,7 @@ class _Pair:
 def _run(
     layer: ErnieMEncoderLayer, names: Sequence[str], states: list[Tensor], masks: list[Tensor]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Run a layer; return what entered some of its products, ``(tokens, in)`` without padding, and its outputs."""
+    """Run a layer; return its outputs, and before them the inputs of some linear layers, ``(tokens, in)`` each."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = [
         layer.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))

@@ -33,7 +33,7 @@ _HINT = "; try without --version-compatible"
 
 
 def make_builder(library: Library) -> Any:
-    """Return a builder; :class:`EngineBuildError` if the library makes none, for want of a driver that it can use."""
+    """Return a builder; :class:`EngineBuildError` if the library makes none, as without a driver that it can use."""
     with library.listening() as messages:
         try:
             return library.module.Builder(library.logger)
@@ -78,7 +78,7 @@ def configure(library: Library, builder: Any, options: EngineOptions) -> Any:
     """Return the builder's configuration, without profiles.
 
     Raises:
-        EngineBuildError: The library has not what an option asks for, or refuses it.
+        EngineBuildError: The library lacks what an option asks for, or refuses it.
     """
     module, config = library.module, builder.create_builder_config()
     if hasattr(module, "ProfilingVerbosity"):  # or the inspector would not tell types
@@ -122,7 +122,7 @@ def build(
 
     Raises:
         EngineBuildError: With the library's reason and, where it tells, the node; or it ran out of memory.
-        KeyboardInterrupt: Somebody interrupted.
+        KeyboardInterrupt: The build was interrupted.
     """
     monitor = _monitor_for(library.module, progress)
     if monitor is not None and hasattr(config, "progress_monitor"):
@@ -233,7 +233,7 @@ def _blamed(network: Any, messages: Iterable[str]) -> str:
 
 
 class _Monitor(Protocol):
-    """``interrupted``: what was raised when somebody pressed Ctrl-C; the build was then told to stop."""
+    """``interrupted``: what Ctrl-C raised; the build was then told to stop."""
 
     interrupted: KeyboardInterrupt | None
 

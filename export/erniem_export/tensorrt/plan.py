@@ -67,7 +67,7 @@ def add_plan(
         checkpoint: What it was made from.
         library: What builds.
         options: What is asked of the build.
-        progress: Where to say how far it is.
+        progress: Shows the steps.
 
     Raises:
         EngineBuildError: It cannot be built, or is not what was asked for.
@@ -213,7 +213,7 @@ def choose_attention(
         profiles: Of the plan.
         heads: Their number and their size.
         dtype: What attention is computed in.
-        progress: Is told of the trial build.
+        progress: Shows the trial build.
 
     Raises:
         EngineBuildError: The library refuses the options.

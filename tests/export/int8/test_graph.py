@@ -1,4 +1,4 @@
-"""The graph with int8 products, against the float32 simulation of the same products."""
+"""The graph with int8 matmuls, against the float32 simulation of the same matmuls."""
 
 from __future__ import annotations
 
