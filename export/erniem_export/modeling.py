@@ -31,7 +31,6 @@ from erniem_export.encoder import (
     ErnieMEncoder,
     ErnieMPooler,
 )
-from erniem_export.losses import binary_loss, position_loss, sequence_loss
 
 __all__ = [
     "ErnieMConfig",
@@ -224,7 +223,7 @@ class ErnieMForSequenceClassification(ErnieMPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None if labels is None else sequence_loss(self.config, logits, labels)
+        loss = None if labels is None else _sequence_loss(self.config, logits, labels)
         output = SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
         return _finish(self.config, return_dict, output)
 
@@ -364,8 +363,8 @@ class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = [
-                position_loss(start_logits, start_positions),
-                position_loss(end_logits, end_positions),
+                _position_loss(start_logits, start_positions),
+                _position_loss(end_logits, end_positions),
             ]
             loss = sum(losses) / 2
         output = QuestionAnsweringModelOutput(
@@ -423,7 +422,7 @@ class ErnieMForInformationExtraction(ErnieMPreTrainedModel):
         end_logits = self.linear_end(outputs.last_hidden_state).squeeze(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            losses = [binary_loss(start_logits, start_positions), binary_loss(end_logits, end_positions)]
+            losses = [_binary_loss(start_logits, start_positions), _binary_loss(end_logits, end_positions)]
             loss = sum(losses) / 2
         output = QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
         return _finish(self.config, return_dict, output)
@@ -465,3 +464,37 @@ def _wants_dict(config: ErnieMConfig, return_dict: bool | None) -> bool:
 
 def _finish(config: ErnieMConfig, return_dict: bool | None, output: ModelOutput) -> Any:
     return output if _wants_dict(config, return_dict) else output.to_tuple()
+
+
+def _sequence_loss(config: ErnieMConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of ``logits (batch, labels)`` by ``config.problem_type``, or by what labels and their dtype suggest.
+
+    Raises:
+        ValueError: The problem type is not known.
+    """
+    problem = config.problem_type or _problem_type(config.num_labels, labels)
+    if problem == "regression":
+        return functional.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
+    if problem == "single_label_classification":
+        return functional.cross_entropy(logits, labels.flatten().long())
+    if problem == "multi_label_classification":
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    raise ValueError(f"unknown config.problem_type {problem!r}")
+
+
+def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """Cross-entropy of ``logits (batch, sequence)`` at ``positions (batch,)``; those outside of it are ignored."""
+    ignored = logits.shape[1]
+    return functional.cross_entropy(logits, positions.flatten().long().clamp(0, ignored), ignore_index=ignored)
+
+
+def _binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of ``logits`` and 0/1 ``labels``, both ``(batch, sequence)``."""
+    return functional.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
+
+
+def _problem_type(num_labels: int, labels: Tensor) -> str:
+    if num_labels == 1:
+        return "regression"
+    integral = labels.dtype in (torch.int64, torch.int32)
+    return "single_label_classification" if integral else "multi_label_classification"

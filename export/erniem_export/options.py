@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,9 @@ from erniem_rt.manifest import HEADS
 from erniem_rt.plan import FLAVOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from erniem_rt.manifest import Profile
+    from erniem_rt.manifest import Manifest, Profile
 
 __all__ = [
     "CPUS",
@@ -31,6 +31,7 @@ __all__ = [
     "Int8",
     "Keep",
     "Precision",
+    "arithmetic_of",
     "flag_of",
 ]
 
@@ -73,6 +74,12 @@ class GraphOptions:
     hidden_states: bool = False
     attentions: bool = False
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> GraphOptions:
+        """What an exported graph was made with, by the names of its inputs and outputs."""
+        there = {spec.name.partition(".")[0] for spec in (*manifest.inputs, *manifest.outputs)}
+        return cls(**{option.name: option.name in there for option in fields(cls)})
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -86,6 +93,11 @@ class Precision:
     def to_json(self) -> dict[str, str]:
         """As it stands in the manifest."""
         return {"weights": self.weights, "embedding": self.embedding or self.weights}
+
+
+def arithmetic_of(precision: Mapping[str, str]) -> str:
+    """What a manifest's ``precision`` multiplies weights in: for int8 weights of TensorRT, the type between them."""
+    return precision.get("products", precision.get("weights", ""))
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class EngineOptions:
     timing_cache: Path | None = None
 
     def details(self) -> Iterator[str]:
-        """The names of what is said beside ``engine``."""
+        """The names of the options that are given beside ``engine``."""
         nothing = EngineOptions()
         yield from (name for name in _ENGINE_FLAGS if getattr(self, name) != getattr(nothing, name))
 

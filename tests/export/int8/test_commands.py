@@ -42,7 +42,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert all(0 < product["error"] < 0.2 for product in products.values())
     assert all(product["input_scale"] > 0 for product in products.values())
     assert "int8 against PyTorch" in result.out
-    line = f"12 products in int8, 0 of them with channels in fp32; relative L2 {done['relative_l2']:.1e}"
+    line = f"12 matmuls in int8, 0 of them with outlier channels in fp32; relative L2 {done['relative_l2']:.1e}"
     assert f"{line}, {done['calibration']}\n" in result.out
     with Session(tmp_path / "out" / "ner.onnx") as session:
         assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
@@ -73,8 +73,8 @@ def test_what_was_decided_for_each_product_is_told(outlying_model: Any, trace_on
     assert all(FAR in products[f"{layer}.linear1"]["channels_in_fp32"] for layer in range(2))
     assert FAR not in products["0.self_attn.self_attn.q_proj"]["channels_in_fp32"], "before the norm that reaches far"
     assert products["0.linear2"]["input_zero_point"] < 30, "what Gelu gives is hardly below zero"
-    line = f"12 products in int8, 12 of them with channels in fp32; relative L2 {done['relative_l2']:.1e}, random ids"
-    assert cli._int8_line(done)[0].startswith(line)
+    line = "12 matmuls in int8, 12 of them with outlier channels in fp32; "
+    assert cli._int8_line(done)[0].startswith(f"{line}relative L2 {done['relative_l2']:.1e}, random ids")
     assert cli._int8_line({"weights_only": 12}) == cli._int8_line({}) == []
 
 

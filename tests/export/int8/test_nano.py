@@ -20,7 +20,7 @@ from erniem_export.passes.rewriter import Rewriter
 from erniem_export.pipeline import export
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
-from erniem_export.quantization.encoder import Quantization, quantize_encoder
+from erniem_export.quantization.quantize import Quantization, quantize_encoder
 from erniem_rt import Session, _cpu
 from erniem_rt.manifest import HEADS, Manifest, hash_file
 
