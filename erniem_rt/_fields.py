@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
+from erniem_rt._checks import is_count
 from erniem_rt._files import refuse_pointer, unreadable
 from erniem_rt.errors import ArtifactError
 
@@ -81,9 +82,9 @@ class Fields:
     def integer(self, key: str, least: int) -> int:
         """A whole number, at least ``least``; true and false are none."""
         value = self.value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not is_count(value, least):
             raise self._wrong(key, f"an integer of at least {least}")
-        return value
+        return int(value)
 
     def strings(self, key: str) -> tuple[str, ...]:
         """A list of texts."""
@@ -102,7 +103,7 @@ class Fields:
     def sizes(self, key: str, count: int) -> tuple[int, ...]:
         """As many positive integers as ``count``."""
         value = self.value(key)
-        if not isinstance(value, list) or len(value) != count or not all(map(_is_size, value)):
+        if not isinstance(value, list) or len(value) != count or not all(map(is_count, value)):
             raise self._wrong(key, f"a list of {count} positive integers")
         return tuple(value)
 
@@ -165,11 +166,7 @@ class Fields:
 
 
 def _is_axis(value: object) -> bool:
-    return bool(value) if isinstance(value, str) else _is_size(value)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return bool(value) if isinstance(value, str) else is_count(value)
 
 
 def _shown(value: object) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import stat
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +15,10 @@ from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from hashlib import _Hash as Hash
     from io import FileIO
+    from typing import IO
 
     import numpy as np
     from numpy.typing import NDArray
@@ -47,6 +52,30 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
         return Path(value)
     except TypeError as error:
         raise InvalidInputError(f"{name} must be a str or a path, got {type(value).__name__}.") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path`` in one step if all goes well, and is deleted otherwise.
+
+    A reader sees the old content or the new, never a part. A link stays one, and a file keeps its permissions. Raises
+    :class:`OSError` as the file system gives it.
+    """
+    path = Path(os.path.realpath(path))
+    # Not tempfile: it makes files that only their owner may read.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            if path.exists():
+                part.chmod(stat.S_IMODE(path.stat().st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # What failed first is the better explanation.
+            part.unlink()
+        raise
 
 
 def require_utf_8(path: Path) -> None:

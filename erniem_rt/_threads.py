@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from erniem_rt._checks import is_count
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,13 +23,9 @@ def threads_or_default(threads: int | None) -> int:
     """``threads``, or for None :func:`default_threads`; :class:`InvalidInputError` unless it is a positive integer."""
     if threads is None:
         return default_threads()
-    try:
-        count = operator.index(threads)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(threads, bool):
+    if not is_count(threads):
         raise InvalidInputError(f"threads must be a positive integer or None, got {threads!r}.")
-    return count
+    return int(threads)
 
 
 def default_threads(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:

@@ -185,7 +185,8 @@ class RowBatch:
             self._results[name] = np.zeros((len(self._attend), *sizes), spec.dtype)
         kept = _kept(axes, min(run.length, self.width))
         target: Any = (self._index(run), *kept)
-        self._results[name][target] = rows[(slice(len(run.rows)), *kept)]
+        source: Any = (slice(len(run.rows)), *kept)
+        self._results[name][target] = rows[source]
 
     def clear_padding(self) -> None:
         """Make outputs zero at padding (see :class:`erniem_rt.Session`), where the engine computes something there."""

@@ -11,7 +11,6 @@ import json
 import operator
 import os
 import select
-import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -256,29 +255,18 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    path = Path(os.path.realpath(path))  # a link stays one
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with _made(part) as file:
-            if path.exists():
-                shutil.copymode(path, part)
-            yield file
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    from erniem_rt._files import replacing
 
-
-def _made(part: Path) -> IO[bytes]:
-    """Create a file; an error names its folder, for the user never gave the file's name."""
-    try:
-        return part.open("xb")
-    except OSError as error:
-        problem = f"no file can be made in {part.parent}: {error.strerror}; choose another."
-        if not part.parent.is_dir():
-            problem = f"there is no folder {part.parent}: make it, or choose another."
-        raise InvalidInputError(f"--output: {problem}") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(replacing(path))
+        except OSError as error:
+            folder = Path(os.path.realpath(path)).parent
+            problem = f"no file can be made in {folder}: {error.strerror}; choose another."
+            if not folder.is_dir():
+                problem = f"there is no folder {folder}: make it, or choose another."
+            raise InvalidInputError(f"--output: {problem}") from error
+        yield file
 
 
 def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:

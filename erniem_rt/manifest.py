@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
 from erniem_rt._fields import Fields, artifact_error
-from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, stamp
+from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
 from erniem_rt.errors import ArtifactError
 from erniem_rt.plan import Plan, Profile, parse_plan
 
@@ -171,7 +170,6 @@ class Manifest:
         Raises :class:`OSError` as the file system gives it and :class:`ValueError` for NaN or infinity,
         which JSON has no numbers for; either way ``path`` is as it was.
         """
-        target = Path(path)
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["defaults"] = self.defaults.given()
         for key in ("onnxruntime", "defaults", "plan", "cpu"):
@@ -179,16 +177,8 @@ class Manifest:
                 del content[key]
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-        # Not tempfile: it makes files that only their owner may read.
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(Path(path)) as file:
+            file.write(text.encode())
 
     def verify(
         self,

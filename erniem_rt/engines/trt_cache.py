@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import uuid
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._files import as_path, unreadable
+from erniem_rt._files import as_path, replacing, unreadable
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,11 +54,8 @@ class RuntimeCache:
         content = bytes(self.handle.serialize())
         if content == self._found:
             return
-        part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            part.write_bytes(content)
-            part.replace(self._path)
+            with replacing(self._path) as file:
+                file.write(content)
         except OSError as error:
             warnings.warn(f"the runtime cache {self._path} was not written: {error.strerror}.", stacklevel=2)
-        finally:
-            part.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.sources import CONFIG_FILE, what_is_there
+from erniem_rt._checks import is_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
+    from functools import partial
+from pathlib import Path
 
 __all__ = ["HEAD_OF_CLASS", "name_labels", "read_config", "without_paths"]
 
@@ -142,8 +145,7 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+_is_count = partial(is_count, least=0)
 
 
 def _is_object(value: Any) -> bool:
@@ -196,7 +198,7 @@ def _check_values(config: ErnieMConfig) -> None:
     """Raise :class:`ValueError` naming the key whose value no model can be built, traced or served with."""
     for key, least in _SIZES.items():
         value = getattr(config, key)
-        if type(value) is not int or value < least:
+        if not is_count(value, least):
             raise ValueError(f"{key} = {value!r}, expected an integer from {least} up")
     for bound in ("vocab_size", "max_position_embeddings"):
         if config.pad_token_id >= getattr(config, bound):

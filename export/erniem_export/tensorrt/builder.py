@@ -5,13 +5,13 @@ Networks are strongly typed: what they compute in is what the graph says, nothin
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erniem_export.errors import EngineBuildError, ExportError
 from erniem_export.tensorrt.profiles import input_shapes
+from erniem_rt._files import replacing
 from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_rt.manifest import Manifest, Profile
+    from erniem_rt._files import replacing
+from erniem_rt.manifest import Manifest, Profile
 
 __all__ = ["add_profiles", "build", "configure", "layers_of", "make_builder", "parse"]
 
@@ -205,14 +206,11 @@ def _save_timing_cache(config: Any, options: EngineOptions) -> None:
     cache = config.get_timing_cache()
     if path is None or cache is None:
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(memoryview(cache.serialize()))
-        part.replace(path)  # never half a file, which the next build would refuse
+        with replacing(path) as file:  # never half a file, which the next build would refuse
+            file.write(memoryview(cache.serialize()))
     except OSError as error:
         raise ExportError(f"--timing-cache {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _lacking(library: Library, option: str, what: str) -> EngineBuildError:
