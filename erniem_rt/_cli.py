@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
+            show_progress(f"engine: {pipeline.session.engine}, computing in {pipeline.session.precision}\n")
             options = call_options(pipeline, arguments)
             with _opened(arguments) as (source, target):
                 return _answer_lines(pipeline, options, source, target)
@@ -63,6 +64,9 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
     return pipeline(
         arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
         arguments.artifact,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        cache=arguments.cache,
         device=arguments.device,
         threads=arguments.threads,
         spinning=arguments.spinning,

@@ -88,6 +88,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", help="default: the manifest's; zero-shot-classification with --candidate-labels")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda for a plan, otherwise cpu")
+    parser.add_argument(
+        "--engine", default="auto", help="onnxruntime or openvino; default: the faster one for this CPU"
+    )
+    parser.add_argument("--precision", default="auto", help="fp32 or bf16, on a CPU; default: never bf16")
+    parser.add_argument("--cache", metavar="DIR", help="where OpenVINO keeps the compiled model; default: see the docs")
     parser.add_argument("--threads", type=int, help="threads of one run; default: all CPUs that this process has")
     for name, what in (
         ("--spinning", "threads without work keep a CPU busy; default: for 0.2 ms"),

@@ -123,7 +123,8 @@ class Manifest:
     ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
     any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``. ``defaults``
     are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built beside the
-    graph. Of these three the file lacks what there is not.
+    graph. ``proven`` lists the precisions, ``"fp32"`` and ``"bf16"``, in which a CPU may compute between int8 products, or
+    everything: those in which the gate held. Of these four the file lacks what there is not.
     """
 
     head: str
@@ -145,6 +146,7 @@ class Manifest:
     onnxruntime: str | None = None
     defaults: Defaults = Defaults()
     plan: Plan | None = None
+    proven: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -161,7 +163,7 @@ class Manifest:
         target = Path(path)
         content = {"format_version": self.format_version, **asdict(self)}
         content["defaults"] = self.defaults.given()
-        for key in ("onnxruntime", "defaults", "plan"):
+        for key in ("onnxruntime", "defaults", "plan", "proven"):
             if not content[key]:
                 del content[key]  # which older versions do not know
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
@@ -242,6 +244,7 @@ def _parse(fields: Fields) -> Manifest:
         onnxruntime=None if fields.data.get("onnxruntime") is None else fields.version("onnxruntime"),
         defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
+        proven=fields.strings("proven") if "proven" in fields.data else (),
     )
     fields.no_others(Manifest.__dataclass_fields__)
     _check_whole(manifest, fields.path)

@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     )
 
     class _SessionOptions(TypedDict, total=False):
+        engine: str
+        precision: str
         device: str | None
         threads: int | None
         spinning: bool | None
         shrink_memory: bool | None
         share_weights: bool
+        cache: str | os.PathLike[str] | bool | None
         cuda_graphs: bool | None
         verify: bool
         trust_plan: bool
@@ -133,11 +136,14 @@ def pipeline(
     task: str | os.PathLike[str] | Session | None = None,
     model: Model | None = None,
     *,
+    engine: str = "auto",
+    precision: str = "auto",
     device: str | None = None,
     threads: int | None = None,
     spinning: bool | None = None,
     shrink_memory: bool | None = None,
     share_weights: bool = False,
+    cache: str | os.PathLike[str] | bool | None = None,
     cuda_graphs: bool | None = None,
     verify: bool = True,
     trust_plan: bool = False,
@@ -152,11 +158,14 @@ def pipeline(
             ``"multiple-choice"``, ``"information-extraction"`` or ``"feature-extraction"``. Alone, the model.
         model: The exported folder, one of its artifacts, its hub id, or a :class:`Session` that is open: several
             pipelines may share one, and closing them leaves it open.
+        engine: As for :class:`erniem_rt.Session`.
+        precision: As for :class:`erniem_rt.Session`.
         device: As for :class:`erniem_rt.Session`.
         threads: As for :class:`erniem_rt.Session`.
         spinning: As for :class:`erniem_rt.Session`.
         shrink_memory: As for :class:`erniem_rt.Session`.
         share_weights: As for :class:`erniem_rt.Session`.
+        cache: As for :class:`erniem_rt.Session`.
         cuda_graphs: As for :class:`erniem_rt.Session`.
         verify: As for :class:`erniem_rt.Session`.
         trust_plan: As for :class:`erniem_rt.Session`.
@@ -173,18 +182,21 @@ def pipeline(
     task, model = _task_and_model(task, model)
     wanted = None if task is None else pipeline_class(str(task))
     session_options = {
+        "engine": engine,
+        "precision": precision,
         "device": device,
         "threads": threads,
         "spinning": spinning,
         "shrink_memory": shrink_memory,
         "share_weights": share_weights,
+        "cache": cache,
         "cuda_graphs": cuda_graphs,
         "verify": verify,
         "trust_plan": trust_plan,
         "runtime_cache": runtime_cache,
     }
     if isinstance(model, Session):
-        given = [name for name, value in session_options.items() if value not in (None, name == "verify")]
+        given = [name for name, value in session_options.items() if value not in (None, "auto", name == "verify")]
         if given:
             raise InvalidInputError(f"{given[0]} is an option of the session, which is open already: give it there.")
         made = _made(wanted, model, lambda: Tokenizer.from_dir(model.path.parent, verify=False), options)
