@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 __all__ = ["cpu_class", "cpu_flags", "has_vnni", "warn_of_cpu"]
 
@@ -46,10 +45,9 @@ def has_vnni() -> bool | None:
     return not flags.isdisjoint(_VNNI)
 
 
-def warn_of_cpu(engine: Mapping[str, Any] | None) -> None:
-    """Warn if the manifest's ``engine`` says int8 for VNNI and this CPU has none: its sums would overflow."""
-    int8 = (engine or {}).get("int8")
-    if isinstance(int8, Mapping) and int8.get("cpu") == "vnni" and has_vnni() is False:
+def warn_of_cpu(wanted: str | None) -> None:
+    """Warn if int8 was made for a CPU with VNNI and this one has none: its sums would overflow."""
+    if wanted == "vnni" and has_vnni() is False:
         warnings.warn(
             "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate "
             "here. Export it again with --int8 --cpu avx2.",

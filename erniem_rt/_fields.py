@@ -27,11 +27,15 @@ def artifact_error(path: Path, problem: str) -> ArtifactError:
 
 @dataclass(frozen=True)
 class Fields:
-    """A JSON object together with where it came from: ``path`` and the key prefix inside the file."""
+    """A JSON object together with where it came from: ``path`` and the key prefix inside the file.
+
+    ``ignored`` collects unknown keys; where it is None they are refused.
+    """
 
     path: Path
     data: dict[str, Any]
     prefix: str = ""
+    ignored: list[str] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Fields:
@@ -62,6 +66,10 @@ class Fields:
         if not isinstance(value, str) or not value:
             raise self._wrong(key, "a non-empty string")
         return value
+
+    def optional_string(self, key: str) -> str | None:
+        """A text that is not empty; None where the key is missing or null."""
+        return None if self.data.get(key) is None else self.string(key)
 
     def one_of(self, key: str, choices: tuple[str, ...]) -> str:
         """One of a few texts."""
@@ -124,14 +132,14 @@ class Fields:
         value = self.value(key)
         if not isinstance(value, dict):
             raise self._wrong(key, "an object")
-        return Fields(self.path, value, f"{self.prefix}{key}.")
+        return Fields(self.path, value, f"{self.prefix}{key}.", self.ignored)
 
     def sections(self, key: str) -> list[Fields]:
         """A list of nested objects, not empty."""
         value = self.value(key)
         if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
             raise self._wrong(key, "a non-empty list of objects")
-        return [Fields(self.path, item, f"{self.prefix}{key}[{i}].") for i, item in enumerate(value)]
+        return [Fields(self.path, item, f"{self.prefix}{key}[{i}].", self.ignored) for i, item in enumerate(value)]
 
     def plain_name(self, name: str) -> str:
         """``name`` if it is a file directly inside the folder, on any system."""
@@ -144,9 +152,11 @@ class Fields:
         return name
 
     def no_others(self, known: Iterable[str]) -> None:
-        """Refuse keys that this version does not know: their meaning would be lost without a word."""
+        """Refuse keys that this version does not know, or note them where they may be ignored."""
         others = sorted(set(self.data) - set(known))
-        if others:
+        if self.ignored is not None:
+            self.ignored.extend(repr(self.prefix + other) for other in others)
+        elif others:
             raise artifact_error(self.path, f"unknown key {self.prefix + others[0]!r}")
 
     def _wrong(self, key: str, expected: str) -> ArtifactError:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from erniem_rt import __version__
 from erniem_rt._fields import Fields, artifact_error
 from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, stamp
+from erniem_rt.errors import ArtifactError
 from erniem_rt.plan import Plan, Profile, parse_plan
 
 if TYPE_CHECKING:
@@ -36,7 +40,10 @@ __all__ = [
     "hash_file",
 ]
 
-FORMAT_VERSION = 1
+# Major and minor: what a reader of another minor version may ignore raises the second number, all else the first.
+FORMAT_VERSION = "1.1"
+_MAJOR, _MINOR = map(int, FORMAT_VERSION.split("."))
+_FORMAT = re.compile(r"(\d{1,4})\.(\d{1,4})")
 DTYPES = ("int64", "int32", "bool", "float32", "float16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 POOLINGS = ("mean", "cls", "pooler", "none")
@@ -120,11 +127,13 @@ class Manifest:
     """The content of ``HEAD.json``.
 
     ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
-    ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
-    any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``. ``defaults``
-    are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built beside the
-    graph. ``proven`` lists the precisions, ``"fp32"`` and ``"bf16"``, in which a CPU may compute between int8 products, or
-    everything: those in which the gate held. Of these four the file lacks what there is not.
+    ``checkpoint``, ``versions``, ``engine`` (what was done to the graph) and ``parity`` are records for people and for
+    reports: any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``.
+    ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built
+    beside the graph. ``packed`` says that the graph does no work for padding, and gives zeros there. ``cpu`` is the
+    kind of CPU that int8 was made for, ``"avx2"`` or ``"vnni"``. ``proven`` lists the precisions, ``"fp32"`` and
+    ``"bf16"``, that the gate held in when a CPU computed the graph, or what is between its int8 products, in them. Of
+    ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven`` the file lacks what there is not.
     """
 
     head: str
@@ -146,12 +155,16 @@ class Manifest:
     onnxruntime: str | None = None
     defaults: Defaults = Defaults()
     plan: Plan | None = None
+    packed: bool = False
+    cpu: str | None = None
     proven: tuple[str, ...] = ()
-    format_version: int = FORMAT_VERSION
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Read and check ``path``; :class:`ArtifactError` names the key that is not as it should be."""
+        """Read and check ``path``; :class:`ArtifactError` names the key that is not as it should be.
+
+        Keys that this version does not know are ignored, with a warning, in a file of a newer minor version alone.
+        """
         return _parse(Fields.read(Path(path)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -161,11 +174,11 @@ class Manifest:
         which JSON has no numbers for; either way ``path`` is as it was.
         """
         target = Path(path)
-        content = {"format_version": self.format_version, **asdict(self)}
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["defaults"] = self.defaults.given()
-        for key in ("onnxruntime", "defaults", "plan", "proven"):
+        for key in ("onnxruntime", "defaults", "plan", "cpu", "proven"):
             if not content[key]:
-                del content[key]  # which older versions do not know
+                del content[key]
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         # Not tempfile: it makes files that only their owner may read.
@@ -212,11 +225,9 @@ class Manifest:
 
 
 def _parse(fields: Fields) -> Manifest:
-    version = fields.integer("format_version", 0)
-    if version != FORMAT_VERSION:
-        raise artifact_error(
-            fields.path, f"format_version is {version}, and this version of erniem-rt reads {FORMAT_VERSION}"
-        )
+    minor = _minor_version(fields)
+    if minor > _MINOR:
+        fields = replace(fields, ignored=[])
     head = fields.one_of("head", tuple(HEADS))
     limits = fields.section("limits")
     files = fields.section("files")
@@ -244,11 +255,48 @@ def _parse(fields: Fields) -> Manifest:
         onnxruntime=None if fields.data.get("onnxruntime") is None else fields.version("onnxruntime"),
         defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
+        packed=_packed_in_1_0(fields) if minor == 0 else fields.boolean("packed"),
+        cpu=_cpu_in_1_0(fields) if minor == 0 else fields.optional_string("cpu"),
         proven=fields.strings("proven") if "proven" in fields.data else (),
     )
-    fields.no_others(Manifest.__dataclass_fields__)
+    fields.no_others(("format_version", *Manifest.__dataclass_fields__))
     _check_whole(manifest, fields.path)
+    if fields.ignored:
+        warnings.warn(
+            f"{fields.path} was exported by a newer version: {', '.join(fields.ignored)} is not known to erniem-rt "
+            f"{__version__} and ignored. Update erniem-rt.",
+            stacklevel=3,
+        )
     return manifest
+
+
+def _minor_version(fields: Fields) -> int:
+    """The minor format version; :class:`ArtifactError` for another major one."""
+    given = fields.value("format_version")
+    if type(given) is int:  # as it was written up to 1.0
+        given = f"{given}.0"
+    version = _FORMAT.fullmatch(given) if isinstance(given, str) else None
+    if version is None:
+        raise artifact_error(
+            fields.path, f"key 'format_version' must be a version such as '1.1', got {json.dumps(given)}"
+        )
+    if int(version[1]) != _MAJOR:
+        newer = int(version[1]) > _MAJOR
+        raise ArtifactError(
+            f"{fields.path} has format version {given}, and erniem-rt {__version__} reads {_MAJOR}.x: "
+            f"{'update erniem-rt, or ' * newer}export again with this version."
+        )
+    return int(version[2])
+
+
+def _packed_in_1_0(fields: Fields) -> bool:
+    return (fields.value("engine") or {}).get("packed") is True
+
+
+def _cpu_in_1_0(fields: Fields) -> str | None:
+    int8 = (fields.value("engine") or {}).get("int8")
+    found = int8.get("cpu") if isinstance(int8, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _parse_tensor(fields: Fields) -> TensorSpec:
@@ -270,8 +318,9 @@ def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:
         return Defaults()
     given = fields.section("defaults")
     names = tuple(Defaults.__dataclass_fields__)
-    given.no_others(names if head == "base" else names[:1])
-    has = given.data.keys()
+    known = names if head == "base" else names[:1]
+    given.no_others(known)
+    has = given.data.keys() & set(known)
     defaults = Defaults(
         max_seq_len=given.integer("max_seq_len", 1) if "max_seq_len" in has else None,
         pooling=given.one_of("pooling", POOLINGS) if "pooling" in has else None,

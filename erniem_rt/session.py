@@ -79,12 +79,13 @@ class Session:
             by :meth:`close`. It holds code, so name one that nobody else can write.
 
     Attributes:
-        manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
-            its profiles takes, ``precision`` is the plan's, and ``engine["packed"]`` is true, as for a graph without
-            work for padding.
+        manifest: What the artifact says of itself.
+        limits: The bounds on ids and rows: the manifest's, but for a plan ``limits.max_length`` is at most the longest
+            row that one of its profiles takes.
         engine: What computes: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
         precision: The floating-point numbers that it computes in, ``"fp32"``, ``"fp16"`` or ``"bf16"``; in int8 those
             between the products.
+        packed: Whether outputs are zero at padding, as :meth:`run` says.
         threads: Threads of one run on a CPU.
         lanes: How many batches :meth:`run_all` computes at once: with a small model on a CPU as many as there are
             threads, otherwise 1.
@@ -116,10 +117,9 @@ class Session:
         wanted = None if device is None else Device.parse(device)
         self.threads = threads_or_default(threads)
         self._path, self.manifest = _locate(find_artifact(path))
-        self._full_manifest = self.manifest
+        self.limits, self.packed = self.manifest.limits, self.manifest.packed
         self._path = self._path.absolute()  # It may be opened again, from another working directory.
         self._device = device_for(self._path, wanted)
-        self._longest: int | None = None
         self.lanes = 1
         self._stamps = self.manifest.stamps(self._path.parent)
         self._graph_options = GraphOptions(
@@ -148,12 +148,11 @@ class Session:
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
             plan = load_plan(self._path, self.manifest, self._device, threads, verify, options)
             self._engine: Engine | None = plan
-            self._longest = plan.max_length
-            self.manifest = _as_run(self.manifest, self._longest)
+            self._describe_plan(plan.max_length)
         else:
             _refuse(self._path, "TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
-                warn_of_cpu(self.manifest.engine)
+                warn_of_cpu(self.manifest.cpu)
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
             self.engine = choose_engine(self._path, self.manifest, self._device, wanted_engine, self._graph_options)
@@ -188,7 +187,7 @@ class Session:
         """Answer one batch; inputs by keyword, as one mapping, or both. None means not given.
 
         * ``input_ids``: any integer dtype, ``(batch, sequence)``, for head ``mc`` ``(batch, choices, sequence)``;
-          ids from 0 to ``vocab_size - 1``, rows of at most ``max_length`` (see ``manifest.limits``).
+          ids from 0 to ``vocab_size - 1``, rows of at most ``max_length`` (see :attr:`limits`).
         * ``attention_mask``: same shape, 1 where to attend and 0 elsewhere, any real dtype or bool.
           Without it, padding is what equals ``pad_token_id``.
 
@@ -245,13 +244,18 @@ class Session:
             if self._side is not None:
                 self._side.close()
 
+    def _describe_plan(self, longest: int) -> None:
+        """Say what holds for a plan and not for the graph beside it."""
+        self.limits = replace(self.limits, max_length=min(longest, self.limits.max_length))
+        self.packed = True
+
     def _require_open(self) -> None:
         if self._closed:
             raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
 
     def _feeds(self, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         self._require_open()
-        return prepare(self._full_manifest, given, longest=self._longest)
+        return prepare(self.manifest, given, longest=self.limits.max_length)
 
     def _opened_side(self) -> Lanes:
         """The lanes, opened when they are first asked for."""
@@ -275,9 +279,9 @@ class Session:
 
     def _open_again(self, options: GraphOptions) -> Engine:
         """The graph from the files that were checked before; they are hashed where they are not the same by now."""
-        changed = self._full_manifest.stamps(self._path.parent) != self._stamps
+        changed = self.manifest.stamps(self._path.parent) != self._stamps
         try:
-            return load_graph(self._path, self._full_manifest, self._device, options, verify=changed)
+            return load_graph(self._path, self.manifest, self._device, options, verify=changed)
         except ArtifactError as error:
             if not changed:
                 raise
@@ -293,7 +297,7 @@ class Session:
 
     def __reduce__(self) -> tuple[Callable[..., Session], tuple[object, ...]]:
         self._require_open()
-        return _unpickled, (type(self), self._path, self._options, self._full_manifest.files)
+        return _unpickled, (type(self), self._path, self._options, self.manifest.files)
 
     def __enter__(self) -> Session:
         return self
@@ -310,7 +314,7 @@ class Session:
 
 def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: Mapping[str, FileRecord]) -> Session:
     session = cls(path, **options)
-    if session._full_manifest.files != files:
+    if session.manifest.files != files:
         session.close()
         raise ArtifactError(
             f"{path} is not the artifact whose session was pickled: its files are others. Restore them, or pickle a "
@@ -351,18 +355,11 @@ def _artifact_of(manifest: Manifest, path: Path) -> Path:
 def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
     if device.kind != "cuda":
         raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
-    if (manifest.engine or {}).get("packed"):
+    if manifest.packed:
         raise ArtifactError(
             f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
             "leave out cuda_graphs, or export with --target onnxruntime-cuda."
         )
-
-
-def _as_run(manifest: Manifest, longest: int) -> Manifest:
-    """What the manifest says, as it holds for a plan whose longest row is given."""
-    limits = replace(manifest.limits, max_length=min(longest, manifest.limits.max_length))
-    precision = manifest.precision if manifest.plan is None else manifest.plan.precision
-    return replace(manifest, limits=limits, precision=precision, engine={**(manifest.engine or {}), "packed": True})
 
 
 def _refuse(path: Path, purpose: str, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""Engines: what computes an artifact. The file's suffix decides, and for a graph on a CPU what was asked for or a table."""
+"""Engines: what computes an artifact. Its suffix decides, and for a graph what was asked for or a table."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, o
             "was exported in."
         )
     if options.precision == "bf16" and "bf16" not in manifest.proven:
+        held = ", ".join(manifest.proven) or "nothing"
         raise InvalidInputError(
-            f"{path} was not proven in bf16: its manifest lists what the gate held in, {', '.join(manifest.proven) or 'nothing'}."
-            " Leave precision out, or export again: the export tries bf16 and says what it found."
+            f"{path} was not proven in bf16: the gate held in {held}, says its manifest. Leave precision out, or export "
+            "again: the export tries bf16 and says what it found."
         )
     return engine
 

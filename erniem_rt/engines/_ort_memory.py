@@ -18,7 +18,7 @@ _SHARE = 4
 
 
 class Shrinking:
-    """Whether memory is to be given back with a run: every time, never, or (None) where one needs much less than before."""
+    """Whether memory is to be given back: after every run, never, or (None) after one of much less than before."""
 
     def __init__(self, shrink: bool | None) -> None:
         self._shrink = shrink

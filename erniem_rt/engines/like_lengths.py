@@ -84,7 +84,7 @@ def can_be_divided(manifest: Manifest) -> bool:
     inputs = (spec.shape for spec in manifest.inputs if spec.name != "head_mask")
     outputs = [spec.shape for spec in manifest.outputs]
     return (
-        bool((manifest.engine or {}).get("packed"))
+        manifest.packed
         and all(shape[: len(axes)] == axes for shape in inputs)
         and all(shape[0] == axes[0] and "sequence" not in shape[len(axes) :] for shape in outputs)
     )

@@ -130,8 +130,8 @@ def _imported() -> Any:
 def _check_precision(core: Any, precision: str) -> None:
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineUnavailableError(
-            f"precision='bf16' needs a CPU that multiplies bf16 (AVX-512 BF16 or AMX), and this one ({cpu_class()}) does "
-            "not: leave precision out."
+            f"precision='bf16' needs a CPU that multiplies bf16 (AVX-512 BF16 or AMX), and this one, {cpu_class()}, "
+            "does not: leave precision out."
         )
 
 
@@ -230,7 +230,7 @@ class _Cache:
         return model
 
     def _clear(self, folder: Path) -> None:
-        """Remove what this artifact left here before it was exported again, or OpenVINO updated, or a process killed."""
+        """Remove what is left of this artifact as it was before, of other versions of OpenVINO, of killed processes."""
         for other in folder.glob(f"{self._family}-*"):
             if other.name != self._name:
                 shutil.rmtree(other, ignore_errors=True)

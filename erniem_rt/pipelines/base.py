@@ -200,7 +200,7 @@ class Pipeline(Generic[AnyAnswer]):
     @property
     def max_length(self) -> int:
         """Most tokens in one row, special tokens included, where a call does not say otherwise."""
-        own = self.manifest.limits.max_length
+        own = self.session.limits.max_length
         return self._options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class Pipeline(Generic[AnyAnswer]):
         given = options.get("max_seq_len")
         if given is None:
             return self.max_length
-        limit, most = require_count("max_seq_len", given), self.manifest.limits.max_length
+        limit, most = require_count("max_seq_len", given), self.session.limits.max_length
         if limit > most:
             raise InvalidInputError(f"max_seq_len is {limit}; the model takes at most {most} tokens.")
         special = self.tokenizer.num_special_tokens_to_add()

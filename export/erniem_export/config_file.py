@@ -36,9 +36,11 @@ _SIZES = {
 }
 # What transformers calls labels that nobody has named.
 _UNNAMED = re.compile(r"LABEL_\d+")
-# How the checkpoint was trained: irrelevant here, and transformers refuses what it does not have for a class.
+# What only training uses, and how attention was computed then: nothing here depends on it, and transformers or torch
+# would refuse values that they do not know.
 _TRAINING_KEYS = re.compile(
     r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
+    r"|hidden_dropout_prob|attention_probs_dropout_prob|classifier_dropout|dropout|act_dropout|initializer_range"
 )
 # Keys under which the library notes where files lay.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
@@ -144,14 +146,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_scale(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value >= 0
-
-
-def _is_probability(value: Any) -> bool:
-    return _is_scale(value) and value <= 1
-
-
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -178,12 +172,6 @@ def _is_dtype(value: Any) -> bool:
 # whether null does as well.
 _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "hidden_act": (_is_activation, f"one of {', '.join(sorted(activations.ACT2FN))}", False),
-    "hidden_dropout_prob": (_is_probability, "a number from 0 to 1", False),
-    "attention_probs_dropout_prob": (_is_probability, "a number from 0 to 1", False),
-    "classifier_dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "act_dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "initializer_range": (_is_scale, "a number from 0 up", False),
     "num_labels": (_is_count, "an integer from 0 up", True),
     "num_classes": (_is_count, "an integer from 0 up", False),
     "id2label": (_is_by_number, 'labels by number, as {"0": "no", "1": "yes"}', True),

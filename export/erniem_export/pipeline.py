@@ -199,10 +199,12 @@ def _write(
     int8 = wanted.weights == "int8"
     target = options.target
     engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
+    packed, cpu = bool(engine and engine.pop("packed")), None
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
         engine["int8"] = quantize(graph, checkpoint, source, options.int8, limits, progress)
+        cpu = engine["int8"].pop("cpu")
     if int8 and library is not None:
         products = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
         precision = apply_precision(graph, products, cases, stage)
@@ -213,7 +215,15 @@ def _write(
         precision = apply_precision(graph, wanted, cases, stage)
     progress.step(f"writing {head}.onnx and its weights")
     write(graph, stage / f"{head}.onnx")
-    manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
+    manifest = dataclasses.replace(
+        manifest,
+        precision=precision,
+        files=files_of(stage),
+        target=target,
+        engine=engine,
+        packed=packed,
+        cpu=cpu,
+    )
     manifest.save(stage / f"{head}.json")
     return manifest
 
@@ -237,7 +247,7 @@ def _with_plan(
             graph = _traced(checkpoint.model, checkpoint.head, options.graph)
             precision = apply_precision(graph, options.precision, cases, source)
             write(graph, source / manifest.artifact)
-            described = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None)
+            described = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None, packed=False)
         plan, record = add_plan(stage, source, described, checkpoint, library, options.engine, progress)
     return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
 

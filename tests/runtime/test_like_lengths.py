@@ -25,7 +25,7 @@ def manifest_of(head: str, *extras: TensorSpec, packed: bool = True) -> SimpleNa
     }[head]
     inputs = [TensorSpec(name, "int64", axes) for name in ("input_ids", "attention_mask")]
     specs = [TensorSpec(name, "float32", shape) for name, shape in outputs.items()]
-    return SimpleNamespace(head=head, inputs=(*inputs, *extras), outputs=specs, engine={"packed": packed})
+    return SimpleNamespace(head=head, inputs=(*inputs, *extras), outputs=specs, packed=packed)
 
 
 class Model:

@@ -245,7 +245,7 @@ def test_a_graph_that_cannot_be_captured_is_not_the_fault_of_the_device(tmp_path
 
 
 def test_a_packed_graph_is_refused_before_anything_is_loaded(artifact, monkeypatch):
-    artifact.edit(lambda manifest: manifest.update(target="onnxruntime-cuda-packed", engine={"packed": True}))
+    artifact.edit(lambda manifest: manifest.update(target="onnxruntime-cuda-packed", packed=True))
     calls = fake_onnxruntime(monkeypatch)
     with pytest.raises(ArtifactError, match="the work of a packed graph depends on the mask: leave out cuda_graphs"):
         Session(artifact.path, device="cuda", cuda_graphs=True)

@@ -157,7 +157,7 @@ def test_a_session_loads_no_training_library(heads):
     ("cpu", "vnni", "warns"), [("vnni", False, True), ("vnni", True, False), ("avx2", False, False)]
 )
 def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypatch, cpu, vnni, warns):
-    artifact.edit(lambda manifest: manifest.update(engine={"int8": {"cpu": cpu}}))
+    artifact.edit(lambda manifest: manifest.update(cpu=cpu))
     monkeypatch.setattr("erniem_rt._cpu.has_vnni", lambda: vnni)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -178,7 +178,7 @@ def test_a_manifest_of_another_head(heads, tmp_path):
 
 def test_a_manifest_of_another_version(artifact):
     artifact.edit(lambda m: m.update(format_version=2))
-    refuses(artifact.path, "format_version is 2, and this version of erniem-rt reads 1; re-export with this version")
+    refuses(artifact.path, "format version 2.0, and erniem-rt", "reads 1.x: update erniem-rt, or export again with")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class ReferenceSession:
 
     Attributes:
         manifest: The artifact's, without the outputs that no pipeline reads.
+        limits: The manifest's.
         lanes: 1, for one batch runs after the other.
     """
 
@@ -59,6 +60,7 @@ class ReferenceSession:
 
     def __init__(self, model: ErnieMPreTrainedModel, manifest: Manifest) -> None:
         self._model = model
+        self.limits = manifest.limits
         self.manifest = replace(manifest, outputs=tuple(spec for spec in manifest.outputs if "." not in spec.name))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:

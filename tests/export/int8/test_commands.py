@@ -34,7 +34,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
     assert manifest["target"] == "onnxruntime-cpu"
     done = manifest["engine"]["int8"]
-    assert done["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
+    assert manifest["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
     assert done["calibration"].startswith("random ids")
     assert 0 < done["relative_l2"] < 0.1
     products = done["products"]
@@ -125,6 +125,6 @@ def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
 def test_an_artifact_for_vnni_warns_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cpu, "has_vnni", lambda: False)
     with pytest.warns(UserWarning, match="again with --int8 --cpu avx2"):
-        _cpu.warn_of_cpu({"int8": {"cpu": "vnni"}})
-    for engine in (None, {}, {"int8": {"cpu": "avx2"}}):
-        _cpu.warn_of_cpu(engine)
+        _cpu.warn_of_cpu("vnni")
+    for other in (None, "avx2"):
+        _cpu.warn_of_cpu(other)

@@ -188,4 +188,4 @@ def test_exports_pass_the_gate_and_say_what_was_done(options: list[str], tmp_pat
     assert manifest.target == "onnxruntime-cpu"
     assert manifest.engine is not None
     assert manifest.engine["fused_attention"] == LAYERS
-    assert manifest.engine["packed"] is ("--with-position-ids" not in options)
+    assert manifest.packed is ("--with-position-ids" not in options)

@@ -82,7 +82,9 @@ def stage(nano_artifact: Callable[[str], Path], tmp_path_factory: pytest.TempPat
             facts |= {"weights": "int8", "products": "fp16"}
         write(graph, target / f"{head}.onnx")
         (target / f"{head}.json").unlink()
-        manifest = dataclasses.replace(manifest, precision=facts, files=files_of(target), target=PORTABLE, engine=None)
+        manifest = dataclasses.replace(
+            manifest, precision=facts, files=files_of(target), target=PORTABLE, engine=None, packed=False
+        )
         manifest.save(target / f"{head}.json")
         return target, manifest, checkpoint
 

@@ -43,7 +43,7 @@ class ScriptedSession:
     lanes = threads = 1
 
     def __init__(self, manifest: Manifest, function: Function) -> None:
-        self.manifest = manifest
+        self.manifest, self.limits = manifest, manifest.limits
         self.batches: list[np.ndarray] = []
         self.closed = False
         self._function = function

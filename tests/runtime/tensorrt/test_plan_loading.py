@@ -217,7 +217,7 @@ def test_a_plan_whose_hash_is_not_in_the_manifest(machine, heads, plan):
         )
     assert machine.trt.deserialized == []
     with Session(plan, trust_plan=True) as session:
-        assert session.manifest.limits.max_length == 9
+        assert session.limits.max_length == 9
         assert session.run(input_ids=[[5, 6]])["start_logits"].shape == (1, 2)
 
 

@@ -121,25 +121,27 @@ def test_the_profile_is_chosen_by_request(machine, heads, plan_of):
     assert [profile for profile, _ in machine.trt.executions] == [0, 1, 1, 0]
 
 
-def test_the_precision_is_the_plans(machine, heads, plan_of):
+def test_precision_and_zeros_at_padding_are_the_plans(machine, heads, plan_of):
     half = {"weights": "fp16", "embedding": "fp16"}
     plan = plan_of(heads["qa"].path, precision=half)
     with Session(plan) as session, Session(plan.with_suffix(".onnx")) as graph:
-        assert session.manifest.precision == half
-        assert graph.manifest.precision == {"weights": "fp32", "embedding": "fp32"}
+        assert (session.engine, session.precision) == ("tensorrt", "fp16")
+        assert (graph.engine, graph.precision) == ("onnxruntime", "fp32")
+        assert (session.packed, graph.packed, session.manifest.packed) == (True, False, False)
 
 
 def test_padding_gives_zeros_but_in_the_first_place_and_in_rows_of_nothing_else(machine, nano_artifact, plan_of):
     mask = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     with Session(plan_of(nano_artifact("qa"))) as session:
         found = session.run(input_ids=np.full((3, 6), 9), attention_mask=mask)["start_logits"]
-        assert session.manifest.engine["packed"] is True
+        assert session.packed
     np.testing.assert_array_equal(found != 0, [[1, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [1] * 6])
 
 
 def test_the_longest_row_is_that_of_the_profiles(machine, heads, plan_of):
     with Session(plan_of(heads["qa"].path, [[[1, 1], [1, 8], [4, 12]]])) as session:
-        assert session.manifest.limits.max_length == 12
+        assert session.limits.max_length == 12
+        assert session.manifest.limits.max_length == 16
         assert session.run(input_ids=np.full((9, 12), 7))["start_logits"].shape == (9, 12)
         with pytest.raises(InvalidInputError) as caught:
             session.run(input_ids=np.full((1, 13), 7))
