@@ -28,11 +28,12 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
         threads = threads_or_default(options.threads)
         hashes = pool.submit(manifest.verify, path.parent, without=others, threads=threads) if verify else None
         try:
-            engine = open_engine(path, device=device, options=options, least=manifest.onnxruntime)
+            checked = (lambda: None) if hashes is None else hashes.result
+            engine = open_engine(path, manifest, device=device, options=options, checked=checked)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # A file that was changed is the better explanation.
-            if device.kind == "cpu" and "bf16" in manifest.precision.values():
+            if device.kind == "cpu" and options.engine == "onnxruntime" and "bf16" in manifest.precision.values():
                 raise EngineUnavailableError(
                     f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
                     'device="cuda", or export with --fp16 or in float32.'

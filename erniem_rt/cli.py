@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
+            _show_progress(f"engine: {pipeline.session.engine}, computing in {pipeline.session.precision}\n")
             options = _call_options(pipeline, arguments)
             with _opened(arguments) as (source, target):
                 return _answer_lines(pipeline, options, source, target)
@@ -68,6 +69,9 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
     return pipeline(
         arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
         arguments.artifact,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        cache=arguments.cache,
         device=arguments.device,
         threads=arguments.threads,
         spinning=arguments.spinning,
@@ -182,6 +186,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", help="default: the manifest's; zero-shot-classification with --candidate-labels")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda for a plan, otherwise cpu")
+    parser.add_argument(
+        "--engine", default="auto", help="onnxruntime or openvino; default: the faster one for this CPU"
+    )
+    parser.add_argument("--precision", default="auto", help="fp32 or bf16, on a CPU; default: never bf16")
+    parser.add_argument("--cache", metavar="DIR", help="where OpenVINO keeps the compiled model; default: see the docs")
     parser.add_argument("--threads", **_COUNT, help="threads of one run; default: all CPUs that this process has")
     parser.add_argument("--spinning", **_YES_OR_NO, help="idle threads keep a CPU busy; default: for 0.2 ms")
     parser.add_argument(

@@ -130,8 +130,9 @@ class Manifest:
     reports: any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``.
     ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built
     beside the graph. ``packed`` says that the graph does no work for padding, and gives zeros there. ``cpu`` is the
-    kind of CPU that int8 was made for, ``"avx2"`` or ``"vnni"``. Of ``onnxruntime``, ``defaults``, ``plan`` and ``cpu``
-    the file lacks what there is not.
+    kind of CPU that int8 was made for, ``"avx2"`` or ``"vnni"``. ``proven`` lists the precisions, ``"fp32"`` and
+    ``"bf16"``, that the gate held in when a CPU computed the graph, or what is between its int8 products, in them. Of
+    ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven`` the file lacks what there is not.
     """
 
     head: str
@@ -155,6 +156,7 @@ class Manifest:
     plan: Plan | None = None
     packed: bool = False
     cpu: str | None = None
+    proven: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -172,7 +174,7 @@ class Manifest:
         """
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["defaults"] = self.defaults.given()
-        for key in ("onnxruntime", "defaults", "plan", "cpu"):
+        for key in ("onnxruntime", "defaults", "plan", "cpu", "proven"):
             if not content[key]:
                 del content[key]
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
@@ -245,6 +247,7 @@ def _parse(fields: Fields) -> Manifest:
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
         packed=_packed_in_1_0(fields) if minor == 0 else fields.boolean("packed"),
         cpu=_cpu_in_1_0(fields) if minor == 0 else fields.optional_string("cpu"),
+        proven=fields.strings("proven") if "proven" in fields.data else (),
     )
     fields.no_others(("format_version", *Manifest.__dataclass_fields__))
     _check_whole(manifest, fields.path)

@@ -16,7 +16,7 @@ from erniem_rt._loading import load_graph, load_plan
 from erniem_rt._locations import find_artifact
 from erniem_rt._processes import check_gpu, renew_after_fork
 from erniem_rt._threads import threads_or_default
-from erniem_rt.engines import check_suffix, device_for, is_plan
+from erniem_rt.engines import ENGINES, PRECISIONS, check_suffix, choose_engine, device_for, is_plan
 from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
 from erniem_rt.errors import ArtifactError, InvalidInputError
 from erniem_rt.manifest import Manifest
@@ -45,19 +45,29 @@ class Session:
     Args:
         path: The folder that was exported; ``HEAD.onnx``, its manifest ``HEAD.json`` or the TensorRT plan ``HEAD.plan``
             in it; or the hub id of such a folder (with ``pip install "erniem-rt[hub]"``).
+        engine: what computes a graph: ``"onnxruntime"``, ``"openvino"`` (on a CPU, with
+            ``pip install "erniem-rt[openvino]"``), or ``"auto"``: the faster of those that are installed, by the class
+            of CPU and the artifact (docs/engines.md says which, and from which measurements). ``"tensorrt"`` is for
+            plans.
+        precision: what a graph is computed in on a CPU, and in int8 what is between its products: ``"fp32"``, or
+            ``"bf16"``, which needs a CPU that has it, OpenVINO, and an artifact that passed the gate in it
+            (``manifest.proven``). ``"auto"``: never bf16, unless the graph is.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
         threads: threads that one run may use on a CPU; None: as many as the CPUs that this process may run on, its
             cgroups' quota of CPU time in whole CPUs, and ``OMP_NUM_THREADS`` allow.
         spinning: whether threads without work keep a CPU busy until there is some. None: for 0.2 ms, then they sleep,
             and not at all before onnxruntime 1.30; True: for as long as onnxruntime does by default; False: never.
-            For a graph.
+            For a graph, in ONNX Runtime.
         shrink_memory: whether memory that a run took for its work is given back. None: after a run of a quarter or
             less of a large one before it; True: after every run; False: when the session is closed. For a graph on a
             CPU.
         share_weights: run on the weights as they lie in the file, which is mapped: processes that serve the same
             model then have them in memory once, and each starts sooner. Without it every process makes a copy in the
-            layout that its products are fastest in. For a graph on a CPU.
+            layout that its products are fastest in. For a graph on a CPU, in ONNX Runtime.
+        cache: where OpenVINO keeps the compiled model for the next start: a folder; None: that of the environment's
+            ``ERNIEM_RT_CACHE``, or else ``.erniem-rt`` beside the artifact or, where that cannot be written, the user's
+            cache folder; False: nowhere. It is as large as the artifact and holds its weights.
         cuda_graphs: record the work on a GPU per shape and replay it: faster for small batches. A plan does so unless
             this is False. A graph does so if it is True, on ``cuda``, each shape from its second time on (the first 16
             shapes that come again), and runs then take turns; not for packed graphs, whose work depends on the mask.
@@ -72,7 +82,9 @@ class Session:
         manifest: What the artifact says of itself.
         limits: The bounds on ids and rows: the manifest's, but for a plan ``limits.max_length`` is at most the longest
             row that one of its profiles takes.
-        precision: That of the graph, or of the plan if this is one, by part: ``weights``, ``embedding``.
+        engine: What computes: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+        precision: The floating-point numbers that it computes in, ``"fp32"``, ``"fp16"`` or ``"bf16"``; in int8 those
+            between the products.
         packed: Whether outputs are zero at padding, as :meth:`run` says.
         threads: Threads of one run on a CPU.
         lanes: How many batches :meth:`run_all` computes at once: with a small model on a CPU as many as there are
@@ -89,11 +101,14 @@ class Session:
         self,
         path: str | os.PathLike[str],
         *,
+        engine: str = "auto",
+        precision: str = "auto",
         device: str | None = None,
         threads: int | None = None,
         spinning: bool | None = None,
         shrink_memory: bool | None = None,
         share_weights: bool = False,
+        cache: str | os.PathLike[str] | bool | None = None,
         cuda_graphs: bool | None = None,
         verify: bool = True,
         trust_plan: bool = False,
@@ -102,8 +117,7 @@ class Session:
         wanted = None if device is None else Device.parse(device)
         self.threads = threads_or_default(threads)
         self._path, self.manifest = _locate(find_artifact(path))
-        self.limits, self.precision = self.manifest.limits, self.manifest.precision
-        self.packed = self.manifest.packed
+        self.limits, self.packed = self.manifest.limits, self.manifest.packed
         self._path = self._path.absolute()  # It may be opened again, from another working directory.
         self._device = device_for(self._path, wanted)
         self.lanes = 1
@@ -114,28 +128,47 @@ class Session:
             bool(cuda_graphs),
             _choice("spinning", spinning),
             _choice("shrink_memory", shrink_memory),
+            precision=_one_of("precision", precision, PRECISIONS),
+            cache=_cache_folder(cache),
+            verify=verify,
         )
+        wanted_engine = _one_of("engine", engine, ENGINES)
         if is_plan(self._path):
             _refuse(
-                self._path, "ONNX graphs", share_weights=share_weights, spinning=spinning, shrink_memory=shrink_memory
+                self._path,
+                "ONNX graphs",
+                engine=engine not in ("auto", "tensorrt") and engine,
+                precision=precision != "auto" and precision,
+                cache=cache,
+                share_weights=share_weights,
+                spinning=spinning,
+                shrink_memory=shrink_memory,
             )
+            self.engine = "tensorrt"
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
-            engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
-            self._engine: Engine | None = engine
-            self._describe_plan(engine.max_length)
+            plan = load_plan(self._path, self.manifest, self._device, threads, verify, options)
+            self._engine: Engine | None = plan
+            self._describe_plan(plan.max_length)
         else:
             _refuse(self._path, "TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
                 warn_of_cpu(self.manifest.cpu)
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
+            self.engine = choose_engine(self._path, self.manifest, self._device, wanted_engine, self._graph_options)
+            self._graph_options = replace(self._graph_options, engine=self.engine)
             self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
-            self.lanes = lane_count(self.manifest, self._device, self.threads)
+            if self.engine == "onnxruntime":  # OpenVINO's runs take turns
+                self.lanes = lane_count(self.manifest, self._device, self.threads)
+        self.precision = _computed_in(self.manifest, self.engine, precision)
         self._side: Lanes | None = None
         self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
         self._options: dict[str, Any] = {
+            "engine": engine,
+            "precision": precision,
+            "cache": self._graph_options.cache,
             "device": device,
             "threads": threads,
             "share_weights": share_weights,
@@ -215,8 +248,6 @@ class Session:
         """Say what holds for a plan and not for the graph beside it."""
         self.limits = replace(self.limits, max_length=min(longest, self.limits.max_length))
         self.packed = True
-        if self.manifest.plan is not None:
-            self.precision = self.manifest.plan.precision
 
     def _require_open(self) -> None:
         if self._closed:
@@ -277,7 +308,8 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Session({str(self._path)!r}, head={self.manifest.head!r}, device={str(self._device)!r})"
+        facts = f"head={self.manifest.head!r}, device={str(self._device)!r}, engine={self.engine!r}"
+        return f"Session({str(self._path)!r}, {facts})"
 
 
 def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: Mapping[str, FileRecord]) -> Session:
@@ -334,6 +366,31 @@ def _refuse(path: Path, purpose: str, **options: object) -> None:
     for name, value in options.items():
         if value not in (None, False):
             raise InvalidInputError(f"{name} applies to {purpose} only; {path} is {_KINDS[is_plan(path)]}. Remove it.")
+
+
+def _computed_in(manifest: Manifest, engine: str, precision: str) -> str:
+    """The floats of a session: what was asked for, or else those of the graph; OpenVINO's are fp32 then."""
+    if precision != "auto":
+        return precision
+    facts = manifest.precision if engine != "tensorrt" or manifest.plan is None else manifest.plan.precision
+    weights = facts.get("products", facts.get("weights", "fp32"))
+    return weights if weights in ("fp16", "bf16") and engine != "openvino" else "fp32"
+
+
+def _cache_folder(cache: object) -> Path | bool | None:
+    """``cache``, checked; a path is absolute, for the session may be opened again from another working directory."""
+    if cache is None or isinstance(cache, bool):
+        return cache
+    folder = as_path("cache", cache).absolute()  # type: ignore[arg-type]
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"cache must be a folder, True, False or None, and {folder} is a file.")
+    return folder
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInputError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
 
 
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:

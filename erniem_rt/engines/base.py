@@ -82,6 +82,10 @@ class GraphOptions:
     cuda_graphs: bool = False
     spinning: bool | None = None
     shrink_memory: bool | None = None
+    engine: str = "onnxruntime"
+    precision: str = "auto"
+    cache: str | os.PathLike[str] | bool | None = None
+    verify: bool = True
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Repeated:
 
     def __init__(self, session: Session) -> None:
         self._session, self.manifest = session, session.manifest
-        self.limits, self.precision, self.packed = session.limits, session.precision, session.packed
+        self.limits, self.packed = session.limits, session.packed
+        self.engine, self.precision = session.engine, session.precision
 
     def run(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """As ``Session.run``."""

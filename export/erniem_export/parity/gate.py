@@ -58,9 +58,10 @@ def check_parity(
     """
     with open_session(artifact) as session:
         manifest = session.manifest
+        precision = _precision(session)
         report = Report(
-            _named(session.precision),
-            thresholds_of(session.precision),
+            _named(precision),
+            thresholds_of(precision),
             decides=_decides(manifest),
         )
         results = []
@@ -82,6 +83,15 @@ def check_parity(
             report.to_json(),
         )
     return report
+
+
+def _precision(session: Session) -> dict[str, str]:
+    """What to judge by: the parts of the graph or plan, and bf16 where that is computed in and not in int8."""
+    plan = session.manifest.plan if session.engine == "tensorrt" else None
+    parts = dict(session.manifest.precision if plan is None else plan.precision)
+    if session.precision == "bf16" and parts.get("weights") == "fp32":
+        parts["weights"] = "bf16"
+    return parts
 
 
 def _named(precision: Mapping[str, str]) -> str:

@@ -125,8 +125,8 @@ def test_precision_and_zeros_at_padding_are_the_plans(machine, heads, plan_of):
     half = {"weights": "fp16", "embedding": "fp16"}
     plan = plan_of(heads["qa"].path, precision=half)
     with Session(plan) as session, Session(plan.with_suffix(".onnx")) as graph:
-        assert session.precision == half
-        assert graph.precision == session.manifest.precision == {"weights": "fp32", "embedding": "fp32"}
+        assert (session.engine, session.precision) == ("tensorrt", "fp16")
+        assert (graph.engine, graph.precision) == ("onnxruntime", "fp32")
         assert (session.packed, graph.packed, session.manifest.packed) == (True, False, False)
 
 
