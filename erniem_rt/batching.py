@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from erniem_rt.plan import Profile
     from erniem_rt.session import Session
 
-__all__ = ["LikeLengths", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows"]
+__all__ = ["LikeLengths", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows", "take"]
+
+_T = TypeVar("_T")
 
 Outputs = dict[str, "NDArray[Any]"]
 
-# Where several batches run at once, most positions in each, padding counted: enough to be worth a run, and few enough
-# that all lanes have work to the end.
-_POSITIONS = 1024
 # On a CPU, attention over a row of n positions costs as much as n² / 1000 tokens cost in the matmuls, and a further run
 # of the engine as much as 48 tokens: estimates from a profile of base size in int8 on AVX2; 6 to 48 tokens made no
 # difference.
@@ -43,7 +42,7 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
     Args:
         session: The model. With head ``mc`` each row is one choice, scored alone.
         rows: Ids with special tokens and without padding, at least one per row.
-        batch_size: Most rows in one run of the engine. Fewer run together where several runs go on at once.
+        batch_size: Most rows in one run of the engine.
 
     Yields:
         ``(row, outputs)`` for each row once, the longest rows first: the index of the row and its outputs by name,
@@ -52,7 +51,7 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
     """
     specs = session.manifest.outputs
     has_choices = "choices" in HEADS[session.manifest.head].axes
-    batches = list(_batches(rows, batch_size, _POSITIONS if session.lanes > 1 else None))
+    batches = list(_batches(rows, batch_size))
 
     def feeds(batch: list[int]) -> dict[str, NDArray[np.int64]]:
         ids, mask = _padded([rows[i] for i in batch], session.manifest.limits.pad_token_id)
@@ -66,18 +65,14 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
             yield row, {name: outputs[name][position][index] for name, index in kept.items()}
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_size: int, positions: int | None) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Yield indices of rows that run together, neighbours in length, the longest first.
 
     Longest first, so that a batch too large for the memory fails at once and not at the end.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    start = 0
-    while start < len(order):
-        longest = len(rows[order[start]])
-        count = batch_size if positions is None else min(batch_size, max(1, positions // longest))
-        yield order[start : start + count]
-        start += count
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -93,6 +88,19 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int6
 def _kept(axes: Sequence[int | str], length: int) -> list[slice]:
     """The index of the first ``length`` positions along every axis of positions."""
     return [slice(length) if axis == "sequence" else slice(None) for axis in axes]
+
+
+def take(source: Iterator[_T], count: int) -> tuple[list[_T], Exception | None]:
+    """Return up to ``count`` items, and what the source raised in the place of the next one."""
+    taken: list[_T] = []
+    try:
+        while len(taken) < count:
+            taken.append(next(source))
+    except StopIteration:
+        return taken, None
+    except Exception as error:
+        return taken, error
+    return taken, None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt import __version__
-from erniem_rt._lanes import take
 from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError, InvalidInputError
 
@@ -230,6 +229,8 @@ def _chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, by
     So a program at the other end of a pipe may wait for each answer before it writes its next line. Where the source
     fails, the complete lines before that come first.
     """
+    from erniem_rt.batching import take
+
     chunk: list[tuple[int, bytes]] = []
     number = 0
     lines = _lines(source)
@@ -268,14 +269,14 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
 
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(replacing(path))
+            replacement = stack.enter_context(replacing(path))
         except OSError as error:
             folder = Path(os.path.realpath(path)).parent
             problem = f"no file can be made in {folder}: {error.strerror}; choose another."
             if not folder.is_dir():
                 problem = f"there is no folder {folder}: make it, or choose another."
             raise InvalidInputError(f"--output: {problem}") from error
-        yield file
+        yield replacement
 
 
 def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:

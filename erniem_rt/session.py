@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt._cpu import warn_of_cpu
 from erniem_rt._files import as_path
 from erniem_rt._inputs import prepare
-from erniem_rt._lanes import Lanes, lane_count, take
 from erniem_rt._loading import load_graph, load_plan
 from erniem_rt._locations import find_artifact
 from erniem_rt._processes import check_gpu, renew_after_fork
@@ -87,8 +86,6 @@ class Session:
             between the products.
         packed: Whether outputs are zero at padding, as :meth:`run` says.
         threads: Threads of one run on a CPU.
-        lanes: How many batches :meth:`run_all` computes at once: with a small model on a CPU as many as there are
-            threads, otherwise 1.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
@@ -120,7 +117,6 @@ class Session:
         self.limits, self.packed = self.manifest.limits, self.manifest.packed
         self._path = self._path.absolute()  # It may be opened again, from another working directory.
         self._device = device_for(self._path, wanted)
-        self.lanes = 1
         self._stamps = self.manifest.stamps(self._path.parent)
         self._graph_options = GraphOptions(
             self.threads,
@@ -158,10 +154,7 @@ class Session:
             self.engine = choose_engine(self._path, self.manifest, self._device, wanted_engine, self._graph_options)
             self._graph_options = replace(self._graph_options, engine=self.engine)
             self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
-            if self.engine == "onnxruntime":  # OpenVINO's runs take turns
-                self.lanes = lane_count(self.manifest, self._device, self.threads)
         self.precision = _computed_in(self.manifest, self.engine, precision)
-        self._side: Lanes | None = None
         self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
@@ -208,27 +201,15 @@ class Session:
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Answer many batches, each as :meth:`run` does, in their order.
 
-        With a small model on a CPU, :attr:`lanes` batches are computed at once on one thread each: its products are
-        too small to be worth dividing. One batch alone has all threads. Batches are taken as they get their turn:
-        with lanes, one more than there are lanes before the first answer, so use :meth:`run` where a batch depends on
-        the answer before it. What is raised by a batch, or in taking one, comes after the answers to those before it.
+        Batches are taken one at a time, each when the answer before it was taken.
         """
-        if self.lanes == 1:
-            yield from map(self.run, batches)
-            return
-        source = iter(batches)
-        head, failure = take(source, 2)
-        if len(head) < 2:  # A lane would take one thread alone.
-            yield from map(self.run, head)
-            if failure is not None:
-                try:
-                    raise failure
-                finally:
-                    del failure  # Its traceback holds this frame.
-            return
-        feeds = (self._feeds(_merged(batch, {})) for batch in chain(head, source))
-        for found in self._opened_side().run(feeds, self._outputs):
-            yield dict(zip(self._outputs, found, strict=True))
+        return map(self.run, batches)
+
+    @property
+    def lanes(self) -> int:
+        """1: how many batches :meth:`run_all` computes at once."""
+        warnings.warn("Session.lanes is always 1 and will be removed.", DeprecationWarning, stacklevel=2)
+        return 1
 
     @property
     def path(self) -> Path:
@@ -241,8 +222,6 @@ class Session:
             self._closed = True
             if self._engine is not None:
                 self._engine.close()
-            if self._side is not None:
-                self._side.close()
 
     def _describe_plan(self, longest: int) -> None:
         """Say what holds for a plan and not for the graph beside it."""
@@ -257,14 +236,6 @@ class Session:
         self._require_open()
         return prepare(self.manifest, given, longest=self.limits.max_length)
 
-    def _opened_side(self) -> Lanes:
-        """The lanes, opened when they are first asked for."""
-        with self._opening:
-            self._require_open()
-            if self._side is None:
-                self._side = Lanes(self._open_again(replace(self._graph_options, threads=1)), self.lanes)
-            return self._side
-
     def _opened(self) -> Engine:
         """The engine, opened again in a forked child."""
         engine = self._engine
@@ -273,15 +244,15 @@ class Session:
                 self._require_open()
                 if self._engine is None:
                     check_gpu(self._device)
-                    self._engine = self._open_again(self._graph_options)
+                    self._engine = self._open_again()
                 engine = self._engine
         return engine
 
-    def _open_again(self, options: GraphOptions) -> Engine:
+    def _open_again(self) -> Engine:
         """The graph from the files that were checked before; they are hashed where they are not the same by now."""
         changed = self.manifest.stamps(self._path.parent) != self._stamps
         try:
-            return load_graph(self._path, self.manifest, self._device, options, verify=changed)
+            return load_graph(self._path, self.manifest, self._device, self._graph_options, verify=changed)
         except ArtifactError as error:
             if not changed:
                 raise
@@ -293,7 +264,7 @@ class Session:
     def after_fork(self) -> None:
         """Start anew in a forked child: called there, by Python, before anything else runs."""
         self._opening = Lock()
-        self._engine = self._side = None
+        self._engine = None
 
     def __reduce__(self) -> tuple[Callable[..., Session], tuple[object, ...]]:
         self._require_open()

@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
 from erniem_rt._checks import require_choice, require_count
-from erniem_rt._lanes import take
-from erniem_rt.batching import Outputs, run_rows
+from erniem_rt.batching import Outputs, run_rows, take
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import AnyAnswer
 from erniem_rt.pipelines.inputs import items_of, require_size

@@ -167,3 +167,24 @@ def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypat
         "Export it again with --int8 --cpu avx2."
     ]
     assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_many_batches_are_taken_one_by_one_and_answered_in_order(heads):
+    taken, tokens = [], [5, 6, 99, 7]
+    with Session(heads["qa"].path, threads=2) as session:
+        answers = session.run_all({"input_ids": [[0, taken.append(token) or token, 2]]} for token in tokens)
+        assert taken == []
+        for token in tokens[:2]:
+            found = next(answers)
+            assert taken[-1] == token
+            for name, expected in session.run(input_ids=[[0, token, 2]]).items():
+                np.testing.assert_array_equal(found[name], expected)
+        with pytest.raises(InvalidInputError, match=r"input_ids\[0, 1\] is 99"):
+            next(answers)
+    with pytest.raises(InvalidInputError, match="is closed"):
+        next(session.run_all([{"input_ids": [[0, 5, 2]]}]))
+
+
+def test_lanes_are_no_more(heads):
+    with Session(heads["qa"].path) as session, pytest.warns(DeprecationWarning, match="always 1"):
+        assert session.lanes == 1

@@ -40,7 +40,6 @@ class Runs(Protocol):
     """What a pipeline needs of a session."""
 
     manifest: Manifest
-    lanes: int
     threads: int
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -53,10 +52,9 @@ class ReferenceSession:
     Attributes:
         manifest: The artifact's, without the outputs that no pipeline reads.
         limits: The manifest's.
-        lanes: 1, for one batch runs after the other.
     """
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, model: ErnieMPreTrainedModel, manifest: Manifest) -> None:
         self._model = model

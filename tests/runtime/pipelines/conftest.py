@@ -37,10 +37,10 @@ class ScriptedSession:
     Attributes:
         batches: The ids of each run, as they came.
         closed: Whether ``close`` was called.
-        lanes, threads: As a Session's; batches run one after the other whatever they are.
+        threads: As a Session's.
     """
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, manifest: Manifest, function: Function) -> None:
         self.manifest, self.limits = manifest, manifest.limits
