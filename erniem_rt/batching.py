@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from erniem_rt.engines.base import Engine
-    from erniem_rt.manifest import Manifest, TensorSpec
-    from erniem_rt.plan import Profile
+    from erniem_rt.manifest import Manifest, Profile, TensorSpec
     from erniem_rt.session import Session
 
 __all__ = ["LikeLengths", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows", "take"]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt import __version__
-from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError, InvalidInputError
+from erniem_rt.signals import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     import io
@@ -265,7 +265,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    from erniem_rt._files import replacing
+    from erniem_rt.files import replacing
 
     with contextlib.ExitStack() as stack:
         try:

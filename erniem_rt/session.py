@@ -8,17 +8,24 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._cpu import warn_of_cpu
-from erniem_rt._files import as_path
-from erniem_rt._inputs import prepare
-from erniem_rt._loading import load_graph, load_plan
-from erniem_rt._locations import find_artifact
-from erniem_rt._processes import check_gpu, renew_after_fork
-from erniem_rt._threads import threads_or_default
-from erniem_rt.engines import ENGINES, PRECISIONS, check_suffix, choose_engine, device_for, is_plan
-from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
-from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.engines import (
+    ENGINES,
+    PRECISIONS,
+    check_suffix,
+    choose_engine,
+    device_for,
+    is_plan,
+    open_engine,
+    open_plan,
+)
+from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions, check_signature
+from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
+from erniem_rt.files import as_path
+from erniem_rt.inputs import prepare
+from erniem_rt.locations import find_artifact
+from erniem_rt.machine import threads_or_default, warn_of_cpu
 from erniem_rt.manifest import Manifest
+from erniem_rt.processes import Workers, check_gpu, renew_after_fork
 
 if TYPE_CHECKING:
     import os
@@ -28,9 +35,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from erniem_rt._files import FileRecord
+    from erniem_rt.engines.base import PlanEngine
+    from erniem_rt.files import FileRecord
 
-__all__ = ["Session"]
+
+__all__ = ["Session", "load_graph", "load_plan"]
 
 _KINDS = ("an ONNX graph", "a TensorRT plan")
 
@@ -382,3 +391,54 @@ def _choice(name: str, value: object) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise InvalidInputError(f"{name} must be True, False or None, got {value!r}.")
     return value
+
+
+def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
+    """Import and open the engine while other threads compute the hashes, which takes a core about a second per GB."""
+    # Sizes first: reading past the end of a mapped file that was truncated kills the process.
+    others = () if manifest.plan is None else (manifest.plan.file,)
+    manifest.verify(path.parent, hashes=False, without=others)
+    with Workers(1) as pool:
+        threads = threads_or_default(options.threads)
+        hashes = pool.submit(manifest.verify, path.parent, without=others, threads=threads) if verify else None
+        try:
+            checked = (lambda: None) if hashes is None else hashes.result
+            engine = open_engine(path, manifest, device=device, options=options, checked=checked)
+        except ArtifactError as error:
+            if hashes is not None:
+                hashes.result()  # A file that was changed is the better explanation.
+            if device.kind == "cpu" and options.engine == "onnxruntime" and "bf16" in manifest.precision.values():
+                raise EngineUnavailableError(
+                    f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
+                    'device="cuda", or export with --fp16 or in float32.'
+                ) from error
+            raise
+        try:
+            if hashes is not None:
+                hashes.result()
+            check_signature(path, manifest, engine)
+        except ArtifactError:
+            engine.close()
+            raise
+    return _divided(engine, manifest) if device.kind == "cpu" else engine
+
+
+def _divided(engine: Engine, manifest: Manifest) -> Engine:
+    # Here, for it needs numpy, and hashing starts before that is imported.
+    from erniem_rt.batching import LikeLengths, are_by_row
+
+    return LikeLengths(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
+
+
+def load_plan(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
+) -> PlanEngine:
+    """Open a plan, which checks its own content; the graph beside it need not be there."""
+    if threads is not None:
+        raise InvalidInputError(f"threads is for a CPU, and {path} runs on a GPU: leave it out.")
+    graph = {manifest.artifact, f"{manifest.artifact}.data"}
+    unchecked = {*graph, path.name} if options.trust else graph
+    manifest.verify(path.parent, hashes=False, without=unchecked)
+    if verify:
+        manifest.verify(path.parent, without={*graph, path.name})
+    return open_plan(path, manifest, device=device, options=options)

@@ -6,10 +6,10 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
-from erniem_rt._cpu import cpu_class
-from erniem_rt._processes import check_gpu, note_gpu
 from erniem_rt.engines.base import Device
 from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.machine import cpu_class
+from erniem_rt.processes import check_gpu, note_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +126,7 @@ def open_engine(
         from erniem_rt.engines.openvino import OpenVINOEngine
 
         return OpenVINOEngine(path, options=options, manifest=manifest, checked=checked)
-    from erniem_rt.engines.ort import OrtEngine
+    from erniem_rt.engines.onnxruntime import OrtEngine
 
     check_gpu(device)
     engine = OrtEngine(path, device=device, options=options, least=manifest.onnxruntime)
@@ -137,7 +137,7 @@ def open_engine(
 
 def open_plan(path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> PlanEngine:
     """Check a TensorRT plan, then load it on ``device``."""
-    from erniem_rt.engines.trt import TensorRTEngine
+    from erniem_rt.engines.tensorrt import TensorRTEngine
 
     check_gpu(device)
     engine = TensorRTEngine(path, manifest, device=device, options=options)

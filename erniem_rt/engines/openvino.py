@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from erniem_rt._cpu import cpu_class
-from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, require_utf_8
-from erniem_rt._processes import keep_for_good, no_fork, renew_after_fork
-from erniem_rt.engines._ort_memory import Shrinking
+from erniem_rt.engines.onnxruntime import Shrinking
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
+from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, require_utf_8
+from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import TensorSpec
+from erniem_rt.processes import keep_for_good, no_fork, renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,9 +6,8 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
 
-from erniem_rt._locations import find_artifact
-from erniem_rt._workers import Workers
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.locations import find_artifact
 from erniem_rt.pipelines.base import Pipeline, require_options
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline, FeatureExtractionSettings
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline, InformationExtractionSettings
@@ -20,6 +19,7 @@ from erniem_rt.pipelines.zero_shot_classification import (
     ZeroShotClassificationPipeline,
     ZeroShotClassificationSettings,
 )
+from erniem_rt.processes import Workers
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
-from erniem_rt._checks import require_choice, require_count
 from erniem_rt.batching import Outputs, run_rows, take
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import AnyAnswer
 from erniem_rt.pipelines.inputs import items_of, require_size

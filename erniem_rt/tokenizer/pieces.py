@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from erniem_rt._files import refuse_pointer
-from erniem_rt._processes import renew_after_fork
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
+from erniem_rt.files import refuse_pointer
+from erniem_rt.processes import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from erniem_rt._checks import require_choice, require_count
-from erniem_rt._files import as_path
-from erniem_rt._locations import find_folder
-from erniem_rt._threads import threads_or_default
-from erniem_rt._workers import Workers
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.files import as_path
+from erniem_rt.locations import find_folder
+from erniem_rt.machine import threads_or_default
+from erniem_rt.processes import Workers
 
 from .added_tokens import TextSplitter
 from .encoding import (

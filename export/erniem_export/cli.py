@@ -36,9 +36,9 @@ from erniem_export.sources import is_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
-from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError
 from erniem_rt.manifest import HEADS, Profile
+from erniem_rt.signals import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan

@@ -16,7 +16,7 @@ from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.sources import CONFIG_FILE, what_is_there
-from erniem_rt._checks import is_count
+from erniem_rt.checks import is_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -19,7 +19,7 @@ from erniem_export.errors import ExportError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.options import GraphOptions
 from erniem_export.passes.rewriter import store
-from erniem_rt._onnxruntime import import_onnxruntime
+from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import TensorSpec
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erniem_export.errors import OptionError
-from erniem_rt.manifest import HEADS
-from erniem_rt.plan import FLAVOURS
+from erniem_rt.manifest import FLAVOURS, HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -29,9 +29,9 @@ from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.tokenizer_check import check_tokenizer
 from erniem_export.vocabulary.pruning import prune, prune_like
-from erniem_rt._locations import find_artifact
 from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
+from erniem_rt.locations import find_artifact
 from erniem_rt.manifest import Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:

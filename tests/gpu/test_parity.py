@@ -14,8 +14,7 @@ import erniem_export
 from erniem_export.errors import ParityError
 from erniem_export.parity.gate import check_parity
 from erniem_rt import Session
-from erniem_rt.manifest import HEADS
-from erniem_rt.plan import FLAVOURS
+from erniem_rt.manifest import FLAVOURS, HEADS
 
 NANO = Path(__file__).resolve().parents[2] / "examples" / "nano" / "checkpoints"
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from erniem_rt import ArtifactError, EngineUnavailableError, Session
-from erniem_rt._onnxruntime import version_of
+from erniem_rt.engines.onnxruntime import version_of
 from erniem_rt.manifest import Manifest
 
 PADDED = np.array([[0, 5, 6, 7, 2, 1, 1, 1], [0, 8, 9, 10, 11, 12, 13, 2]])

@@ -15,7 +15,7 @@ ROOT = str(Path(erniem_rt.__file__).parents[1])
 NOTE = "import os; __version__ = {version!r}; seen = os.environ.get('ORT_DISABLE_TELEMETRY')\n"
 PROGRAM = """
 {before}
-from erniem_rt._onnxruntime import import_onnxruntime
+from erniem_rt.engines.onnxruntime import import_onnxruntime
 import_onnxruntime()
 print(import_onnxruntime().seen)
 """

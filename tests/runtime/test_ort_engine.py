@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, _threads
+from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, machine
 from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.ort import OrtEngine
+from erniem_rt.engines.onnxruntime import OrtEngine
 from erniem_rt.manifest import TensorSpec
 
 CPU = Device("cpu")
@@ -109,8 +109,8 @@ def test_whatever_a_run_fails_with_is_one_error(heads, failure):
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 2), (1, 1), (3, 3)])
 def test_threads_reach_the_engine(heads, created, monkeypatch, threads, expected):
-    monkeypatch.setattr(_threads, "_affinity", lambda: 2)
-    monkeypatch.setattr(_threads, "_quotas", lambda root: ())
+    monkeypatch.setattr(machine, "_affinity", lambda: 2)
+    monkeypatch.setattr(machine, "_quotas", lambda root: ())
     Session(heads["qa"].path, threads=threads).close()
     (call,) = created
     assert call.options.intra_op_num_threads == expected

@@ -158,7 +158,7 @@ def test_a_session_loads_no_training_library(heads):
 )
 def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypatch, cpu, vnni, warns):
     artifact.edit(lambda manifest: manifest.update(cpu=cpu))
-    monkeypatch.setattr("erniem_rt._cpu.has_vnni", lambda: vnni)
+    monkeypatch.setattr("erniem_rt.machine.has_vnni", lambda: vnni)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Session(artifact.path).close()

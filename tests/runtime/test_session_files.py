@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session
-from erniem_rt._onnxruntime import version_of
+from erniem_rt.engines.onnxruntime import version_of
 from erniem_rt.manifest import Manifest
 
 
@@ -233,7 +233,7 @@ def test_a_plan_that_is_not_there(artifact):
 
 def test_an_engine_is_closed_when_the_check_fails(artifact, monkeypatch):
     closed = []
-    from erniem_rt.engines.ort import OrtEngine
+    from erniem_rt.engines.onnxruntime import OrtEngine
 
     monkeypatch.setattr(OrtEngine, "close", lambda engine: closed.append(engine))
     flip_a_bit(artifact.data)

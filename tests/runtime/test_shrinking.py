@@ -11,7 +11,7 @@ import pytest
 
 import erniem_rt
 from erniem_rt import InvalidInputError
-from erniem_rt.engines import _ort_memory
+from erniem_rt.engines import onnxruntime
 
 MB = 1 << 20
 STATUS = Path("/proc/self/statm")
@@ -47,7 +47,7 @@ def test_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
             return [options is not None]
 
     def shrinks(shrink: bool | None, sizes: list[int]) -> list[bool]:
-        runs = _ort_memory.ShrinkingRuns(Ort, Session(), shrink)
+        runs = onnxruntime.ShrinkingRuns(Ort, Session(), shrink)
         return [bool(runs.run([], {"attention_mask": np.ones((1, size))})[0]) for size in sizes]
 
     sizes = [8192, 8192, 4096, 2048, 2048, 10, 3000, 10, 4096, 1024, 4096, 4096]

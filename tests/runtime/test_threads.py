@@ -14,14 +14,13 @@ import onnxruntime
 import pytest
 
 import erniem_rt
-from erniem_rt import InvalidInputError, Session, Tokenizer
-from erniem_rt import _threads as threads_module
-from erniem_rt._threads import default_threads
+from erniem_rt import InvalidInputError, Session, Tokenizer, machine
+from erniem_rt.machine import default_threads
 
 
 @pytest.fixture(autouse=True)
 def many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads_module, "_affinity", lambda: 64)
+    monkeypatch.setattr(machine, "_affinity", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 

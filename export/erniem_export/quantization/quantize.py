@@ -17,7 +17,7 @@ from erniem_export.modeling import ErnieMModel
 from erniem_export.passes.int8 import int8_products, int8_weights, to_int8
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
-from erniem_rt._cpu import cpu_flags, has_vnni
+from erniem_rt.machine import cpu_flags, has_vnni
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from erniem_export.errors import EngineBuildError, ExportError
 from erniem_export.tensorrt.profiles import input_shapes
-from erniem_rt._files import replacing
+from erniem_rt.files import replacing
 from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_rt._files import replacing
+    from erniem_rt.files import replacing
 from erniem_rt.manifest import Manifest, Profile
 
 __all__ = ["add_profiles", "build", "configure", "layers_of", "make_builder", "parse"]

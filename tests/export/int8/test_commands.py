@@ -16,7 +16,7 @@ from erniem_export.checkpoint import Checkpoint
 from erniem_export.options import GraphOptions, Int8
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
-from erniem_rt import Session, _cpu
+from erniem_rt import Session, machine
 from erniem_rt.manifest import Limits
 
 Command = Callable[..., Any]
@@ -34,7 +34,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
     assert manifest["target"] == "onnxruntime-cpu"
     done = manifest["engine"]["int8"]
-    assert manifest["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
+    assert manifest["cpu"] == ("avx2" if cpu == "avx2" or not machine.has_vnni() else "vnni")
     assert done["calibration"].startswith("random ids")
     assert 0 < done["relative_l2"] < 0.1
     products = done["products"]
@@ -118,13 +118,13 @@ def test_a_cpu_that_is_not_fit_is_one_clear_error(
 def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert _cpu.cpu_flags(path) == {"fpu", "avx2", "avx_vnni"}
-    assert _cpu.cpu_flags(tmp_path / "missing") == frozenset()
+    assert machine.cpu_flags(path) == {"fpu", "avx2", "avx_vnni"}
+    assert machine.cpu_flags(tmp_path / "missing") == frozenset()
 
 
 def test_an_artifact_for_vnni_warns_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cpu, "has_vnni", lambda: False)
+    monkeypatch.setattr(machine, "has_vnni", lambda: False)
     with pytest.warns(UserWarning, match="again with --int8 --cpu avx2"):
-        _cpu.warn_of_cpu("vnni")
+        machine.warn_of_cpu("vnni")
     for other in (None, "avx2"):
-        _cpu.warn_of_cpu(other)
+        machine.warn_of_cpu(other)

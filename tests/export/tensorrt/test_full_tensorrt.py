@@ -15,8 +15,8 @@ from erniem_export.options import HALVES
 from erniem_export.passes.int8 import int8_weights
 from erniem_export.tensorrt import library, plan
 from erniem_export.tensorrt.proof import inspect, prove
-from erniem_rt._signals import Terminated
 from erniem_rt.manifest import Manifest, Profile
+from erniem_rt.signals import Terminated
 
 VERSIONS = ("10.4.0", "11.4.0.106")
 RUNS = [(version, precision) for version in VERSIONS for precision in ("fp32", "fp16", "bf16")]

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Tokenizer
-from erniem_rt._inputs import prepare
 from erniem_rt.cli import main
+from erniem_rt.inputs import prepare
 from erniem_rt.manifest import HEADS, Defaults, Limits, Manifest, TensorSpec, hash_file
 
 HIDDEN, VOCAB, PAD = 4, 2000, 1

@@ -223,17 +223,17 @@ def test_a_plan_whose_hash_is_not_in_the_manifest(machine, heads, plan):
 
 def test_what_is_checked_is_what_is_run(machine, plan, monkeypatch):
     """Another file that takes the plan's place after the check is not seen."""
-    from erniem_rt.engines import trt_library
+    from erniem_rt.engines import tensorrt_plan
 
     good = plan.read_bytes()
-    real = trt_library.read_plan
+    real = tensorrt_plan.read_plan
 
     def swap(*arguments, **options):
         content = real(*arguments, **options)
         plan.write_bytes(b"another")
         return content
 
-    monkeypatch.setattr(trt_library, "read_plan", swap)
+    monkeypatch.setattr(tensorrt_plan, "read_plan", swap)
     Session(plan).close()
     assert machine.trt.deserialized == [good]
 

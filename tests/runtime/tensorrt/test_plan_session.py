@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from erniem_rt import EngineError, InvalidInputError, Session, pipeline
-from erniem_rt.engines import trt_lane, trt_pool
+from erniem_rt.engines import tensorrt
 from erniem_rt.manifest import HEADS, Manifest
 
 from .support import assert_same, expected
@@ -175,7 +175,7 @@ def test_shapes_seen_again_are_replayed(request, heads, plan_of, rtx_too):
 
 
 def test_few_graphs_are_kept(machine, heads, plan_of, monkeypatch):
-    monkeypatch.setattr(trt_lane, "GRAPHS", 2)
+    monkeypatch.setattr(tensorrt, "GRAPHS", 2)
     with Session(plan_of(heads["qa"].path)) as session:
         for rows in (1, 1, 1, 2, 2, 2, 3, 3, 3, 2, 1):
             ids = np.full((rows, 5), 7)
@@ -185,7 +185,7 @@ def test_few_graphs_are_kept(machine, heads, plan_of, monkeypatch):
 
 
 def test_the_graph_that_was_not_used_for_longest_goes_first(machine, heads, plan_of, monkeypatch):
-    monkeypatch.setattr(trt_lane, "GRAPHS", 2)
+    monkeypatch.setattr(tensorrt, "GRAPHS", 2)
     with Session(plan_of(heads["qa"].path)) as session:
         for rows in (1, 1, 2, 2, 1, 3, 3):  # Three rows take the place of two, for one came in between.
             session.run(input_ids=np.full((rows, 5), 7))
@@ -225,7 +225,7 @@ def test_threads_do_not_wait_for_one_another(machine, heads, plan_of):
 def test_lanes_are_few_and_used_again(machine, heads, plan_of):
     with Session(plan_of(heads["qa"].path)) as session, ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: session.run(input_ids=IDS), range(64)))
-    assert 1 <= machine.gpu.calls.count("cudaStreamCreateWithFlags") <= trt_pool.LANES
+    assert 1 <= machine.gpu.calls.count("cudaStreamCreateWithFlags") <= tensorrt.LANES
 
 
 def test_closing_lets_runs_finish_and_refuses_new_ones(machine, heads, plan_of):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erniem_rt.batching import BUCKET, LAUNCH, plan_runs
-from erniem_rt.plan import Profile
+from erniem_rt.manifest import Profile
 
 
 @st.composite

@@ -1,18 +1,68 @@
-"""How many threads: what a caller says, or else what this process may use of the machine."""
+"""What this machine has: the class of its CPU, and how many threads this process may use."""
 
 from __future__ import annotations
 
 import os
+import platform
+import warnings
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from erniem_rt._checks import is_count
+from erniem_rt.checks import is_count
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["default_threads", "threads_or_default"]
+
+__all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "threads_or_default", "warn_of_cpu"]
+
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+_X86 = frozenset({"x86_64", "amd64"})
+_EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of the CPU by Linux's names; none where the system does not list them."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.split())
+
+
+def cpu_class(flags: Collection[str] | None = None) -> str:
+    """The class of CPU that speed depends on, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
+
+    ``flags`` are instruction sets by Linux's names, default this machine's. Vector width comes first, then what
+    multiplies int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
+    """
+    known = set(cpu_flags() if flags is None else flags)
+    width = next((name for name, flag in (("avx512", "avx512f"), ("avx2", "avx2")) if flag in known), "")
+    parts = [width or (platform.machine().lower() or "unknown")]
+    parts += [name for name, wanted in _EXTENSIONS.items() if not known.isdisjoint(wanted)]
+    return "-".join(parts)
+
+
+def has_vnni() -> bool | None:
+    """Whether products of 8 bits are summed exactly; None if that cannot be told: not Linux, or not x86."""
+    flags = cpu_flags()
+    if not flags or platform.machine().lower() not in _X86:
+        return None
+    return not flags.isdisjoint(_VNNI)
+
+
+def warn_of_cpu(wanted: str | None) -> None:
+    """Warn if int8 was made for a CPU with VNNI and this one has none: its sums would overflow."""
+    if wanted == "vnni" and has_vnni() is False:
+        warnings.warn(
+            "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate "
+            "here. Export it again with --int8 --cpu avx2.",
+            stacklevel=3,
+        )
+
 
 # Where systems mount the controller of CPU time: cgroup v1 by its names, v2 as a whole or beside v1.
 _V1_MOUNTS: tuple[str, ...] = ("cpu,cpuacct", "cpuacct,cpu", "cpu")

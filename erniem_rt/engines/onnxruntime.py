@@ -1,18 +1,20 @@
-"""ONNX Runtime, on CPU or CUDA."""
+"""ONNX Runtime, on CPU or CUDA: the package, sessions, and their runs, also as CUDA graphs."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._files import require_utf_8
-from erniem_rt._onnxruntime import import_onnxruntime, version_of
-from erniem_rt._processes import keep_for_good, no_fork, renew_after_fork
-from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
-from erniem_rt.engines._ort_memory import ShrinkingRuns
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
+from erniem_rt.files import require_utf_8
 from erniem_rt.manifest import TensorSpec
+from erniem_rt.processes import keep_for_good, no_fork, renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,21 @@ if TYPE_CHECKING:
 
     Runner = Callable[[list[str], dict[str, NDArray[Any]]], list[NDArray[Any]]]
 
-__all__ = ["OrtEngine"]
+    Arrays = dict[str, "NDArray[Any]"]
+
+    Key = tuple[Any, ...]
+
+
+__all__ = [
+    "MOST_GRAPHS",
+    "BoundRuns",
+    "GraphRuns",
+    "OrtEngine",
+    "Shrinking",
+    "ShrinkingRuns",
+    "import_onnxruntime",
+    "version_of",
+]
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -226,3 +242,186 @@ def _spec(node: Any) -> TensorSpec:
         dtype=_NUMPY_NAMES.get(element, element),
         shape=tuple("?" if axis is None else axis for axis in node.shape),
     )
+
+
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_FIRST_WITH_TELEMETRY = (1, 29)
+
+
+def import_onnxruntime() -> Any:
+    """The module, with telemetry off unless the user chose; :class:`EngineUnavailableError` if it is not installed.
+
+    Warns, once, if it was imported before without a choice.
+    """
+    loaded = sys.modules.get("onnxruntime")
+    if _TELEMETRY not in os.environ:
+        os.environ[_TELEMETRY] = "1"
+        if loaded is not None and version_of(loaded) >= _FIRST_WITH_TELEMETRY:
+            warnings.warn(
+                f"onnxruntime {loaded.__version__} was imported before erniem_rt could turn its telemetry off: it may "
+                "send telemetry, and a process forked from this one may never end. Set ORT_DISABLE_TELEMETRY=1 before "
+                "it is imported (0 if you want it on).",
+                stacklevel=2,
+            )
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise EngineUnavailableError(
+            'Running an .onnx artifact needs the package onnxruntime: pip install "erniem-rt[ort]".'
+        ) from error
+    return onnxruntime
+
+
+def version_of(ort: Any) -> tuple[int, ...]:
+    """Major and minor version; empty where they cannot be told."""
+    try:
+        return tuple(map(int, ort.__version__.split(".")[:2]))
+    except (AttributeError, ValueError):
+        return ()
+
+
+# onnxruntime lets go of a captured graph and of the memory it works in only with the session.
+MOST_GRAPHS = 16
+
+_GRAPH_ID = "gpu_graph_id"
+_NO_GRAPH = "-1"
+
+
+class BoundRuns:
+    """Runs with IO binding: inputs are copied to the device, outputs stay there until all are done, then come back."""
+
+    def __init__(self, ort: Any, session: Any, device: Device) -> None:
+        self._ort = ort
+        self._session = session
+        self._place = (device.kind, device.index)
+
+    def run(self, outputs: list[str], feeds: Arrays) -> list[NDArray[Any]]:
+        """Compute ``outputs``, in that order."""
+        return self._run_once(outputs, feeds, None)
+
+    def _run_once(self, outputs: list[str], feeds: Arrays, options: Any) -> list[NDArray[Any]]:
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, self._on_device(array))
+        for name in outputs:
+            binding.bind_output(name, *self._place)
+        return self._computed(binding, options)
+
+    def _computed(self, binding: Any, options: Any) -> list[NDArray[Any]]:
+        self._session.run_with_iobinding(binding, options)
+        results: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return results
+
+    def _on_device(self, array: NDArray[Any]) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array, *self._place)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One shape: the inputs at their fixed addresses, what is bound to them, and the graph's number."""
+
+    inputs: dict[str, Any]
+    binding: Any
+    options: Any
+
+
+class GraphRuns(BoundRuns):
+    """The same, as CUDA graphs: one per shape, captured when the shape comes for the second time.
+
+    The first :data:`MOST_GRAPHS` of those; other shapes run as they would without. Runs take turns: a graph has one
+    set of addresses.
+    """
+
+    def __init__(self, ort: Any, session: Any, device: Device) -> None:
+        super().__init__(ort, session, device)
+        self._lock = threading.Lock()
+        self._seen: dict[Key, list[tuple[tuple[int, ...], Any]]] = {}
+        self._graphs: dict[Key, _Graph] = {}
+
+    def run(self, outputs: list[str], feeds: Arrays) -> list[NDArray[Any]]:
+        """Compute ``outputs``, in that order."""
+        key = (*outputs, *((name, array.shape) for name, array in sorted(feeds.items())))
+        with self._lock:
+            graph = self._graphs.get(key)
+            if graph is not None:
+                for name, array in feeds.items():
+                    graph.inputs[name].update_inplace(array)
+            elif key in self._seen and len(self._graphs) < MOST_GRAPHS:
+                graph = self._bound(outputs, feeds, self._seen.pop(key))
+                self._graphs[key] = graph
+            else:
+                return self._observed(key, outputs, feeds)
+            return self._computed(graph.binding, graph.options)
+
+    def _observed(self, key: Key, outputs: list[str], feeds: Arrays) -> list[NDArray[Any]]:
+        """Run without a graph, and note the shapes of the outputs for the next time."""
+        results = self._run_once(outputs, feeds, self._options(_NO_GRAPH))
+        if len(self._graphs) < MOST_GRAPHS:
+            self._seen[key] = [(array.shape, array.dtype) for array in results]
+        return results
+
+    def _bound(self, outputs: list[str], feeds: Arrays, shapes: list[tuple[tuple[int, ...], Any]]) -> _Graph:
+        binding = self._session.io_binding()
+        inputs = {name: self._on_device(array) for name, array in feeds.items()}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, (shape, dtype) in zip(outputs, shapes, strict=True):
+            value = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, *self._place)
+            binding.bind_ortvalue_output(name, value)
+        return _Graph(inputs, binding, self._options(str(len(self._graphs) + 1)))
+
+    def _options(self, graph_id: str) -> Any:
+        options = self._ort.RunOptions()
+        options.add_run_config_entry(_GRAPH_ID, graph_id)
+        return options
+
+
+# Positions, padding counted: what smaller runs leave is not worth the time that the next one takes to get it again.
+_LARGE = 4096
+# A run of that share of the largest one since memory was given back shows that so much is not needed now.
+_SHARE = 4
+
+
+class Shrinking:
+    """Whether memory is to be given back: after every run, never, or (None) after one of much less than before."""
+
+    def __init__(self, shrink: bool | None) -> None:
+        self._shrink = shrink
+        self._largest = 0
+
+    def after(self, feeds: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether to give back what the run of ``feeds`` and those before it took."""
+        if self._shrink is not None:
+            return self._shrink
+        mask = feeds.get("attention_mask")
+        size = 0 if mask is None else mask.size
+        # Threads that come between one another here shrink once too often or a run too late, no more.
+        if self._largest >= _LARGE and size * _SHARE <= self._largest:
+            self._largest = size
+            return True
+        self._largest = max(self._largest, size)
+        return False
+
+
+class ShrinkingRuns:
+    """Runs after which onnxruntime gives free memory of its arena back to the system.
+
+    Args:
+        ort: The module onnxruntime.
+        session: Its session.
+        shrink: As for :class:`Shrinking`.
+    """
+
+    def __init__(self, ort: Any, session: Any, shrink: bool | None) -> None:
+        self._session = session
+        self._shrinking = Shrinking(shrink)
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Compute ``outputs``, in that order."""
+        options = self._options if self._shrinking.after(feeds) else None
+        results: list[NDArray[Any]] = self._session.run(outputs, feeds, options)
+        return results

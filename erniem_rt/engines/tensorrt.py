@@ -1,26 +1,195 @@
-"""One lane of a plan: a stream, its buffers and its execution contexts. One run at a time goes through it."""
+"""TensorRT and TensorRT for RTX: a plan on a GPU, from numpy to numpy, in up to four lanes."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
+import weakref
 from collections import OrderedDict
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from erniem_rt.errors import EngineError
+from erniem_rt.batching import RowBatch, are_by_row, plan_runs
+from erniem_rt.engines.cuda import OutOfMemoryError
+from erniem_rt.engines.tensorrt_plan import LoadedPlan
+from erniem_rt.errors import ArtifactError, EngineError, InvalidInputError
+from erniem_rt.processes import keep_for_good, renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.trt_library import LoadedPlan
+    from erniem_rt.engines.base import Device, PlanOptions
+    from erniem_rt.manifest import Manifest
 
-__all__ = ["Lane"]
+
+__all__ = ["Lane", "LanePool", "TensorRTEngine"]
+
+
+class TensorRTEngine:
+    """A plan. Rows are sorted into buckets of like length, and batches that no profile takes are run in parts.
+
+    Attributes:
+        inputs: The inputs as the plan declares them, whose dtypes may be narrower than the manifest's.
+        outputs: The outputs, likewise.
+        max_length: Positions of the longest row that a profile takes.
+
+    Raises:
+        ArtifactError: See :class:`LoadedPlan`.
+        EngineUnavailableError: See there.
+        EngineError: See there.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> None:
+        if not are_by_row(manifest):
+            raise ArtifactError(f"{path} has inputs or outputs that are not by row: open the .onnx file instead.")
+        plan = LoadedPlan(path, manifest, device, options)
+        try:
+            self._pool = LanePool(plan)
+        except BaseException:
+            plan.release()
+            raise
+        self._manifest = manifest
+        self._profiles = plan.profiles
+        self.inputs, self.outputs = plan.inputs, plan.outputs
+        self.max_length = max(profile.max[-1] for profile in plan.profiles)
+        # A session that is dropped without close() must not keep the GPU's memory.
+        self._finalizer = weakref.finalize(self, self._pool.close)
+        renew_after_fork(self)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute ``outputs`` in the order given; :class:`EngineError` if TensorRT or CUDA cannot."""
+        batch = RowBatch(self._manifest, feeds, outputs)
+        with self._pool.lane() as lane:
+            for run in plan_runs(batch.lengths, batch.width, self._profiles, choices=batch.choices):
+                shapes = batch.shapes(run)
+                for name, shape in shapes.items():
+                    batch.fill(run, name, lane.input(name, shape))
+                lane.run(run.profile, shapes)
+                for spec in self.outputs:
+                    batch.collect(run, spec.name, lane.output(spec.name))
+        batch.clear_padding()
+        return batch.results(outputs)
+
+    def close(self) -> None:
+        """Give the GPU's memory back; runs under way in other threads finish first. Closing twice is fine."""
+        self._finalizer()
+
+    def after_fork(self) -> None:
+        """Let go of nothing: the GPU's memory is the parent's, and CUDA does not work in a forked child."""
+        self._finalizer.detach()
+        keep_for_good(self._pool)
+
+
+# Each has buffers and scratch memory of its own, and four streams keep a GPU busy.
+LANES = 4
+
+
+class LanePool:
+    """At most :data:`LANES` lanes, made when they are wanted; where memory is short, runs wait for those there are.
+
+    Raises:
+        EngineError: Not even the first lane could be made.
+    """
+
+    def __init__(self, plan: LoadedPlan) -> None:
+        self._plan = plan
+        self._changed = threading.Condition()
+        self._limit = LANES
+        self._closed = False
+        self._idle = [Lane(plan)]
+        self._count = 1
+
+    @contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """Lend a lane. One in which anything failed is not used again: what it holds may be in any state."""
+        self._plan.cuda.use()
+        lane = self._taken()
+        try:
+            yield lane
+        except BaseException:
+            with suppress(EngineError):  # What failed first is the better explanation.
+                self._retire(lane)
+            raise
+        self._give_back(lane)
+
+    def close(self) -> None:
+        """Give idle lanes back now, busy ones when their runs are done, and then the plan. Twice is fine.
+
+        The first failure is raised when all was tried: after an error of CUDA that stays, each call fails.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            idle, self._idle = self._idle, []
+            none_left = self._count == 0
+            self._changed.notify_all()
+        steps: list[Callable[[], None]] = [self._plan.cuda.use]
+        steps += [partial(self._retire, lane) for lane in reversed(idle)]
+        failures = []
+        for step in steps:
+            try:
+                step()
+            except EngineError as error:
+                failures.append(error)
+        if none_left:  # Each lane failed before, so no lane takes the plan along.
+            self._plan.release()
+        if failures:
+            raise failures[0]
+
+    def _taken(self) -> Lane:
+        while True:
+            with self._changed:
+                while not self._closed and not self._idle and self._count >= self._limit:
+                    self._changed.wait()
+                if self._closed:
+                    raise InvalidInputError("the engine is closed; open the artifact again.")
+                if self._idle:
+                    return self._idle.pop()  # The last one used: its graphs are the likeliest to fit.
+                self._count += 1
+            try:
+                return Lane(self._plan)
+            except BaseException as error:
+                others = self._forget()
+                if not (isinstance(error, OutOfMemoryError) and others):
+                    raise
+                with self._changed:
+                    self._limit = min(self._limit, others)
+
+    def _give_back(self, lane: Lane) -> None:
+        with self._changed:
+            if not self._closed:
+                self._idle.append(lane)
+                self._changed.notify()
+                return
+        self._retire(lane)
+
+    def _retire(self, lane: Lane) -> None:
+        try:
+            lane.close()
+        finally:
+            self._forget()
+
+    def _forget(self) -> int:
+        """Count one lane less, and return how many are left; the last one of a closed pool takes the plan along."""
+        with self._changed:
+            self._count -= 1
+            left = self._count
+            self._changed.notify()
+            last = self._closed and left == 0
+        if last:
+            self._plan.release()
+        return left
+
 
 Shapes = dict[str, tuple[int, ...]]
 # What makes a graph: the profile and the shapes of the inputs.

@@ -9,9 +9,9 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
-from erniem_rt._checks import is_count
-from erniem_rt._files import refuse_pointer, unreadable
+from erniem_rt.checks import is_count
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import refuse_pointer, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

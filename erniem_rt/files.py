@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.processes import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._files import as_path
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
+from erniem_rt.files import as_path
 from erniem_rt.manifest import HEADS, Manifest
 
 if TYPE_CHECKING:
