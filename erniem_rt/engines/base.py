@@ -45,8 +45,8 @@ class Device:
         return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
 
 
-class Engine(Protocol):
-    """One loaded graph. ``run`` may be called from several threads at once."""
+class Signed(Protocol):
+    """What declares inputs and outputs."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -55,6 +55,10 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs, likewise."""
+
+
+class Engine(Signed, Protocol):
+    """One loaded graph. ``run`` may be called from several threads at once."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[np.ndarray[Any, Any]]:
         """Compute ``outputs``, in that order, from C-contiguous arrays of the declared dtypes and shapes.
@@ -101,18 +105,6 @@ class PlanOptions:
 
 # Dtypes that stand for one another where the engine converts.
 _KINDS = {"int64": "int", "int32": "int", "bool": "int", "float32": "float", "float16": "float"}
-
-
-class Signed(Protocol):
-    """What declares inputs and outputs: an engine."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs as the graph itself declares them."""
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs, likewise."""
 
 
 def check_signature(path: Path, manifest: Manifest, engine: Signed, *, converted: bool = False) -> None:

@@ -330,6 +330,9 @@ class _Graph:
 class GraphRuns(BoundRuns):
     """The same, as CUDA graphs: one per shape, captured when the shape comes for the second time.
 
+    A CUDA graph replays the kernels of one shape, on the addresses that it was captured with, without launching each of
+    them: for small batches, launching is most of the time.
+
     The first :data:`MOST_GRAPHS` of those; other shapes run as they would without. Runs take turns: a graph has one
     set of addresses.
     """

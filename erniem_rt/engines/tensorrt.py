@@ -226,7 +226,9 @@ class _Graph:
 
 
 class Lane:
-    """See the module. The thread that calls must have made the device its own (:meth:`Cuda.use`).
+    """A stream of a plan, its buffers and its execution contexts; one run at a time goes through it.
+
+    The thread that calls must have made the device its own (:meth:`Cuda.use`).
 
     Raises:
         EngineError: There is no room, or TensorRT refuses what the plan itself says it takes.
