@@ -98,7 +98,7 @@ def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.Buffer
                 _say(f"line {number}: {answer}")
                 answer = {"error": str(answer), "line": number}
             text = json.dumps(answer, ensure_ascii=False, default=operator.methodcaller("tolist"))
-            # What UTF-8 cannot hold (half of a surrogate pair) stays the escape that JSON has for it.
+            # UTF-8 has no lone surrogates: they stay escaped, as JSON allows.
             target.write(text.encode("utf-8", "backslashreplace") + b"\n")
         target.flush()
         done += len(chunk)
@@ -252,7 +252,7 @@ def _chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, by
 
 
 def _refuse_same_file(source: str, target: str) -> None:
-    """Raise :class:`InvalidInputError` if both paths are one file; ``-`` is none."""
+    """Raise :class:`InvalidInputError` if both paths are one file; ``-`` is not a file."""
     with contextlib.suppress(FileNotFoundError):
         if "-" not in (source, target) and Path(source).samefile(target):
             raise InvalidInputError(f"--input and --output are both {target}: write the answers to another file.")

@@ -1,4 +1,4 @@
-"""What every pipeline does: take one input, a list or a stream, run rows in batches, answer in order."""
+"""The base of all pipelines: take one input, a list or a stream, run rows in batches, answer in order."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class RunOptions(CommonOptions, total=False):
     """Options that every pipeline takes, when it is made and in each call; None in a call means the pipeline's own.
 
     Attributes:
-        errors: What becomes of an input that cannot be answered. ``"raise"``, the default, raises its
-            :class:`InvalidInputError` after the answers of those before it. With ``"return"`` the error is its
-            answer, and all others are answered. Whatever else fails (the engine, the source of a stream) is raised.
+        errors: How to treat an input that cannot be answered. ``"raise"``, the default, raises its
+            :class:`InvalidInputError` after the answers to the inputs before it. ``"return"`` gives the error in place
+            of its answer and answers all others. Other failures (engine, source of a stream) are always raised.
     """
 
     errors: Errors | None
@@ -97,7 +97,7 @@ class Options:
                 object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def changed(self: OptionsOfTask, options: Mapping[str, Any]) -> OptionsOfTask:
-        """The same with ``options``, of which None says nothing, except where it is a value."""
+        """A copy with ``options``; None leaves an option unchanged, except where None is a value."""
         known = self.none_is_a_value
         return replace(self, **{name: value for name, value in options.items() if value is not None or name in known})
 
@@ -110,7 +110,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job(Generic[Answer]):
-    """One input made ready: rows of ids for the model, and what to make of the outputs.
+    """One prepared input: rows of ids for the model, and a function from their outputs to the answer.
 
     ``finish`` gets the outputs of each row, in order (see :func:`erniem_rt.batching.run_rows`), and returns the
     answer, or another job when the answer leads to further questions. An answer must not keep the outputs' arrays,
@@ -136,8 +136,8 @@ class Pipeline(Generic[AnyAnswer]):
 
     Every pipeline may be called with one input, or with many: a list, an array, a Series, a column, or columns with a
     row per input (a mapping of lists, a frame, a table, a dataset) give a list of as many answers. Any other iterable
-    is a stream, which is answered as it is read. All that was taken from it before something failed is answered
-    before that is raised.
+    is a stream, which is answered as it is read. Inputs that were taken before a failure are answered before the error
+    is raised.
 
     Args:
         session: The model.
@@ -191,7 +191,7 @@ class Pipeline(Generic[AnyAnswer]):
         return self._limit(self._options)
 
     def close(self) -> None:
-        """Free the model, unless the session was given, and let go of the tokenizer. Closing twice is fine."""
+        """Free the tokenizer and, unless the session was passed in, the model. Closing twice is fine."""
         if self.owns_session:
             self.session.close()
         self._tokenizer = None
@@ -338,7 +338,7 @@ def require_options(cls: type[Pipeline[Any]], options: Iterable[str]) -> None:
 
 
 def _prepared(prepare: Prepare[Answer], items: list[Any], run: Options) -> list[Job[Answer] | InvalidInputError]:
-    """The job of each item or, of one at fault, its error; with ``errors="raise"`` up to the first one at fault."""
+    """Each item's job or error; with ``errors="raise"`` up to the first error."""
     try:
         for item in items:
             require_size(item, run.max_characters)
@@ -346,7 +346,7 @@ def _prepared(prepare: Prepare[Answer], items: list[Any], run: Options) -> list[
     except InvalidInputError as error:
         if len(items) == 1:
             return [error.with_traceback(None)]  # which would keep all items in memory
-    middle = len(items) // 2  # in halves it comes out at little cost which of them is at fault
+    middle = len(items) // 2  # bisection finds the bad items cheaply
     jobs = _prepared(prepare, items[:middle], run)
     if run.errors == "raise" and isinstance(jobs[-1], InvalidInputError):
         return jobs
@@ -363,7 +363,7 @@ def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] 
 def _settled(
     results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: Options, named: Named, first: int
 ) -> Generator[Any, None, Exception | None]:
-    """Yield the results in order; return what is to be raised in the place of the next one."""
+    """Yield the results in order; return the error to raise in place of the next one."""
     index = 0
     while index in results:
         result = results.pop(index)
@@ -379,5 +379,5 @@ def _itself(_: int, error: InvalidInputError) -> InvalidInputError:
 
 
 def _about(index: int, error: InvalidInputError) -> InvalidInputError:
-    """The same error, which also says which input it is about."""
+    """The same error with the index of its input."""
     return InvalidInputError(f"input {index}: {error}")

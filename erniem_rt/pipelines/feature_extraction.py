@@ -1,4 +1,4 @@
-"""Vectors for texts: pooled hidden states."""
+"""Feature extraction: one vector per text, pooled from the hidden states."""
 
 from __future__ import annotations
 
@@ -72,6 +72,20 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
     head = "base"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: FeatureExtractionPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[FeatureExtractionSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: FeatureExtractionPipeline[Any, Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[FeatureExtractionOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[FeatureExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self.pooling, self.normalize = self._vectors(self._options)
@@ -134,8 +148,8 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         require_choice("pooling", pooling, Pooling)
         if pooling == "pooler" and all(spec.name != "pooler_output" for spec in self.manifest.outputs):
             raise InvalidInputError(
-                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} does not give, for its "
-                "checkpoint had no pooler: take pooling='mean' or 'cls'."
+                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} lacks, because its "
+                "checkpoint had no pooler: use pooling='mean' or 'cls'."
             )
         return pooling, bool(defaults.normalize) if asked.normalize is None else asked.normalize
 

@@ -1,4 +1,4 @@
-"""What a schema names, found in texts: entities, relations, events, opinions, classifications."""
+"""Information extraction by a schema: entities, relations, events, opinions, classifications."""
 
 from __future__ import annotations
 
@@ -130,6 +130,20 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
     head = "ie"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: InformationExtractionPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[InformationExtractionSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: InformationExtractionPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[InformationExtractionOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[InformationExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._ask = Prompter(tokenizer)
@@ -197,7 +211,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return self._answer(inputs, partial(self._job, asked), called)
 
     def close(self) -> None:
-        """Free the model and let go of the tokenizer."""
+        """Free the model and the tokenizer."""
         super().close()
         self._ask.close()
 
@@ -221,7 +235,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return self._level(encoded, questions, root, asked)
 
     def _level(self, text: EncodedText, questions: list[_Question], root: Answer, asked: _Asked) -> Job[Answer]:
-        """Ask one level of the schema; prompts that several answers lead to are asked once."""
+        """Ask one level of the schema; each different prompt is asked once."""
         prompts = {question.prompt.key: question.prompt for question in questions}
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         room = asked.limit - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
@@ -245,7 +259,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return Job(rows, finish)
 
     def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]], asked: _Asked) -> Iterator[_Question]:
-        """Put what was found in its place; yield what to ask about it."""
+        """Attach the answers to their parent; yield the questions about them."""
         # Copies: the same prompt may be another question's, whose answers get relations of their own.
         answers = [dict(answer) for answer in found[question.prompt.key]]
         if answers:
@@ -282,6 +296,6 @@ def _found(
 
 
 def _spans(threshold: float, output: Outputs, part: slice) -> list[Span]:
-    """Spans within one part of a row. One that leaves it is no answer, nor does it change what else is one."""
+    """Spans within one part of a row; spans that cross its ends are ignored."""
     start, end = (sigmoid(output[name][part].astype(np.float64)) for name in ("start_logits", "end_logits"))
     return find_spans(start, end, threshold)

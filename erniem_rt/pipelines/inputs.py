@@ -51,21 +51,21 @@ def items_of(
 
 
 def is_list(value: Any) -> bool:
-    """Whether this is many values: it has a length and takes an index, and is neither text nor a mapping."""
+    """Whether this holds many values: it has a length and an index, and is neither text nor a mapping."""
     if isinstance(value, (*_NEVER_LISTS, type)) or getattr(value, "ndim", None) == 0:
         return False
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def plain(value: Any) -> Any:
-    """``value`` as Python has it, where it is a scalar of numpy or pyarrow."""
+    """``value`` as a Python object if it is a scalar of numpy or pyarrow."""
     if isinstance(value, np.generic):
         return value.item()
     return value.as_py() if hasattr(value, "as_py") else value
 
 
 def strings(name: str, value: Any, expected: str = "a list of str") -> list[Any]:
-    """The items of a list, array or column of any kind; :class:`InvalidInputError` if it is none."""
+    """The items of a list, array or column; :class:`InvalidInputError` for anything else."""
     if not is_list(value):
         raise InvalidInputError(f"{name} must be {expected}, got {type(value).__name__}.")
     return [plain(item) for item in _iterator(value)]

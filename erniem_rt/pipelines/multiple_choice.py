@@ -1,4 +1,4 @@
-"""Which of several texts goes with a prompt."""
+"""Multiple choice: the text that fits a prompt best."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from erniem_rt.pipelines.answers import Column
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["MultipleChoiceInput", "MultipleChoicePipeline"]
 
@@ -42,6 +44,17 @@ class MultipleChoicePipeline(Pipeline[Choice]):
     task = "multiple-choice"
     head = "mc"
     required = ("prompt", "choices")
+
+    @overload
+    def __init__(
+        self: MultipleChoicePipeline, session: Session, tokenizer: Tokenizer, **options: Unpack[CommonOptions]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: MultipleChoicePipeline[Any], session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]
+    ) -> None: ...
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
+        super().__init__(session, tokenizer, **options)
 
     @overload
     def __call__(self, inputs: MultipleChoiceInput, **options: Unpack[CommonOptions]) -> Choice: ...

@@ -1,4 +1,4 @@
-"""Answers found in a context of any length, cut from it as they stand there."""
+"""Question answering: answers cut from contexts of any length."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["QuestionAnsweringOptions", "QuestionAnsweringPipeline", "QuestionAnsweringSettings"]
+
+# What a call with options that change an answer's form returns for one input.
+_AnyForm: TypeAlias = "Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError"
 
 # transformers' defaults.
 _WINDOW, _STRIDE = 384, 128
@@ -65,7 +68,7 @@ class _Options(Options):
 
 
 class Candidate(NamedTuple):
-    """A range of characters, half-open, and the probability that the answer is there."""
+    """A possible answer: a half-open range of characters, and its probability."""
 
     start: int
     end: int
@@ -96,7 +99,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the model says of one window; arrays ``(tokens,)``, float64.
+    """The model's probabilities for one window; arrays ``(tokens,)``, float64.
 
     Attributes:
         start: Probability that the answer begins with this token.
@@ -113,7 +116,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Windows:
-    """Tokens: of the longest row, of a row whose question is not long, and from window to window."""
+    """In tokens: the longest row, the usual row (a long question gets more), and the step from window to window."""
 
     limit: int
     usual: int
@@ -147,6 +150,20 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
     required = ("question", "context")
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: QuestionAnsweringPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[QuestionAnsweringSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: QuestionAnsweringPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[QuestionAnsweringOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[QuestionAnsweringOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._windows(self._options)
@@ -170,33 +187,23 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
     @overload
     def __call__(
         self, *, question: str, context: str, **options: Unpack[QuestionAnsweringOptions]
-    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError: ...
+    ) -> _AnyForm[Found]: ...
     @overload
     def __call__(
         self, *, question: Column, context: Column, **options: Unpack[QuestionAnsweringOptions]
-    ) -> list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    ) -> list[_AnyForm[Found]]: ...
     @overload
-    def __call__(
-        self, inputs: Mapping[str, str], **options: Unpack[QuestionAnsweringOptions]
-    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError: ...
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[QuestionAnsweringOptions]) -> _AnyForm[Found]: ...
     @overload
     def __call__(
         self, inputs: Mapping[str, object], **options: Unpack[QuestionAnsweringOptions]
-    ) -> (
-        Found
-        | QuestionAnswer
-        | list[QuestionAnswer]
-        | InvalidInputError
-        | list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]
-    ): ...
+    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError | list[_AnyForm[Found]]: ...
     @overload
-    def __call__(
-        self, inputs: Column, **options: Unpack[QuestionAnsweringOptions]
-    ) -> list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    def __call__(self, inputs: Column, **options: Unpack[QuestionAnsweringOptions]) -> list[_AnyForm[Found]]: ...
     @overload
     def __call__(
         self, inputs: Iterable[object], **options: Unpack[QuestionAnsweringOptions]
-    ) -> Iterator[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    ) -> Iterator[_AnyForm[Found]]: ...
     def __call__(
         self,
         inputs: Any = None,
@@ -247,14 +254,14 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
         return Job(rows, partial(_finish, options, context, rows, parts))
 
     def _tokens(self, context: str) -> Tokens:
-        """Tokens of the context, answers being what they were cut from, without whitespace at the ends."""
+        """Tokens of the whole context; an answer is the text of its tokens without whitespace at the ends."""
         encoding = self.tokenizer(context, add_special_tokens=False)
         starts = [_visible_start(context, start) for start, _ in encoding.offsets]
         ends = [_visible_end(context, end) for _, end in encoding.offsets]
         return Tokens(encoding.input_ids, np.array(starts, np.int64), np.array(ends, np.int64))
 
     def _words(self, context: str) -> Tokens:
-        """Tokens of the context's words, each word tokenized alone, answers being whole words."""
+        """Tokens of the context's words, each word tokenized alone; an answer is made of whole words."""
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         for word in _WORD.finditer(context):
@@ -321,8 +328,7 @@ def _visible_end(text: str, end: int) -> int:
 def read(start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], first: int, tokens: Tokens) -> Reading:
     """Turn one row's logits ``(sequence,)`` into probabilities over ``[CLS]`` and the context, which is at ``first``.
 
-    The question and the separators have no part in the softmax, as in transformers'
-    ``pipelines/question_answering.py``.
+    As in transformers, the softmax leaves out the question and the separators.
     """
     context = slice(first, first + len(tokens))
     start, end = (
@@ -334,8 +340,8 @@ def read(start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], fir
 def best_spans(readings: Iterable[Reading], count: int, max_tokens: int) -> list[Candidate]:
     """Return the ``count`` most probable spans of at most ``max_tokens`` tokens, best first, over all windows.
 
-    A span that several pairs of tokens or several windows stand for is returned once, with its best score. Of equal
-    scores the one read first comes first: in the earlier window, at the earlier first token, at the earlier last one.
+    Each span is returned once, with its best score, even if several pairs of tokens or several windows give it. Ties go
+    to the earlier window, then to the earlier first token, then to the earlier last token.
     """
     best: dict[tuple[int, int], Candidate] = {}
     found = [span for reading in readings for span in _best_in_window(reading, count, max_tokens)]
@@ -345,7 +351,7 @@ def best_spans(readings: Iterable[Reading], count: int, max_tokens: int) -> list
 
 
 def _best_in_window(reading: Reading, count: int, max_tokens: int) -> Iterator[Candidate]:
-    """Yield up to ``count`` spans: the best pair of tokens, then the best that means another span, and so on."""
+    """Yield up to ``count`` different spans, the best first."""
     length = len(reading.tokens)
     if not length:
         return

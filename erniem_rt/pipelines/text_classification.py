@@ -1,10 +1,10 @@
-"""Labels for texts, with a score each."""
+"""Text classification: labels with scores, for texts and pairs of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["TextClassificationOptions", "TextClassificationPipeline", "TextClassificationSettings"]
 
 Function = Literal["sigmoid", "softmax", "none"]
+
+# What a call with options that change an answer's form returns for one input.
+_AnyForm: TypeAlias = "Label | LabelScore | list[LabelScore] | InvalidInputError"
 
 _FUNCTIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "sigmoid": sigmoid,
@@ -69,9 +72,9 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         tokenizer: Its tokenizer.
         top_k: How many labels to return, the best first; None returns all, ``"best"``, the default, the best one
             without a list around it.
-        function_to_apply: What makes scores of the logits: ``"sigmoid"``, ``"softmax"`` or ``"none"``. By default
-            nothing for ``problem_type`` "regression", sigmoid for "multi_label_classification" and for a single label,
-            softmax for the rest.
+        function_to_apply: Turns logits into scores: ``"sigmoid"``, ``"softmax"`` or ``"none"``. By default
+            ``"none"`` for ``problem_type`` "regression", sigmoid for "multi_label_classification" and for a single
+            label, softmax for the rest.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
@@ -80,6 +83,20 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
     optional = ("text_pair",)
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: TextClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TextClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TextClassificationPipeline[Any, Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TextClassificationOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TextClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._labels = label_names(self.manifest)
@@ -102,27 +119,17 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         self, inputs: str, **options: Unpack[TextClassificationOptions]
     ) -> LoneLabels | list[LabelScore] | InvalidInputError: ...
     @overload
-    def __call__(
-        self, inputs: Mapping[str, str], **options: Unpack[TextClassificationOptions]
-    ) -> Label | LabelScore | list[LabelScore] | InvalidInputError: ...
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[TextClassificationOptions]) -> _AnyForm[Label]: ...
     @overload
     def __call__(
         self, inputs: Mapping[str, object], **options: Unpack[TextClassificationOptions]
-    ) -> (
-        Label
-        | LabelScore
-        | list[LabelScore]
-        | InvalidInputError
-        | list[Label | LabelScore | list[LabelScore] | InvalidInputError]
-    ): ...
+    ) -> _AnyForm[Label] | list[_AnyForm[Label]]: ...
     @overload
-    def __call__(
-        self, inputs: Column, **options: Unpack[TextClassificationOptions]
-    ) -> list[Label | LabelScore | list[LabelScore] | InvalidInputError]: ...
+    def __call__(self, inputs: Column, **options: Unpack[TextClassificationOptions]) -> list[_AnyForm[Label]]: ...
     @overload
     def __call__(
         self, inputs: Iterable[object], **options: Unpack[TextClassificationOptions]
-    ) -> Iterator[Label | LabelScore | list[LabelScore] | InvalidInputError]: ...
+    ) -> Iterator[_AnyForm[Label]]: ...
     def __call__(self, inputs: Any, **options: Unpack[TextClassificationOptions]) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
@@ -168,7 +175,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
 
     def _rows(self, texts: list[tuple[str, str | None]], limit: int) -> list[list[int]]:
         pairs = [pair for _, pair in texts if pair is not None]
-        if pairs and len(pairs) < len(texts):  # what is encoded together is all texts or all pairs
+        if pairs and len(pairs) < len(texts):  # a batch has texts only, or pairs only
             return [row for text in texts for row in self._rows([text], limit)]
         first, threads = [text for text, _ in texts], self.session.threads
         return encode_rows(self.tokenizer, first, pairs or None, max_length=limit, threads=threads)

@@ -1,4 +1,4 @@
-"""Labels for the tokens, words or entities of a text of any length."""
+"""Token classification: labels of tokens, words or entities, in texts of any length."""
 
 from __future__ import annotations
 
@@ -88,19 +88,18 @@ class _Options(Options):
 
 
 class TokenClassificationPipeline(Pipeline[Entities]):
-    """Head ``ner``: what the parts of a text are.
+    """Head ``ner``: a label for each token, word or entity of a text.
 
     A text that does not fit into one row is read in overlapping windows. A token's label comes from the window in
-    which most of the text around it can be seen, so that each token is labelled once and entities are joined over the
-    whole text.
+    which it has the most context, so each token is labelled once, and entities are joined across windows.
 
     Args:
         session: The model; its manifest names the labels.
         tokenizer: Its tokenizer.
-        aggregation_strategy: ``"none"`` for tokens; ``"simple"`` for neighbouring tokens of one kind joined up to the
-            next ``B-``; ``"first"``, ``"average"`` and ``"max"`` for words joined so, a word having the label of its
-            first token, of the mean of its tokens' probabilities, or of its surest token. A word is a run of letters
-            and digits; punctuation stands alone, and so does each token in a script written without spaces.
+        aggregation_strategy: ``"none"`` for tokens. ``"simple"`` joins neighbouring tokens of one kind, up to the next
+            ``B-``; ``"first"``, ``"average"`` and ``"max"`` join words in the same way. The label of a word is that of
+            its first token, of the mean of its tokens' probabilities, or of its most certain token. A word is a run of
+            letters and digits; punctuation stands alone, and so does each token in a script written without spaces.
         ignore_labels: Labels to leave out, as they appear in the result: ``"B-PER"`` of tokens, ``"PER"`` of entities.
         stride: How many tokens neighbouring windows share; 128 or half a window, whichever is less, if left out.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
@@ -114,6 +113,20 @@ class TokenClassificationPipeline(Pipeline[Entities]):
     head = "ner"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: TokenClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TokenClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TokenClassificationPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TokenClassificationOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TokenClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._window(self._options)
@@ -231,12 +244,12 @@ def entities_of_tokens(tokens: Iterable[Token], labels: Sequence[str]) -> list[L
 
 
 def entities_of_words(text: str, tokens: Sequence[Token], labels: Sequence[str], strategy: Strategy) -> list[Labelled]:
-    """Each word with one label: that of its ``first`` token, of its surest (``max``), or of the ``average``.
+    """Each word with one label: that of its ``first`` token, of its most certain one (``max``), or of the ``average``.
 
-    A token goes on with the word before it if no whitespace is between them and both meet in letters, digits or marks
-    of a script written with spaces. Everything else stands alone: punctuation, symbols, and each token of Chinese,
-    Japanese, Thai, Lao, Khmer and Myanmar text. Tokens cut from one character belong together. Tokens that are nothing
-    but whitespace belong to no word.
+    A token continues the word before it if there is no whitespace between them and the characters that meet are
+    letters, digits or marks of a script written with spaces. Everything else is a word of its own: punctuation,
+    symbols, and each token of Chinese, Japanese, Thai, Lao, Khmer and Myanmar text. Tokens of one character are one
+    word. Tokens of whitespace only belong to no word.
     """
     visible = [token for token in tokens if not text[token.start : token.end].isspace()]
     words = [visible[:1]] if visible else []
@@ -251,8 +264,8 @@ def entities_of_words(text: str, tokens: Sequence[Token], labels: Sequence[str],
 def grouped(text: str, entities: Iterable[Labelled]) -> list[Labelled]:
     """Join neighbours of one kind, up to the next ``B-``; their score is the mean.
 
-    Labels lose what is before their first hyphen. Whitespace at the ends of a group is not part of it; a group of
-    nothing else is left out.
+    A label loses its prefix, up to the first hyphen. Whitespace at the ends of a group is not part of it; groups of
+    whitespace only are left out.
     """
     groups: list[list[Labelled]] = []
     for entity in entities:

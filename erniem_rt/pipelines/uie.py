@@ -199,7 +199,7 @@ class Prompt:
 
     @property
     def key(self) -> PromptKey:
-        """What tells prompts apart: an extraction about an answer like ``room [a,b]`` may read as a classification."""
+        """Identifies a prompt: the text alone does not, for an answer like ``room [a,b]`` makes it read as options."""
         return self.text, self.options
 
 
@@ -216,7 +216,7 @@ class Prompter:
         self._encoded: dict[str, EncodedText] = {}
 
     def close(self) -> None:
-        """Let go of the tokenizer."""
+        """Free the tokenizer."""
         self._tokenizer = None
 
     def __call__(self, node: Node, answer: str | None = None, *, max_length: int, language: SchemaLanguage) -> Prompt:
@@ -363,9 +363,9 @@ def find_spans(start: NDArray[np.float64], end: NDArray[np.float64], threshold: 
 def join_spans(pieces: Sequence[range], found: Sequence[Sequence[Span]]) -> list[Span]:
     """Spans of a text from those ``found`` in each of its pieces, in order; all count the tokens of the text.
 
-    What two pieces share is cut in the middle, or at the nearest place that no span of the two goes across: on the left
-    the left piece counts, on the right the other one. So a span that one of them sees whole wins over a part of it at
-    the other one's edge, and each is there once.
+    The overlap of two pieces is cut in the middle, or at the nearest place that no span crosses. Left of the cut the
+    spans of the left piece count, right of it those of the right piece. So a whole span wins over a part of it at the
+    edge of the other piece, and each span is there once.
     """
     cuts = [_cut(*both, *spans) for both, spans in zip(pairwise(pieces), pairwise(found), strict=True)]
     joined: list[Span] = []

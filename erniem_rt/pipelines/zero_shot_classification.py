@@ -1,4 +1,4 @@
-"""Labels that the model was never trained on, as hypotheses about a text."""
+"""Zero-shot classification: labels that the model was not trained on, as hypotheses about a text."""
 
 from __future__ import annotations
 
@@ -87,6 +87,20 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
     head = "cls"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: ZeroShotClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[ZeroShotClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ZeroShotClassificationPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[ZeroShotClassificationOptions],
+    ) -> None: ...
     def __init__(
         self, session: Session, tokenizer: Tokenizer, **options: Unpack[ZeroShotClassificationOptions]
     ) -> None:

@@ -126,7 +126,7 @@ class SentencePieceModel:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    _new_processor()  # What is not installed is said first.
+    _new_processor()  # Report a missing package first.
     if not path.is_file():
         raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
     refuse_pointer(path)
@@ -229,9 +229,9 @@ class RunTokens(NamedTuple):
 
 
 class PieceTable:
-    """Tokens by piece id. Grows as pieces are met, so that loading a large vocabulary costs nothing here.
+    """Tokens by piece id, computed when a piece is first met, so that a large vocabulary costs nothing to load.
 
-    The unknown piece has no tokens in it: its text is whatever the run held there.
+    It has no tokens for the unknown piece, whose text differs from run to run.
     """
 
     def __init__(self, model: SentencePieceModel, ids_of: Callable[[Iterable[str]], list[int]]) -> None:

@@ -22,9 +22,8 @@ from erniem_export.heads import CLASSES
 from erniem_export.options import Keep
 from erniem_export.random_weights import randomize
 from erniem_export.vocabulary.languages import LANGUAGES
-from erniem_export.vocabulary.pruning import prune, prune_like
+from erniem_export.vocabulary.pruning import original_ids, pieces_at_the_ends, prune, prune_like, write_part
 from erniem_export.vocabulary.selection import select
-from erniem_export.vocabulary.tokenizer_files import original_ids, pieces_at_the_ends, write_part
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer
 

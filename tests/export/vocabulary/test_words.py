@@ -14,11 +14,10 @@ from erniem_export.checkpoint import Checkpoint
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
 from erniem_export.options import Keep
-from erniem_export.vocabulary import words
-from erniem_export.vocabulary.languages import LANGUAGES
+from erniem_export.vocabulary import languages
+from erniem_export.vocabulary.languages import LANGUAGES, rule_for, texts_of, why_alphabet
 from erniem_export.vocabulary.pruning import prune
 from erniem_export.vocabulary.selection import select
-from erniem_export.vocabulary.words import rule_for, texts_of, why_alphabet
 from erniem_rt.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints" / "base"
@@ -64,7 +63,7 @@ def pruned(codes: str, folder: Path) -> tuple[Tokenizer, Any]:
 
 def test_words_are_for_scripts_that_many_languages_share(lists: Any) -> None:
     rules = {code: rule_for(code) for code in LANGUAGES}
-    assert {code for code, rule in rules.items() if rule == words.WORDS} == {"en", "de", "no", "tr"}
+    assert {code for code, rule in rules.items() if rule == languages.WORDS} == {"en", "de", "no", "tr"}
     assert why_alphabet("en") is None
     assert why_alphabet("zh") is None, "its script tells it from others"
     assert why_alphabet("sw") == why_alphabet("sr") == "wordfreq has no words of it"
@@ -72,7 +71,7 @@ def test_words_are_for_scripts_that_many_languages_share(lists: Any) -> None:
 
 def test_without_the_package_alphabets_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wordfreq", None)
-    assert {rule_for(code) for code in LANGUAGES} == {words.ALPHABET}
+    assert {rule_for(code) for code in LANGUAGES} == {languages.ALPHABET}
     assert why_alphabet("en") == 'for fewer tokens: pip install "erniem-rt[languages]"'
 
 
@@ -87,7 +86,7 @@ def test_words_stand_as_texts_have_them(lists: Any) -> None:
 
 
 def test_all_words_are_taken(lists: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "_WORDS_IN_A_TEXT", 3)
+    monkeypatch.setattr(languages, "_WORDS_IN_A_TEXT", 3)
     assert [texts[0] for texts in texts_of("en")] == ["the founded company", "in"]
 
 
@@ -155,7 +154,7 @@ def test_the_words_of_wordfreq_leave_nanos_texts_as_they_were(
     tokenizer: Tokenizer, nano_heldout: Any, tmp_path: Path
 ) -> None:
     pytest.importorskip("wordfreq", reason='pip install "erniem-rt[languages]"')
-    assert {rule_for(code) for code in ("en", "de", "es", "fr", "pl", "ru", "no", "hr")} == {words.WORDS}
+    assert {rule_for(code) for code in ("en", "de", "es", "fr", "pl", "ru", "no", "hr")} == {languages.WORDS}
     part, vocabulary = pruned("en", tmp_path)
     texts = [example.text for example in nano_heldout("ner", 0, 100)][:100]  # English
     same = sum(part.tokenize(text) == tokenizer.tokenize(text) for text in texts)
