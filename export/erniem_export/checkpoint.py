@@ -31,7 +31,7 @@ from erniem_export.sources import (
 from erniem_export.weight_names import some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
 from erniem_rt.manifest import Defaults
-from erniem_rt.tokenizer._settings import read_settings
+from erniem_rt.tokenizer.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

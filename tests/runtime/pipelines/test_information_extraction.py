@@ -13,7 +13,7 @@ import erniem_rt
 from erniem_rt import InvalidInputError
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
 from erniem_rt.tokenizer import Encoding, Tokenizer
-from erniem_rt.tokenizer._settings import TokenizerSettings
+from erniem_rt.tokenizer.settings import TokenizerSettings
 
 CLS, SEP, FIRST = 0, 2, 10
 STEVE = "In 1997, Steve was excited to become the CEO of Apple."

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from erniem_rt import InvalidInputError, Tokenizer
 from erniem_rt.pipelines._uie_text import EncodedText, encode, half_width, split
-from erniem_rt.tokenizer._added_tokens import AddedToken
-from erniem_rt.tokenizer._settings import TokenizerSettings
+from erniem_rt.tokenizer.settings import AddedToken, TokenizerSettings
 
 
 def by_character(text: str) -> EncodedText:

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import numpy as np
+
+from erniem_rt._checks import require_choice, require_count
 from erniem_rt._files import as_path
 from erniem_rt._locations import find_folder
 from erniem_rt._threads import threads_or_default
 from erniem_rt._workers import Workers
 from erniem_rt.errors import ArtifactError, InvalidInputError
 
-from ._added_tokens import TextSplitter
-from ._batch import BatchTokenizer
-from ._batch_encoding import BatchEncoding, Kept, Layout
-from ._checks import check_batch, check_choice, check_count, check_multiple, check_text
-from ._encoding import Encoding, Padding, TokenizedText, Truncation, kept_tokens, padded_length
-from ._exported import check_exported, was_exported_without
-from ._pieces import SentencePieceModel
-from ._settings import SETTINGS_FILES, Side, TokenizerSettings, read_settings
-from ._special_tokens import laid_out
-from ._token_conversion import TokenConversion
-from ._token_list import TokenList
-from ._vocabulary import Vocabulary, read_vocabulary
+from .added_tokens import TextSplitter
+from .encoding import (
+    BatchEncoding,
+    Encoding,
+    Kept,
+    Layout,
+    Padding,
+    TokenizedText,
+    TokenizedTexts,
+    Truncation,
+    kept_tokens,
+    padded_length,
+)
+from .pieces import PieceTable, SentencePieceModel, readable
+from .settings import SETTINGS_FILES, Side, TokenizerSettings, check_exported, read_settings, was_exported_without
+from .vocabulary import TokenList, Vocabulary, decode, read_vocabulary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ._added_tokens import Segment
+    from .added_tokens import Segment
 
 MODEL_FILE = "sentencepiece.bpe.model"
 VOCABULARY_FILE = "vocab.txt"
 
+_Value = TypeVar("_Value")
 
-class Tokenizer(TokenConversion):
+
+class Tokenizer:
     """Text to rows of ids and back, with the ids of the reference ``ErnieMTokenizer``.
 
     A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer never changes after it was made and may
@@ -51,7 +61,7 @@ class Tokenizer(TokenConversion):
     Args:
         sentencepiece_model: The sentencepiece model.
         vocab_file: A token per line, in the order of the ids. Without it the model's own pieces and ids are used.
-        settings: Special tokens, casing, limits and sides; the reference's defaults if left out.
+        settings: Special tokens, casing, limits and sides; the reference's defaults if left out. Also an attribute.
 
     Raises:
         ArtifactError: A file is missing or damaged; the message names it.
@@ -65,13 +75,14 @@ class Tokenizer(TokenConversion):
         *,
         settings: TokenizerSettings | None = None,
     ) -> None:
-        settings = settings or TokenizerSettings()
-        self._model, vocabulary = _load(
+        self.settings = settings or TokenizerSettings()
+        self._model, self._vocabulary = _load(
             as_path("sentencepiece_model", sentencepiece_model),
             None if vocab_file is None else as_path("vocab_file", vocab_file),
-            settings,
+            self.settings,
         )
-        super().__init__(vocabulary, settings)
+        self._named = {name: token.content for name, token in self.settings.special_tokens.items()}
+        self._named_ids = {name: self._vocabulary.id_of(token) for name, token in self._named.items()}
         self._make_tools()
 
     def _make_tools(self) -> None:
@@ -81,11 +92,11 @@ class Tokenizer(TokenConversion):
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
         )
-        self._tokenize_batch = BatchTokenizer(self._model, self._splitter, self._vocabulary.ids_of)
+        self._table = PieceTable(self._model, self._vocabulary.ids_of)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
-        return {name: value for name, value in vars(self).items() if name not in ("_splitter", "_tokenize_batch")}
+        return {name: value for name, value in vars(self).items() if name not in ("_splitter", "_table")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -145,10 +156,10 @@ class Tokenizer(TokenConversion):
         Raises:
             InvalidInputError: A text is not str, or the row cannot be made as short as ``max_length``.
         """
-        check_choice("truncation", truncation, Truncation)
-        check_text("text", text)
+        require_choice("truncation", truncation, Truncation, optional=True)
+        _check_text("text", text)
         if pair is not None:
-            check_text("pair", pair)
+            _check_text("pair", pair)
         added = self.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
         limit = self._limit(max_length, truncation, added)
         first = self._tokenized(text)
@@ -188,17 +199,17 @@ class Tokenizer(TokenConversion):
         Raises:
             InvalidInputError: As for one text; also an empty batch, or as many pairs as there are not texts.
         """
-        check_choice("padding", padding, Padding)
-        check_choice("padding_side", padding_side, Side)
-        check_choice("truncation", truncation, Truncation)
-        check_batch(texts, pairs)
+        require_choice("padding", padding, Padding, optional=True)
+        require_choice("padding_side", padding_side, Side, optional=True)
+        require_choice("truncation", truncation, Truncation, optional=True)
+        _check_batch(texts, pairs)
         limit = max_length
         if padding == "max_length" and limit is None:
             limit = self.settings.model_max_length
-        check_multiple(pad_to_multiple_of, limit if truncation and padding else None)
+        _check_multiple(pad_to_multiple_of, limit if truncation and padding else None)
         added = self.num_special_tokens_to_add(pairs is not None) if add_special_tokens else 0
         limit = self._limit(limit, truncation, added)
-        tokenized = self._tokenize_batch([*texts, *(pairs or ())], threads_or_default(threads), self._tokenized_all)
+        tokenized = self._tokenized_together([*texts, *(pairs or ())], threads_or_default(threads))
 
         def cut(length: int, other: int | None) -> tuple[slice, slice]:
             return self._kept(length, other, added, limit, truncation)
@@ -217,8 +228,141 @@ class Tokenizer(TokenConversion):
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of one text, without special tokens around them."""
-        check_text("text", text)
+        _check_text("text", text)
         return [token for segment in self._splitter.split(text) for token in self._tokens(segment)[0]]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """Text from ids. Normalisation is not undone, and unknown ids read as the unknown token."""
+        return decode(_checked_ids(ids), self._vocabulary, self.settings, skip_special_tokens=skip_special_tokens)
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+        """The id of a token, or those of several; the unknown token's where there is none."""
+        if isinstance(tokens, str):
+            return self._vocabulary.id_of(tokens)
+        return self._vocabulary.ids_of(_checked_tokens(tokens))
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+
+    @overload
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
+        """The token of an id, or those of several; the unknown token where there is none."""
+        if isinstance(ids, (int, np.integer)):
+            return self._vocabulary.token_of(int(ids))
+        return [self._vocabulary.token_of(i) for i in _checked_ids(ids)]
+
+    @property
+    def vocab_size(self) -> int:
+        """The size of the base vocabulary, without added tokens. ``len(tokenizer)`` counts those too."""
+        return self._vocabulary.base_size
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its id, added tokens included."""
+        return self._vocabulary.all()
+
+    @property
+    def cls_token(self) -> str:
+        """The token that opens a row."""
+        return self._named["cls_token"]
+
+    @property
+    def sep_token(self) -> str:
+        """The token that closes a text."""
+        return self._named["sep_token"]
+
+    @property
+    def pad_token(self) -> str:
+        """The token that fills rows up."""
+        return self._named["pad_token"]
+
+    @property
+    def unk_token(self) -> str:
+        """The token for what the vocabulary lacks."""
+        return self._named["unk_token"]
+
+    @property
+    def mask_token(self) -> str:
+        """The token for a masked word."""
+        return self._named["mask_token"]
+
+    @property
+    def cls_token_id(self) -> int:
+        """The id of ``cls_token``."""
+        return self._named_ids["cls_token"]
+
+    @property
+    def sep_token_id(self) -> int:
+        """The id of ``sep_token``."""
+        return self._named_ids["sep_token"]
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id of ``pad_token``."""
+        return self._named_ids["pad_token"]
+
+    @property
+    def unk_token_id(self) -> int:
+        """The id of ``unk_token``."""
+        return self._named_ids["unk_token"]
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id of ``mask_token``."""
+        return self._named_ids["mask_token"]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many tokens a row has beside those of its texts: 2, or 4 for a pair."""
+        return 4 if pair else 2
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """Ids of one or two texts as a row: ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``."""
+        return _laid_out(token_ids_0, token_ids_1, cls=[self.cls_token_id], sep=[self.sep_token_id])
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: Sequence[int],
+        token_ids_1: Sequence[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """1 for each special token of the row that these ids make, 0 for the ids themselves.
+
+        With ``already_has_special_tokens``, ``token_ids_0`` is a whole row, in which [CLS] and [SEP] count as special.
+
+        Raises:
+            InvalidInputError: A second sequence beside a whole row.
+        """
+        if not already_has_special_tokens:
+            second = None if token_ids_1 is None else [0] * len(token_ids_1)
+            return _laid_out([0] * len(token_ids_0), second, cls=[1], sep=[1])
+        if token_ids_1 is not None:
+            raise InvalidInputError(
+                "A row that already has special tokens comes as token_ids_0 alone; leave token_ids_1 out."
+            )
+        return [int(i in (self.cls_token_id, self.sep_token_id)) for i in token_ids_0]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """Token types of the row that these ids make: 0 up to the first text's end, then 1.
+
+        ErnieM itself has no token types. As in the reference, the first text's [SEP] counts with the second text.
+        """
+        if token_ids_1 is None:
+            return [0] * (len(token_ids_0) + 2)
+        return [0] * (len(token_ids_0) + 1) + [1] * (len(token_ids_1) + 3)
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
@@ -243,6 +387,21 @@ class Tokenizer(TokenConversion):
         model_file = folder / MODEL_FILE
         model_file.write_bytes(self._model.serialized())
         return str(vocab_file), str(model_file)
+
+    def _tokenized_together(self, texts: Sequence[str], threads: int) -> TokenizedTexts:
+        """Tokenize with one call of sentencepiece and a table of its pieces.
+
+        Texts with added tokens, or with characters that the model does not know, are tokenized one by one.
+        """
+        whole = self._splitter.whole(texts)
+        runs = readable([run or "" for run in whole])
+        pieces, ends = self._model.encode(runs, threads)
+        others = {i for i, run in enumerate(whole) if run is None}
+        unknown = np.flatnonzero(pieces == self._model.unknown_id)
+        others.update(np.searchsorted(ends, unknown, side="right").tolist())
+        tokens = self._table.look_up(pieces, ends)
+        found = self._tokenized_all([texts[i] for i in others])
+        return TokenizedTexts(runs, tokens, dict(zip(others, found, strict=True)), self._model)
 
     def _tokenized(self, text: str) -> TokenizedText:
         return self._tokenized_all([text])[0]
@@ -295,7 +454,7 @@ class Tokenizer(TokenConversion):
             max_length = self.settings.model_max_length
             if max_length is None:
                 raise InvalidInputError("truncation needs max_length: the tokenizer's files name no model_max_length.")
-        check_count("max_length", max_length)
+        max_length = require_count("max_length", max_length)
         if max_length < added:
             raise InvalidInputError(f"max_length={max_length} is less than the {added} special tokens of the row.")
         return max_length
@@ -303,7 +462,7 @@ class Tokenizer(TokenConversion):
     def _row(self, first: TokenizedText, second: TokenizedText | None, add_special_tokens: bool) -> Encoding:
         def row(one: list[Any], two: list[Any], cls: Any, sep: Any) -> list[Any]:
             inserted = ([cls], [sep]) if add_special_tokens else ([], [])
-            return laid_out(one, None if second is None else two, cls=inserted[0], sep=inserted[1])
+            return _laid_out(one, None if second is None else two, cls=inserted[0], sep=inserted[1])
 
         other = second or TokenizedText([], list)
         count, other_count = len(first.ids), len(other.ids)
@@ -330,3 +489,76 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
             loading.result()  # A fault of the model, or a missing sentencepiece, comes first.
             raise
         return loading.result(), vocabulary
+
+
+def _laid_out(
+    first: Sequence[_Value], second: Sequence[_Value] | None, *, cls: Sequence[_Value], sep: Sequence[_Value]
+) -> list[_Value]:
+    """``[CLS] A [SEP]``, or ``[CLS] A [SEP] [SEP] B [SEP]``, of whatever the row is made of."""
+    if second is None:
+        return [*cls, *first, *sep]
+    return [*cls, *first, *sep, *sep, *second, *sep]
+
+
+def _check_text(name: str, value: object) -> None:
+    """Raise unless ``value`` is a str."""
+    if not isinstance(value, str):
+        hint = "; batch() takes several texts" if isinstance(value, (list, tuple)) else ""
+        raise InvalidInputError(f"{name} must be str, not {type(value).__name__}{hint}.")
+
+
+def _check_batch(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    """Raise unless both are lists of str and of one length, not empty."""
+    for name, values in (("texts", texts), ("pairs", pairs)):
+        if values is not None and not isinstance(values, (list, tuple)):
+            raise InvalidInputError(f"{name} must be a list of str, not {type(values).__name__}.")
+    if not texts:
+        raise InvalidInputError("A batch needs at least one text.")
+    if pairs is not None and len(pairs) != len(texts):
+        raise InvalidInputError(f"There must be as many pairs as texts, not {len(pairs)} pairs for {len(texts)} texts.")
+    for name, values in (("text", texts), ("pair", pairs or ())):
+        _check_texts(name, values)
+
+
+def _checked_ids(ids: Iterable[int]) -> list[int]:
+    """The ids as plain integers; raise unless they are integers."""
+    return [_checked_id(i) for i in _iterator("ids", "integers", ids)]
+
+
+def _checked_tokens(tokens: Iterable[str]) -> list[str]:
+    """The tokens in a list; raise unless they are str."""
+    found = list(_iterator("tokens", "str", tokens))
+    _check_texts("token", found)
+    return found
+
+
+def _check_multiple(multiple_of: int | None, limit: int | None) -> None:
+    """Raise unless rows cut to ``limit`` tokens stay within it when padded to a multiple."""
+    if multiple_of is None:
+        return
+    multiple_of = require_count("pad_to_multiple_of", multiple_of)
+    if limit is not None and limit % multiple_of:
+        raise InvalidInputError(
+            f"max_length={limit} is not a multiple of pad_to_multiple_of={multiple_of}, so rows that were cut would "
+            "grow beyond it again."
+        )
+
+
+def _checked_id(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise InvalidInputError(f"ids must be a list of integers; one is {type(value).__name__}.") from error
+
+
+def _check_texts(name: str, values: Sequence[str]) -> None:
+    if set(map(type, values)) - {str}:
+        for value in values:
+            _check_text(name, value)
+
+
+def _iterator(name: str, of: str, values: Iterable[_Value]) -> Iterator[_Value]:
+    try:
+        return iter(values)
+    except TypeError as error:  # an array without axes among them, which says that it is iterable
+        raise InvalidInputError(f"{name} must be a list of {of}, not {type(values).__name__}.") from error

@@ -1,18 +1,18 @@
-"""What a checkpoint's folder says about its tokenizer, beside the vocabulary itself."""
+"""The tokenizer's settings and special tokens, and the files that hold them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from erniem_rt._files import refuse_pointer
+from erniem_rt._files import check_hash, check_size, refuse_pointer
 from erniem_rt.errors import ArtifactError
-
-from ._added_tokens import AddedToken
+from erniem_rt.manifest import HEADS, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 Side = Literal["left", "right"]
@@ -22,6 +22,23 @@ MODEL_CONFIG_FILE = "config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 SETTINGS_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside the sentencepiece vocabulary and how it behaves inside text.
+
+    The fields are those of transformers' ``AddedToken``: ``lstrip`` and ``rstrip`` swallow whitespace on that side,
+    ``single_word`` refuses a match inside a word, ``normalized`` allows lower-casing, ``special`` marks control tokens.
+    """
+
+    content: str
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+    special: bool = True
+
 
 # transformers' order: tokens that the vocabulary lacks get their ids in it.
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -187,3 +204,31 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
     return content
+
+
+def check_exported(folder: Path, names: Sequence[str]) -> None:
+    """Check those of the files ``names`` that a manifest in ``folder`` lists; a checkpoint's folder has none.
+
+    Raises:
+        ArtifactError: A file is missing, truncated or edited.
+    """
+    listed = {name: record for manifest in _manifests(folder) for name, record in manifest.files.items()}
+    records = {folder / name: listed[name] for name in names if name in listed}
+    for path, record in records.items():
+        check_size(path, record.size)
+    for path, record in records.items():
+        check_hash(path, record)
+
+
+def was_exported_without(folder: Path, name: str) -> bool:
+    """Whether ``folder`` is an exported one, and no manifest in it lists the file ``name``."""
+    manifests = _manifests(folder)
+    return bool(manifests) and all(name not in manifest.files for manifest in manifests)
+
+
+def _manifests(folder: Path) -> list[Manifest]:
+    found = []
+    for head in HEADS:
+        with contextlib.suppress(ArtifactError):  # not there, or not a manifest
+            found.append(Manifest.load(folder / f"{head}.json"))
+    return found

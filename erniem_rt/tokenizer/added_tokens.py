@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token outside the sentencepiece vocabulary and how it behaves inside text.
-
-    The fields are those of transformers' ``AddedToken``: ``lstrip`` and ``rstrip`` swallow whitespace on that side,
-    ``single_word`` refuses a match inside a word, ``normalized`` allows lower-casing, ``special`` marks control tokens.
-    """
-
-    content: str
-    lstrip: bool = False
-    rstrip: bool = False
-    single_word: bool = False
-    normalized: bool = False
-    special: bool = True
+    from .settings import AddedToken
 
 
 class Segment(NamedTuple):
@@ -33,15 +18,19 @@ class Segment(NamedTuple):
     origins: Sequence[int]
 
     def slice(self, start: int, end: int) -> Segment:
+        """The characters from ``start`` to ``end``."""
         return Segment(self.text[start:end], self.origins[start:end])
 
     def joined_with(self, other: Segment) -> Segment:
+        """This segment and ``other`` as one."""
         return Segment(self.text + other.text, [*self.origins, *other.origins])
 
     def stripped_left(self) -> Segment:
+        """Without the whitespace at its start."""
         return self.slice(len(self.text) - len(self.text.lstrip()), len(self.text))
 
     def stripped_right(self) -> Segment:
+        """Without the whitespace at its end."""
         return self.slice(0, len(self.text.rstrip()))
 
 
