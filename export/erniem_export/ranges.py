@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from erniem_export.onnx_export import write
 from erniem_export.ort_session import open_session
-from erniem_export.passes.rewriter import Rewriter
+from erniem_export.passes.rewriter import Rewriter, fused_attentions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,7 +82,7 @@ def _observe_lengths(graph: ir.Graph) -> dict[str, tuple[str, str]]:
     Returns the names of the two, by the name of the attention's result.
     """
     found = {}
-    for node in [node for node in graph if node.op_type == "MultiHeadAttention"]:
+    for node in fused_attentions(graph):
         name, lengths = str(node.outputs[0].name), []
         for role, value in zip(("query", "key"), node.inputs, strict=False):
             rewriter = Rewriter(graph)

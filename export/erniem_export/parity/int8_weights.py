@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from erniem_export.passes._casts import uncast
+from erniem_export.passes.rewriter import uncast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,19 +9,17 @@ int8, and a matmul of their own that is added.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, single_use
+from erniem_export.passes.rewriter import CONTRIB, Rewriter, single_use, store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
     from erniem_export.quantization.products import Int8Product, QuantizedInput
 
@@ -76,7 +74,7 @@ def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8P
     rewriter, quantization = Rewriter(graph), product.entering
     values = entering
     if quantization.factors is not None and not product.fold:
-        factors = _stored(graph, f"{product.name}.input_factors", quantization.factors.numpy())
+        factors = store(graph, f"{product.name}.input_factors", quantization.factors.numpy())
         values = rewriter.op("Mul", entering, factors, name=f"{product.name}.input_smoothed")
         values.type = ir.TensorType(ir.DataType.FLOAT)
     scale, zero_point = _input_scale(graph, product.name, quantization)
@@ -84,7 +82,7 @@ def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8P
     result.type = ir.TensorType(ir.DataType.UINT8)
     exact = None
     if len(quantization.exact):
-        channels = _stored(graph, f"{product.name}.exact_channels", quantization.exact.numpy())
+        channels = store(graph, f"{product.name}.exact_channels", quantization.exact.numpy())
         exact = rewriter.op("Gather", values, channels, name=f"{product.name}.input_exact", axis=-1)
     rewriter.insert_before(node)
     return _Entry(result, scale, zero_point, exact)
@@ -97,18 +95,18 @@ def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product
     result = rewriter.op(
         "MatMulIntegerToFloat",
         entry.steps,
-        _stored(graph, f"{place}.weight.int8", product.weight.numpy()),
+        store(graph, f"{place}.weight.int8", product.weight.numpy()),
         entry.scale,
-        _stored(graph, f"{place}.weight.scale", product.scales.numpy()),
+        store(graph, f"{place}.weight.scale", product.scales.numpy()),
         entry.zero_point,
         None,
-        _stored(graph, f"{place}.bias.int8", product.bias.numpy()),
+        store(graph, f"{place}.bias.int8", product.bias.numpy()),
         name=f"{place}.int8",
         domain=CONTRIB,
     )
     result.type = ir.TensorType(ir.DataType.FLOAT)
     if entry.exact is not None:
-        exact_weight = _stored(graph, f"{place}.weight.exact", product.exact_weight.numpy())
+        exact_weight = store(graph, f"{place}.weight.exact", product.exact_weight.numpy())
         result = _add_product(rewriter, place, entry.exact, exact_weight, result)
     replaced = added.outputs[0]
     result.shape, result.type = replaced.shape, ir.TensorType(ir.DataType.FLOAT)
@@ -124,13 +122,6 @@ def _add_product(rewriter: Rewriter, place: str, exact: ir.Value, weight: ir.Val
 
 def _input_scale(graph: ir.Graph, name: str, entering: QuantizedInput) -> tuple[ir.Value, ir.Value]:
     return (
-        _stored(graph, f"{name}.input_scale", np.array(entering.scale, dtype=np.float32)),
-        _stored(graph, f"{name}.input_zero_point", np.array(entering.zero_point, dtype=np.uint8)),
+        store(graph, f"{name}.input_scale", np.array(entering.scale, dtype=np.float32)),
+        store(graph, f"{name}.input_zero_point", np.array(entering.zero_point, dtype=np.uint8)),
     )
-
-
-def _stored(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import Rewriter, single_use
+from erniem_export.passes.rewriter import Rewriter, single_use, store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,7 @@ def int8_products(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
         node.replace_input_with(0, entered[key])
         scales = _scales(product.scales.numpy(), dtype)
         _dequantize_weight(graph, node, name, product.weight.numpy(), scales)
-        bias = _stored(graph, f"{name}.bias.int8", product.bias.numpy().astype(dtype.numpy()))
+        bias = store(graph, f"{name}.bias.int8", product.bias.numpy().astype(dtype.numpy()))
         position = next(i for i, value in enumerate(added.inputs) if value is not node.outputs[0])
         added.replace_input_with(position, bias)
     RemoveUnusedNodesPass()(model)
@@ -107,8 +107,8 @@ def _dequantize_weight(
     graph: ir.Graph, node: ir.Node, name: str, steps: NDArray[np.int8], scales: NDArray[Any]
 ) -> None:
     rewriter = Rewriter(graph)
-    stored = _stored(graph, f"{name}.weight.int8", steps)
-    scale = _stored(graph, f"{name}.weight.scale", scales)
+    stored = store(graph, f"{name}.weight.int8", steps)
+    scale = store(graph, f"{name}.weight.scale", scales)
     weight = rewriter.op("DequantizeLinear", stored, scale, name=f"{name}.weight.dequantized", axis=1)
     weight.type, weight.shape = ir.TensorType(ir.DataType.from_numpy(scales.dtype)), ir.Shape(steps.shape)
     rewriter.insert_before(node)
@@ -121,21 +121,14 @@ def _round_input(
     rewriter, name, values = Rewriter(graph), product.name, entering
     factors = product.entering.factors
     if factors is not None and not product.fold:
-        smoothed = _stored(graph, f"{name}.input_factors", factors.numpy().astype(dtype.numpy()))
+        smoothed = store(graph, f"{name}.input_factors", factors.numpy().astype(dtype.numpy()))
         values = rewriter.op("Mul", entering, smoothed, name=f"{name}.input_smoothed")
         values.type, values.shape = ir.TensorType(dtype), entering.shape
-    scale = _stored(graph, f"{name}.input_scale", _scales(np.array(product.entering.scale), dtype))
-    zero = _stored(graph, f"{name}.input_zero_point", np.array(0, dtype=np.int8))
+    scale = store(graph, f"{name}.input_scale", _scales(np.array(product.entering.scale), dtype))
+    zero = store(graph, f"{name}.input_zero_point", np.array(0, dtype=np.int8))
     steps = rewriter.op("QuantizeLinear", values, scale, zero, name=f"{name}.input_int8")
     steps.type, steps.shape = ir.TensorType(ir.DataType.INT8), entering.shape
     result = rewriter.op("DequantizeLinear", steps, scale, zero, name=f"{name}.input_dequantized")
     result.type, result.shape = ir.TensorType(dtype), entering.shape
     rewriter.insert_before(node)
     return result
-
-
-def _stored(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value

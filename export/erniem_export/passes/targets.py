@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import FusionError
 from erniem_export.options import PORTABLE
-from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
-from erniem_export.passes.first_token import keep_first_tokens
-from erniem_export.passes.packing import pack_tokens
+from erniem_export.passes.key_lengths import align_rows
+from erniem_export.passes.packing import keep_first_tokens, pack_tokens
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from erniem_export.errors import EngineBuildError
-from erniem_export.passes.attention_op import ATTENTION_OPSET
+from erniem_export.passes.attention import ATTENTION_OPSET
 from erniem_export.passes.rewriter import Rewriter
 from erniem_export.tensorrt.builder import build, configure, make_builder
 from erniem_export.tensorrt.network import parse

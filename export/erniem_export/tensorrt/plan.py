@@ -12,10 +12,9 @@ import onnx_ir as ir
 
 from erniem_export.onnx_export import read, write
 from erniem_export.parity.judge import judge
-from erniem_export.passes.attention_op import to_attention
+from erniem_export.passes.attention import keep_masks_alive, to_attention
 from erniem_export.passes.half import HALF_TYPES
-from erniem_export.passes.live_mask import keep_masks_alive
-from erniem_export.passes.naming import name_products
+from erniem_export.passes.rewriter import name_products
 from erniem_export.tensorrt.attention import ATTENTION, PRIMITIVES, choose_attention
 from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder
 from erniem_export.tensorrt.library import gpu_capability
@@ -99,10 +98,10 @@ def _computed_in(manifest: Manifest) -> ir.DataType:
 def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict[str, ir.Node], dict[str, Any]]:
     """Write TensorRT's graph into ``scratch``, under the artifact's name."""
     graph = read(artifact)
-    keep_masks_alive(graph, layers)
+    attentions = keep_masks_alive(graph, layers)
     done: dict[str, Any] = {"layers": layers}
     if form == ATTENTION:
-        replaced, declined = to_attention(graph)
+        replaced, declined = to_attention(graph, attentions)
         done = {"layers": replaced, **({"left_as_primitives": declined} if declined else {})}
         if not replaced:
             done |= {"form": PRIMITIVES, "layers": layers}

@@ -15,12 +15,10 @@ from erniem_export.cli import main
 from erniem_export.errors import FusionError
 from erniem_export.heads import CLASSES
 from erniem_export.options import GraphOptions
-from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
-from erniem_export.passes.first_token import keep_first_tokens
 from erniem_export.passes.half import to_half
-from erniem_export.passes.key_lengths import order_tokens
-from erniem_export.passes.packing import pack_tokens
+from erniem_export.passes.key_lengths import align_rows, order_tokens
+from erniem_export.passes.packing import keep_first_tokens, pack_tokens
 from erniem_export.passes.targets import optimize_for
 from erniem_export.ranges import measure_ranges
 from erniem_rt.manifest import HEADS, Manifest

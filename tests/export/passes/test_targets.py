@@ -16,8 +16,7 @@ from erniem_export.errors import FusionError
 from erniem_export.heads import CLASSES
 from erniem_export.options import GraphOptions
 from erniem_export.passes.attention import fuse_attention
-from erniem_export.passes.first_token import keep_first_tokens
-from erniem_export.passes.packing import pack_tokens
+from erniem_export.passes.packing import keep_first_tokens, pack_tokens
 from erniem_export.passes.targets import optimize_for
 from erniem_rt.engines.like_lengths import LikeLengths
 from erniem_rt.manifest import HEADS, Manifest, TensorSpec
