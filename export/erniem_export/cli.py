@@ -19,6 +19,7 @@ from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
     HALVES,
+    MASKS,
     OLD_TARGETS,
     TARGETS,
     ExportOptions,
@@ -29,7 +30,7 @@ from erniem_export.options import (
 )
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
-from erniem_export.sources import is_checkpoint
+from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt._signals import Terminated, stopped_by_signals
@@ -165,7 +166,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        output=arguments.output or Path("out" if arguments.model else ""),
+        # In the folder of a checkpoint of Paddle, the artifact's config would be another one than the checkpoint's.
+        output=arguments.output or Path("out" if arguments.model or is_paddle_checkpoint(Path()) else ""),
         graph=graph,
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
@@ -173,6 +175,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         int8=Int8(arguments.cpu or "auto", arguments.calibration),
         engine=engine_options(arguments),
         task_set=arguments.task_set,
+        mask=arguments.mask,
     )
 
 
@@ -235,6 +238,14 @@ def _export_parser() -> argparse.ArgumentParser:
         type=_path,
         metavar="DIR",
         help="where HEAD.onnx goes (default: out, or this folder if it is the checkpoint's)",
+    )
+    parser.add_argument(
+        "--mask",
+        choices=MASKS,
+        default="auto",
+        help="padding: nothing attends to padding. uie-m, for head ie: every row as PaddleNLP's Taskflow computes it "
+        "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; a "
+        "copy of uie-m in PyTorch needs uie-m said",
     )
     _add_task_set(parser)
     _add_size_options(parser)

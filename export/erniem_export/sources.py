@@ -22,6 +22,7 @@ __all__ = [
     "find_folder",
     "holds_weights",
     "is_checkpoint",
+    "is_paddle_checkpoint",
     "paddle_files",
     "pickled_files",
     "tokenizer_files",
@@ -171,6 +172,11 @@ def is_checkpoint(folder: Path) -> bool:
     if not isinstance(config, dict) or not holds_weights(folder):
         return False
     return config.get("model_type") == "ernie_m" or str(config.get("init_class")).startswith(_PADDLE_CLASSES)
+
+
+def is_paddle_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` holds Paddle's weights and none of PyTorch."""
+    return bool(paddle_files(folder)) and weight_files(folder) == paddle_files(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from erniem_export.mask_mode import PADDING, with_padding_key
 from erniem_export.modeling import ErnieMModel
 from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
 
@@ -47,6 +48,7 @@ def quantize_encoder(
     track: Callable[[Sequence[ErnieMEncoderLayer]], Iterable[ErnieMEncoderLayer]] = iter,
     *,
     form: Form = "exact",
+    mask_mode: str = PADDING,
 ) -> Quantization:
     """Find the int8 form of the products of every encoder layer; ``model`` is left as it is.
 
@@ -55,14 +57,15 @@ def quantize_encoder(
         calibration: What to run it on.
         track: Wraps the layers, for a progress bar.
         form: What computes the products.
+        mask_mode: The manifest's.
     """
     base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
     prefix = "" if base is model else "ernie_m."
-    masks = [attend for _, attend in calibration.batches]
-    exact = [base.embeddings(ids, None, None) for ids, _ in calibration.batches]
+    batches = [_batch(ids, attend, base, mask_mode) for ids, attend in calibration.batches]
+    exact, masks, attends = ([batch[i] for batch in batches] for i in range(3))
     found, result = exact, Quantization()
     for index, layer in enumerate(track(cast("list[ErnieMEncoderLayer]", list(base.encoder.layers)))):
-        pair = _Pair(layer, masks, exact, found, form)
+        pair = _Pair(layer, masks, attends, exact, found, form)
         for group in _GROUPS:
             products = pair.quantize(group, f"{prefix}encoder.layers.{index}.")
             result.products |= {product.name: product for product in products}
@@ -77,17 +80,24 @@ class _Pair:
     """A layer in float32 and its copy that is being quantized, each on its own inputs."""
 
     def __init__(
-        self, layer: ErnieMEncoderLayer, masks: list[Tensor], exact: list[Tensor], found: list[Tensor], form: Form
+        self,
+        layer: ErnieMEncoderLayer,
+        masks: list[Tensor],
+        attends: list[Tensor],
+        exact: list[Tensor],
+        found: list[Tensor],
+        form: Form,
     ) -> None:
         self.form = form
         self.layer, self.quantized = layer, copy.deepcopy(layer)
-        self.masks, self.exact, self.found = masks, exact, found
-        self.exact_inputs, self.exact_outputs = _run(layer, [group[0] for group in _GROUPS], exact, masks)
+        self.masks, self.attends, self.exact, self.found = masks, attends, exact, found
+        first = [group[0] for group in _GROUPS]
+        self.exact_inputs, self.exact_outputs = _run(layer, first, exact, masks, attends)
 
     def quantize(self, group: Sequence[str], prefix: str) -> list[Int8Product]:
         """Put the int8 form of some products in their place."""
         first = group[0]
-        inputs = _run(self.quantized, [first], self.found, self.masks)[0][first]
+        inputs = _run(self.quantized, [first], self.found, self.masks, self.attends)[0][first]
         linears = {name: cast("nn.Linear", self.layer.get_submodule(name)) for name in group}
         weights = torch.cat([linear.weight.T for linear in linears.values()], dim=1)
         entering = choose_input(inputs, _sample(inputs), weights, folds=first == _OUT, form=self.form)
@@ -102,7 +112,7 @@ class _Pair:
 
     def outputs(self) -> tuple[list[Tensor], list[Tensor]]:
         """What both give."""
-        return self.exact_outputs, _run(self.quantized, [], self.found, self.masks)[1]
+        return self.exact_outputs, _run(self.quantized, [], self.found, self.masks, self.attends)[1]
 
     def _put(self, name: str, product: Int8Product) -> None:
         parent, _, attribute = name.rpartition(".")
@@ -117,8 +127,23 @@ class _Pair:
         out.fold = True
 
 
+def _batch(ids: Tensor, attend: Tensor, base: ErnieMModel, mask_mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The embeddings, which tokens count ``(batch, sequence)`` bool, and what attention is masked by."""
+    if mask_mode == PADDING:
+        return base.embeddings(ids, None, None), attend, attend[:, None, None]
+    inputs, bias = with_padding_key(ids, attend, base.config)
+    states = base.embeddings(inputs["input_ids"], inputs["position_ids"], None)
+    hidden = ~inputs["attention_mask"][:, None, None]
+    counts = torch.cat([attend, torch.ones_like(attend[:, :1])], dim=1)
+    return states, counts, bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
+
+
 def _run(
-    layer: ErnieMEncoderLayer, names: Sequence[str], states: list[Tensor], masks: list[Tensor]
+    layer: ErnieMEncoderLayer,
+    names: Sequence[str],
+    states: list[Tensor],
+    masks: list[Tensor],
+    attends: list[Tensor],
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Run a layer; return what entered some of its products, ``(tokens, in)`` without padding, and its outputs."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -127,7 +152,7 @@ def _run(
         for name in names
     ]
     try:
-        outputs = [layer(batch, mask[:, None, None], None, False)[0] for batch, mask in zip(states, masks, strict=True)]
+        outputs = [layer(batch, attend, None, False)[0] for batch, attend in zip(states, attends, strict=True)]
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError
+from erniem_export.mask_mode import PADDING
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.int8_standard import int8_products, int8_weights
 from erniem_export.quantization.calibration import calibration_for, read_texts
@@ -60,7 +61,14 @@ def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> N
 
 
 def quantize(
-    graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Int8,
+    limits: Limits,
+    progress: Progress,
+    *,
+    mask_mode: str = PADDING,
 ) -> dict[str, Any]:
     """Put the encoder's products into int8, in place; return what was done, for the manifest.
 
@@ -71,6 +79,7 @@ def quantize(
         options: For which CPU, and on what text.
         limits: Of the ids.
         progress: Is told of the layers.
+        mask_mode: The manifest's.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
@@ -84,6 +93,7 @@ def quantize(
         calibration,
         lambda layers: progress.track(layers, "layer"),
         form="exact" if cpu == "vnni" else "pairs",
+        mask_mode=mask_mode,
     )
     to_int8(graph, found.products)
     return {"cpu": cpu, **_described(found, calibration.source)}
