@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_VERSION",
     "HEADS",
+    "MASK_MODES",
     "POOLINGS",
     "PROBLEM_TYPES",
     "Defaults",
@@ -39,6 +40,8 @@ __all__ = [
 FORMAT_VERSION = 1
 DTYPES = ("int64", "int32", "bool", "float32", "float16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# padding: nothing attends to what is padded. uie-m: what PaddleNLP's Taskflow does with uie-m, see Manifest.
+MASK_MODES = ("padding", "uie-m")
 POOLINGS = ("mean", "cls", "pooler", "none")
 
 
@@ -123,7 +126,9 @@ class Manifest:
     ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
     any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``. ``defaults``
     are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built beside the
-    graph. Of these three the file lacks what there is not.
+    graph. ``mask_mode`` is one of :data:`MASK_MODES`: with ``uie-m`` every row is computed as if it were padded to
+    ``limits.max_length`` with padding that is attended to, and nothing attends to ``[CLS]``. Of these four the file
+    lacks what there is not, and the mode ``padding``.
     """
 
     head: str
@@ -145,6 +150,7 @@ class Manifest:
     onnxruntime: str | None = None
     defaults: Defaults = Defaults()
     plan: Plan | None = None
+    mask_mode: str = MASK_MODES[0]
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -164,6 +170,8 @@ class Manifest:
         for key in ("onnxruntime", "defaults", "plan"):
             if not content[key]:
                 del content[key]  # which older versions do not know
+        if self.mask_mode == MASK_MODES[0]:
+            del content["mask_mode"]
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         # Not tempfile: it makes files that only their owner may read.
@@ -242,6 +250,7 @@ def _parse(fields: Fields) -> Manifest:
         onnxruntime=None if fields.data.get("onnxruntime") is None else fields.version("onnxruntime"),
         defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
+        mask_mode=fields.one_of("mask_mode", MASK_MODES) if "mask_mode" in fields.data else MASK_MODES[0],
     )
     fields.no_others(Manifest.__dataclass_fields__)
     _check_whole(manifest, fields.path)

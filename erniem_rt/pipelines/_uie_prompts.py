@@ -90,7 +90,7 @@ class Prompter:
         return encoded
 
     def _encode_anew(self, text: str) -> EncodedText:
-        return encode(self._opened(), text, f"the prompt {quoted(text)}")
+        return encode(self._opened(), text, f"the prompt {quoted(text)}", narrow=True)
 
     def _check(self, prompt: EncodedText, max_length: int) -> None:
         special = self._opened().num_special_tokens_to_add(pair=True)

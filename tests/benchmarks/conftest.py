@@ -62,7 +62,7 @@ def results() -> dict[str, Any]:
         "quick": False,
         "rounds": 3,
         "threads": 2,
-        "machine": {"cpu": "a CPU", "flags": ["avx2", "fma"], "cores": 2, "load_before": 1.34},
+        "machine": {"cpu": "a CPU", "class": "avx2", "date": "2026-01-02", "cores": 2, "load_before": 1.34},
         "model": {**BASE, "head": "cls"},
         "workloads": {w.name: w.description() for w in workloads.build_workloads(_NAMES, 1000)},
         "engines": engines,

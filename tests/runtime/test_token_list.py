@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniem_rt.tokenizer._token_list import TokenList
+from erniem_rt.tokenizer.vocabulary import TokenList
 
 # Few letters, so that tokens repeat, share their ends, and are the beginnings of others.
 LETTERS = st.sampled_from(["a", "b", "▁", "語", "😀", "\n"])

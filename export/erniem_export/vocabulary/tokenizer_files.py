@@ -15,7 +15,7 @@ from erniem_export.errors import CheckpointError
 from erniem_export.sentencepiece_model import parse
 from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
 from erniem_rt.tokenizer import Tokenizer
-from erniem_rt.tokenizer._pieces import split_piece
+from erniem_rt.tokenizer.pieces import split_piece
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -152,12 +152,13 @@ def test_a_dropped_word_is_cut_into_what_is_kept(lists: Any, tokenizer: Tokenize
 
 @pytest.mark.slow
 def test_the_words_of_wordfreq_leave_nanos_texts_as_they_were(
-    tokenizer: Tokenizer, nano_heldout: Any, tmp_path: Path
+    tokenizer: Tokenizer, nano_heldout: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(words, "_LEAST", 1e-6)  # the frequent words: a tenth of the time of all
     pytest.importorskip("wordfreq", reason='pip install "erniem-rt[languages]"')
     assert {rule_for(code) for code in ("en", "de", "es", "fr", "pl", "ru", "no", "hr")} == {words.WORDS}
     part, vocabulary = pruned("en,de", tmp_path)
     texts = [example.text for example in nano_heldout("ner", 0, 100)][:200]  # English, then German
     same = sum(part.tokenize(text) == tokenizer.tokenize(text) for text in texts)
     assert same >= 0.98 * len(texts)
-    assert vocabulary.kept < len(select(tokenizer, Keep(("sw", "de"))))
+    assert vocabulary.kept < len(select(tokenizer, Keep(("sw",)))), "fewer than one Latin alphabet spells"

@@ -149,7 +149,7 @@ def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path
     text._locate = located
 
     def learn():
-        with pipe.tokenizer._tokenize_batch._table._lock:
+        with pipe.tokenizer._table._lock:
             located()
 
     def open_session():

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from erniem_rt import InvalidInputError, Tokenizer
 from erniem_rt.pipelines._uie_text import EncodedText, encode, half_width, split
-from erniem_rt.tokenizer._added_tokens import AddedToken
-from erniem_rt.tokenizer._settings import TokenizerSettings
+from erniem_rt.tokenizer.settings import AddedToken, TokenizerSettings
 
 
 def by_character(text: str) -> EncodedText:
@@ -70,6 +69,17 @@ def test_no_more_than_two_pieces_share_a_token(text: str, room: int) -> None:
 )
 def test_where_a_text_is_cut(text: str, room: int, expected: list[str]) -> None:
     assert parts(text, room) == expected
+
+
+@given(st.text(alphabet="ab 。\n", min_size=1, max_size=60), st.integers(1, 12), st.integers(1, 12))
+def test_pieces_have_no_more_characters_than_they_may(text: str, room: int, most: int) -> None:
+    encoded = by_character(text)
+    pieces = split(encoded, room, most)
+    assert {i for piece in pieces for i in piece} == set(range(len(encoded.ids)))
+    assert all(0 < len(piece) <= room for piece in pieces) or not encoded.ids
+    for piece in filter(None, pieces):
+        assert encoded.offsets[piece.stop - 1][1] - encoded.offsets[piece.start][0] <= most
+    assert all(left.start < right.start <= left.stop < right.stop for left, right in pairwise(pieces))
 
 
 @pytest.mark.parametrize("unit", [".", "。", "”", ".”", "\n", "\n ", "a", "a ", "a. "])
