@@ -155,19 +155,20 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def trace_once() -> Callable[..., ir.Model]:
-    """:func:`trace`, most of what an export takes: the same weights are traced once, and each caller has a copy."""
-    done: dict[str, bytes] = {}
+def trace_once(once_per_run: Callable[..., Path]) -> Callable[..., ir.Model]:
+    """:func:`trace`, most of what an export takes: the same weights are traced once per run, by whichever process."""
 
     def once(model: Any, head: str, options: GraphOptions) -> ir.Model:
         config = {**json.loads(model.config.to_json_string(use_diff=False)), "_name_or_path": ""}
         key = hashlib.sha256(repr((sorted(config.items()), head, options)).encode())
         for name, tensor in model.state_dict().items():
             key.update(name.encode() + tensor.numpy().tobytes())
-        if key.hexdigest() not in done:
-            done[key.hexdigest()] = ir.to_proto(trace(model, head, options)).SerializeToString()
-        # Bytes, for a graph made of a proto keeps its tensors, and gives them other names as its own change.
-        return ir.from_proto(onnx.ModelProto.FromString(done[key.hexdigest()]))
+
+        def fill(folder: Path) -> None:
+            onnx.save_model(ir.to_proto(trace(model, head, options)), folder / "graph.onnx")
+
+        # Read anew each time, for a graph made of a proto keeps its tensors, and gives them other names as its own change.
+        return ir.from_proto(onnx.load_model(once_per_run(f"graph-{key.hexdigest()[:20]}", fill) / "graph.onnx"))
 
     return once
 
