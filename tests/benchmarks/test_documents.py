@@ -33,6 +33,11 @@ def test_documents_say_what_the_committed_results_say(name: str) -> None:
         assert rows
 
 
+def test_committed_bars_are_those_of_the_committed_figures() -> None:
+    results = json.loads((RESULTS_DIR / "bench.json").read_text(encoding="utf-8"))
+    assert tables.cpu_bars(results) == results["ratios"]
+
+
 def test_committed_pictures_were_drawn_from_the_committed_results() -> None:
     content = (RESULTS_DIR / "bench.json").read_bytes()
     for name in plots.drawn(json.loads(content)):
