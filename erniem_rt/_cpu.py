@@ -1,17 +1,18 @@
-"""What this machine's CPU can do with int8."""
+"""What this machine's CPU can do: its class, which decides between engines, and int8."""
 
 from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cpu_flags", "has_vnni", "warn_of_cpu"]
+__all__ = ["cpu_class", "cpu_flags", "has_vnni", "warn_of_cpu"]
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
+_EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -22,6 +23,19 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
         return frozenset()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
     return frozenset(flags.split())
+
+
+def cpu_class(flags: Collection[str] | None = None) -> str:
+    """The class of CPU that speed depends on, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
+
+    ``flags`` are instruction sets by Linux's names, default this machine's. Vector width comes first, then what
+    multiplies int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
+    """
+    known = set(cpu_flags() if flags is None else flags)
+    width = next((name for name, flag in (("avx512", "avx512f"), ("avx2", "avx2")) if flag in known), "")
+    parts = [width or (platform.machine().lower() or "unknown")]
+    parts += [name for name, wanted in _EXTENSIONS.items() if not known.isdisjoint(wanted)]
+    return "-".join(parts)
 
 
 def has_vnni() -> bool | None:

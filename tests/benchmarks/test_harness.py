@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import adapters, artifacts, workloads
+from benchmarks import adapters, artifacts, bars, workloads
 from benchmarks.engines import ENGINES, GPU_ENGINES
 from benchmarks.measure import compare
-from benchmarks.bars import median_ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("benchmarks", "erniem_export", "erniem_rt")
@@ -81,7 +80,32 @@ def test_other_answers_are_not_taken_for_int8() -> None:
 
 def test_a_ratio_is_taken_within_each_round() -> None:
     # The machine was ten times slower in the second round; theirs takes twice as long in each.
-    assert median_ratio([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 2.0
+    assert bars.median_ratio([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 2.0
+
+
+def test_the_fastest_of_ours_meets_the_fastest_set_up_of_the_fastest_rival() -> None:
+    seconds = {
+        "erniem-rt-int8": {"mixed": 0.5, "8x128": 0.2},
+        "erniem-rt-openvino-int8-bf16": {"mixed": 0.2, "8x128": 0.1},
+        "ctranslate2-int8": {"mixed": 0.7},
+        "openvino-int8-bf16": {"mixed": 0.6, "mixed-sorted": 0.3},
+        "torch-eager": {},
+    }
+    engines = {
+        name: {"label": name, "gap": None, "bytes": 1e6, "cold_start": {}}
+        | {"results": {workload: {"samples": [median] * 3} for workload, median in found.items()}}
+        for name, found in seconds.items()
+    }
+    gap = {"gap": "not measured"}
+    results = {"machine": {"class": "avx512-vnni-bf16"}, "engines": engines, "end_to_end": gap, "accuracy": gap}
+    results["workloads"] = {"mixed": {"tokens": 100}, "8x128": {"tokens": 1024}}
+    found = {bar["bar"]: bar for bar in bars.ratios(results)}
+    (mixed,) = [bar for title, bar in found.items() if "(64 texts of mixed length or the same, sorted" in title]
+    assert (mixed["value"], mixed["met"]) == (pytest.approx(1.5), True)
+    assert found["8×128: int8 against erniem-rt-int8"]["value"] == pytest.approx(2)
+    missing = found["8×128: bf16 against erniem-rt"]
+    assert (missing["value"], missing["met"]) == (None, None)
+    assert "not in this run" in missing["gap"]
 
 
 def test_mixed_workloads_are_the_same_texts_and_padding_is_what_the_name_says() -> None:
