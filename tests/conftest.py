@@ -61,21 +61,21 @@ def sentences() -> tuple[str, ...]:
 def once_per_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """``once_per_run(name, fill)``: a folder that ``fill`` filled once for all processes of this run: do not change it.
 
-    Whoever comes while it is being filled waits.
+    Whoever asks for it while it is being filled waits.
     """
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once-per-run"
     shared.mkdir(exist_ok=True)
 
     def get(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, unfinished = shared / name, shared / f"{name}.unfinished"
+        folder, done = shared / name, shared / f"{name}.done"
         with (shared / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                fill(unfinished)
-                unfinished.rename(folder)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure left
+                folder.mkdir()
+                fill(folder)
+                done.touch()
         return folder
 
     return get
