@@ -27,6 +27,7 @@ __all__ = [
     "FLAVOURS",
     "FORMAT_VERSION",
     "HEADS",
+    "MASK_MODES",
     "POOLINGS",
     "PROBLEM_TYPES",
     "Defaults",
@@ -132,6 +133,8 @@ _MAJOR, _MINOR = map(int, FORMAT_VERSION.split("."))
 _FORMAT = re.compile(r"(\d{1,4})\.(\d{1,4})")
 DTYPES = ("int64", "int32", "bool", "float32", "float16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# padding: nothing attends to what is padded. uie-m: what PaddleNLP's Taskflow does with uie-m, see Manifest.
+MASK_MODES = ("padding", "uie-m")
 POOLINGS = ("mean", "cls", "pooler", "none")
 
 
@@ -218,8 +221,10 @@ class Manifest:
     ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built
     beside the graph. ``packed`` says that the graph does no work for padding, and gives zeros there. ``cpu`` is the
     kind of CPU that int8 was made for, ``"avx2"`` or ``"vnni"``. ``proven`` lists the precisions, ``"fp32"`` and
-    ``"bf16"``, that the gate held in when a CPU computed the graph, or what is between its int8 products, in them. Of
-    ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven`` the file lacks what there is not.
+    ``"bf16"``, that the gate held in when a CPU computed the graph, or what is between its int8 products, in them.
+    ``mask_mode`` is one of :data:`MASK_MODES`: with ``uie-m`` every row is computed as if it were padded to
+    ``limits.max_length`` with padding that is attended to, and nothing attends to ``[CLS]``. Of ``onnxruntime``,
+    ``defaults``, ``plan``, ``cpu`` and ``proven`` the file lacks what there is not, and the mode ``padding``.
     """
 
     head: str
@@ -244,6 +249,7 @@ class Manifest:
     packed: bool = False
     cpu: str | None = None
     proven: tuple[str, ...] = ()
+    mask_mode: str = MASK_MODES[0]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -264,6 +270,8 @@ class Manifest:
         for key in ("onnxruntime", "defaults", "plan", "cpu", "proven"):
             if not content[key]:
                 del content[key]
+        if self.mask_mode == MASK_MODES[0]:
+            del content["mask_mode"]
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         with replacing(Path(path)) as file:
@@ -335,6 +343,7 @@ def _parse(fields: Fields) -> Manifest:
         packed=_packed_in_1_0(fields) if minor == 0 else fields.boolean("packed"),
         cpu=_cpu_in_1_0(fields) if minor == 0 else fields.optional_string("cpu"),
         proven=fields.strings("proven") if "proven" in fields.data else (),
+        mask_mode=fields.one_of("mask_mode", MASK_MODES) if "mask_mode" in fields.data else MASK_MODES[0],
     )
     fields.no_others(("format_version", *Manifest.__dataclass_fields__))
     _check_whole(manifest, fields.path)

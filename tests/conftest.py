@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +58,36 @@ def sentences() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def sentencepiece_model() -> bytes:
+def once_per_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once_per_run(name, fill)``: a folder that ``fill`` filled once for all processes of this run: do not change it.
+
+    Whoever asks for it while it is being filled waits.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once-per-run"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure left
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(once_per_run: Callable[..., Path]) -> bytes:
     """A small unigram model with XLM-R's normalisation, which leaves some of the sentences' characters unknown."""
+    return (once_per_run("sentencepiece", _train_sentencepiece) / "sentencepiece.bpe.model").read_bytes()
+
+
+def _train_sentencepiece(folder: Path) -> None:
     import sentencepiece
 
     rng = random.Random(7)
@@ -73,7 +104,7 @@ def sentencepiece_model() -> bytes:
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    return model.getvalue()
+    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -92,27 +123,20 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model:
 
 
 @pytest.fixture(scope="session")
-def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``nano_artifact(head)``: nano's checkpoint of this head, exported once in float32 to ``out/HEAD/HEAD.onnx``.
+def nano_artifact(once_per_run: Callable[..., Path]) -> Callable[[str], Path]:
+    """``nano_artifact(head)``: nano's checkpoint of this head, exported once per run in float32 to ``out/HEAD``.
 
     Where there is no exporter, the variable ERNIEM_NANO names the folder ``out``.
     """
     if ready := os.environ.get("ERNIEM_NANO"):
         return lambda head: Path(ready).resolve() / head / f"{head}.onnx"
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.progress import Terminal
 
-    folder = tmp_path_factory.mktemp("nano") / "out"
-    done: dict[str, Path] = {}
+    def export(head: str, folder: Path) -> None:
+        import erniem_export
 
-    def make(head: str) -> Path:
-        if head not in done:
-            options = ExportOptions(model=str(NANO / "checkpoints" / head), head=head, output=folder / head)
-            done[head], _ = export(options, Terminal())
-        return done[head]
+        erniem_export.export(NANO / "checkpoints" / head, folder / "out" / head, head=head, quiet=True)
 
-    return make
+    return lambda head: once_per_run(f"nano-{head}", partial(export, head)) / "out" / head / f"{head}.onnx"
 
 
 @pytest.fixture(scope="session")

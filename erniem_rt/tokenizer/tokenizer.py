@@ -92,7 +92,7 @@ class Tokenizer:
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
         )
-        self._table = PieceTable(self._model, self._vocabulary.ids_of)
+        self._table = PieceTable(self._model, self._vocabulary.ids_of, drop_lone_marks=self.settings.drop_lone_marks)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
@@ -422,7 +422,7 @@ class Tokenizer:
     def _tokens(self, segment: Segment) -> tuple[list[str], list[tuple[int, int]]]:
         if self._splitter.is_added(segment.text):
             return [segment.text], [(0, len(segment.text))]
-        return self._model.tokenize(segment.text)
+        return self._model.tokenize(segment.text, drop_lone_marks=self.settings.drop_lone_marks)
 
     def _located(self, segments: list[Segment], spans: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
         """Where the tokens of the segments stand in the text."""

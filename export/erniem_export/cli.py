@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from erniem_export.options import (
     EMBEDDINGS,
     ENGINES,
     HALVES,
+    MASKS,
     OLD_TARGETS,
     TARGETS,
     EngineOptions,
@@ -32,7 +32,7 @@ from erniem_export.options import (
 )
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
-from erniem_export.sources import is_checkpoint
+from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
@@ -171,11 +171,12 @@ def _model_in(folder: Path, model: str | None) -> str:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    graph = {option.name: getattr(arguments, option.name) for option in fields(GraphOptions)}
+    graph = {name: getattr(arguments, name) for added in _GRAPH_HELP.values() for name in added}
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        output=arguments.output or Path("out" if arguments.model else ""),
+        # In the folder of a checkpoint of Paddle, the artifact's config would be another one than the checkpoint's.
+        output=arguments.output or Path("out" if arguments.model or is_paddle_checkpoint(Path()) else ""),
         graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
@@ -183,6 +184,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         int8=Int8(arguments.cpu or "auto", arguments.calibration),
         engine=_engine_options(arguments),
         task_set=arguments.task_set,
+        mask=arguments.mask,
     )
 
 
@@ -245,6 +247,14 @@ def _export_parser() -> argparse.ArgumentParser:
         type=_path,
         metavar="DIR",
         help="where HEAD.onnx goes (default: out, or this folder if it is the checkpoint's)",
+    )
+    parser.add_argument(
+        "--mask",
+        choices=MASKS,
+        default="auto",
+        help="padding: nothing attends to padding. uie-m, for head ie: every row as PaddleNLP's Taskflow computes it "
+        "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; a "
+        "copy of uie-m in PyTorch needs uie-m said",
     )
     _add_task_set(parser)
     _add_size_options(parser)

@@ -15,16 +15,17 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
-from erniem_export.sources import CONFIG_FILE, what_is_there
+from erniem_export.paddle import LAYER_NORM_EPS, flat_config
+from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, what_is_there
 from erniem_rt.checks import is_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from functools import partial
-from pathlib import Path
+    from pathlib import Path
 
-__all__ = ["HEAD_OF_CLASS", "name_labels", "read_config", "without_paths"]
+__all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "without_paths"]
 
+_KIND = "ernie_m"
 HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
 
 # The smallest value that makes sense.
@@ -50,12 +51,15 @@ _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
 
 
 def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
-    """Return the text of ``config.json`` without paths, and the configuration.
+    """Return the text of ``config.json`` without paths, and the configuration; from ``model_config.json`` where
+    PaddleNLP wrote that instead.
 
     Raises:
         CheckpointError: It is not there, damaged, not ErnieM, or describes a model that cannot be.
     """
     path = folder / CONFIG_FILE
+    if not path.is_file() and (folder / PADDLE_CONFIG_FILE).is_file():
+        path = folder / PADDLE_CONFIG_FILE
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
@@ -65,7 +69,30 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
+    if (flat := flat_config(content)) != content:
+        content, text = flat, _written(flat)
     _check_kind(path, content)
+    return without_paths(text), _configured(path, content)
+
+
+def as_paddle_reads(path: Path, text: str) -> tuple[str, ErnieMConfig]:
+    """The same from the text of a config whose weights are Paddle's, which ignores some keys.
+
+    Raises:
+        CheckpointError: As of :func:`read_config`.
+    """
+    content = json.loads(text)
+    content |= {"model_type": _KIND, "layer_norm_eps": LAYER_NORM_EPS}
+    if isinstance(content.get("hidden_size"), int):
+        content["intermediate_size"] = 4 * content["hidden_size"]
+    return _written(content), _configured(path, content)
+
+
+def _written(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+def _configured(path: Path, content: dict[str, Any]) -> ErnieMConfig:
     try:
         _check_given(content)
         given = {key: value for key, value in content.items() if not _TRAINING_KEYS.fullmatch(key)}
@@ -76,7 +103,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
-    return without_paths(text), config
+    return config
 
 
 def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
@@ -139,8 +166,11 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
     ):
         raise CheckpointError(f"{path} says architectures = {architectures!r}; expected a list of names")
     kind = content.get("model_type")
-    if kind != "ernie_m" and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
-        raise CheckpointError(f"{path} says model_type = {kind!r}; expected 'ernie_m'")
+    if kind != _KIND and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
+        what = (
+            f"describes {', '.join(architectures)}" if kind is None and architectures else f"says model_type = {kind!r}"
+        )
+        raise CheckpointError(f"{path} {what}; expected {_KIND!r}")
     if content.get("quantization_config"):
         raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
 

@@ -319,8 +319,56 @@ class ErnieMForTokenClassification(ErnieMPreTrainedModel):
         return _finish(self.config, return_dict, output)
 
 
-class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
-    """A start and an end score for every token: extractive question answering."""
+class _SpanModel(ErnieMPreTrainedModel):
+    """A start and an end score for every token; ``_spans`` computes them, ``_loss`` judges one of the two."""
+
+    def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _loss(self, logits: Tensor, positions: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = True,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
+
+        ``start_positions`` and ``end_positions``, for the loss, are what the class says.
+        """
+        outputs = self.ernie_m(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        start_logits, end_logits = self._spans(outputs.last_hidden_state)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (self._loss(start_logits, start_positions) + self._loss(end_logits, end_positions)) / 2
+        output = QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
+        return _finish(self.config, return_dict, output)
+
+
+class ErnieMForQuestionAnswering(_SpanModel):
+    """A start and an end score for every token: extractive question answering.
+
+    ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; those outside of the sequence
+    are ignored by the loss.
+    """
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__(config)
@@ -331,56 +379,20 @@ class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = True,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
-        """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
+    def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        start_logits, end_logits = self.qa_outputs(states).unbind(-1)
+        return start_logits.contiguous(), end_logits.contiguous()
 
-        ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; those outside of the sequence
-        are ignored by the loss.
-        """
-        outputs = self.ernie_m(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            losses = [
-                _position_loss(start_logits, start_positions),
-                _position_loss(end_logits, end_positions),
-            ]
-            loss = sum(losses) / 2
-        output = QuestionAnsweringModelOutput(
-            loss,
-            start_logits.contiguous(),
-            end_logits.contiguous(),
-            outputs.hidden_states,
-            outputs.attentions,
-        )
-        return _finish(self.config, return_dict, output)
+    def _loss(self, logits: Tensor, positions: Tensor) -> Tensor:
+        ignored = logits.shape[1]
+        return functional.cross_entropy(logits, positions.flatten().long().clamp(0, ignored), ignore_index=ignored)
 
 
-class ErnieMForInformationExtraction(ErnieMPreTrainedModel):
+class ErnieMForInformationExtraction(_SpanModel):
     """Universal information extraction (UIE): every token may start or end a span.
 
-    As in the reference, the outputs are logits; apply a sigmoid for UIE's probabilities.
+    As in the reference, the outputs are logits; apply a sigmoid for UIE's probabilities. ``start_positions`` and
+    ``end_positions`` are ``(batch, sequence)`` 0/1 values, 1 where a span starts or ends (binary cross-entropy).
     """
 
     def __init__(self, config: ErnieMConfig) -> None:
@@ -390,42 +402,11 @@ class ErnieMForInformationExtraction(ErnieMPreTrainedModel):
         self.linear_end = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = True,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
-        """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
+    def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear_start(states).squeeze(-1), self.linear_end(states).squeeze(-1)
 
-        ``start_positions`` and ``end_positions`` are ``(batch, sequence)`` 0/1 values, 1 where a span starts or ends
-        (binary cross-entropy).
-        """
-        outputs = self.ernie_m(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        start_logits = self.linear_start(outputs.last_hidden_state).squeeze(-1)
-        end_logits = self.linear_end(outputs.last_hidden_state).squeeze(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            losses = [_binary_loss(start_logits, start_positions), _binary_loss(end_logits, end_positions)]
-            loss = sum(losses) / 2
-        output = QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
-        return _finish(self.config, return_dict, output)
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
 
 
 def _classifier_dropout(config: ErnieMConfig) -> float:
@@ -480,17 +461,6 @@ def _sequence_loss(config: ErnieMConfig, logits: Tensor, labels: Tensor) -> Tens
     if problem == "multi_label_classification":
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     raise ValueError(f"unknown config.problem_type {problem!r}")
-
-
-def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """Cross-entropy of ``logits (batch, sequence)`` at ``positions (batch,)``; those outside of it are ignored."""
-    ignored = logits.shape[1]
-    return functional.cross_entropy(logits, positions.flatten().long().clamp(0, ignored), ignore_index=ignored)
-
-
-def _binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of ``logits`` and 0/1 ``labels``, both ``(batch, sequence)``."""
-    return functional.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
 
 
 def _problem_type(num_labels: int, labels: Tensor) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from erniem_export.errors import ExportError
 from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.mask_mode import UIE_M, bias_keys, with_padding_key
 from erniem_export.options import GraphOptions
 from erniem_export.passes.rewriter import store
 from erniem_rt.engines.onnxruntime import import_onnxruntime
@@ -70,13 +71,17 @@ class _Traced(nn.Module):
         self.options = options
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        bias = []
+        if self.options.mask_mode == UIE_M:
+            inputs, key_bias = with_padding_key(inputs["input_ids"], inputs["attention_mask"], self.model.config)
+            bias = [key_bias]
         result = self.model(
             **inputs, output_hidden_states=self.options.hidden_states, output_attentions=True, return_dict=True
         )
         tensors = [result[name] for name in self.outputs]
         tensors += result.hidden_states if self.options.hidden_states else ()
         tensors += result.attentions if self.options.attentions else ()
-        return tuple(tensors)
+        return (*tensors, *bias)
 
 
 def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.Model:
@@ -93,7 +98,7 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
             kwargs={"inputs": {spec.name: _example(spec) for spec in inputs}},
             dynamic_shapes={"inputs": dynamic},
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in outputs],
+            output_names=[*(spec.name for spec in outputs), *(["key_bias"] if options.mask_mode == UIE_M else [])],
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
@@ -103,6 +108,8 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
             raise ExportError("torch.onnx.export returned no program")
         with _without_values(_name_weights(program.model.graph)):
             program.optimize()
+        if options.mask_mode == UIE_M:
+            bias_keys(program.model.graph)
         for value, spec in zip(program.model.graph.outputs, outputs, strict=True):
             value.name = spec.name  # The optimizer renames a tensor that is two outputs.
         _transpose_weights(program.model.graph)

@@ -15,6 +15,7 @@ from erniem_export.bundle import build_manifest, check_room, copy_companions, fi
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, ParityError
 from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
 from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
 from erniem_export.parity.cases import build_cases
@@ -69,8 +70,10 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
+        options = options.with_mask(mask_mode_of(options, checkpoint))
         _refuse_early(checkpoint, options, flavour)
-        for note in (*checkpoint.notes, check_tokenizer(checkpoint)):
+        library = _builder_for_mask(library, options, progress)
+        for note in (*checkpoint.notes, check_tokenizer(checkpoint), note_of_mask(options, checkpoint)):
             if note:
                 progress.note(note)
         task_set = task_set_of(checkpoint, options.task_set, takes_ids=not options.graph.inputs_embeds)
@@ -78,7 +81,9 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
-        copy_companions(checkpoint, stage)
+        checkpoint = copy_companions(
+            checkpoint, stage, drop_lone_marks=_drops_lone_marks(checkpoint, options.graph.mask_mode)
+        )
         check_room(stage, options.output, checkpoint.head, files_of(stage))
         manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
@@ -131,6 +136,8 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
     if "vocabulary" in manifest.checkpoint:
         checkpoint = prune_like(checkpoint, artifact.parent)
     _refuse_other_sizes(artifact, manifest, checkpoint)
+    if checkpoint.tokenizer_dir is not None and _drops_lone_marks(checkpoint, manifest.mask_mode):
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=artifact.parent)
     takes_ids = any(spec.name == "input_ids" for spec in manifest.inputs)
     examples = task_set_of(checkpoint, task_set, takes_ids=takes_ids)
     progress.step(f"comparing {manifest.artifact} with PyTorch")
@@ -142,6 +149,19 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
         accuracy=_accuracy(examples, checkpoint, progress),
     )
     return dataclasses.replace(manifest, parity=parity)
+
+
+def _drops_lone_marks(checkpoint: Checkpoint, mask_mode: str) -> bool:
+    """Whether a checkpoint was trained on the ids of PaddleNLP's tokenizer."""
+    return checkpoint.paddle or mask_mode == UIE_M
+
+
+def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Progress) -> Library | None:
+    """``library``, where a plan can have the mask."""
+    if library is None or options.graph.mask_mode != UIE_M:
+        return library
+    progress.note(f"no TensorRT plan: it can have no mask of {UIE_M}")
+    return None
 
 
 def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyGate | None:
@@ -204,7 +224,9 @@ def _write(
     packed, cpu = bool(engine and engine.pop("packed")), None
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
-        engine["int8"] = quantize(graph, checkpoint, source, options.int8, limits, progress)
+        engine["int8"] = quantize(
+            graph, checkpoint, source, options.int8, limits, progress, mask_mode=manifest.mask_mode
+        )
         cpu = engine["int8"].pop("cpu")
     if int8 and library is not None:
         between = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from erniem_export import cli, pipeline
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
-from erniem_export.onnx_export import trace
+from erniem_export.onnx_export import trace, write
 from erniem_export.options import GraphOptions
 from erniem_export.random_weights import randomize
 
@@ -33,6 +32,9 @@ MICRO = {
     "intermediate_size": 24,
     "max_position_embeddings": 130,
 }
+
+# What loading a checkpoint leaves in its config.
+NOT_IN_GRAPH = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 State = dict[str, torch.Tensor]
 
@@ -155,21 +157,29 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def trace_once() -> Callable[..., ir.Model]:
-    """:func:`trace`, most of what an export takes: the same weights are traced once, and each caller has a copy."""
-    done: dict[str, bytes] = {}
+def written_once(once_per_run: Callable[..., Path]) -> Callable[..., Path]:
+    """The folder with ``HEAD.onnx`` of a model, traced and written; the same weights once per run.
 
-    def once(model: Any, head: str, options: GraphOptions) -> ir.Model:
-        config = {**json.loads(model.config.to_json_string(use_diff=False)), "_name_or_path": ""}
-        key = hashlib.sha256(repr((sorted(config.items()), head, options)).encode())
+    Tracing is most of what an export takes.
+    """
+
+    def once(model: Any, head: str, options: GraphOptions) -> Path:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        known = sorted((key, value) for key, value in config.items() if key not in NOT_IN_GRAPH)
+        key = hashlib.sha256(repr((type(model).__name__, known, head, options)).encode())
         for name, tensor in model.state_dict().items():
             key.update(name.encode() + tensor.numpy().tobytes())
-        if key.hexdigest() not in done:
-            done[key.hexdigest()] = ir.to_proto(trace(model, head, options)).SerializeToString()
-        # Bytes, for a graph made of a proto keeps its tensors, and gives them other names as its own change.
-        return ir.from_proto(onnx.ModelProto.FromString(done[key.hexdigest()]))
+        return once_per_run(
+            f"graph-{key.hexdigest()[:20]}", lambda folder: write(trace(model, head, options), folder / f"{head}.onnx")
+        )
 
     return once
+
+
+@pytest.fixture(scope="session")
+def trace_once(written_once: Callable[..., Path]) -> Callable[..., ir.Model]:
+    """:func:`trace`, of the same weights once per run; each caller has a graph of its own."""
+    return lambda model, head, options: ir.load(written_once(model, head, options) / f"{head}.onnx")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -306,3 +306,14 @@ def test_no_manifest(tmp_path):
 def test_a_folder_in_its_place(tmp_path):
     with pytest.raises(ArtifactError, match="cannot be read: Is a directory"):
         Manifest.load(tmp_path)
+
+
+def test_the_mask_mode_is_there_where_it_is_not_the_usual_one(tmp_path):
+    manifest = Manifest.load(write(tmp_path / "qa.json", EXAMPLE))
+    assert manifest.mask_mode == "padding"
+    manifest.save(tmp_path / "qa.json")
+    assert "mask_mode" not in json.loads((tmp_path / "qa.json").read_text())
+    other = Manifest.load(write(tmp_path / "qa.json", {**EXAMPLE, "mask_mode": "uie-m"}))
+    other.save(tmp_path / "qa.json")
+    assert Manifest.load(tmp_path / "qa.json").mask_mode == "uie-m"
+    assert "mask_mode" in refused(write(tmp_path / "qa.json", {**EXAMPLE, "mask_mode": "none"}))

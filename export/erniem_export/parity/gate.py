@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from erniem_export.errors import ParityError
+from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.parity.cases import Case, build_cases
 from erniem_export.parity.decisions import compare_decisions
 from erniem_export.parity.diagnosis import diagnose
@@ -114,9 +115,12 @@ def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str,
 def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
     """Run the PyTorch model on a case; outputs by the graph's names."""
     names = [spec.name for spec in manifest.outputs]
+    feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
+    if manifest.mask_mode == UIE_M:
+        feeds = at_full_width(case.feeds["input_ids"], case.attend, model.config)
     with torch.no_grad():
         result = model(
-            **{name: torch.from_numpy(array) for name, array in case.feeds.items()},
+            **feeds,
             output_hidden_states=any(name.startswith("hidden_states.") for name in names),
             output_attentions=any(name.startswith("attentions.") for name in names),
             return_dict=True,
@@ -125,6 +129,8 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
     for name in names:
         field_name, _, index = name.partition(".")
         outputs[name] = (result[field_name][int(index)] if index else result[field_name]).numpy()
+        if manifest.mask_mode == UIE_M:
+            outputs[name] = outputs[name][:, : case.attend.shape[1]]
         if not np.isfinite(outputs[name]).all():
             raise ParityError(
                 f"the PyTorch model itself yields NaN or infinity in {name} on the case {case.name!r}: "
@@ -139,7 +145,9 @@ def _as_promised(session: Session, case: Case, outputs: dict[str, NDArray[Any]])
         return outputs
     attend = case.attend
     first = np.arange(attend.shape[-1]) == 0
-    kept = attend | first | ~attend.any(axis=-1, keepdims=True)
+    kept = attend | first
+    if session.manifest.mask_mode != UIE_M:
+        kept |= ~attend.any(axis=-1, keepdims=True)
     for spec in session.manifest.outputs:
         if "sequence" in spec.shape:
             array = outputs[spec.name]

@@ -22,7 +22,7 @@ __all__ = ["ATTENTION_OPSET", "Attention", "fuse_attention", "keep_masks_alive",
 
 ATTENTION_OPSET = 23
 
-_MASK_NAME = "key_padding_mask"
+_MASK_NAME, _BIAS_NAME = "key_padding_mask", "attention_bias"
 _BOOL, _INT32 = int(ir.DataType.BOOL), int(ir.DataType.INT32)
 
 
@@ -31,7 +31,8 @@ class Attention:
     """The nodes of one layer's attention, and its bool mask ``attend (rows, 1, 1, keys)``, True where to attend.
 
     ``scaled`` divides the query by the root of a head's size, ``scores`` multiplies it by the key, and ``masked``
-    overwrites the scores that the mask hides, for ``softmax``. There may be Casts between them.
+    overwrites the scores that the mask hides, for ``softmax``. There may be Casts between them. ``bias (rows, 1, 1,
+    keys)`` is added to the scores, where there is one.
     """
 
     place: str
@@ -40,6 +41,7 @@ class Attention:
     masked: ir.Node
     softmax: ir.Node
     attend: ir.Value
+    bias: ir.Value | None = None
 
     @property
     def context(self) -> ir.Node:
@@ -57,11 +59,14 @@ def _find_attentions(graph: ir.Graph, layers: int) -> list[Attention]:
 def _match(softmax: ir.Node, place: str) -> Attention:
     masked = producer(uncast(softmax.inputs[0]), "Where", f"{place}, mask")
     attend = producer(masked.inputs[0], "Not", f"{place}, mask").inputs[0]
-    scores = producer(uncast(masked.inputs[2]), "MatMul", f"{place}, scores")
+    entering, bias = uncast(masked.inputs[2]), None
+    if entering is not None and (added := entering.producer()) is not None and added.op_type == "Add":
+        entering, bias = uncast(added.inputs[0]), uncast(added.inputs[1])
+    scores = producer(entering, "MatMul", f"{place}, scores")
     scaled = producer(uncast(scores.inputs[0]), "Div", f"{place}, scaled query")
     if attend is None:
         raise FusionError(f"{place}: the mask is missing")
-    return Attention(place, scaled, scores, masked, softmax, attend)
+    return Attention(place, scaled, scores, masked, softmax, attend, bias)
 
 
 def fuse_attention(model: ir.Model, layers: int) -> int:
@@ -98,6 +103,7 @@ def _fuse(graph: ir.Graph, name: str, found: Attention) -> None:
         value,
         None,
         mask,
+        *([] if found.bias is None else [_bias_per_query(rewriter, found.bias)]),
         name=name,
         domain=CONTRIB,
         num_heads=heads,
@@ -107,6 +113,16 @@ def _fuse(graph: ir.Graph, name: str, found: Attention) -> None:
     fused.shape = merged.outputs[0].shape
     rewriter.insert_before(merged)
     ir.convenience.replace_all_uses_with(merged.outputs[0], fused, replace_graph_outputs=True)
+
+
+def _bias_per_query(rewriter: Rewriter, bias: ir.Value) -> ir.Value:
+    """``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``, once for all layers."""
+    if known := next((use.node.outputs[0] for use in bias.uses() if use.node.name == _BIAS_NAME), None):
+        return known
+    rows = rewriter.op("Shape", bias, name="attention_bias.rows", start=0, end=2)
+    keys = rewriter.op("Shape", bias, name="attention_bias.keys", start=3)
+    grid = rewriter.op("Concat", rows, keys, keys, name="attention_bias.grid", axis=0)
+    return rewriter.op("Expand", bias, grid, name=_BIAS_NAME)
 
 
 def _split(value: ir.Value | None, place: str) -> tuple[ir.Value, int, int]:
@@ -145,6 +161,8 @@ def keep_masks_alive(model: ir.Model, layers: int) -> list[Attention]:
     masks: dict[ir.Value, _Mask] = {}
     for attention in found:
         masked = attention.masked
+        if attention.bias is not None:
+            raise FusionError(f"{attention.place}: its keys have a bias, which no plan can have")
         if attention.attend not in masks:
             masks[attention.attend] = _keep_alive(graph, attention)
         mask = masks[attention.attend]

@@ -21,6 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import FusionError
+from erniem_export.mask_mode import cut_padding_key, uncut
 from erniem_export.passes.key_lengths import mask_by_length, order_tokens
 from erniem_export.passes.rewriter import (
     Rewriter,
@@ -74,7 +75,8 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
     if not attentions or set(inputs) != {"input_ids", "attention_mask"}:
         raise FusionError(f"packing needs fused attention and ids alone, found inputs {', '.join(map(str, inputs))}")
     last = [node for node in graph if node.op_type == "LayerNormalization"][-1].outputs[0]
-    layout = _pack_embeddings(graph, attentions[0], inputs["input_ids"])
+    has_padding_key = uncut(graph)
+    layout = _pack_embeddings(graph, attentions[0], inputs["input_ids"], has_padding_key)
     if by_length:
         order = order_tokens(graph)
         place, inverse = _ordered(graph, attentions[0], layout, order)
@@ -91,28 +93,38 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
     for position, output in enumerate(list(graph.outputs)):
         if output.shape is not None and "sequence" in [str(getattr(size, "value", size)) for size in output.shape]:
             _unpack_output(graph, position, layout)
+            if has_padding_key:
+                cut_padding_key(graph, position)
     forget_shapes(graph)
     TopologicalSortPass()(model)
     RemoveUnusedNodesPass()(model)
     return len(attentions)
 
 
-def _pack_embeddings(graph: ir.Graph, attention: ir.Node, input_ids: ir.Value) -> _Layout:
-    """Look up only the tokens that count."""
-    words = _lookup(graph, "word_embeddings.weight")
+def _pack_embeddings(
+    graph: ir.Graph, attention: ir.Node, input_ids: ir.Value, has_padding_key: bool = False
+) -> _Layout:
+    """Look up only the tokens that count; with a key for the padding, ids and positions are those of the graph."""
+    words, places = (_lookup(graph, f"{table}_embeddings.weight") for table in ("word", "position"))
     added = single_use(words.outputs[0], "Add", "embeddings")
     rewriter = Rewriter(graph)
     mask = attention.inputs[4]
     if mask is None:
         raise FusionError("packing needs attention with a key padding mask")
-    layout = _layout(rewriter, mask)
-    ids = rewriter.op("Reshape", input_ids, rewriter.int64([-1]), name="packed.all_ids")
+    all_ids = words.inputs[1] if has_padding_key else input_ids
+    # Id 0 is no key there, and has outputs nevertheless.
+    hidden = rewriter.op("Equal", all_ids, rewriter.int64(0), name="packed.is_hidden") if has_padding_key else None
+    layout = _layout(rewriter, mask, hidden)
+    ids = rewriter.op("Reshape", all_ids, rewriter.int64([-1]), name="packed.all_ids")
     ids = rewriter.op("Gather", ids, layout.index, name="packed.input_ids")
-    positions = rewriter.op("Mod", layout.index, layout.sequence, name="packed.columns")
-    positions = rewriter.op("Add", positions, rewriter.int64(POSITION_OFFSET), name="packed.position_ids")
+    if has_padding_key:
+        positions = rewriter.op("Reshape", places.inputs[1], rewriter.int64([-1]), name="packed.all_positions")
+        positions = rewriter.op("Gather", positions, layout.index, name="packed.position_ids")
+    else:
+        positions = rewriter.op("Mod", layout.index, layout.sequence, name="packed.columns")
+        positions = rewriter.op("Add", positions, rewriter.int64(POSITION_OFFSET), name="packed.position_ids")
     word = rewriter.op("Gather", words.inputs[0], ids, name="packed.words")
-    place = _lookup(graph, "position_embeddings.weight").inputs[0]
-    position = rewriter.op("Gather", place, positions, name="packed.positions")
+    position = rewriter.op("Gather", places.inputs[0], positions, name="packed.positions")
     embeddings = rewriter.op("Add", word, position, name="packed.embeddings")
     rewriter.insert_before(added)
     ir.convenience.replace_all_uses_with(added.outputs[0], embeddings)
@@ -130,8 +142,8 @@ def _lookup(graph: ir.Graph, table: str) -> ir.Node:
     return found[0]
 
 
-def _layout(rewriter: Rewriter, mask: ir.Value) -> _Layout:
-    """From the key padding mask ``(rows, sequence)`` int32."""
+def _layout(rewriter: Rewriter, mask: ir.Value, hidden: ir.Value | None = None) -> _Layout:
+    """From the key padding mask ``(rows, sequence)`` int32, and tokens that count though it hides them, bool."""
     shape = rewriter.op("Shape", mask, name="packed.shape")
     rows = rewriter.op("Gather", shape, rewriter.int64([0]), name="packed.rows")
     sequence = rewriter.op("Gather", shape, rewriter.int64([1]), name="packed.sequence")
@@ -144,6 +156,8 @@ def _layout(rewriter: Rewriter, mask: ir.Value) -> _Layout:
     first = rewriter.op("Equal", columns, rewriter.int64(0), name="packed.is_first")
     kept = rewriter.op("Or", attended, empty, name="packed.attended_or_empty")
     kept = rewriter.op("Or", kept, first, name="packed.kept_slots")
+    if hidden is not None:
+        kept = rewriter.op("Or", kept, hidden, name="packed.kept_with_hidden")
     flat = rewriter.op("Reshape", kept, rewriter.int64([-1]), name="packed.kept")
     index = rewriter.op("NonZero", flat, name="packed.nonzero")
     index = rewriter.op("Squeeze", index, rewriter.int64([0]), name="packed.index")

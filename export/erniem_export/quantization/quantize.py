@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from erniem_export.errors import ExportError
+from erniem_export.mask_mode import PADDING, with_padding_key
 from erniem_export.modeling import ErnieMModel
 from erniem_export.passes.int8 import int8_products, int8_weights, to_int8
 from erniem_export.quantization.calibration import calibration_for, read_texts
@@ -78,7 +79,14 @@ def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> N
 
 
 def quantize(
-    graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Int8,
+    limits: Limits,
+    progress: Progress,
+    *,
+    mask_mode: str = PADDING,
 ) -> dict[str, Any]:
     """Put the encoder's matmuls into int8, in place; return what was done, for the manifest.
 
@@ -89,6 +97,7 @@ def quantize(
         options: For which CPU, and on what text.
         limits: Of the ids.
         progress: Shows the layers.
+        mask_mode: The manifest's.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
@@ -102,6 +111,7 @@ def quantize(
         calibration,
         lambda layers: progress.track(layers, "layer"),
         form="exact" if cpu == "vnni" else "pairs",
+        mask_mode=mask_mode,
     )
     to_int8(graph, found.products)
     return {"cpu": cpu, **_described(found, calibration.source)}
@@ -178,6 +188,7 @@ def quantize_encoder(
     track: Callable[[Sequence[ErnieMEncoderLayer]], Iterable[ErnieMEncoderLayer]] = iter,
     *,
     form: Form = "exact",
+    mask_mode: str = PADDING,
 ) -> Quantization:
     """Quantize the matmuls of every encoder layer; ``model`` is left as it is.
 
@@ -186,14 +197,15 @@ def quantize_encoder(
         calibration: The text to run it on.
         track: Wraps the layers, for a progress bar.
         form: What computes the matmuls.
+        mask_mode: The manifest's.
     """
     base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
     prefix = "" if base is model else "ernie_m."
-    masks = [attend for _, attend in calibration.batches]
-    exact = [base.embeddings(ids, None, None) for ids, _ in calibration.batches]
+    batches = [_batch(ids, attend, base, mask_mode) for ids, attend in calibration.batches]
+    exact, masks, attends = ([batch[i] for batch in batches] for i in range(3))
     found, result = exact, Quantization()
     for index, layer in enumerate(track(cast("list[ErnieMEncoderLayer]", list(base.encoder.layers)))):
-        pair = _Pair(layer, masks, exact, found, form)
+        pair = _Pair(layer, masks, attends, exact, found, form)
         for group in _GROUPS:
             products = pair.quantize(group, f"{prefix}encoder.layers.{index}.")
             result.products |= {product.name: product for product in products}
@@ -208,17 +220,24 @@ class _Pair:
     """A layer in float32 and the copy that is quantized, each on its own inputs."""
 
     def __init__(
-        self, layer: ErnieMEncoderLayer, masks: list[Tensor], exact: list[Tensor], found: list[Tensor], form: Form
+        self,
+        layer: ErnieMEncoderLayer,
+        masks: list[Tensor],
+        attends: list[Tensor],
+        exact: list[Tensor],
+        found: list[Tensor],
+        form: Form,
     ) -> None:
         self.form = form
         self.layer, self.quantized = layer, copy.deepcopy(layer)
-        self.masks, self.exact, self.found = masks, exact, found
-        self.exact_inputs, self.exact_outputs = _run(layer, [group[0] for group in _GROUPS], exact, masks)
+        self.masks, self.attends, self.exact, self.found = masks, attends, exact, found
+        first = [group[0] for group in _GROUPS]
+        self.exact_inputs, self.exact_outputs = _run(layer, first, exact, masks, attends)
 
     def quantize(self, group: Sequence[str], prefix: str) -> list[Int8Product]:
         """Replace some linear layers by their int8 form."""
         first = group[0]
-        inputs = _run(self.quantized, [first], self.found, self.masks)[0][first]
+        inputs = _run(self.quantized, [first], self.found, self.masks, self.attends)[0][first]
         linears = {name: cast("nn.Linear", self.layer.get_submodule(name)) for name in group}
         weights = torch.cat([linear.weight.T for linear in linears.values()], dim=1)
         entering = choose_input(inputs, _sample(inputs), weights, folds=first == _OUT, form=self.form)
@@ -233,7 +252,7 @@ class _Pair:
 
     def outputs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs of both."""
-        return self.exact_outputs, _run(self.quantized, [], self.found, self.masks)[1]
+        return self.exact_outputs, _run(self.quantized, [], self.found, self.masks, self.attends)[1]
 
     def _put(self, name: str, product: Int8Product) -> None:
         parent, _, attribute = name.rpartition(".")
@@ -248,8 +267,23 @@ class _Pair:
         out.fold = True
 
 
+def _batch(ids: Tensor, attend: Tensor, base: ErnieMModel, mask_mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The embeddings, which tokens count ``(batch, sequence)`` bool, and what attention is masked by."""
+    if mask_mode == PADDING:
+        return base.embeddings(ids, None, None), attend, attend[:, None, None]
+    inputs, bias = with_padding_key(ids, attend, base.config)
+    states = base.embeddings(inputs["input_ids"], inputs["position_ids"], None)
+    hidden = ~inputs["attention_mask"][:, None, None]
+    counts = torch.cat([attend, torch.ones_like(attend[:, :1])], dim=1)
+    return states, counts, bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
+
+
 def _run(
-    layer: ErnieMEncoderLayer, names: Sequence[str], states: list[Tensor], masks: list[Tensor]
+    layer: ErnieMEncoderLayer,
+    names: Sequence[str],
+    states: list[Tensor],
+    masks: list[Tensor],
+    attends: list[Tensor],
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Run a layer; return its outputs, and before them the inputs of some linear layers, ``(tokens, in)`` each."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -258,7 +292,7 @@ def _run(
         for name in names
     ]
     try:
-        outputs = [layer(batch, mask[:, None, None], None, False)[0] for batch, mask in zip(states, masks, strict=True)]
+        outputs = [layer(batch, attend, None, False)[0] for batch, attend in zip(states, attends, strict=True)]
     finally:
         for hook in hooks:
             hook.remove()
