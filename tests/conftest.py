@@ -19,6 +19,9 @@ import pytest
 
 # As erniem_rt sets it before it imports onnxruntime; some tests import that first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# PyTorch and ONNX Runtime: handing work this small to a second thread takes longer than doing it, above all while the
+# other processes of a run use the other cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NANO = Path(__file__).parents[1] / "examples" / "nano"
 # What loading a checkpoint leaves in its config.

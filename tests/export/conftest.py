@@ -62,15 +62,6 @@ def contents(folder: Path) -> dict[str, bytes] | None:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Handing work this small to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def micro_model() -> Callable[..., Any]:
     """Build a small random model of a head; further arguments go to its config."""

@@ -38,6 +38,7 @@ def test_batches_are_taken_as_they_get_their_turn(heads, batches):
 
 def test_one_thread_and_large_models_have_one_lane(heads, batches, monkeypatch):
     assert Session(heads["qa"].path, threads=1).lanes == 1
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
     assert Session(heads["qa"].path).lanes == 3
     monkeypatch.setattr(erniem_rt._lanes, "_SMALL", 100)
