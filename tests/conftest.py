@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -17,8 +19,13 @@ import pytest
 
 # As erniem_rt sets it before it imports onnxruntime; some tests import that first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# PyTorch and ONNX Runtime: handing work this small to a second thread takes longer than doing it, above all while the
+# other processes of a run use the other cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NANO = Path(__file__).parents[1] / "examples" / "nano"
+# What loading a checkpoint leaves in its config.
+NOT_IN_GRAPH = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 SENTENCES = (
     "The lighthouse keeper wrote 3 letters in 1897, none of which ever arrived.",
@@ -123,7 +130,37 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model:
 
 
 @pytest.fixture(scope="session")
-def nano_artifact(once_per_run: Callable[..., Path]) -> Callable[[str], Path]:
+def written_once(once_per_run: Callable[..., Path]) -> Callable[..., Path]:
+    """The folder with ``HEAD.onnx`` of a model, traced and written; the same weights once per run.
+
+    Tracing is most of what an export takes.
+    """
+
+    from erniem_export.onnx_export import trace, write
+
+    def once(model: Any, head: str, options: Any) -> Path:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        known = sorted((key, value) for key, value in config.items() if key not in NOT_IN_GRAPH)
+        key = hashlib.sha256(repr((type(model).__name__, known, head, options)).encode())
+        for name, tensor in model.state_dict().items():
+            key.update(name.encode() + tensor.numpy().tobytes())
+        return once_per_run(
+            f"graph-{key.hexdigest()[:20]}", lambda folder: write(trace(model, head, options), folder / f"{head}.onnx")
+        )
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def trace_once(written_once: Callable[..., Path]) -> Callable[..., Any]:
+    """:func:`trace`, of the same weights once per run; each caller has a graph of its own."""
+    import onnx_ir as ir
+
+    return lambda model, head, options: ir.load(written_once(model, head, options) / f"{head}.onnx")
+
+
+@pytest.fixture(scope="session")
+def nano_artifact(once_per_run: Callable[..., Path], request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """``nano_artifact(head)``: nano's checkpoint of this head, exported once per run in float32 to ``out/HEAD``.
 
     Where there is no exporter, the variable ERNIEM_NANO names the folder ``out``.
@@ -133,8 +170,11 @@ def nano_artifact(once_per_run: Callable[..., Path]) -> Callable[[str], Path]:
 
     def export(head: str, folder: Path) -> None:
         import erniem_export
+        from erniem_export import pipeline
 
-        erniem_export.export(NANO / "checkpoints" / head, folder / "out" / head, head=head, quiet=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "trace", request.getfixturevalue("trace_once"))
+            erniem_export.export(NANO / "checkpoints" / head, folder / "out" / head, head=head, quiet=True)
 
     return lambda head: once_per_run(f"nano-{head}", partial(export, head)) / "out" / head / f"{head}.onnx"
 

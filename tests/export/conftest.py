@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from safetensors.torch import save_file
 from erniem_export import cli, pipeline
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
-from erniem_export.onnx_export import trace, write
 from erniem_export.options import GraphOptions
 from erniem_export.random_weights import randomize
 
@@ -32,9 +30,6 @@ MICRO = {
     "intermediate_size": 24,
     "max_position_embeddings": 130,
 }
-
-# What loading a checkpoint leaves in its config.
-NOT_IN_GRAPH = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 State = dict[str, torch.Tensor]
 
@@ -65,15 +60,6 @@ def contents(folder: Path) -> dict[str, bytes] | None:
     if not folder.exists():
         return None
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Handing work this small to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -154,32 +140,6 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
         return line.removeprefix("error: ")
 
     return fail
-
-
-@pytest.fixture(scope="session")
-def written_once(once_per_run: Callable[..., Path]) -> Callable[..., Path]:
-    """The folder with ``HEAD.onnx`` of a model, traced and written; the same weights once per run.
-
-    Tracing is most of what an export takes.
-    """
-
-    def once(model: Any, head: str, options: GraphOptions) -> Path:
-        config = json.loads(model.config.to_json_string(use_diff=False))
-        known = sorted((key, value) for key, value in config.items() if key not in NOT_IN_GRAPH)
-        key = hashlib.sha256(repr((type(model).__name__, known, head, options)).encode())
-        for name, tensor in model.state_dict().items():
-            key.update(name.encode() + tensor.numpy().tobytes())
-        return once_per_run(
-            f"graph-{key.hexdigest()[:20]}", lambda folder: write(trace(model, head, options), folder / f"{head}.onnx")
-        )
-
-    return once
-
-
-@pytest.fixture(scope="session")
-def trace_once(written_once: Callable[..., Path]) -> Callable[..., ir.Model]:
-    """:func:`trace`, of the same weights once per run; each caller has a graph of its own."""
-    return lambda model, head, options: ir.load(written_once(model, head, options) / f"{head}.onnx")
 
 
 @pytest.fixture(scope="session", autouse=True)

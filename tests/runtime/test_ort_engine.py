@@ -115,6 +115,7 @@ def test_whatever_a_run_fails_with_is_one_error(heads, failure):
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 2), (1, 1), (3, 3)])
 def test_threads_reach_the_engine(heads, created, monkeypatch, threads, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "_affinity", lambda: 2)
     monkeypatch.setattr(machine, "_quotas", lambda root: ())
     Session(heads["qa"].path, threads=threads).close()

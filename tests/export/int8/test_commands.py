@@ -54,7 +54,7 @@ def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
     model = write_checkpoint(tmp_path / "model", "ner")
     shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
     (model / "calibration.txt").write_text("Guten Morgen, Herr Schneider.\nGood morning.\nWie geht es Ihnen?\n")
-    options = ("--int8", "--languages", "en,de", "--output", tmp_path / "out")
+    options = ("--int8", "--keep-tokens", model / "calibration.txt", "--output", tmp_path / "out")
     result = erniem_export("--model", model, *options)
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
