@@ -11,16 +11,14 @@ import json
 import operator
 import os
 import select
-import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt import __version__
-from erniem_rt._lanes import take
-from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError, InvalidInputError
+from erniem_rt.signals import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     import io
@@ -48,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
+            _show_progress(f"engine: {pipeline.session.engine}, computing in {pipeline.session.precision}\n")
             options = _call_options(pipeline, arguments)
             with _opened(arguments) as (source, target):
                 return _answer_lines(pipeline, options, source, target)
@@ -69,6 +68,9 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
     return pipeline(
         arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
         arguments.artifact,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        cache=arguments.cache,
         device=arguments.device,
         threads=arguments.threads,
         spinning=arguments.spinning,
@@ -183,6 +185,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", help="default: the manifest's; zero-shot-classification with --candidate-labels")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda for a plan, otherwise cpu")
+    parser.add_argument(
+        "--engine", default="auto", help="onnxruntime or openvino; default: the faster one for this CPU"
+    )
+    parser.add_argument("--precision", default="auto", help="fp32 or bf16, on a CPU; default: never bf16")
+    parser.add_argument("--cache", metavar="DIR", help="where OpenVINO keeps the compiled model; default: see the docs")
     parser.add_argument("--threads", **_COUNT, help="threads of one run; default: all CPUs that this process has")
     parser.add_argument("--spinning", **_YES_OR_NO, help="idle threads keep a CPU busy; default: for 0.2 ms")
     parser.add_argument(
@@ -222,6 +229,8 @@ def _chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, by
     So a program at the other end of a pipe may wait for each answer before it writes its next line. Where the source
     fails, the complete lines before that come first.
     """
+    from erniem_rt.batching import take
+
     chunk: list[tuple[int, bytes]] = []
     number = 0
     lines = _lines(source)
@@ -256,29 +265,18 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    path = Path(os.path.realpath(path))  # a link stays one
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with _made(part) as file:
-            if path.exists():
-                shutil.copymode(path, part)
-            yield file
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    from erniem_rt.files import replacing
 
-
-def _made(part: Path) -> IO[bytes]:
-    """Create a file; an error names its folder, for the user never gave the file's name."""
-    try:
-        return part.open("xb")
-    except OSError as error:
-        problem = f"no file can be made in {part.parent}: {error.strerror}; choose another."
-        if not part.parent.is_dir():
-            problem = f"there is no folder {part.parent}: make it, or choose another."
-        raise InvalidInputError(f"--output: {problem}") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            replacement = stack.enter_context(replacing(path))
+        except OSError as error:
+            folder = Path(os.path.realpath(path)).parent
+            problem = f"no file can be made in {folder}: {error.strerror}; choose another."
+            if not folder.is_dir():
+                problem = f"there is no folder {folder}: make it, or choose another."
+            raise InvalidInputError(f"--output: {problem}") from error
+        yield replacement
 
 
 def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:

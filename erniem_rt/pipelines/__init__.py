@@ -6,9 +6,8 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
 
-from erniem_rt._locations import find_artifact
-from erniem_rt._workers import Workers
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.locations import find_artifact
 from erniem_rt.pipelines.base import Pipeline, require_options
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline, FeatureExtractionSettings
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline, InformationExtractionSettings
@@ -20,6 +19,7 @@ from erniem_rt.pipelines.zero_shot_classification import (
     ZeroShotClassificationPipeline,
     ZeroShotClassificationSettings,
 )
+from erniem_rt.processes import Workers
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
 
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from erniem_rt.pipelines.base import CommonOptions
 
     class _SessionOptions(TypedDict, total=False):
+        engine: str
+        precision: str
         device: str | None
         threads: int | None
         spinning: bool | None
         shrink_memory: bool | None
         share_weights: bool
+        cache: str | os.PathLike[str] | bool | None
         cuda_graphs: bool | None
         verify: bool
         trust_plan: bool
@@ -139,11 +142,14 @@ def pipeline(
     task: str | os.PathLike[str] | Session | None = None,
     model: Model | None = None,
     *,
+    engine: str = "auto",
+    precision: str = "auto",
     device: str | None = None,
     threads: int | None = None,
     spinning: bool | None = None,
     shrink_memory: bool | None = None,
     share_weights: bool = False,
+    cache: str | os.PathLike[str] | bool | None = None,
     cuda_graphs: bool | None = None,
     verify: bool = True,
     trust_plan: bool = False,
@@ -158,8 +164,8 @@ def pipeline(
             ``"multiple-choice"``, ``"information-extraction"`` or ``"feature-extraction"``. Alone, the model.
         model: The exported folder, one of its artifacts, its hub id, or a :class:`Session` that is open: several
             pipelines may share it and its tokenizer, and closing them leaves it open.
-        device, threads, spinning, shrink_memory, share_weights, cuda_graphs, verify, trust_plan, runtime_cache: As for
-            :class:`erniem_rt.Session`.
+        engine, precision, device, threads, spinning, shrink_memory, share_weights, cache, cuda_graphs, verify,
+        trust_plan, runtime_cache: As for :class:`erniem_rt.Session`.
         **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
             ``schema``. All but those of the session may be given to a call instead.
 
@@ -172,18 +178,21 @@ def pipeline(
     task, model = _task_and_model(task, model)
     wanted = None if task is None else _class_of(str(task))
     session_options = {
+        "engine": engine,
+        "precision": precision,
         "device": device,
         "threads": threads,
         "spinning": spinning,
         "shrink_memory": shrink_memory,
         "share_weights": share_weights,
+        "cache": cache,
         "cuda_graphs": cuda_graphs,
         "verify": verify,
         "trust_plan": trust_plan,
         "runtime_cache": runtime_cache,
     }
     if isinstance(model, Session):
-        given = [name for name, value in session_options.items() if value not in (None, name == "verify")]
+        given = [name for name, value in session_options.items() if value not in (None, "auto", name == "verify")]
         if given:
             raise InvalidInputError(f"{given[0]} is an option of the session, which is open already: give it there.")
         made = _made(wanted, model, lambda: _tokenizer_of(model), options)

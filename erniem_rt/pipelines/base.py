@@ -6,9 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
-from erniem_rt._checks import require_choice, require_count
-from erniem_rt._lanes import take
-from erniem_rt.batching import Outputs, run_rows
+from erniem_rt.batching import Outputs, run_rows, take
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import AnyAnswer
 from erniem_rt.pipelines.inputs import items_of, require_size
@@ -210,7 +209,7 @@ class Pipeline(Generic[AnyAnswer]):
 
     def _limit(self, asked: Options) -> int:
         """Most tokens in one row of a call with these options."""
-        limit, most = asked.max_seq_len, self.manifest.limits.max_length
+        limit, most = asked.max_seq_len, self.session.limits.max_length
         if limit is None:
             return min(self.manifest.defaults.max_seq_len or most, most)
         if limit > most:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import numpy as np
 
-from erniem_rt._checks import require_choice, require_flag
+from erniem_rt.checks import require_choice, require_flag
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Embedding, Embeddings
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, ov
 
 import numpy as np
 
-from erniem_rt._checks import is_count, require_choice
+from erniem_rt.checks import is_count, require_choice
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions

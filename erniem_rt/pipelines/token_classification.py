@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from erniem_rt._checks import require_choice, require_count
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Entities, Entity
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions

@@ -247,7 +247,7 @@ class Prompter:
         return encoded
 
     def _encode_anew(self, text: str) -> EncodedText:
-        return encode(self._opened(), text, f"the prompt {quoted(text)}")
+        return encode(self._opened(), text, f"the prompt {quoted(text)}", narrow=True)
 
     def _check(self, prompt: EncodedText, max_length: int) -> None:
         special = self._opened().num_special_tokens_to_add(pair=True)
@@ -278,15 +278,15 @@ def half_width(text: str) -> str:
     return text.translate(_HALF_WIDTH)
 
 
-def encode(tokenizer: Tokenizer, text: str, name: str) -> EncodedText:
-    """Encode ``text`` in its half-width form; ``name`` is what errors call it.
+def encode(tokenizer: Tokenizer, text: str, name: str, *, narrow: bool = False) -> EncodedText:
+    """Encode ``text``, with ``narrow`` in its half-width form; ``name`` is what errors call it.
 
     Only what is an added token as it is written becomes one: ``[MASK]``, but not ``［MASK］``.
 
     Raises:
         InvalidInputError: Nothing of the text is left as tokens.
     """
-    encoding = tokenizer(_narrowed(tokenizer, text), add_special_tokens=False)
+    encoding = tokenizer(_narrowed(tokenizer, text) if narrow else text, add_special_tokens=False)
     require_tokens(name, len(encoding))
     return EncodedText(text, encoding.input_ids, encoding.offsets)
 
@@ -312,28 +312,36 @@ def _spelled(words: frozenset[str]) -> re.Pattern[str]:
     return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))", re.IGNORECASE)
 
 
-def split(encoded: EncodedText, room: int) -> list[range]:
-    """Ranges of tokens, each of at most ``room``, which cover the text in order.
+def split(encoded: EncodedText, room: int, most_characters: int | None = None) -> list[range]:
+    """Ranges of tokens, each of at most ``room`` and of ``most_characters``, which cover the text in order.
 
     A piece ends where the last sentence ends that fits. Where none does it fills the room, and the next piece begins
     :func:`shared_tokens` before its end: what is no longer than that stands whole in one of the two.
     """
     count = len(encoded.ids)
-    if count <= room:
+    starts, ends = [start for start, _ in encoded.offsets], [end for _, end in encoded.offsets]
+
+    def stop_after(first: int) -> int:
+        """Where a piece from ``first`` on is full; it has a token at least."""
+        if most_characters is None:
+            return first + room
+        return min(first + room, max(bisect_right(ends, starts[first] + most_characters), first + 1))
+
+    if not count or stop_after(0) >= count:
         return [range(count)]
-    starts = [start for start, _ in encoded.offsets]
     sentences = [bisect_left(starts, found.end()) for found in _SENTENCE_END.finditer(encoded.text)]
     pieces = []
     first = 0
-    while count - first > room:
-        last_sentence = bisect_right(sentences, first + room) - 1
+    while (stop := stop_after(first)) < count:
+        last_sentence = bisect_right(sentences, stop) - 1
         end = sentences[last_sentence] if last_sentence >= 0 else 0
         if end > first:
             pieces.append(range(first, end))
             first = end
         else:
-            pieces.append(range(first, first + room))
-            first += room - shared_tokens(room)
+            pieces.append(range(first, stop))
+            shared = stop - shared_tokens(stop - first)
+            first = shared if stop_after(shared) > stop else stop
     return [*pieces, range(first, count)]
 
 

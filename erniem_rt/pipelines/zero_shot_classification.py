@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from erniem_rt._checks import require_flag
+from erniem_rt.checks import require_flag
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions

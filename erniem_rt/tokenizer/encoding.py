@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from erniem_rt._lazy import lazy
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.processes import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

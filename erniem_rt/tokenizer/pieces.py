@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from erniem_rt._files import refuse_pointer
-from erniem_rt._processes import renew_after_fork
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
+from erniem_rt.files import refuse_pointer
+from erniem_rt.processes import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -81,7 +81,7 @@ class SentencePieceModel:
         ends = np.cumsum([len(row) for row in rows])
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
 
-    def tokenize(self, run: str) -> tuple[list[str], list[tuple[int, int]]]:
+    def tokenize(self, run: str, *, drop_lone_marks: bool = False) -> tuple[list[str], list[tuple[int, int]]]:
         """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to."""
         run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
@@ -90,7 +90,8 @@ class SentencePieceModel:
         position = 0  # in the normalised run, which the pieces spell out one after the other
         for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
             # A lone mark counts in mid-text only, and only if the next piece does not bring a mark of its own.
-            if piece != WORD_START or (position and not following.startswith(WORD_START)):
+            keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
+            if piece != WORD_START or keeps_mark:
                 for token, start, end in _split_once(piece):
                     tokens.append(token)
                     spans.append((position + start, position + end))
@@ -231,10 +232,13 @@ class RunTokens(NamedTuple):
 class PieceTable:
     """Tokens by piece id, computed when a piece is first met, so that a large vocabulary costs nothing to load.
 
-    It has no tokens for the unknown piece, whose text differs from run to run.
+    It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
+    mark alone.
     """
 
-    def __init__(self, model: SentencePieceModel, ids_of: Callable[[Iterable[str]], list[int]]) -> None:
+    def __init__(
+        self, model: SentencePieceModel, ids_of: Callable[[Iterable[str]], list[int]], *, drop_lone_marks: bool = False
+    ) -> None:
         self._model = model
         self._ids_of = ids_of
         self._mark = model.piece_id(WORD_START)
@@ -245,6 +249,8 @@ class PieceTable:
         self._length = np.zeros(size, dtype=np.int64)
         self._begins_word = np.zeros(size, dtype=bool)
         self._count = np.full(size, _NOT_YET_KNOWN, dtype=np.int16)
+        if drop_lone_marks:
+            self._count[self._mark], self._length[self._mark] = 0, len(WORD_START)
         self._count[model.unknown_id] = 0
         renew_after_fork(self)
 

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from erniem_rt._files import check_hash, check_size, refuse_pointer
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import check_hash, check_size, refuse_pointer
 from erniem_rt.manifest import HEADS, Manifest
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _DEFAULTS = {
     "cls_token": AddedToken("[CLS]"),
     "mask_token": AddedToken("[MASK]"),
 }
-_FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces")
+_FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces", "drop_lone_marks")
 _SIDES = ("padding_side", "truncation_side")
 _CLASSES = ("ErnieMTokenizer", "ErnieMTokenizerFast")
 _NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
@@ -71,6 +71,8 @@ class TokenizerSettings:
         padding_side: Where rows are padded.
         truncation_side: Which end of a text is cut off.
         clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
+        drop_lone_marks: Make no token of a word-start mark ``▁`` alone, as PaddleNLP's tokenizer does; the reference
+            keeps some.
     """
 
     special_tokens: Mapping[str, AddedToken] = field(default_factory=lambda: dict(_DEFAULTS))
@@ -82,6 +84,7 @@ class TokenizerSettings:
     padding_side: Side = "right"
     truncation_side: Side = "right"
     clean_up_tokenization_spaces: bool = False
+    drop_lone_marks: bool = False
 
     def __post_init__(self) -> None:
         missing = [name for name in _DEFAULTS if name not in self.special_tokens]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from erniem_rt._checks import require_choice, require_count
-from erniem_rt._files import as_path
-from erniem_rt._locations import find_folder
-from erniem_rt._threads import threads_or_default
-from erniem_rt._workers import Workers
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.files import as_path
+from erniem_rt.locations import find_folder
+from erniem_rt.machine import threads_or_default
+from erniem_rt.processes import Workers
 
 from .added_tokens import TextSplitter
 from .encoding import (
@@ -92,7 +92,7 @@ class Tokenizer:
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
         )
-        self._table = PieceTable(self._model, self._vocabulary.ids_of)
+        self._table = PieceTable(self._model, self._vocabulary.ids_of, drop_lone_marks=self.settings.drop_lone_marks)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
@@ -422,7 +422,7 @@ class Tokenizer:
     def _tokens(self, segment: Segment) -> tuple[list[str], list[tuple[int, int]]]:
         if self._splitter.is_added(segment.text):
             return [segment.text], [(0, len(segment.text))]
-        return self._model.tokenize(segment.text)
+        return self._model.tokenize(segment.text, drop_lone_marks=self.settings.drop_lone_marks)
 
     def _located(self, segments: list[Segment], spans: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
         """Where the tokens of the segments stand in the text."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from erniem_rt._files import refuse_pointer
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import refuse_pointer
 
 from .pieces import WORD_START
 

@@ -143,7 +143,7 @@ def test_children_forked_while_other_threads_run_answer_too(cls, tmp_path):
 
 def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path):
     script = """
-    from erniem_rt._processes import no_fork
+    from erniem_rt.processes import no_fork
     pipe = erniem_rt.pipeline(path, threads=2)
     expected = pipe(texts)
     reached, finish = threading.Event(), threading.Event()

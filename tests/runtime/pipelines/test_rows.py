@@ -235,16 +235,3 @@ def test_results_come_batch_by_batch(scripted_session):
     assert session.batches == []
     next(results)
     assert len(session.batches) == 1
-
-
-@given(lengths=st.lists(st.integers(20, 64), min_size=30, max_size=60))
-@settings(max_examples=30, deadline=None)
-def test_where_batches_run_at_once_they_are_small(scripted_session, lengths):
-    session = scripted_session("cls", lambda ids: {"logits": [len(ids)]}, labels=("a",))
-    session.lanes = 2
-    results = dict(run_rows(session, [[7] * length for length in lengths], batch_size=32))
-    assert [results[i]["logits"].tolist() for i in range(len(lengths))] == [[length] for length in lengths]
-    for ids, following in zip(session.batches, [*session.batches[1:], None], strict=True):
-        assert ids.size <= 1024
-        full = len(ids) == 32 or ids.size + ids.shape[1] > 1024
-        assert full or following is None

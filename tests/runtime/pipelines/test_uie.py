@@ -277,6 +277,17 @@ def test_where_a_text_is_cut(text: str, room: int, expected: list[str]) -> None:
     assert parts(text, room) == expected
 
 
+@given(st.text(alphabet="ab 。\n", min_size=1, max_size=60), st.integers(1, 12), st.integers(1, 12))
+def test_pieces_have_no_more_characters_than_they_may(text: str, room: int, most: int) -> None:
+    encoded = by_character(text)
+    pieces = split(encoded, room, most)
+    assert {i for piece in pieces for i in piece} == set(range(len(encoded.ids)))
+    assert all(0 < len(piece) <= room for piece in pieces) or not encoded.ids
+    for piece in filter(None, pieces):
+        assert encoded.offsets[piece.stop - 1][1] - encoded.offsets[piece.start][0] <= most
+    assert all(left.start < right.start <= left.stop < right.stop for left, right in pairwise(pieces))
+
+
 @pytest.mark.parametrize("unit", [".", "。", "”", ".”", "\n", "\n ", "a", "a ", "a. "])
 def test_time_is_linear_in_the_text(unit: str) -> None:
     encoded = by_character(unit * (100_000 // len(unit)) + "x" * 100)
