@@ -1,4 +1,4 @@
-"""Makes the data in this folder with real PaddlePaddle and PaddleNLP; by hand, not in CI. See README.md for what is what.
+"""Makes the data in this folder with real PaddlePaddle and PaddleNLP; by hand, not in CI. README.md says what is what.
 
     python -m venv v && v/bin/pip install paddlepaddle==2.6.2 "numpy<2" "setuptools<70"
     v/bin/pip install --no-deps paddlenlp==2.8.1 aistudio-sdk==0.2.6 pyarrow==17.0.0
@@ -10,7 +10,7 @@
 The texts, schemas and rows of nano/ are those that are there; only what Paddle makes of them is computed again.
 """
 
-# ruff: noqa: E402, I001
+# ruff: noqa: I001
 import scipy.linalg  # before paddle, whose wheel brings a zlib that scipy cannot be imported with
 import sklearn.metrics
 
@@ -233,7 +233,7 @@ def make_answers(out, place):
     """The real Taskflow; it would call home, and writes into its folder."""
     made = []
     calls = json.loads((HERE / "nano" / "taskflow_real.json").read_text("utf-8"))
-    with mock.patch("paddlenlp.utils.downloader.download_check", lambda *_: None):
+    with mock.patch("paddlenlp.utils.downloader.download_check"):
         for call in calls:
             ask = Taskflow(
                 "information_extraction",
