@@ -69,10 +69,10 @@ def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
     if options.precision == "bf16":
         return "openvino"
     size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
-    faster = size > _SMALL and (cpu_class(), manifest.precision.get("weights")) in _OPENVINO_IS_FASTER
-    if _installed("openvino") and (faster or not _installed("onnxruntime")):
-        return "openvino"
-    return "onnxruntime"
+    weights = manifest.precision.get("weights")
+    better = size > _SMALL and (cpu_class(), weights) in _OPENVINO_IS_FASTER
+    better = better or "bf16" in manifest.precision.values() or not _installed("onnxruntime")
+    return "openvino" if better and _installed("openvino") else "onnxruntime"
 
 
 def _installed(package: str) -> bool:
