@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, engines, pipeline
+from erniem_rt._cpu import cpu_class
 from erniem_rt.engines.base import Device, GraphOptions
 from erniem_rt.manifest import HEADS, FileRecord, Manifest, TensorSpec
 
@@ -21,7 +23,7 @@ pytest.importorskip("openvino")
 
 from erniem_rt.engines.openvino import OpenVINOEngine
 
-BF16 = "BF16" in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+BF16 = "bf16" in cpu_class() or "amx" in cpu_class()
 needs_bf16 = pytest.mark.skipif(not BF16, reason="this CPU has no bf16")
 
 
@@ -128,7 +130,9 @@ def settings_of(monkeypatch):
     told = []
     real = openvino.Core.compile_model
     monkeypatch.setattr(
-        openvino.Core, "compile_model", lambda self, model, device, config: told.append(config) or real(self, model, device, config)
+        openvino.Core,
+        "compile_model",
+        lambda self, model, device, config: told.append(config) or real(self, model, device, config),
     )
     return told
 
@@ -137,14 +141,15 @@ def test_precision_and_threads_are_always_said(artifact, monkeypatch):
     told = settings_of(monkeypatch)
     opened(artifact, threads=1).close()
     opened(artifact, threads=3, precision="fp32").close()
-    assert [(each["INFERENCE_PRECISION_HINT"], each["INFERENCE_NUM_THREADS"]) for each in told] == [("f32", 1), ("f32", 3)]
+    assert [(each["INFERENCE_PRECISION_HINT"], each["INFERENCE_NUM_THREADS"]) for each in told] == [
+        ("f32", 1),
+        ("f32", 3),
+    ]
     assert not any(each["ENABLE_CPU_PINNING"] for each in told)
 
 
 @needs_bf16
 def test_bf16_by_name_where_it_was_proven(nano_artifact, tmp_path):
-    import shutil
-
     shutil.copytree(nano_artifact("ner").parent, tmp_path / "out")
     manifest = Manifest.load(tmp_path / "out/ner.json")
     replace(manifest, proven=("fp32", "bf16")).save(tmp_path / "out/ner.json")
@@ -210,16 +215,19 @@ def test_a_graph_that_openvino_cannot_read(artifact):
     model.graph.node[0].op_type = "Gatherer"
     onnx.save(model, artifact.path)
     artifact.rehash()
-    with pytest.raises(ArtifactError, match=r"qa\.onnx cannot be compiled by openvino 20.*Gatherer.*engine='onnxruntime'"):
+    with pytest.raises(
+        ArtifactError, match=r"qa\.onnx cannot be compiled by openvino 20.*Gatherer.*engine='onnxruntime'"
+    ):
         opened(artifact)
 
 
 def test_a_run_that_fails_is_one_error(heads):
     with opened(heads["qa"]) as session:
-        session._engine._model = None
         session._engine._model = type("Broken", (), {"create_infer_request": lambda self: 1 / 0})()
         session._engine._requests.clear()
-        with pytest.raises(EngineError, match=r"^openvino failed on cpu: division by zero\. If memory ran out, give it"):
+        with pytest.raises(
+            EngineError, match=r"^openvino failed on cpu: division by zero\. If memory ran out, give it"
+        ):
             session.run(input_ids=[[3, 4]])
 
 
@@ -272,7 +280,9 @@ def test_a_pickle_keeps_engine_and_precision(heads):
     with opened(heads["qa"], precision="fp32") as session, pickle.loads(pickle.dumps(session)) as again:
         assert (again.engine, again.precision, again.lanes) == ("openvino", "fp32", 1)
         assert "engine='openvino'" in repr(again)
-        np.testing.assert_array_equal(again.run(input_ids=[[3, 4]])["end_logits"], session.run(input_ids=[[3, 4]])["end_logits"])
+        np.testing.assert_array_equal(
+            again.run(input_ids=[[3, 4]])["end_logits"], session.run(input_ids=[[3, 4]])["end_logits"]
+        )
 
 
 def test_many_batches_and_a_pipeline(nano_artifact):
@@ -281,7 +291,9 @@ def test_many_batches_and_a_pipeline(nano_artifact):
         assert (ours.session.engine, theirs.session.engine) == ("openvino", "onnxruntime")
         texts = ["Anna lives in Rostock.", "Sie kam am 3. Mai 1961 nach Leipzig und blieb dort.", "x"]
         for found, expected in zip(ours(texts), theirs(texts), strict=True):
-            assert [(each["entity"], each["start"]) for each in found] == [(each["entity"], each["start"]) for each in expected]
+            assert [(each["entity"], each["start"]) for each in found] == [
+                (each["entity"], each["start"]) for each in expected
+            ]
         with pytest.raises(InvalidInputError, match="engine is an option of the session"):
             pipeline(ours.session, engine="openvino")
 
@@ -292,7 +304,11 @@ def test_nothing_is_sent_when_openvino_is_imported(heads, tmp_path):
     code = f"import erniem_rt; print(erniem_rt.Session({str(heads['qa'].path)!r}, engine='openvino').engine)"
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.stdout, done.stderr) == ("openvino\n", "")
 

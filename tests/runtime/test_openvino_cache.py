@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -52,7 +51,7 @@ def assert_right(artifact, **options):
 
 
 def entries(folder):
-    return sorted(path.name for path in folder.glob("*")) + sorted(path.name for path in folder.glob(".*"))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_beside_the_artifact_one_for_all_threads(artifact, loaded):
@@ -158,7 +157,9 @@ def test_a_folder_by_name_that_cannot_be_written_is_a_warning(artifact, tmp_path
 
 
 def test_a_file_is_no_folder(artifact):
-    with pytest.raises(InvalidInputError, match=r"cache must be a folder, True, False or None, and .*qa\.onnx is a file"):
+    with pytest.raises(
+        InvalidInputError, match=r"cache must be a folder, True, False or None, and .*qa\.onnx is a file"
+    ):
         answer(artifact, cache=artifact.path)
 
 
@@ -182,7 +183,6 @@ def test_a_disk_that_fills_up_meanwhile(artifact):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "(1, 4)\n"), done.stderr
     assert entries(artifact.folder / ".erniem-rt") == []
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 def test_what_did_not_pass_the_check_is_not_kept(artifact, loaded):
@@ -221,5 +221,5 @@ def test_what_a_killed_process_left_is_cleared(artifact):
         os.utime(folder / name, (at, at))
     shutil.rmtree(entry)
     answer(artifact)
-    assert entries(folder) == [entry.name, f".{family}-new"]
+    assert entries(folder) == [f".{family}-new", entry.name]
     assert engine_module._ABANDONED == 3600
