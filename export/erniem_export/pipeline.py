@@ -17,8 +17,8 @@ from erniem_export.errors import EngineBuildError, ExportError, ParityError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
 from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
-from erniem_export.parity.cases import build_cases
 from erniem_export.parity.bf16 import with_bf16
+from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
 from erniem_export.passes.embedding import bytes_of_row
