@@ -31,6 +31,9 @@ FALLS = {"fp32": 0.05, "other": 0.5}
 _ROUNDING = 1e-9
 
 
+_opened = partial(Session, engine="onnxruntime", verify=False)
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Figures of the artifact (``found``) and of the PyTorch model (``reference``), by the metric's name.
@@ -95,7 +98,7 @@ class AccuracyGate:
         self,
         artifact: Path,
         report: Mapping[str, Any],
-        open_session: Callable[[Path], Session] = partial(Session, engine="onnxruntime", verify=False),
+        open_session: Callable[[Path], Session] = _opened,
     ) -> dict[str, Any]:
         """Ask an artifact that passed the comparison of outputs; return its ``report`` with ``accuracy`` added.
 

@@ -36,7 +36,7 @@ _EMULATED = "in bf16 on a CPU, every result rounded by a float32 graph"
 def with_bf16(
     manifest: Manifest, artifact: Path, model: ErnieMPreTrainedModel, note: Callable[[str], None], **gate: Any
 ) -> Manifest:
-    """``manifest``, saved beside ``artifact``, with what :func:`prove_bf16` found, which ``note`` is told in one line."""
+    """``manifest``, saved beside ``artifact``, with what :func:`prove_bf16` found; ``note`` is told that in a line."""
     if manifest.target not in ("onnxruntime-cpu", "portable") or manifest.precision["weights"] not in ("fp32", "int8"):
         return manifest
     try:

@@ -34,6 +34,7 @@ __all__ = ["check_parity"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
+_opened = partial(Session, engine="onnxruntime")
 
 
 def check_parity(
@@ -42,7 +43,7 @@ def check_parity(
     *,
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
-    open_session: Callable[[Path], AbstractContextManager[Session]] = partial(Session, engine="onnxruntime"),
+    open_session: Callable[[Path], AbstractContextManager[Session]] = _opened,
 ) -> Report:
     """Compare an artifact, run as its users run it, with the PyTorch model in float32.
 
