@@ -82,7 +82,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         self.do_lower_case, self.drop_lone_marks = do_lower_case, drop_lone_marks
         self._files = (sentencepiece_model_ckpt, vocab_file)
         self._plain = Tokenizer(*self._files)
-        self._made: tuple[Any, Tokenizer] | None = None
+        self._made: Tokenizer | None = None
         self.vocab = {token: i for token, i in self._plain.get_vocab().items() if i < self._plain.vocab_size}
         super().__init__(
             do_lower_case=do_lower_case,
@@ -154,25 +154,17 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         by_content = {token.content: token for token in added.values()}
         special = [by_content.get(content, OurToken(content)) for content in map(str, self.all_special_tokens)]
         named = {name: str(getattr(self, name)) for name in _NAMED}
-        state = (
-            split,
-            self.do_lower_case,
-            self.drop_lone_marks,
-            tuple(added.items()),
-            tuple(special),
-            tuple(named.items()),
+        settings = TokenizerSettings(
+            special_tokens={name: by_content.get(token, OurToken(token)) for name, token in named.items()},
+            additional_special_tokens=tuple(token for token in special if token.content not in named.values()),
+            added_tokens=added,
+            do_lower_case=self.do_lower_case,
+            split_special_tokens=split,
+            drop_lone_marks=self.drop_lone_marks,
         )
-        if self._made is None or self._made[0] != state:
-            settings = TokenizerSettings(
-                special_tokens={name: by_content.get(token, OurToken(token)) for name, token in named.items()},
-                additional_special_tokens=tuple(token for token in special if token.content not in named.values()),
-                added_tokens=added,
-                do_lower_case=self.do_lower_case,
-                split_special_tokens=split,
-                drop_lone_marks=self.drop_lone_marks,
-            )
-            self._made = (state, self._plain.with_settings(settings))
-        return self._made[1]
+        if self._made is None or self._made.settings != settings:
+            self._made = self._plain.with_settings(settings)
+        return self._made
 
     def _encode_plus(
         self, text: Any, text_pair: Any = None, *, return_offsets_mapping: bool = False, **kwargs: Any
