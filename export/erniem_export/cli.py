@@ -289,7 +289,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         help="what the graph is made for. auto (default): onnxruntime-cpu in fp32 and int8, onnxruntime-cuda with "
         "--fp16 and --bf16. onnxruntime-cpu: fused attention and no work for padding, whose positions come out as "
         "zeros. onnxruntime-cuda: fused attention for a GPU; onnxruntime-cuda-packed: no work for padding either, but "
-        "no CUDA graphs. portable: standard operators only, for any ONNX engine",
+        "no CUDA graphs. openvino: --int8 in the form that OpenVINO computes fastest. portable: standard operators only, "
+        "for any ONNX engine",
     )
     sizes.add_argument(
         "--embedding",

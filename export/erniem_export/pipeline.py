@@ -64,14 +64,14 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     library = _builder(options)
     int8, flavour = options.precision.weights == "int8", None if library is None else library.flavour
     if int8:
-        check_int8(options.int8, flavour)
+        check_int8(options.int8, flavour, target=options.target)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
         head, model = checkpoint.head, checkpoint.model
         # What cannot go well is refused before the long work.
         if int8 and checkpoint.tokenizer_dir is not None:
-            check_int8(options.int8, flavour, checkpoint.calibration)
+            check_int8(options.int8, flavour, checkpoint.calibration, options.target)
         resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
         if options.graph.head_mask and model.config.pruned_heads:
             raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
@@ -202,7 +202,7 @@ def _write(
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
-        engine["int8"] = quantize(graph, checkpoint, source, options.int8, limits, progress)
+        engine["int8"] = quantize(graph, checkpoint, source, options.int8, limits, progress, target)
     if int8 and library is not None:
         products = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
         precision = apply_precision(graph, products, cases, stage)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError
+from erniem_export.options import ON_OPENVINO
 from erniem_export.passes.int8 import to_int8
+from erniem_export.passes.int8_openvino import to_int8_openvino
 from erniem_export.passes.int8_standard import int8_products, int8_weights
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_export.quantization.encoder import quantize_encoder
@@ -29,9 +31,18 @@ __all__ = ["check_int8", "cpu_for", "quantize", "quantize_for_engine"]
 _WEIGHTS_ONLY = "tensorrt-rtx"
 
 
-def cpu_for(options: Int8) -> str:
-    """``avx2`` or ``vnni``, as asked for or as here; :class:`ExportError` for ``vnni`` where it cannot be checked."""
+def cpu_for(options: Int8, target: str = "auto") -> str:
+    """``avx2`` or ``vnni``, as asked for or as here; :class:`ExportError` for ``vnni`` where it cannot be checked.
+
+    ``target``: of the graph; OpenVINO's is for ``vnni`` alone.
+    """
     flags, vnni = cpu_flags(), has_vnni()
+    if target == ON_OPENVINO:
+        if vnni is False:
+            raise ExportError(
+                "--target openvino is int8 for a CPU with VNNI and cannot be checked here, on one without: leave it out"
+            )
+        return "vnni"
     if vnni is not None and "avx2" not in flags:
         raise ExportError("--int8 needs a CPU with AVX2, and this CPU has none: leave it out")
     if options.cpu == "auto":
@@ -41,26 +52,33 @@ def cpu_for(options: Int8) -> str:
     return options.cpu
 
 
-def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> None:
+def check_int8(options: Int8, flavour: str | None, own: Path | None = None, target: str = "auto") -> None:
     """Refuse, before the long work, what :func:`quantize` and :func:`quantize_for_engine` would.
 
     Args:
         options: For which CPU, and on what text.
         flavour: Of TensorRT; None for onnxruntime.
         own: The checkpoint's own text, once it is loaded.
+        target: Of the graph, for onnxruntime.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
     """
     if flavour is None:
-        cpu_for(options)
+        cpu_for(options, target)
     text = options.calibration or own
     if text is not None and flavour != _WEIGHTS_ONLY:
         read_texts(text)
 
 
 def quantize(
-    graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Int8,
+    limits: Limits,
+    progress: Progress,
+    target: str = "auto",
 ) -> dict[str, Any]:
     """Put the encoder's products into int8, in place; return what was done, for the manifest.
 
@@ -71,12 +89,13 @@ def quantize(
         options: For which CPU, and on what text.
         limits: Of the ids.
         progress: Is told of the layers.
+        target: Of the graph: ``openvino`` has a form of its own.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
         FusionError: A product is not in the graph.
     """
-    cpu = cpu_for(options)
+    cpu = cpu_for(options, target)
     calibration = _calibration(checkpoint, folder, options, limits)
     progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
     found = quantize_encoder(
@@ -85,7 +104,7 @@ def quantize(
         lambda layers: progress.track(layers, "layer"),
         form="exact" if cpu == "vnni" else "pairs",
     )
-    to_int8(graph, found.products)
+    (to_int8_openvino if target == ON_OPENVINO else to_int8)(graph, found.products)
     return {"cpu": cpu, **_described(found, calibration.source)}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from erniem_export import cli, pipeline
 from erniem_export.checkpoint import Checkpoint
+from erniem_export.errors import ExportError
 from erniem_export.options import GraphOptions, Int8
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
@@ -46,6 +47,27 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert f"{line}, {done['calibration']}\n" in result.out
     with Session(tmp_path / "out" / "ner.onnx") as session:
         assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
+
+
+@pytest.mark.parametrize("head", ["cls", "ner", "ie", "mc", "base"])
+def test_an_export_for_openvino_passes_the_gate(
+    write_checkpoint: Callable[..., Path], erniem_export: Command, tmp_path: Path, head: str
+) -> None:
+    if _cpu.has_vnni() is False:
+        pytest.skip("this CPU has no VNNI")
+    model = write_checkpoint(tmp_path / "model", head)
+    result = erniem_export("--model", model, "--int8", "--target", "openvino", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    manifest = json.loads((tmp_path / "out" / f"{head}.json").read_text())
+    assert manifest["target"] == manifest["engine"]["name"] == "openvino"
+    assert manifest["engine"]["packed"]
+    assert manifest["engine"]["int8"]["cpu"] == "vnni"
+
+
+def test_an_export_for_openvino_needs_a_cpu_that_can_check_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "has_vnni", lambda: False)
+    with pytest.raises(ExportError, match="--target openvino is int8 for a CPU with VNNI"):
+        quantize.check_int8(Int8(), None, target="openvino")
 
 
 def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
