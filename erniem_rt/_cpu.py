@@ -8,10 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cpu_class", "cpu_flags", "has_vnni", "warn_of_cpu"]
+__all__ = ["cpu_class", "cpu_flags", "has_vnni", "is_arm", "warn_of_cpu"]
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
+_ARM = frozenset({"arm64", "aarch64"})
+# What sums of 8-bit products must be exact for, and what a CPU without VNNI is then told.
+_EXACT = {"vnni": "a CPU with VNNI, and this CPU has none", "arm64": "arm64, and this CPU is another, without VNNI"}
 _EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
 
 
@@ -46,12 +49,17 @@ def has_vnni() -> bool | None:
     return not flags.isdisjoint(_VNNI)
 
 
+def is_arm() -> bool:
+    """Whether this is a 64-bit ARM, which sums products of 8 bits in 32 bits."""
+    return platform.machine().lower() in _ARM
+
+
 def warn_of_cpu(engine: Mapping[str, Any] | None) -> None:
     """Warn if the manifest's ``engine`` says int8 for VNNI and this CPU has none: its sums would overflow."""
     int8 = (engine or {}).get("int8")
-    if isinstance(int8, Mapping) and int8.get("cpu") == "vnni" and has_vnni() is False:
+    if isinstance(int8, Mapping) and str(int8.get("cpu")) in _EXACT and has_vnni() is False:
         warnings.warn(
-            "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate "
+            f"this artifact was exported for {_EXACT[int8['cpu']]}: its results are less accurate "
             "here. Export it again with --int8 --cpu avx2.",
             stacklevel=3,
         )

@@ -56,7 +56,7 @@ TARGETS = ("auto", PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED, ON_OPENVINO)
 OLD_TARGETS = {"any": PORTABLE, "onnxruntime": ON_CPU}
 
 # What an int8 artifact may be made for; auto: the CPU that exports it.
-CPUS = ("auto", "avx2", "vnni")
+CPUS = ("auto", "avx2", "vnni", "arm64")
 
 # What builds a TensorRT plan. auto: with --fp16 and --bf16 what is installed and can build here, if anything.
 ENGINES = ("auto", "none", *FLAVOURS)
@@ -247,8 +247,8 @@ def _check_target(options: ExportOptions, target: str) -> None:
 def _check_openvino(options: ExportOptions) -> None:
     if options.for_tensorrt:
         raise OptionError(f"--target openvino has no plan: leave out --engine {options.engine.engine}")
-    if options.int8.cpu == "avx2":
-        raise OptionError("--target openvino needs a CPU that sums products of 8 bits exactly: leave out --cpu avx2")
+    if options.int8.cpu not in ("auto", "vnni"):
+        raise OptionError(f"--target openvino is for a CPU with VNNI: leave out --cpu {options.int8.cpu}")
 
 
 def _check_engine(options: ExportOptions) -> None:

@@ -11,7 +11,7 @@ from erniem_export.passes.int8_openvino import to_int8_openvino
 from erniem_export.passes.int8_standard import int8_products, int8_weights
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_export.quantization.encoder import quantize_encoder
-from erniem_rt._cpu import cpu_flags, has_vnni
+from erniem_rt._cpu import cpu_flags, has_vnni, is_arm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,9 @@ _WEIGHTS_ONLY = "tensorrt-rtx"
 
 
 def cpu_for(options: Int8, target: str = "auto") -> str:
-    """``avx2`` or ``vnni``, as asked for or as here; :class:`ExportError` for ``vnni`` where it cannot be checked.
+    """``avx2``, ``vnni`` or ``arm64``, as asked for or as here; :class:`ExportError` where it cannot be checked.
+
+    The last two sum products of 8 bits exactly.
 
     ``target``: of the graph; OpenVINO's is for ``vnni`` alone.
     """
@@ -46,9 +48,9 @@ def cpu_for(options: Int8, target: str = "auto") -> str:
     if vnni is not None and "avx2" not in flags:
         raise ExportError("--int8 needs a CPU with AVX2, and this CPU has none: leave it out")
     if options.cpu == "auto":
-        return "vnni" if vnni else "avx2"
-    if options.cpu == "vnni" and vnni is False:
-        raise ExportError("--cpu vnni cannot be checked here, on a CPU without VNNI: leave it out")
+        return "vnni" if vnni else "arm64" if is_arm() else "avx2"
+    if options.cpu in ("vnni", "arm64") and vnni is False:
+        raise ExportError(f"--cpu {options.cpu} cannot be checked here, on a CPU without VNNI: leave it out")
     return options.cpu
 
 
@@ -102,7 +104,7 @@ def quantize(
         checkpoint.model,
         calibration,
         lambda layers: progress.track(layers, "layer"),
-        form="exact" if cpu == "vnni" else "pairs",
+        form="pairs" if cpu == "avx2" else "exact",
     )
     (to_int8_openvino if target == ON_OPENVINO else to_int8)(graph, found.products)
     return {"cpu": cpu, **_described(found, calibration.source)}

@@ -120,6 +120,7 @@ def test_what_contradicts_itself_is_a_usage_error(erniem_export: Command, argume
     ("flags", "vnni", "cpu", "message"),
     [
         ({"avx2"}, False, "vnni", "--cpu vnni cannot be checked here"),
+        ({"avx2"}, False, "arm64", "--cpu arm64 cannot be checked here"),
         ({"sse4_1"}, False, "auto", "needs a CPU with AVX2"),
     ],
 )
@@ -137,6 +138,26 @@ def test_a_cpu_that_is_not_fit_is_one_clear_error(
     assert message in export_fails("random:tiny", "--int8", "--cpu", cpu)
 
 
+def test_sums_for_arm_are_not_those_of_16_bits(
+    outlying_model: Any, trace_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No weight is held back for its neighbour, and the scales are those for VNNI. An ARM machine was not at hand."""
+    checkpoint = Checkpoint(outlying_model, "cls", "test", outlying_model.config.to_json_string(), None)
+    monkeypatch.setattr(quantize, "has_vnni", lambda: None)
+    monkeypatch.setattr(quantize, "cpu_flags", frozenset)
+    monkeypatch.setattr(quantize, "is_arm", lambda: True)
+    assert quantize.cpu_for(Int8()) == quantize.cpu_for(Int8("arm64")) == "arm64"
+    stored = {}
+    for cpu in ("arm64", "vnni", "avx2"):
+        graph = trace_once(outlying_model, "cls", GraphOptions())
+        done = quantize.quantize(graph, checkpoint, tmp_path, Int8(cpu), Limits(64, 1000, 1), Terminal())
+        assert done["cpu"] == cpu
+        values = graph.graph.initializers.items()
+        stored[cpu] = {name: value.const_value.numpy() for name, value in values if ".int8" in name}
+    assert all((stored["arm64"][name] == stored["vnni"][name]).all() for name in stored["vnni"])
+    assert any((stored["arm64"][name] != stored["avx2"][name]).any() for name in stored["vnni"])
+
+
 def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
@@ -148,5 +169,7 @@ def test_an_artifact_for_vnni_warns_where_there_is_none(monkeypatch: pytest.Monk
     monkeypatch.setattr(_cpu, "has_vnni", lambda: False)
     with pytest.warns(UserWarning, match="again with --int8 --cpu avx2"):
         _cpu.warn_of_cpu({"int8": {"cpu": "vnni"}})
+    with pytest.warns(UserWarning, match="for arm64, and this CPU is another, without VNNI"):
+        _cpu.warn_of_cpu({"int8": {"cpu": "arm64"}})
     for engine in (None, {}, {"int8": {"cpu": "avx2"}}):
         _cpu.warn_of_cpu(engine)
