@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from erniem_export.errors import ParityError
+from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.parity.cases import Case, build_cases
 from erniem_export.parity.decisions import compare_decisions
 from erniem_export.parity.diagnosis import diagnose
@@ -15,7 +17,7 @@ from erniem_export.parity.findings import Report
 from erniem_export.parity.measures import Difference, measure, thresholds_of
 from erniem_export.parity.weights import compare_weights
 from erniem_rt.errors import EngineError
-from erniem_rt.manifest import HEADS, Manifest
+from erniem_rt.manifest import HEADS
 from erniem_rt.session import Session
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
+    from erniem_rt.manifest import Manifest
 
 __all__ = ["check_parity"]
 
@@ -56,21 +59,22 @@ def check_parity(
     """
     with open_session(artifact) as session:
         manifest = session.manifest
+        precision = _precision(session)
         report = Report(
-            _named(manifest),
-            thresholds_of(manifest.precision),
+            _named(precision),
+            thresholds_of(precision),
             decides=_decides(manifest),
         )
         results = []
-        for case in progress(build_cases(manifest, tokenizer_dir)):
+        for case in progress(build_cases(replace(manifest, limits=session.limits), tokenizer_dir)):
             found = _run(session, case.name, case.feeds)  # before PyTorch, which checks no ids
-            expected = _as_promised(manifest, case, reference_outputs(model, manifest, case))
+            expected = _as_promised(session, case, reference_outputs(model, manifest, case))
             _compare(report, manifest, case, found, expected)
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
     # The graph's, where what ran is a plan of another precision.
-    report.weights = compare_weights(artifact, model, Manifest.load(artifact.with_suffix(".json")).precision)
+    report.weights = compare_weights(artifact, model, manifest.precision)
     problems = report.failures()
     if problems:
         causes = diagnose(artifact, model, report, results)
@@ -82,8 +86,17 @@ def check_parity(
     return report
 
 
-def _named(manifest: Manifest) -> str:
-    weights, embedding = manifest.precision.get("weights", ""), manifest.precision.get("embedding", "")
+def _precision(session: Session) -> dict[str, str]:
+    """What to judge by: the parts of the graph or plan, and bf16 where that is computed in and not in int8."""
+    plan = session.manifest.plan if session.engine == "tensorrt" else None
+    parts = dict(session.manifest.precision if plan is None else plan.precision)
+    if session.precision == "bf16" and parts.get("weights") == "fp32":
+        parts["weights"] = "bf16"
+    return parts
+
+
+def _named(precision: Mapping[str, str]) -> str:
+    weights, embedding = precision.get("weights", ""), precision.get("embedding", "")
     return weights if weights == embedding else f"{weights}, embedding {embedding},"
 
 
@@ -102,9 +115,12 @@ def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str,
 def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
     """Run the PyTorch model on a case; outputs by the graph's names."""
     names = [spec.name for spec in manifest.outputs]
+    feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
+    if manifest.mask_mode == UIE_M:
+        feeds = at_full_width(case.feeds["input_ids"], case.attend, model.config)
     with torch.no_grad():
         result = model(
-            **{name: torch.from_numpy(array) for name, array in case.feeds.items()},
+            **feeds,
             output_hidden_states=any(name.startswith("hidden_states.") for name in names),
             output_attentions=any(name.startswith("attentions.") for name in names),
             return_dict=True,
@@ -113,6 +129,8 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
     for name in names:
         field_name, _, index = name.partition(".")
         outputs[name] = (result[field_name][int(index)] if index else result[field_name]).numpy()
+        if manifest.mask_mode == UIE_M:
+            outputs[name] = outputs[name][:, : case.attend.shape[1]]
         if not np.isfinite(outputs[name]).all():
             raise ParityError(
                 f"the PyTorch model itself yields NaN or infinity in {name} on the case {case.name!r}: "
@@ -121,14 +139,16 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
     return outputs
 
 
-def _as_promised(manifest: Manifest, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _as_promised(session: Session, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """What the artifact promises to give: a packed graph leaves padding out, and gives zeros there."""
-    if not (manifest.engine or {}).get("packed"):
+    if not session.packed:
         return outputs
     attend = case.attend
     first = np.arange(attend.shape[-1]) == 0
-    kept = attend | first | ~attend.any(axis=-1, keepdims=True)
-    for spec in manifest.outputs:
+    kept = attend | first
+    if session.manifest.mask_mode != UIE_M:
+        kept |= ~attend.any(axis=-1, keepdims=True)
+    for spec in session.manifest.outputs:
         if "sequence" in spec.shape:
             array = outputs[spec.name]
             outputs[spec.name] = np.where(kept.reshape(kept.shape + (1,) * (array.ndim - kept.ndim)), array, 0.0)

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.int8 import _product, _stored
-from erniem_export.passes.rewriter import Rewriter, single_use
+from erniem_export.passes.int8 import _matmul, _matmuls
+from erniem_export.passes.rewriter import Rewriter, single_use, store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,13 +45,10 @@ def to_int8_openvino(model: ir.Model, products: Mapping[str, Int8Product]) -> in
     Raises:
         FusionError: A layer's product is not in the graph, or is not followed by its bias.
     """
-    graph = model.graph
+    graph, nodes = model.graph, _matmuls(model.graph)
     entries: dict[tuple[ir.Value, int], _Entry] = {}
     for name, product in products.items():
-        node = _product(graph, name)
-        entering = node.inputs[0]
-        if entering is None:
-            raise FusionError(f"{name}: the product has no input")
+        node, entering = _matmul(nodes, name)
         key = (entering, id(product.entering))
         if key not in entries:
             entries[key] = _enter(graph, node, entering, product)
@@ -66,15 +63,15 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
     rewriter, name, quantization = Rewriter(graph), product.name, product.entering
     step = np.array(quantization.scale, dtype=np.float32)
     factors = None if quantization.factors is None or product.fold else quantization.factors.numpy()
-    scale = _stored(graph, f"{name}.input_scale", step)
-    zero_point = _stored(graph, f"{name}.input_zero_point", np.array(quantization.zero_point, dtype=np.uint8))
+    scale = store(graph, f"{name}.input_scale", step)
+    zero_point = store(graph, f"{name}.input_zero_point", np.array(quantization.zero_point, dtype=np.uint8))
     norm = entering.producer()
     values, unit = entering, scale
     if norm is not None and norm.op_type == "LayerNormalization":
         values = _norm_in_steps(graph, rewriter, norm, product, step if factors is None else step / factors)
-        unit = _stored(graph, f"{name}.input_step", np.array(1.0, dtype=np.float32))
+        unit = store(graph, f"{name}.input_step", np.array(1.0, dtype=np.float32))
     elif factors is not None:
-        smoothed = _stored(graph, f"{name}.input_factors", factors)
+        smoothed = store(graph, f"{name}.input_factors", factors)
         values = rewriter.op("Mul", entering, smoothed, name=f"{name}.input_smoothed")
     steps = rewriter.op("QuantizeLinear", values, unit, zero_point, name=f"{name}.input_uint8")
     steps.type = ir.TensorType(ir.DataType.UINT8)
@@ -83,7 +80,7 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
     exact = None
     if len(quantization.exact):
         # Factors of these channels are 1.
-        channels = _stored(graph, f"{name}.exact_channels", quantization.exact.numpy())
+        channels = store(graph, f"{name}.exact_channels", quantization.exact.numpy())
         exact = rewriter.op("Gather", entering, channels, name=f"{name}.input_exact", axis=-1)
     rewriter.insert_before(node)
     return _Entry(rounded, exact)
@@ -98,7 +95,7 @@ def _norm_in_steps(
         if value is None or value.const_value is None:
             raise FusionError(f"{product.name}: the norm before it has no stored {part}")
         numbers = (value.const_value.numpy() / step).astype(np.float32)
-        parts.append(_stored(graph, f"{product.name}.input_norm.{part}", numbers))
+        parts.append(store(graph, f"{product.name}.input_norm.{part}", numbers))
     attributes = {name: attribute.value for name, attribute in norm.attributes.items()}
     return rewriter.op("LayerNormalization", norm.inputs[0], *parts, name=f"{product.name}.input_norm", **attributes)
 
@@ -108,17 +105,17 @@ def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product
     added = single_use(node.outputs[0], "Add", name)
     weight = rewriter.op(
         "DequantizeLinear",
-        _stored(graph, f"{name}.weight.int8", product.weight.numpy()),
-        _stored(graph, f"{name}.weight.scale", product.scales.numpy()),
+        store(graph, f"{name}.weight.int8", product.weight.numpy()),
+        store(graph, f"{name}.weight.scale", product.scales.numpy()),
         name=f"{name}.weight.dequantized",
         axis=1,
     )
     weight.type = _FLOAT
     result = rewriter.op("MatMul", entry.rounded, weight, name=f"{name}.int8")
-    bias = _stored(graph, f"{name}.bias.int8", product.bias.numpy())
+    bias = store(graph, f"{name}.bias.int8", product.bias.numpy())
     result = rewriter.op("Add", result, bias, name=f"{name}.with_bias")
     if entry.exact is not None:
-        exact_weight = _stored(graph, f"{name}.weight.exact", product.exact_weight.numpy())
+        exact_weight = store(graph, f"{name}.weight.exact", product.exact_weight.numpy())
         exact = rewriter.op("MatMul", entry.exact, exact_weight, name=f"{name}.exact")
         result = rewriter.op("Add", result, exact, name=f"{name}.with_exact")
     replaced = added.outputs[0]

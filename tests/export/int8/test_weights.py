@@ -17,7 +17,7 @@ from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.int8_openvino import to_int8_openvino
 from erniem_export.quantization.calibration import calibration_for
-from erniem_export.quantization.encoder import quantize_encoder
+from erniem_export.quantization.quantize import quantize_encoder
 from erniem_rt.manifest import Limits
 
 INT8 = {"weights": "int8", "embedding": "int8"}
