@@ -60,8 +60,8 @@ def test_an_export_for_openvino_passes_the_gate(
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "out" / f"{head}.json").read_text())
     assert manifest["target"] == manifest["engine"]["name"] == "openvino"
-    assert manifest["engine"]["packed"]
-    assert manifest["engine"]["int8"]["cpu"] == "vnni"
+    assert manifest["packed"]
+    assert manifest["cpu"] == "vnni"
 
 
 def test_an_export_for_openvino_needs_a_cpu_that_can_check_it(monkeypatch: pytest.MonkeyPatch) -> None:
