@@ -410,7 +410,8 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
             if device.kind == "cpu" and options.engine == "onnxruntime" and "bf16" in manifest.precision.values():
                 raise EngineUnavailableError(
                     f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
-                    'device="cuda", or export with --fp16 or in float32.'
+                    'device="cuda" or, with pip install "erniem-rt[openvino]", engine="openvino", or export with '
+                    "--fp16 or in float32."
                 ) from error
             raise
         try:

@@ -48,7 +48,7 @@ def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, o
         raise InvalidInputError(f"engine='tensorrt' runs a plan, and {path} is a graph: open {path.stem}.plan.")
     engine = _fastest(manifest, device, options) if wanted == "auto" else wanted
     if engine == "openvino":
-        _check_for_openvino(path, device, options)
+        _check_for_openvino(device, options)
     elif options.precision == "bf16":
         raise InvalidInputError(
             "precision='bf16' needs engine='openvino' on a CPU: ONNX Runtime computes a graph in the precision that it "
@@ -57,8 +57,8 @@ def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, o
     if options.precision == "bf16" and "bf16" not in manifest.proven:
         held = ", ".join(manifest.proven) or "nothing"
         raise InvalidInputError(
-            f"{path} was not proven in bf16: the gate held in {held}, says its manifest. Leave precision out, or export "
-            "again: the export tries bf16 and says what it found."
+            f"{path} was not proven in bf16: the gate held in {held}, says its manifest. Leave precision out, or "
+            "export again: the export tries bf16 and says what it found."
         )
     return engine
 
@@ -69,10 +69,10 @@ def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
     if options.precision == "bf16":
         return "openvino"
     size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
-    faster = size > _SMALL and (cpu_class(), manifest.precision.get("weights")) in _OPENVINO_IS_FASTER
-    if _installed("openvino") and (faster or not _installed("onnxruntime")):
-        return "openvino"
-    return "onnxruntime"
+    weights = manifest.precision.get("weights")
+    better = size > _SMALL and (cpu_class(), weights) in _OPENVINO_IS_FASTER
+    better = better or "bf16" in manifest.precision.values() or not _installed("onnxruntime")
+    return "openvino" if better and _installed("openvino") else "onnxruntime"
 
 
 def _installed(package: str) -> bool:
@@ -82,7 +82,7 @@ def _installed(package: str) -> bool:
         return sys.modules.get(package) is not None
 
 
-def _check_for_openvino(path: Path, device: Device, options: GraphOptions) -> None:
+def _check_for_openvino(device: Device, options: GraphOptions) -> None:
     if device.kind != "cpu":
         raise InvalidInputError(f"engine='openvino' is for device='cpu', got device={str(device)!r}.")
     for name, why in (

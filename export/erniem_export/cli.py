@@ -147,7 +147,7 @@ def _verify(artifact: str, model: str, task_set: Path | None) -> None:
 
 
 def _reports(manifest: Manifest) -> list[str]:
-    return [format_report(report) for report in manifest.parity.values()]
+    return [format_report(report) for name, report in manifest.parity.items() if not name.endswith(" in bf16")]
 
 
 def _say(*lines: str) -> None:
@@ -214,7 +214,8 @@ def _explained(error: BaseException) -> str | None:
     if isinstance(error, ErnieMError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return f'{error.name} is not installed: pip install "erniem-rt[export]"'
+        package = str(error.name).partition(".")[0]
+        return f'{package} is not installed: pip install "erniem-rt[export]"'
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _TORCH_OUT_OF_MEMORY.search(str(error))):
         return "out of memory; nothing was written"
     if isinstance(error, OSError):

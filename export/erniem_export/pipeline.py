@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,7 @@ from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
 from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
+from erniem_export.parity.bf16 import with_bf16
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
@@ -89,19 +90,20 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         library = _builder_for(manifest, library, options, progress)
         manifest = _write(stage, manifest, checkpoint, vocabulary, options, library, progress)
         progress.step("comparing with PyTorch")
-        parity = judge(
-            stage / manifest.artifact,
-            checkpoint.model,
-            tokenizer_dir=checkpoint.tokenizer_dir,
-            scratch=stage,
-            progress=lambda cases: progress.track(cases, "case"),
-            accuracy=_accuracy(task_set, checkpoint, progress),
-        )
+        gate: dict[str, Any] = {
+            "tokenizer_dir": checkpoint.tokenizer_dir,
+            "scratch": stage,
+            "progress": lambda cases: progress.track(cases, "case"),
+            "accuracy": _accuracy(task_set, checkpoint, progress),
+        }
+        artifact = stage / manifest.artifact
+        manifest = dataclasses.replace(manifest, parity=judge(artifact, checkpoint.model, **gate))
+        manifest = with_bf16(manifest, artifact, checkpoint.model, progress.note, **gate)
         plan, files = None, dict(manifest.files)
         if library is not None:
             plan, record = _build_plan(stage, manifest, checkpoint, options, library, progress)
             files[plan.file] = record
-        manifest = dataclasses.replace(manifest, parity=parity, plan=plan, files=files)
+        manifest = dataclasses.replace(manifest, plan=plan, files=files)
         manifest.save(stage / f"{checkpoint.head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest

@@ -160,4 +160,5 @@ def quick_trace(monkeypatch: pytest.MonkeyPatch, micro_model: Callable[..., Any]
 def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything pass, for tests of what comes before and after the gate."""
     monkeypatch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
+    monkeypatch.setattr(pipeline, "with_bf16", lambda manifest, *_, **__: manifest)
     monkeypatch.setattr(cli, "format_report", str)

@@ -20,9 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import erniem_rt
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, machine
-from erniem_rt.engines import onnxruntime
 from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.onnxruntime import OrtEngine, version_of
+from erniem_rt.engines.onnxruntime import OrtEngine, ShrinkingRuns, version_of
 from erniem_rt.manifest import Manifest, TensorSpec
 
 CPU = Device("cpu")
@@ -442,7 +441,7 @@ def test_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
             return [options is not None]
 
     def shrinks(shrink: bool | None, sizes: list[int]) -> list[bool]:
-        runs = onnxruntime.ShrinkingRuns(Ort, Session(), shrink)
+        runs = ShrinkingRuns(Ort, Session(), shrink)
         return [bool(runs.run([], {"attention_mask": np.ones((1, size))})[0]) for size in sizes]
 
     sizes = [8192, 8192, 4096, 2048, 2048, 10, 3000, 10, 4096, 1024, 4096, 4096]

@@ -74,7 +74,7 @@ def test_inputs_come_by_keyword_by_mapping_or_both(heads):
 def test_the_manifest_opens_the_artifact_too(heads):
     with Session(heads["cls"].manifest) as session:
         assert_same(session.run(input_ids=IDS), heads["cls"].answer(IDS))
-    assert repr(session) == f"Session({str(heads['cls'].path)!r}, head='cls', device='cpu')"
+    assert repr(session) == f"Session({str(heads['cls'].path)!r}, head='cls', device='cpu', engine='onnxruntime')"
 
 
 @pytest.mark.parametrize("verify", [True, False])

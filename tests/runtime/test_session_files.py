@@ -144,7 +144,8 @@ def test_arithmetic_in_bfloat16_is_not_a_cpus(artifact, weights):
         refuses(
             artifact.path,
             "qa.onnx is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
-            'device="cuda", or export with --fp16 or in float32.',
+            'device="cuda" or, with pip install "erniem-rt[openvino]", engine="openvino", or export with --fp16 or in '
+            "float32.",
             error=EngineUnavailableError,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = ["check_parity"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
+_opened = partial(Session, engine="onnxruntime")
 
 
 def check_parity(
@@ -42,7 +44,7 @@ def check_parity(
     *,
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
-    open_session: Callable[[Path], AbstractContextManager[Session]] = Session,
+    open_session: Callable[[Path], AbstractContextManager[Session]] = _opened,
 ) -> Report:
     """Compare an artifact, run as its users run it, with the PyTorch model in float32.
 
@@ -51,7 +53,7 @@ def check_parity(
         model: The model that it was exported from.
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
-        open_session: Opens the artifact, on the CPU unless it is told otherwise.
+        open_session: Opens the artifact, in ONNX Runtime on the CPU unless it is told otherwise.
 
     Raises:
         ParityError: The numbers are not the model's. Names the worst output and case and what may be wrong.

@@ -98,7 +98,7 @@ def _smoothed(rewriter: Rewriter, entering: ir.Value, product: Int8Product, dtyp
         return entering
     stored = store(rewriter.graph, f"{product.name}.input_factors", factors.numpy().astype(dtype.numpy()))
     values = rewriter.op("Mul", entering, stored, name=f"{product.name}.input_smoothed")
-    values.type, values.shape = ir.TensorType(dtype), entering.shape
+    values.type = ir.TensorType(dtype)
     return values
 
 
@@ -220,6 +220,7 @@ def _round_input(
 ) -> ir.Value:
     rewriter, name = Rewriter(graph), product.name
     values = _smoothed(rewriter, entering, product, dtype)
+    values.shape = entering.shape
     scale = store(graph, f"{name}.input_scale", _scales(np.array(product.entering.scale), dtype))
     zero = store(graph, f"{name}.input_zero_point", np.array(0, dtype=np.int8))
     steps = rewriter.op("QuantizeLinear", values, scale, zero, name=f"{name}.input_int8")

@@ -75,23 +75,24 @@ def test_a_line_over_the_limit_is_an_error_of_its_own(make_text_artifact, answer
 def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
     texts = ["x"] * 20
+    engine = "engine: onnxruntime, computing in fp32\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
-    assert (code, errors) == (0, "\r8 lines\r16 lines\r20 lines\n")
+    assert (code, errors) == (0, f"{engine}\r8 lines\r16 lines\r20 lines\n")
 
     texts[9] = ""
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
     assert code == 1
     clear = "\r\x1b[K"
     assert errors == (
-        f"\r8 lines{clear}line 10: text is empty: expected text.\n\r16 lines\r20 lines\n"
+        f"{engine}\r8 lines{clear}line 10: text is empty: expected text.\n\r16 lines\r20 lines\n"
         f"{clear}error: 1 of 20 lines could not be answered\n"
     )
 
     monkeypatch.setattr(cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
-    assert (code, errors) == (1, f"\r8 lines{clear}error: interrupted\n")
+    assert (code, errors) == (1, f"{engine}\r8 lines{clear}error: interrupted\n")
 
 
 def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
