@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-__all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "threads_or_default", "warn_of_cpu"]
+__all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "is_arm", "threads_or_default", "warn_of_cpu"]
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
+_ARM = frozenset({"arm64", "aarch64"})
+# What sums of 8-bit products must be exact for, and what a CPU without VNNI is then told.
+_EXACT = {"vnni": "a CPU with VNNI, and this CPU has none", "arm64": "arm64, and this CPU is another, without VNNI"}
 _EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
 
 
@@ -54,12 +57,17 @@ def has_vnni() -> bool | None:
     return not flags.isdisjoint(_VNNI)
 
 
+def is_arm() -> bool:
+    """Whether this is a 64-bit ARM, which sums products of 8 bits in 32 bits."""
+    return platform.machine().lower() in _ARM
+
+
 def warn_of_cpu(wanted: str | None) -> None:
-    """Warn if int8 was made for a CPU with VNNI and this one has none: its sums would overflow."""
-    if wanted == "vnni" and has_vnni() is False:
+    """Warn if int8 was made for a CPU that sums products exactly and this one has none: its sums would overflow."""
+    if wanted in _EXACT and has_vnni() is False:
         warnings.warn(
-            "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate "
-            "here. Export it again with --int8 --cpu avx2.",
+            f"this artifact was exported for {_EXACT[wanted]}: its results are less accurate here. "
+            "Export it again with --int8 --cpu avx2.",
             stacklevel=3,
         )
 

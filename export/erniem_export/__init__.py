@@ -53,10 +53,11 @@ def export(
         output: Folder that receives ``HEAD.onnx``, its weights, its manifest and the tokenizer's files.
         head: ``base``, ``cls``, ``ner``, ``qa``, ``mc``, ``ie``; ``auto`` reads it from the checkpoint.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, for the matmuls of the layers.
-        target: What the graph is made for: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``onnxruntime-cuda-packed``, or
-            ``portable`` (standard operators only). ``auto``: a CPU in fp32 and int8, a GPU in fp16 and bf16.
+        target: What the graph is made for: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``onnxruntime-cuda-packed``,
+            ``openvino`` (int8) or ``portable`` (standard operators only). ``auto``: a CPU in fp32 and int8, a GPU in
+            fp16 and bf16.
         embedding: How to store the word embeddings: ``fp32``, ``fp16`` or ``int8``; None for the type of the weights.
-        cpu: What int8 is for: ``avx2``, ``vnni``, or ``auto`` for a CPU like this one.
+        cpu: What int8 is for: ``avx2``, ``vnni``, ``arm64``, or ``auto`` for a CPU like this one.
         calibration: File of texts (UTF-8, one a line) to calibrate int8 on; None for the checkpoint's
             ``calibration.txt``, or else 200 lines that come with the package.
         languages: Keep only the tokens of these languages, such as ``["en", "de"]``.

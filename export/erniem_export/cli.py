@@ -290,7 +290,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument(
         "--cpu",
         choices=CPUS,
-        help="the CPU that --int8 is for: avx2 or vnni; auto: one like that of this machine (default)",
+        help="the CPU that --int8 is for: avx2, vnni or arm64; auto: one like that of this machine (default)",
     )
     sizes.add_argument(
         "--calibration",
@@ -307,7 +307,8 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         help="what the graph is made for. auto (default): onnxruntime-cpu in fp32 and int8, onnxruntime-cuda with "
         "--fp16 and --bf16. onnxruntime-cpu: fused attention and no work for padding, whose positions come out as "
         "zeros. onnxruntime-cuda: fused attention for a GPU; onnxruntime-cuda-packed: no work for padding either, but "
-        "no CUDA graphs. portable: standard operators only, for any ONNX engine",
+        "no CUDA graphs. openvino: --int8 in the form that OpenVINO computes fastest. portable: standard operators "
+        "only, for any ONNX engine",
     )
     sizes.add_argument(
         "--embedding",

@@ -22,6 +22,7 @@ __all__ = [
     "HALVES",
     "MASKS",
     "OLD_TARGETS",
+    "ON_OPENVINO",
     "PORTABLE",
     "PRECISIONS",
     "TARGETS",
@@ -45,16 +46,18 @@ EMBEDDINGS = ("fp32", "fp16", "int8")
 
 # What a graph is made for. portable: standard operators only, for any ONNX engine. onnxruntime-cpu: fused attention
 # and no work for padding, for ONNX Runtime on a CPU. onnxruntime-cuda: fused attention for its CUDA provider;
-# onnxruntime-cuda-packed: no work for padding either. auto: one of these, by the precision.
+# onnxruntime-cuda-packed: no work for padding either. openvino: int8 in the form that OpenVINO
+# is fastest with. auto: one of the others, by the precision.
 PORTABLE = "portable"
 ON_CPU, ON_CUDA, ON_CUDA_PACKED = "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-cuda-packed"
-TARGETS = ("auto", PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED)
+ON_OPENVINO = "openvino"
+TARGETS = ("auto", PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED, ON_OPENVINO)
 
 # Names that still work, and what they are called now.
 OLD_TARGETS = {"any": PORTABLE, "onnxruntime": ON_CPU}
 
 # What an int8 artifact may be made for; auto: the CPU that exports it.
-CPUS = ("auto", "avx2", "vnni")
+CPUS = ("auto", "avx2", "vnni", "arm64")
 
 # What is attended to; auto: as the checkpoint was trained, uie-m for UIEM from Paddle.
 MASKS = ("auto", *MASK_MODES)
@@ -278,12 +281,23 @@ def _check_target(options: ExportOptions, target: str) -> None:
             raise OptionError("--int8 on a CPU uses ONNX Runtime's own operators: leave out --target portable")
         if unfused and not options.for_tensorrt:
             raise OptionError(f"--int8 fuses attention: leave out {flag_of(unfused)}")
+        if target == ON_OPENVINO:
+            _check_openvino(options)
+    elif target == ON_OPENVINO:
+        raise OptionError("--target openvino is for --int8: OpenVINO reads other graphs as --target onnxruntime-cpu")
     elif options.int8 != Int8():
         raise OptionError("--cpu and --calibration are for --int8")
     elif target == ON_CPU and weights in HALVES:
         raise OptionError(f"--target {target} computes in fp32: leave out --{weights}")
     if unfused and target not in ("auto", PORTABLE):
         raise OptionError(f"--target {target} fuses attention: leave out {flag_of(unfused)}")
+
+
+def _check_openvino(options: ExportOptions) -> None:
+    if options.for_tensorrt:
+        raise OptionError(f"--target openvino has no plan: leave out --engine {options.engine.engine}")
+    if options.int8.cpu not in ("auto", "vnni"):
+        raise OptionError(f"--target openvino is for a CPU with VNNI: leave out --cpu {options.int8.cpu}")
 
 
 def _check_engine(options: ExportOptions) -> None:

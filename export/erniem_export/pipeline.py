@@ -67,7 +67,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     library = _builder(options)
     flavour = None if library is None else library.flavour
     if options.precision.weights == "int8":
-        check_int8(options.int8, flavour)
+        check_int8(options.int8, flavour, target=options.target)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
@@ -112,7 +112,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
 def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str | None) -> None:
     """Raise, before the long work, what would go wrong after it."""
     if options.precision.weights == "int8" and checkpoint.tokenizer_dir is not None:
-        check_int8(options.int8, flavour, checkpoint.calibration)
+        check_int8(options.int8, flavour, checkpoint.calibration, options.target)
     resolve_profiles(options.engine.profiles, checkpoint.head, limits_of(checkpoint.config).max_length)
     graph_inputs(checkpoint.head, checkpoint.config, options.graph)
 
@@ -227,7 +227,14 @@ def _write(
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
         engine["int8"] = quantize(
-            graph, checkpoint, source, options.int8, limits, progress, mask_mode=manifest.mask_mode
+            graph,
+            checkpoint,
+            source,
+            options.int8,
+            limits,
+            progress,
+            mask_mode=manifest.mask_mode,
+            target=options.target,
         )
         cpu = engine["int8"].pop("cpu")
     if int8 and library is not None:

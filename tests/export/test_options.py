@@ -33,6 +33,7 @@ LINE, PLANE = Profile((1,), (1,), (1,)), Profile((1, 1), (1, 1), (1, 1))
         ({"engine": RTX}, "onnxruntime-cpu"),
         ({"target": "portable", "precision": Precision("fp16")}, "portable"),
         ({"target": "onnxruntime-cuda-packed"}, "onnxruntime-cuda-packed"),
+        ({"target": "openvino", "precision": Precision("int8")}, "openvino"),
     ],
 )
 def test_the_default_target_is_the_fast_graph_of_the_precision(options, target):
@@ -59,6 +60,11 @@ def test_the_default_target_is_the_fast_graph_of_the_precision(options, target):
         ({"precision": Precision("fp16"), "target": "onnxruntime-cpu"}, "computes in fp32: leave out --fp16"),
         ({"precision": Precision("int8"), "target": "portable"}, "ONNX Runtime's own operators: leave out --target"),
         ({"precision": Precision("int8"), "graph": ATTENTIONS}, "--int8 fuses attention: leave out --with-attentions"),
+        ({"target": "openvino"}, "--target openvino is for --int8"),
+        ({"target": "openvino", "precision": Precision("fp16")}, "--target openvino is for --int8"),
+        ({"target": "openvino", "precision": Precision("int8"), "int8": Int8("avx2")}, "leave out --cpu avx2"),
+        ({"target": "openvino", "precision": Precision("int8"), "engine": RTX}, "leave out --engine tensorrt-rtx"),
+        ({"target": "openvino", "precision": Precision("int8"), "graph": ATTENTIONS}, "leave out --with-attentions"),
         ({"target": "onnxruntime-cuda", "graph": ATTENTIONS}, "fuses attention: leave out --with-attentions"),
         ({"engine": EngineOptions("none", workspace=1)}, "--workspace is for a plan, and --engine none builds none"),
         ({"precision": Precision("int8"), "engine": RTX, "int8": Int8("vnni")}, "--cpu is for --int8 on a CPU"),

@@ -120,8 +120,10 @@ def _read_standard(node: ir.Node) -> _Product:
         return product
     added = _reader(multiplied.outputs[0], "Add")
     biases = [value for value in map(uncast, () if added is None else added.inputs) if value and value.const_value]
-    product = dataclasses.replace(product, bias=_constant(biases[0] if biases else None))
-    return _with_input(product, rounded.inputs[0], scales)
+    whole = product.weight if added is None else _with_exact(added, product.weight)
+    product = dataclasses.replace(product, weight=whole, bias=_constant(biases[0] if biases else None))
+    product = _with_input(product, rounded.inputs[0], scales)
+    return _with_norm(product, rounded, scales)
 
 
 def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -156,6 +158,22 @@ def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[An
         if value is not None and value.const_value is not None and value.const_value.size == len(steps):
             product = product.scaled(_constant(value), np.ones_like(scales))
     return product
+
+
+def _with_norm(product: _Product, rounded: ir.Node, scales: NDArray[Any]) -> _Product:
+    """With what a norm does to the input that gives it in steps, beside the model's own norm of the same states."""
+    quantize = rounded.inputs[0].producer() if rounded.inputs[0] is not None else None
+    norm = quantize.inputs[0].producer() if quantize is not None and quantize.inputs[0] is not None else None
+    if norm is None or norm.op_type != "LayerNormalization" or norm.inputs[0] is None:
+        return product
+    step = float(_constant(rounded.inputs[1]))
+    readers = [use.node for use in norm.inputs[0].uses() if use.node.op_type == "LayerNormalization"]
+    own = next((node for node in readers if ".input_norm." not in str(node.inputs[1] and node.inputs[1].name)), norm)
+    (weight, bias), (given, shift) = ([_constant(value) for value in node.inputs[1:3]] for node in (own, norm))
+    factors = np.where(weight == 0, 1, given * step / np.where(weight == 0, 1, weight))
+    same = np.isclose(shift * step, bias * factors, rtol=1e-4, atol=1e-6)
+    product = dataclasses.replace(product, input_step=step)
+    return product.scaled(np.where(same, factors, np.nan), np.ones_like(scales))
 
 
 def _with_exact(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -41,6 +41,8 @@ def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: 
             raise FusionError("packing needs ids alone, and outputs that it can unpack: use --target onnxruntime-cuda")
         pack_tokens(model, by_length=True)
     elif moves:
+        if target == "openvino":
+            raise FusionError("--target openvino packs tokens, and needs ids alone: use --target onnxruntime-cpu")
         return {**done, "packed": False, "first_token_layer": False}
     else:
         pack_tokens(model)

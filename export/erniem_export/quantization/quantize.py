@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from erniem_export.errors import ExportError
 from erniem_export.mask_mode import PADDING, with_padding_key
 from erniem_export.modeling import ErnieMModel
+from erniem_export.options import ON_OPENVINO
 from erniem_export.passes.int8 import int8_products, int8_weights, to_int8
+from erniem_export.passes.int8_openvino import to_int8_openvino
 from erniem_export.quantization.calibration import calibration_for, read_texts
 from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
-from erniem_rt.machine import cpu_flags, has_vnni
+from erniem_rt.machine import cpu_flags, has_vnni, is_arm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,31 +50,43 @@ _SAMPLE = 768
 _SEED = 0
 
 
-def cpu_for(options: Int8) -> str:
-    """``avx2`` or ``vnni``, as asked for or as here; :class:`ExportError` for ``vnni`` where it cannot be checked."""
+def cpu_for(options: Int8, target: str = "auto") -> str:
+    """``avx2``, ``vnni`` or ``arm64``, as asked for or as here; :class:`ExportError` where it cannot be checked.
+
+    The last two sum products of 8 bits exactly.
+
+    ``target``: of the graph; OpenVINO's is for ``vnni`` alone.
+    """
     flags, vnni = cpu_flags(), has_vnni()
+    if target == ON_OPENVINO:
+        if vnni is False:
+            raise ExportError(
+                "--target openvino is int8 for a CPU with VNNI and cannot be checked here, on one without: leave it out"
+            )
+        return "vnni"
     if vnni is not None and "avx2" not in flags:
         raise ExportError("--int8 needs a CPU with AVX2, and this CPU has none: leave it out")
     if options.cpu == "auto":
-        return "vnni" if vnni else "avx2"
-    if options.cpu == "vnni" and vnni is False:
-        raise ExportError("--cpu vnni cannot be checked here, on a CPU without VNNI: leave it out")
+        return "vnni" if vnni else "arm64" if is_arm() else "avx2"
+    if options.cpu in ("vnni", "arm64") and vnni is False:
+        raise ExportError(f"--cpu {options.cpu} cannot be checked here, on a CPU without VNNI: leave it out")
     return options.cpu
 
 
-def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> None:
+def check_int8(options: Int8, flavour: str | None, own: Path | None = None, target: str = "auto") -> None:
     """Refuse early what :func:`quantize` and :func:`quantize_for_engine` would refuse later.
 
     Args:
         options: For which CPU, and on what text.
         flavour: Of TensorRT; None for onnxruntime.
         own: The checkpoint's own text, once it is loaded.
+        target: Of the graph, for onnxruntime.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
     """
     if flavour is None:
-        cpu_for(options)
+        cpu_for(options, target)
     text = options.calibration or own
     if text is not None and flavour != _WEIGHTS_ONLY:
         read_texts(text)
@@ -87,6 +101,7 @@ def quantize(
     progress: Progress,
     *,
     mask_mode: str = PADDING,
+    target: str = "auto",
 ) -> dict[str, Any]:
     """Put the encoder's matmuls into int8, in place; return what was done, for the manifest.
 
@@ -98,22 +113,23 @@ def quantize(
         limits: Of the ids.
         progress: Shows the layers.
         mask_mode: The manifest's.
+        target: Of the graph: ``openvino`` has a form of its own.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
         FusionError: A matmul is not in the graph.
     """
-    cpu = cpu_for(options)
+    cpu = cpu_for(options, target)
     calibration = _calibration(checkpoint, folder, options, limits)
     progress.step(f"quantizing for {cpu}, calibrated on {calibration.source}")
     found = quantize_encoder(
         checkpoint.model,
         calibration,
         lambda layers: progress.track(layers, "layer"),
-        form="exact" if cpu == "vnni" else "pairs",
+        form="pairs" if cpu == "avx2" else "exact",
         mask_mode=mask_mode,
     )
-    to_int8(graph, found.products)
+    (to_int8_openvino if target == ON_OPENVINO else to_int8)(graph, found.products)
     return {"cpu": cpu, **_described(found, calibration.source)}
 
 

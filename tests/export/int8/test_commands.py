@@ -13,6 +13,7 @@ import pytest
 
 from erniem_export import cli, pipeline
 from erniem_export.checkpoint import Checkpoint
+from erniem_export.errors import ExportError
 from erniem_export.options import GraphOptions, Int8
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
@@ -46,6 +47,27 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert f"{line}, {done['calibration']}\n" in result.out
     with Session(tmp_path / "out" / "ner.onnx") as session:
         assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
+
+
+@pytest.mark.parametrize("head", ["cls", "ner", "ie", "mc", "base"])
+def test_an_export_for_openvino_passes_the_gate(
+    write_checkpoint: Callable[..., Path], erniem_export: Command, tmp_path: Path, head: str
+) -> None:
+    if machine.has_vnni() is False:
+        pytest.skip("this CPU has no VNNI")
+    model = write_checkpoint(tmp_path / "model", head)
+    result = erniem_export("--model", model, "--int8", "--target", "openvino", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    manifest = json.loads((tmp_path / "out" / f"{head}.json").read_text())
+    assert manifest["target"] == manifest["engine"]["name"] == "openvino"
+    assert manifest["packed"]
+    assert manifest["cpu"] == "vnni"
+
+
+def test_an_export_for_openvino_needs_a_cpu_that_can_check_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "has_vnni", lambda: False)
+    with pytest.raises(ExportError, match="--target openvino is int8 for a CPU with VNNI"):
+        quantize.check_int8(Int8(), None, target="openvino")
 
 
 def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
@@ -98,6 +120,7 @@ def test_what_contradicts_itself_is_a_usage_error(erniem_export: Command, argume
     ("flags", "vnni", "cpu", "message"),
     [
         ({"avx2"}, False, "vnni", "--cpu vnni cannot be checked here"),
+        ({"avx2"}, False, "arm64", "--cpu arm64 cannot be checked here"),
         ({"sse4_1"}, False, "auto", "needs a CPU with AVX2"),
     ],
 )
@@ -115,6 +138,26 @@ def test_a_cpu_that_is_not_fit_is_one_clear_error(
     assert message in export_fails("random:tiny", "--int8", "--cpu", cpu)
 
 
+def test_sums_for_arm_are_not_those_of_16_bits(
+    outlying_model: Any, trace_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No weight is held back for its neighbour, and the scales are those for VNNI. An ARM machine was not at hand."""
+    checkpoint = Checkpoint(outlying_model, "cls", "test", outlying_model.config.to_json_string(), None)
+    monkeypatch.setattr(quantize, "has_vnni", lambda: None)
+    monkeypatch.setattr(quantize, "cpu_flags", frozenset)
+    monkeypatch.setattr(quantize, "is_arm", lambda: True)
+    assert quantize.cpu_for(Int8()) == quantize.cpu_for(Int8("arm64")) == "arm64"
+    stored = {}
+    for cpu in ("arm64", "vnni", "avx2"):
+        graph = trace_once(outlying_model, "cls", GraphOptions())
+        done = quantize.quantize(graph, checkpoint, tmp_path, Int8(cpu), Limits(64, 1000, 1), Terminal())
+        assert done["cpu"] == cpu
+        values = graph.graph.initializers.items()
+        stored[cpu] = {name: value.const_value.numpy() for name, value in values if ".int8" in name}
+    assert all((stored["arm64"][name] == stored["vnni"][name]).all() for name in stored["vnni"])
+    assert any((stored["arm64"][name] != stored["avx2"][name]).any() for name in stored["vnni"])
+
+
 def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
@@ -126,5 +169,7 @@ def test_an_artifact_for_vnni_warns_where_there_is_none(monkeypatch: pytest.Monk
     monkeypatch.setattr(machine, "has_vnni", lambda: False)
     with pytest.warns(UserWarning, match="again with --int8 --cpu avx2"):
         machine.warn_of_cpu("vnni")
+    with pytest.warns(UserWarning, match="for arm64, and this CPU is another, without VNNI"):
+        machine.warn_of_cpu("arm64")
     for other in (None, "avx2"):
         machine.warn_of_cpu(other)

@@ -18,6 +18,7 @@ from erniem_export.errors import FusionError
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8
+from erniem_export.passes.int8_openvino import to_int8_openvino
 from erniem_export.passes.targets import optimize_for
 from erniem_export.quantization.calibration import calibration_for
 from erniem_export.quantization.products import Int8Linear
@@ -46,7 +47,8 @@ def graph_for(model: Any, quantization: Quantization, trace_once: Any) -> Callab
     def make(target: str) -> ir.Model:
         graph: ir.Model = trace_once(model, "cls", GraphOptions())
         optimize_for(target, graph, "cls", LAYERS, GraphOptions())
-        assert to_int8(graph, quantization.products) == PRODUCTS
+        rewrite = to_int8_openvino if target == "openvino" else to_int8
+        assert rewrite(graph, quantization.products) == PRODUCTS
         return graph
 
     return make
@@ -65,7 +67,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-@pytest.mark.parametrize("target", ["portable", "onnxruntime-cpu"])
+@pytest.mark.parametrize("target", ["portable", "onnxruntime-cpu", "openvino"])
 def test_it_computes_what_the_simulation_does(
     model: Any, quantization: Quantization, graph_for: Any, tmp_path: Path, target: str
 ) -> None:
@@ -91,8 +93,28 @@ def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph
     assert not [name for name in graph.graph.initializers if "encoder" in name and name.endswith("weight.T")]
 
 
-def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path) -> None:
-    graph, (ids, mask) = graph_for("onnxruntime-cpu"), batch()
+def test_openvino_s_form_quantizes_behind_elementwise_operations_on_three_axes(graph_for: Any) -> None:
+    graph = graph_for("openvino")
+    counted = Counter(node.op_type for node in graph.graph)
+    assert counted["MatMulIntegerToFloat"] == 0
+    quantized = [node for node in graph.graph if node.op_type == "QuantizeLinear"]
+    assert len(quantized) == 4 * LAYERS + 1, "the last query is of first tokens alone"
+    by_norm = [node for node in quantized if node.inputs[0].producer().op_type == "LayerNormalization"]
+    assert len(by_norm) == 2 * LAYERS, "norms are where else a pass over memory would be needed"
+    assert all(len(list(node.inputs[0].uses())) == 1 for node in by_norm)
+    zeros = [node.inputs[2].const_value.numpy() for node in quantized]
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.uint8)}
+    assert any(zero > 0 for zero in zeros)
+    weights = {name: value for name, value in graph.graph.initializers.items() if name.endswith("weight.int8")}
+    assert len(weights) == PRODUCTS
+    assert {value.dtype for value in weights.values()} == {ir.DataType.INT8}
+    leading = [node for node in graph.graph if str(node.name).endswith(".led")]
+    assert len(leading) == LAYERS, "the embeddings and what comes out of each attention of all tokens"
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino"])
+def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path, target: str) -> None:
+    graph, (ids, mask) = graph_for(target), batch()
     together = run(graph, tmp_path, ids, mask)
     for row, length in enumerate(mask.sum(1)):
         alone = run(graph, tmp_path, ids[row : row + 1, :length], mask[row : row + 1, :length])

@@ -15,6 +15,7 @@ from erniem_export.options import GraphOptions
 from erniem_export.parity.weights import Weights, compare_weights
 from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.int8 import to_int8
+from erniem_export.passes.int8_openvino import to_int8_openvino
 from erniem_export.quantization.calibration import calibration_for
 from erniem_export.quantization.quantize import quantize_encoder
 from erniem_rt.manifest import Limits
@@ -33,18 +34,18 @@ def model(outlying_model: Any) -> Any:
     return outlying_model
 
 
-@pytest.fixture(scope="module", params=["exact", "pairs"])
+@pytest.fixture(scope="module", params=["exact", "pairs", "openvino"])
 def quantized(
     request: pytest.FixtureRequest, model: Any, trace_once: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The graph as an export writes it, for a CPU with VNNI and for one without."""
+    """The graph as an export writes it, for a CPU with VNNI, for one without, and for OpenVINO."""
     folder = tmp_path_factory.mktemp("int8")
     calibration = calibration_for(None, folder, Limits(64, 1000, 1))
-    products = quantize_encoder(model, calibration, form=request.param).products
+    products = quantize_encoder(model, calibration, form="pairs" if request.param == "pairs" else "exact").products
     assert any(product.fold for product in products.values()), "else factors that were moved are not tested"
     assert any(len(product.entering.exact) for product in products.values()), "else float32 is not tested"
     graph = trace_once(model, "cls", GraphOptions())
-    to_int8(graph, products)
+    (to_int8_openvino if request.param == "openvino" else to_int8)(graph, products)
     store_embedding(graph, "int8")
     write(graph, folder / "graph.onnx")
     return folder / "graph.onnx"
