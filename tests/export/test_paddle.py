@@ -351,3 +351,24 @@ def test_a_hub_id_of_a_paddle_repository(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_checkpoint("PaddlePaddle/uie-m-base").head == "ie"
     assert asked == [[], [], [WEIGHTS, "model_state-*.pdparams", f"{WEIGHTS}.index.json"]]
+
+
+def test_in_its_folder_an_export_goes_into_a_folder_of_its_own(
+    tmp_path: Path,
+    write_paddle: Callable[..., Path],
+    erniem_export: Callable[..., Any],
+    files_in: Callable[[Path], dict[str, bytes]],
+    export_fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    quick_trace: None,
+    quick_gate: None,
+) -> None:
+    folder = write_paddle(tmp_path / "model", "cls")
+    before = files_in(folder)
+    said = "config.json is not from an export and would be lost: choose another --output"
+    assert said in export_fails(folder, output=folder)
+    monkeypatch.chdir(folder)
+    result = erniem_export()
+    assert result.code == 0, result.err
+    assert {name: content for name, content in files_in(folder).items() if not name.startswith("out")} == before
+    assert (folder / "out" / "cls.onnx").is_file()
