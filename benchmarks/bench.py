@@ -27,7 +27,7 @@ from benchmarks.machine import describe_machine, missing
 from benchmarks.measure import FIRST, Budget, Pace, Results, Say
 from benchmarks.tables import markdown
 from benchmarks.workloads import Workload
-from erniem_rt._cpu import cpu_class
+from erniem_rt.machine import cpu_class
 
 _WORKERS = 4
 _BUSY = 0.5

@@ -140,4 +140,3 @@ GPU_ENGINES = _by_name(
         _gpu("torch-compile-fp16", "PyTorch, torch.compile, fp16", "TorchModel", "checkpoint", kind="compile"),
     )
 )
-GPU_QUICK = tuple(GPU_ENGINES)

@@ -21,9 +21,9 @@ from benchmarks.documents import RESULTS_DIR, ROOT, Blocks, table, write_blocks
 from benchmarks.texts import NANO_LANGUAGES, fortunes, heldout_texts
 from erniem_export.options import Keep
 from erniem_export.passes.embedding import bytes_of_row
+from erniem_export.vocabulary.languages import rule_for
+from erniem_export.vocabulary.pruning import pieces_at_the_ends, write_part
 from erniem_export.vocabulary.selection import select
-from erniem_export.vocabulary.tokenizer_files import pieces_at_the_ends, write_part
-from erniem_export.vocabulary.words import rule_for
 from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 def describe_machine() -> dict[str, Any]:
     """Return CPU, its class and flags, cores, memory, system, Python, the day, and the load of the last minute."""
-    from erniem_rt._cpu import cpu_class
+    from erniem_rt.machine import cpu_class
 
     info = _cpu_info()
     return {

@@ -24,9 +24,8 @@ from benchmarks.machine import describe_machine
 from benchmarks.worker import read_memory
 from erniem_export.options import EngineOptions
 from erniem_export.progress import Terminal
-from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder
+from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder, parse
 from erniem_export.tensorrt.library import Library, load_library
-from erniem_export.tensorrt.network import parse
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_rt.manifest import Manifest
 
@@ -112,7 +111,7 @@ def _fuse_attention(graph: Any, found: Any, manifest: Manifest, config: Any, pro
 
     from erniem_export.passes.attention import to_attention
     from erniem_export.passes.half import HALF_TYPES
-    from erniem_export.tensorrt.attention import ATTENTION, choose_attention
+    from erniem_export.tensorrt.plan import ATTENTION, choose_attention
 
     heads = config.num_attention_heads
     dtype = HALF_TYPES.get(manifest.precision["weights"], ir.DataType.FLOAT)

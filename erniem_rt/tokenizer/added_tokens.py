@@ -1,4 +1,4 @@
-"""Tokens that are found in raw text before sentencepiece sees it: ``[MASK]`` and whatever a checkpoint added."""
+"""Added tokens, such as ``[MASK]``, which are found in raw text before sentencepiece sees it."""
 
 from __future__ import annotations
 

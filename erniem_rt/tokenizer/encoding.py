@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from erniem_rt._lazy import lazy
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.processes import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _SEQUENCES = (0, 1, None)  # a row's names for the sequences 0, 1 and -1
 
 
 class TokenizedText:
-    """The tokens of one text, before special tokens. Where they stand in it is worked out when it is asked for."""
+    """The tokens of one text, before special tokens. Offsets are computed on first use."""
 
     def __init__(self, ids: list[int], locate: Callable[[], list[tuple[int, int]]]) -> None:
         self.ids = ids
@@ -136,7 +136,7 @@ class Kept:
         return kept
 
     def lengths(self, specials: int) -> NDArray[np.int64]:
-        """``(rows,)`` the tokens of each row, with so many special ones among them."""
+        """``(rows,)`` the tokens of each row, ``specials`` special ones included."""
         lengths: NDArray[np.int64] = self.sizes.reshape(-1, self.rows).sum(0) + specials
         return lengths
 
@@ -189,7 +189,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class BatchEncoding:
-    """Rows of one length, as arrays and one by one. Offsets and single rows are made when they are asked for.
+    """Rows of one length, as arrays and one by one. Offsets and single rows are computed on first use.
 
     Attributes:
         input_ids: ``(batch, sequence)`` int64.
@@ -206,13 +206,13 @@ class BatchEncoding:
         """Fill a layout with the texts."""
         columns = np.arange(layout.shape[1])
         mask = (columns >= layout.starts[:, None]) & (columns < layout.stops[:, None])
-        ids = np.where(mask, sep_id, pad_id)  # what the texts and [CLS] leave of a row is [SEP]
+        ids = np.where(mask, sep_id, pad_id)  # [CLS] and the texts are written over it
         opened = np.flatnonzero(layout.stops > layout.starts)
         ids[opened, layout.starts[opened]] = cls_id
         return cls(layout.fill(ids, texts, texts.ids), mask.astype(np.int64), texts, layout)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All that can be asked for, worked out: the pickle has no tokenizer to ask."""
+        """With the offsets, which need the tokenizer."""
         return {**vars(self), "offsets": self.offsets}
 
     @property

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from erniem_rt._files import refuse_pointer
-from erniem_rt._processes import renew_after_fork
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
+from erniem_rt.files import refuse_pointer
+from erniem_rt.processes import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -127,7 +127,7 @@ class SentencePieceModel:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    _new_processor()  # What is not installed is said first.
+    _new_processor()  # Report a missing package first.
     if not path.is_file():
         raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
     refuse_pointer(path)
@@ -230,10 +230,10 @@ class RunTokens(NamedTuple):
 
 
 class PieceTable:
-    """Tokens by piece id. Grows as pieces are met, so that loading a large vocabulary costs nothing here.
+    """Tokens by piece id, computed when a piece is first met, so that a large vocabulary costs nothing to load.
 
-    The unknown piece has no tokens in it: its text is whatever the run held there. Nor has a mark alone, with
-    ``drop_lone_marks``.
+    It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
+    mark alone.
     """
 
     def __init__(

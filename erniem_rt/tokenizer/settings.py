@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from erniem_rt._files import check_hash, check_size, refuse_pointer
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import check_hash, check_size, refuse_pointer
 from erniem_rt.manifest import HEADS, Manifest
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from erniem_rt._checks import require_choice, require_count
-from erniem_rt._files import as_path
-from erniem_rt._locations import find_folder
-from erniem_rt._threads import threads_or_default
-from erniem_rt._workers import Workers
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.files import as_path
+from erniem_rt.locations import find_folder
+from erniem_rt.machine import threads_or_default
+from erniem_rt.processes import Workers
 
 from .added_tokens import TextSplitter
 from .encoding import (
@@ -191,13 +191,13 @@ class Tokenizer:
             truncation: As for one text.
             max_length: As for one text. It defaults to ``model_max_length`` with ``padding="max_length"`` too.
             add_special_tokens: As for one text.
-            threads: How many threads cut the texts into pieces, which is most of the work; None: as for a session.
+            threads: Threads for sentencepiece, which is most of the work; None: as for a session.
 
         Returns:
             int64 arrays ``(batch, sequence)``; offsets and the padded rows when they are asked for.
 
         Raises:
-            InvalidInputError: As for one text; also an empty batch, or as many pairs as there are not texts.
+            InvalidInputError: As for one text; also an empty batch, or the numbers of texts and pairs differ.
         """
         require_choice("padding", padding, Padding, optional=True)
         require_choice("padding_side", padding_side, Side, optional=True)
@@ -242,7 +242,7 @@ class Tokenizer:
     def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
 
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """The id of a token, or those of several; the unknown token's where there is none."""
+        """The id of a token, or the ids of several; unknown tokens have the id of ``unk_token``."""
         if isinstance(tokens, str):
             return self._vocabulary.id_of(tokens)
         return self._vocabulary.ids_of(_checked_tokens(tokens))
@@ -254,7 +254,7 @@ class Tokenizer:
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
 
     def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
-        """The token of an id, or those of several; the unknown token where there is none."""
+        """The token of an id, or the tokens of several; unknown ids give ``unk_token``."""
         if isinstance(ids, (int, np.integer)):
             return self._vocabulary.token_of(int(ids))
         return [self._vocabulary.token_of(i) for i in _checked_ids(ids)]
@@ -381,7 +381,7 @@ class Tokenizer:
         """
         folder = as_path("save_directory", save_directory)
         if not folder.is_dir():
-            raise InvalidInputError(f"save_directory must be an existing folder; there is none at {folder}.")
+            raise InvalidInputError(f"save_directory must be an existing folder, got {folder}.")
         vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
         vocab_file.write_text(self._vocabulary.text(), encoding="utf-8", newline="\n")
         model_file = folder / MODEL_FILE
@@ -486,7 +486,7 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
         try:
             vocabulary = Vocabulary(read_vocabulary(vocab_file), settings)
         except ArtifactError:
-            loading.result()  # A fault of the model, or a missing sentencepiece, comes first.
+            loading.result()  # Report a bad model, or a missing sentencepiece, first.
             raise
         return loading.result(), vocabulary
 
@@ -494,7 +494,7 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
 def _laid_out(
     first: Sequence[_Value], second: Sequence[_Value] | None, *, cls: Sequence[_Value], sep: Sequence[_Value]
 ) -> list[_Value]:
-    """``[CLS] A [SEP]``, or ``[CLS] A [SEP] [SEP] B [SEP]``, of whatever the row is made of."""
+    """``[CLS] A [SEP]``, or ``[CLS] A [SEP] [SEP] B [SEP]``."""
     if second is None:
         return [*cls, *first, *sep]
     return [*cls, *first, *sep, *sep, *second, *sep]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from erniem_rt._files import refuse_pointer
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import refuse_pointer
 
 from .pieces import WORD_START
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .settings import TokenizerSettings
 
 _WORD = 8
-# The bytes of a word, read as little-endian, that belong to a token of so many bytes.
+# Masks of the first 0 to 8 bytes of a little-endian word.
 _OWN_BYTES = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
 # Odd, so that no bit of a token of up to eight bytes is lost; otherwise arbitrary.
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)
@@ -82,7 +82,7 @@ class TokenList:
         return len(self) - len(self._superseded)
 
     def get(self, index: int) -> str | None:
-        """The token at an index; None where there is none, or where it is listed again further on."""
+        """The token at an index; None outside the list, and for a token that is listed again later."""
         if not 0 <= index < len(self) or index in self._superseded:
             return None
         return self._bytes(index).decode()
@@ -105,7 +105,7 @@ class TokenList:
 
 
 def _joined(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.intp], NDArray[np.intp]]:
-    # A lone surrogate, which no file holds, is like no token then.
+    # A lone surrogate then equals no token: files hold none.
     encoded = [token.encode("utf-8", "surrogatepass") for token in tokens]
     sizes = np.array([len(token) for token in encoded], dtype=np.intp)
     ends = np.cumsum(sizes)

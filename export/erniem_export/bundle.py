@@ -22,9 +22,9 @@ from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
-from erniem_rt._files import require_utf_8
-from erniem_rt._onnxruntime import import_onnxruntime
+from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import require_utf_8
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
 
 if TYPE_CHECKING:

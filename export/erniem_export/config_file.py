@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.paddle import LAYER_NORM_EPS, flat_config
 from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, what_is_there
+from erniem_rt.checks import is_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,9 +40,11 @@ _SIZES = {
 }
 # What transformers calls labels that nobody has named.
 _UNNAMED = re.compile(r"LABEL_\d+")
-# How the checkpoint was trained: irrelevant here, and transformers refuses what it does not have for a class.
+# What only training uses, and how attention was computed then: nothing here depends on it, and transformers or torch
+# would refuse values that they do not know.
 _TRAINING_KEYS = re.compile(
     r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
+    r"|hidden_dropout_prob|attention_probs_dropout_prob|classifier_dropout|dropout|act_dropout|initializer_range"
 )
 # Keys under which the library notes where files lay.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
@@ -171,16 +175,7 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_scale(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value >= 0
-
-
-def _is_probability(value: Any) -> bool:
-    return _is_scale(value) and value <= 1
+_is_count = partial(is_count, least=0)
 
 
 def _is_object(value: Any) -> bool:
@@ -209,12 +204,6 @@ def _is_dtype(value: Any) -> bool:
 # whether null does as well.
 _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "hidden_act": (_is_activation, f"one of {', '.join(sorted(activations.ACT2FN))}", False),
-    "hidden_dropout_prob": (_is_probability, "a number from 0 to 1", False),
-    "attention_probs_dropout_prob": (_is_probability, "a number from 0 to 1", False),
-    "classifier_dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "act_dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "initializer_range": (_is_scale, "a number from 0 up", False),
     "num_labels": (_is_count, "an integer from 0 up", True),
     "num_classes": (_is_count, "an integer from 0 up", False),
     "id2label": (_is_by_number, 'labels by number, as {"0": "no", "1": "yes"}', True),
@@ -239,7 +228,7 @@ def _check_values(config: ErnieMConfig) -> None:
     """Raise :class:`ValueError` naming the key whose value no model can be built, traced or served with."""
     for key, least in _SIZES.items():
         value = getattr(config, key)
-        if type(value) is not int or value < least:
+        if not is_count(value, least):
             raise ValueError(f"{key} = {value!r}, expected an integer from {least} up")
     for bound in ("vocab_size", "max_position_embeddings"):
         if config.pad_token_id >= getattr(config, bound):

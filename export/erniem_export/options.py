@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import OptionError
-from erniem_rt.manifest import HEADS, MASK_MODES
-from erniem_rt.plan import FLAVOURS
+from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from erniem_rt.manifest import Profile
+    from erniem_rt.manifest import Manifest, Profile
 
 __all__ = [
     "CPUS",
@@ -32,6 +31,7 @@ __all__ = [
     "Int8",
     "Keep",
     "Precision",
+    "arithmetic_of",
     "flag_of",
 ]
 
@@ -83,6 +83,13 @@ class GraphOptions:
         """The names of the optional inputs and outputs that are wanted."""
         yield from (name for name in GraphOptions.__dataclass_fields__ if getattr(self, name) is True)
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> GraphOptions:
+        """What an exported graph was made with, by the names of its inputs and outputs."""
+        there = {spec.name.partition(".")[0] for spec in (*manifest.inputs, *manifest.outputs)}
+        flags: dict[str, Any] = {option.name: option.name in there for option in fields(cls)}
+        return cls(**{**flags, "mask_mode": manifest.mask_mode})
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -96,6 +103,11 @@ class Precision:
     def to_json(self) -> dict[str, str]:
         """As it stands in the manifest."""
         return {"weights": self.weights, "embedding": self.embedding or self.weights}
+
+
+def arithmetic_of(precision: Mapping[str, str]) -> str:
+    """What a manifest's ``precision`` multiplies weights in: for int8 weights of TensorRT, the type between them."""
+    return precision.get("products", precision.get("weights", ""))
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,7 @@ class EngineOptions:
     timing_cache: Path | None = None
 
     def details(self) -> Iterator[str]:
-        """The names of what is said beside ``engine``."""
+        """The names of the options that are given beside ``engine``."""
         nothing = EngineOptions()
         yield from (name for name in _ENGINE_FLAGS if getattr(self, name) != getattr(nothing, name))
 

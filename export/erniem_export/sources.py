@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from erniem_export.errors import CheckpointError
-from erniem_rt._files import is_lfs_pointer
+from erniem_rt.files import is_lfs_pointer
 
 __all__ = [
     "CALIBRATION_FILE",

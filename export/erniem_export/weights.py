@@ -15,7 +15,7 @@ from erniem_export.errors import CheckpointError
 from erniem_export.heads import POOLER_OPTIONAL, make_model
 from erniem_export.paddle import SUFFIX, read_arrays
 from erniem_export.weight_names import PREFIX, is_left_over, some
-from erniem_rt._files import is_lfs_pointer
+from erniem_rt.files import is_lfs_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -41,7 +41,6 @@ class Runs(Protocol):
     """What a pipeline needs of a session."""
 
     manifest: Manifest
-    lanes: int
     threads: int
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -53,13 +52,14 @@ class ReferenceSession:
 
     Attributes:
         manifest: The artifact's, without the outputs that no pipeline reads.
-        lanes: 1, for one batch runs after the other.
+        limits: The manifest's.
     """
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, model: ErnieMPreTrainedModel, manifest: Manifest) -> None:
         self._model = model
+        self.limits = manifest.limits
         self.manifest = replace(manifest, outputs=tuple(spec for spec in manifest.outputs if "." not in spec.name))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:

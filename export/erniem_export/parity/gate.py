@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from erniem_export.parity.findings import Report
 from erniem_export.parity.measures import Difference, measure, thresholds_of
 from erniem_export.parity.weights import compare_weights
 from erniem_rt.errors import EngineError
-from erniem_rt.manifest import HEADS, Manifest
+from erniem_rt.manifest import HEADS
 from erniem_rt.session import Session
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
+    from erniem_rt.manifest import Manifest
 
 __all__ = ["check_parity"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
+_opened = partial(Session, engine="onnxruntime")
 
 
 def check_parity(
@@ -40,7 +44,7 @@ def check_parity(
     *,
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
-    open_session: Callable[[Path], AbstractContextManager[Session]] = Session,
+    open_session: Callable[[Path], AbstractContextManager[Session]] = _opened,
 ) -> Report:
     """Compare an artifact, run as its users run it, with the PyTorch model in float32.
 
@@ -49,7 +53,7 @@ def check_parity(
         model: The model that it was exported from.
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
-        open_session: Opens the artifact, on the CPU unless it is told otherwise.
+        open_session: Opens the artifact, in ONNX Runtime on the CPU unless it is told otherwise.
 
     Raises:
         ParityError: The numbers are not the model's. Names the worst output and case and what may be wrong.
@@ -57,21 +61,22 @@ def check_parity(
     """
     with open_session(artifact) as session:
         manifest = session.manifest
+        precision = _precision(session)
         report = Report(
-            _named(manifest),
-            thresholds_of(manifest.precision),
+            _named(precision),
+            thresholds_of(precision),
             decides=_decides(manifest),
         )
         results = []
-        for case in progress(build_cases(manifest, tokenizer_dir)):
+        for case in progress(build_cases(replace(manifest, limits=session.limits), tokenizer_dir)):
             found = _run(session, case.name, case.feeds)  # before PyTorch, which checks no ids
-            expected = _as_promised(manifest, case, reference_outputs(model, manifest, case))
+            expected = _as_promised(session, case, reference_outputs(model, manifest, case))
             _compare(report, manifest, case, found, expected)
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
     # The graph's, where what ran is a plan of another precision.
-    report.weights = compare_weights(artifact, model, Manifest.load(artifact.with_suffix(".json")).precision)
+    report.weights = compare_weights(artifact, model, manifest.precision)
     problems = report.failures()
     if problems:
         causes = diagnose(artifact, model, report, results)
@@ -83,8 +88,17 @@ def check_parity(
     return report
 
 
-def _named(manifest: Manifest) -> str:
-    weights, embedding = manifest.precision.get("weights", ""), manifest.precision.get("embedding", "")
+def _precision(session: Session) -> dict[str, str]:
+    """What to judge by: the parts of the graph or plan, and bf16 where that is computed in and not in int8."""
+    plan = session.manifest.plan if session.engine == "tensorrt" else None
+    parts = dict(session.manifest.precision if plan is None else plan.precision)
+    if session.precision == "bf16" and parts.get("weights") == "fp32":
+        parts["weights"] = "bf16"
+    return parts
+
+
+def _named(precision: Mapping[str, str]) -> str:
+    weights, embedding = precision.get("weights", ""), precision.get("embedding", "")
     return weights if weights == embedding else f"{weights}, embedding {embedding},"
 
 
@@ -127,16 +141,16 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
     return outputs
 
 
-def _as_promised(manifest: Manifest, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _as_promised(session: Session, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """What the artifact promises to give: a packed graph leaves padding out, and gives zeros there."""
-    if not (manifest.engine or {}).get("packed"):
+    if not session.packed:
         return outputs
     attend = case.attend
     first = np.arange(attend.shape[-1]) == 0
     kept = attend | first
-    if manifest.mask_mode != UIE_M:
+    if session.manifest.mask_mode != UIE_M:
         kept |= ~attend.any(axis=-1, keepdims=True)
-    for spec in manifest.outputs:
+    for spec in session.manifest.outputs:
         if "sequence" in spec.shape:
             array = outputs[spec.name]
             outputs[spec.name] = np.where(kept.reshape(kept.shape + (1,) * (array.ndim - kept.ndim)), array, 0.0)

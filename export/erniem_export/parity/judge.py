@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.onnx_export import read, write
+from erniem_export.options import arithmetic_of
 from erniem_export.parity.gate import check_parity
 from erniem_export.passes.emulation import emulate_half
 from erniem_export.passes.half import HALF_TYPES
@@ -52,8 +53,7 @@ def judge(
     Raises:
         ErnieMError: As :func:`check_parity` and :meth:`AccuracyGate.compare`.
     """
-    facts = Manifest.load(artifact.with_suffix(".json")).precision
-    precision = facts.get("products", facts.get("weights"))  # of int8 weights, what they are multiplied in
+    precision = arithmetic_of(Manifest.load(artifact.with_suffix(".json")).precision)
 
     def compare(path: Path) -> dict[str, Any]:
         report = check_parity(path, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()

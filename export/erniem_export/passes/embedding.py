@@ -92,7 +92,7 @@ def _lookup(graph: ir.Graph) -> tuple[ir.Node, ir.Value, NDArray[Any]]:
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and table.const_value is not None and str(table.name).endswith(_TABLE):
             return node, table, table.const_value.numpy()
-    raise ExportError("the graph takes embeddings and holds none: --embedding has nothing to store")
+    raise ExportError("the graph takes inputs_embeds and has no word embeddings: leave out --embedding")
 
 
 def _rounded(numbers: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:

@@ -188,7 +188,7 @@ def _keep_first(graph: ir.Graph, attention: ir.Node, order: Order) -> None:
     product = matmul_of(attention.inputs[0], f"{place}, query")
     entering = product.inputs[0]
     if entering is None or entering.is_graph_output():
-        raise FusionError(f"{place}: what enters the last layer is an output of the graph too")
+        raise FusionError(f"{place}: the input of the last layer is an output of the graph too")
     residual, position = residual_of(entering, place)
     rewriter = Rewriter(graph)
     shape = rewriter.op("Shape", attention.inputs[4], name="first.shape")

@@ -8,8 +8,7 @@ padding); and all tokens of a row that attends to nothing, whose weights are uni
 the positions left out.
 
 For attention that is masked by key lengths, tokens are laid out in the order of :mod:`key_lengths` instead of their
-own, by one Gather each: what stands in the slots left over is any token, as no key there counts and nobody reads the
-queries.
+own, by one Gather each. The slots left over hold any token: no key there counts, and the queries are not read.
 """
 
 from __future__ import annotations

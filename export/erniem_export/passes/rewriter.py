@@ -1,4 +1,4 @@
-"""What all passes are made of: finding nodes in a graph, and adding nodes, constants and Casts to it."""
+"""What all passes share: finding nodes in a graph, and adding nodes, constants and Casts to it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Rewriter:
     """Collects new nodes; :meth:`insert_before` puts them into the graph. Names of values are names of nodes."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
+        self.graph = graph
         self._nodes: list[ir.Node] = []
 
     def op(self, op_type: str, *inputs: ir.Value | None, name: str, domain: str = "", **attributes: Any) -> ir.Value:
@@ -74,22 +74,22 @@ class Rewriter:
 
     def insert_before(self, anchor: ir.Node) -> None:
         """Put what was added in front of ``anchor``."""
-        self._graph.insert_before(anchor, self._nodes)
+        self.graph.insert_before(anchor, self._nodes)
         self._nodes = []
 
     def insert_after(self, anchor: ir.Node) -> None:
         """Put what was added right behind ``anchor``."""
-        self._graph.insert_after(anchor, self._nodes)
+        self.graph.insert_after(anchor, self._nodes)
         self._nodes = []
 
     def append(self) -> None:
         """Put what was added at the end of the graph."""
-        self._graph.extend(self._nodes)
+        self.graph.extend(self._nodes)
         self._nodes = []
 
     def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        found = self._graph.initializers.get(name)
-        return store(self._graph, name, array) if found is None else found
+        found = self.graph.initializers.get(name)
+        return store(self.graph, name, array) if found is None else found
 
 
 def _result_type(op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]) -> ir.DataType | None:
@@ -140,7 +140,7 @@ def uncast(value: ir.Value | None) -> ir.Value | None:
 
 
 def forget_shapes(graph: ir.Graph) -> None:
-    """Drop the inferred shapes, which hold no more once tokens are packed or left out; those of outputs do."""
+    """Drop the inferred shapes, which are wrong once tokens are packed or left out; the outputs keep theirs."""
     outputs = set(graph.outputs)
     for node in graph:
         for value in node.outputs:
@@ -179,7 +179,7 @@ def matmul_of(value: ir.Value | None, place: str) -> ir.Node:
 
 
 def residual_of(value: ir.Value, place: str) -> tuple[ir.Node, int]:
-    """The one Add that reads ``value``, the sum behind the attention that ``value`` enters; and as which input."""
+    """The one Add that reads ``value``, the sum behind the attention, and which of its inputs that is."""
     found = [use for use in value.uses() if use.node.op_type == "Add"]
     if len(found) != 1:
         raise FusionError(f"{place}: expected one residual around the attention, found {len(found)}")

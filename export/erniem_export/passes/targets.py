@@ -30,10 +30,6 @@ def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: 
     """
     if target == PORTABLE:
         return None
-    if options.head_mask or options.attentions:
-        raise FusionError(
-            "attention weights that are an output, or masked by head, cannot be fused: use --target portable"
-        )
     done: dict[str, Any] = {"name": target, "fused_attention": fuse_attention(model, layers)}
     moves = options.position_ids or options.inputs_embeds or options.hidden_states
     pooled = head in _POOLED_HEADS and not options.hidden_states

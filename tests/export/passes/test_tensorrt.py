@@ -11,7 +11,7 @@ from erniem_export.errors import FusionError
 from erniem_export.options import GraphOptions
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.half import to_half
-from erniem_export.passes.int8_standard import int8_weights
+from erniem_export.passes.int8 import int8_weights
 from erniem_export.passes.rewriter import name_products
 
 LAYERS = 2
@@ -144,5 +144,5 @@ def test_int8_weights_need_products(canonical, micro_model):
     model = canonical()
     for value in list(model.graph.initializers.values()):
         value.name = f"other.{value.name}"
-    with pytest.raises(FusionError, match="found no product"):
+    with pytest.raises(FusionError, match="found no matmul"):
         int8_weights(model, {})
