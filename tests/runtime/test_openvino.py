@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, engines, pipeline
-from erniem_rt.machine import cpu_class
 from erniem_rt.engines.base import Device, GraphOptions
+from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import HEADS, FileRecord, Manifest, TensorSpec
 
 pytest.importorskip("openvino")
