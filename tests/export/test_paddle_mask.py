@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import shutil
@@ -27,6 +28,7 @@ from erniem_rt.manifest import Manifest
 ROOT = Path(__file__).parents[2]
 PADDLE = ROOT / "tests" / "data" / "paddle"
 IE = PADDLE / "models" / "ie"
+ENGINES = ["onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
 SPANS = ("start_logits", "end_logits")
 
 
@@ -81,10 +83,11 @@ def test_short_rows_give_paddles_numbers(
         return
     feeds, expected = taskflow_rows("formats" if half else "ie")
     real = feeds["attention_mask"] == 1
-    with Session(folder) as session:
-        found = session.run(feeds)
-    for name, probabilities in zip(SPANS, expected, strict=True):
-        np.testing.assert_allclose(sigmoid(found[name])[real], probabilities[real], rtol=0, atol=tolerance)
+    for engine in ENGINES:
+        with Session(folder, engine=engine) as session:
+            found = session.run(feeds)
+        for name, probabilities in zip(SPANS, expected, strict=True):
+            np.testing.assert_allclose(sigmoid(found[name])[real], probabilities[real], rtol=0, atol=tolerance)
 
 
 def test_fused_alone(tmp_path: Path, trace_once: Callable[..., Any]) -> None:
