@@ -256,6 +256,10 @@ def test_the_engine_that_is_chosen(heads, monkeypatch, cpu, weights, size, insta
     found = engines.choose_engine(heads["qa"].path, manifest, Device("cpu"), "auto", GraphOptions(**options))
     assert found == expected
 
+    made_for_it = replace(manifest, target="openvino")
+    found = engines.choose_engine(heads["qa"].path, made_for_it, Device("cpu"), "auto", GraphOptions(**options))
+    assert found == ("openvino" if "openvino" in installed and not options else "onnxruntime")
+
 
 def run_in_child(session, feeds, queue):
     queue.put(session.run(feeds)["start_logits"])
