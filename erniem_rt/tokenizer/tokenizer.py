@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from copy import copy
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -81,9 +82,20 @@ class Tokenizer:
             None if vocab_file is None else as_path("vocab_file", vocab_file),
             self.settings,
         )
+        self._name_tokens()
+        self._make_tools()
+
+    def with_settings(self, settings: TokenizerSettings) -> Tokenizer:
+        """The same files with other settings; nothing is read again."""
+        made = copy(self)
+        made.settings, made._vocabulary = settings, self._vocabulary.with_settings(settings)
+        made._name_tokens()
+        made._make_tools()
+        return made
+
+    def _name_tokens(self) -> None:
         self._named = {name: token.content for name, token in self.settings.special_tokens.items()}
         self._named_ids = {name: self._vocabulary.id_of(token) for name, token in self._named.items()}
-        self._make_tools()
 
     def _make_tools(self) -> None:
         self._splitter = TextSplitter(

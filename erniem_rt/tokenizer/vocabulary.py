@@ -149,6 +149,10 @@ class Vocabulary:
         """How many tokens there are without the added ones."""
         return self._base.distinct
 
+    def with_settings(self, settings: TokenizerSettings) -> Vocabulary:
+        """The same base vocabulary with the added tokens of other settings."""
+        return Vocabulary(self._base, settings)
+
     def __len__(self) -> int:
         return self.base_size + self._base.indices(list(self.added_ids)).count(None)
 

@@ -1,7 +1,7 @@
 """Export ErnieM checkpoints: PyTorch to ONNX, with the numbers proven on the way.
 
 :func:`export` and :func:`verify` are what the commands ``erniem-export`` and ``erniem-verify`` do. The models live in
-:mod:`erniem_export.modeling`.
+:mod:`erniem_export.modeling`; :func:`register` makes transformers 5 know them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from erniem_rt.manifest import Manifest
 
-__all__ = ["export", "verify"]
+__all__ = ["export", "register", "verify"]
 
 
 def export(
@@ -140,6 +140,18 @@ def verify(
     from erniem_export.progress import Terminal
 
     return run(artifact, str(model), Terminal(quiet=quiet), _path(task_set))
+
+
+def register() -> None:
+    """Make the auto classes and pipelines of transformers 5, which has no ErnieM, work on ErnieM checkpoints.
+
+    AutoConfig, AutoModel, the AutoModelFor... of the heads, and AutoTokenizer, whose
+    :class:`~erniem_export.auto_classes.ErnieMTokenizer` has the reference's ids. Nothing changes where transformers
+    has ErnieM itself, as 4.57 has.
+    """
+    from erniem_export import auto_classes
+
+    auto_classes.register()
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

@@ -7,7 +7,8 @@ Module and parameter names are those of the reference (transformers 4.57.6,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,9 @@ class ErnieMEncoder(nn.Module):
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(ErnieMEncoderLayer(config) for _ in range(config.num_hidden_layers))
+        # Set by transformers' gradient_checkpointing_enable, with the function that saves memory.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
     def forward(
         self,
@@ -177,7 +181,11 @@ class ErnieMEncoder(nn.Module):
         states, attentions = [hidden_states], []
         for index, layer in enumerate(self.layers):
             layer_head_mask = None if head_mask is None else head_mask[index]
-            hidden_states, weights = layer(hidden_states, attend, layer_head_mask, output_attentions)
+            arguments = (hidden_states, attend, layer_head_mask, output_attentions)
+            if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
+                hidden_states, weights = self._gradient_checkpointing_func(layer.__call__, *arguments)
+            else:
+                hidden_states, weights = layer(*arguments)
             states.append(hidden_states)
             attentions.append(weights)
         return (

@@ -50,6 +50,7 @@ class ErnieMPreTrainedModel(PreTrainedModel):
     config_class = ErnieMConfig
     config: ErnieMConfig
     base_model_prefix = "ernie_m"
+    supports_gradient_checkpointing = True
     _no_split_modules = ["ErnieMEmbeddings", "ErnieMEncoderLayer"]
 
     def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:

@@ -242,3 +242,11 @@ def _assert_equal(actual: Any, expected: Any) -> None:
         actual, expected = tuple(actual.values()), tuple(expected.values())
     assert isinstance(actual, tuple)
     torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+def test_gradient_checkpointing_is_there(make_pair: MakePair):
+    theirs, ours = make_pair("base")
+    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+        theirs.gradient_checkpointing_enable()
+    ours.gradient_checkpointing_enable()
+    assert ours.is_gradient_checkpointing

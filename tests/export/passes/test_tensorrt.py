@@ -20,7 +20,12 @@ LAYERS = 2
 @pytest.fixture
 def canonical(micro_model, trace_once):
     """``canonical(head)``: a fresh copy of the traced graph of a micro model."""
-    return lambda head="cls", **options: trace_once(micro_model(head), head, GraphOptions(**options))
+
+    def copy(head="cls", **options):
+        graph = trace_once(micro_model(head), head, GraphOptions(**options))
+        return ir.external_data.load_to_model(graph)  # these graphs are run from memory
+
+    return copy
 
 
 def run(model, feeds):
