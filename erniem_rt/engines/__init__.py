@@ -71,7 +71,8 @@ def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
     size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
     weights = manifest.precision.get("weights")
     better = size > _SMALL and (cpu_class(), weights) in _OPENVINO_IS_FASTER
-    better = better or "bf16" in manifest.precision.values() or not _installed("onnxruntime")
+    made_for_it = manifest.target == "openvino" or "bf16" in manifest.precision.values()
+    better = better or made_for_it or not _installed("onnxruntime")
     return "openvino" if better and _installed("openvino") else "onnxruntime"
 
 

@@ -61,6 +61,7 @@ class OpenVINOEngine:
         self.inputs = tuple(map(_spec, self._model.inputs))
         self.outputs = tuple(map(_spec, self._model.outputs))
         self._memory = Shrinking(options.shrink_memory)
+        self._owing = False
         # Requests that no run holds: each run has one to itself.
         self._requests: list[Any] = []
         renew_after_fork(self)
@@ -78,11 +79,10 @@ class OpenVINOEngine:
             found = request.infer(dict(feeds), share_inputs=True, share_outputs=True)
             results = [np.array(found[name]) for name in outputs]  # copies: the next run overwrites the request's own
             del found
-            if self._memory.after(feeds):
+            if self._memory.after(feeds) or self._owing:
                 del request
-                self._requests.clear()
-                model.release_memory()
-            else:
+                self._give_back(model)
+            elif self._model is model:  # and not closed meanwhile
                 self._requests.append(request)
         # What OpenVINO raises is RuntimeError for the most part, but not all of it.
         except Exception as error:
@@ -91,6 +91,16 @@ class OpenVINOEngine:
                 "(a smaller batch_size), or more memory."
             ) from error
         return results
+
+    def _give_back(self, model: Any) -> None:
+        """Give memory back now or, where another thread's run is under way and holds it, after the next run."""
+        self._requests.clear()
+        try:
+            model.release_memory()
+        except RuntimeError:
+            self._owing = True
+        else:
+            self._owing = False
 
     def close(self) -> None:
         """Drop the model; a run under way holds its own reference until it is done."""

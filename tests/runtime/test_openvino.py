@@ -256,6 +256,10 @@ def test_the_engine_that_is_chosen(heads, monkeypatch, cpu, weights, size, insta
     found = engines.choose_engine(heads["qa"].path, manifest, Device("cpu"), "auto", GraphOptions(**options))
     assert found == expected
 
+    made_for_it = replace(manifest, target="openvino")
+    found = engines.choose_engine(heads["qa"].path, made_for_it, Device("cpu"), "auto", GraphOptions(**options))
+    assert found == ("openvino" if "openvino" in installed and not options else "onnxruntime")
+
 
 def run_in_child(session, feeds, queue):
     queue.put(session.run(feeds)["start_logits"])
@@ -278,7 +282,7 @@ def test_a_forked_child_opens_it_again(heads):
 
 def test_a_pickle_keeps_engine_and_precision(heads):
     with opened(heads["qa"], precision="fp32") as session, pickle.loads(pickle.dumps(session)) as again:
-        assert (again.engine, again.precision, again.lanes) == ("openvino", "fp32", 1)
+        assert (again.engine, again.precision) == ("openvino", "fp32")
         assert "engine='openvino'" in repr(again)
         np.testing.assert_array_equal(
             again.run(input_ids=[[3, 4]])["end_logits"], session.run(input_ids=[[3, 4]])["end_logits"]
@@ -313,19 +317,29 @@ def test_nothing_is_sent_when_openvino_is_imported(heads, tmp_path):
     assert (done.stdout, done.stderr) == ("openvino\n", "")
 
 
-def test_memory_is_given_back(heads, monkeypatch):
-    with opened(heads["qa"], shrink_memory=None) as session:
-        released = []
-        session._engine._model = model = type(
-            "Counting",
-            (),
-            {
-                "create_infer_request": session._engine._model.create_infer_request,
-                "release_memory": lambda self: released.append(True),
-            },
-        )()
-        assert model
+class Busy:
+    """A model that gives memory back only when no other thread is at work with it."""
+
+    def __init__(self, model):
+        self.create_infer_request = model.create_infer_request
+        self.asked, self.busy = 0, False
+
+    def release_memory(self):
+        self.asked += 1
+        if self.busy:
+            raise RuntimeError("Attempt to call release_memory() on a compiled model in a busy state.")
+
+
+def test_memory_is_given_back_as_soon_as_it_can_be(artifact):
+    with opened(artifact) as session:
+        engine = session._engine
+        engine._model = model = Busy(engine._model)
         session.run(input_ids=np.full((400, 16), 7))
-        assert released == []
+        assert model.asked == 0
+        model.busy = True
         session.run(input_ids=[[7]])
-        assert released == [True]
+        assert model.asked == 1
+        model.busy = False
+        for _ in range(3):
+            session.run(input_ids=[[7]])
+        assert model.asked == 2

@@ -147,6 +147,7 @@ def test_arithmetic_in_bfloat16_is_not_a_cpus(artifact, weights):
             'device="cuda" or, with pip install "erniem-rt[openvino]", engine="openvino", or export with --fp16 or in '
             "float32.",
             error=EngineUnavailableError,
+            engine="onnxruntime",
         )
 
 

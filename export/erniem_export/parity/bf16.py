@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["prove_bf16", "with_bf16"]
 
 _BY_OPENVINO = "in bf16 on a CPU, as OpenVINO computes it"
+_TARGETS = ("onnxruntime-cpu", "openvino", "portable")
 _EMULATED = "in bf16 on a CPU, every result rounded by a float32 graph"
 
 
@@ -37,7 +38,7 @@ def with_bf16(
     manifest: Manifest, artifact: Path, model: ErnieMPreTrainedModel, note: Callable[[str], None], **gate: Any
 ) -> Manifest:
     """``manifest``, saved beside ``artifact``, with what :func:`prove_bf16` found; ``note`` is told that in a line."""
-    if manifest.target not in ("onnxruntime-cpu", "portable") or manifest.precision["weights"] not in ("fp32", "int8"):
+    if manifest.target not in _TARGETS or manifest.precision["weights"] not in ("fp32", "int8"):
         return manifest
     try:
         method, report = prove_bf16(artifact, model, **gate)
