@@ -13,13 +13,14 @@ from erniem_export.accuracy.gate import AccuracyGate
 from erniem_export.accuracy.task_set import task_set_of
 from erniem_export.bundle import build_manifest, check_room, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import EngineBuildError, ExportError, ParityError
+from erniem_export.errors import EngineBuildError, ExportError, ParityError, PrecisionError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.onnx_export import trace, write
 from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
+from erniem_export.parity.rounding import sensitive_parts
 from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
@@ -36,6 +37,7 @@ from erniem_rt.manifest import Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import onnx_ir as ir
 
@@ -52,6 +54,11 @@ __all__ = ["export", "verify"]
 _CALIBRATION_SEED = 1
 # What TensorRT computes in where it does not multiply in int8.
 _BETWEEN_INT8 = "fp16"
+# Where half precision costs too much, the parts of the layers that make this share of its error stay in float32: first
+# half of it, then more, until the gate holds.
+_KEPT = (0.5, 0.75, 0.9)
+# Which parts are sensitive shows on rows of up to this many tokens.
+_SHORT = 64
 
 
 def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
@@ -85,27 +92,60 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
             progress.step(f"vocabulary: {vocabulary}")
         copy_companions(checkpoint, stage)
         check_room(stage, options.output, head, files_of(stage))
-        manifest = build_manifest(checkpoint, options.graph, stage)
-        library = _builder_for(manifest, library, options, progress)
-        manifest = _write(stage, manifest, checkpoint, options, library, progress)
-        if vocabulary is not None:
-            manifest = _with_vocabulary(manifest, vocabulary, checkpoint.config.hidden_size)
-            manifest.save(stage / f"{head}.json")
-        progress.step("comparing with PyTorch")
-        parity = judge(
-            stage / manifest.artifact,
-            model,
-            tokenizer_dir=checkpoint.tokenizer_dir,
-            scratch=stage,
-            progress=lambda cases: progress.track(cases, "case"),
-            accuracy=_accuracy(task_set, checkpoint, progress),
-        )
-        manifest = dataclasses.replace(manifest, parity=parity)
-        if library is not None:
-            manifest = _with_plan(stage, manifest, checkpoint, options, library, progress)
+        described = build_manifest(checkpoint, options.graph, stage)
+        library = _builder_for(described, library, options, progress)
+        accuracy = _accuracy(task_set, checkpoint, progress)
+        keep: list[str] = []
+        for share in (*_KEPT, None):
+            try:
+                manifest = _proven(stage, described, checkpoint, options, library, progress, vocabulary, accuracy, keep)
+                break
+            except PrecisionError as error:
+                if share is None or options.precision.weights not in HALVES:
+                    raise
+                keep = _sensitive(checkpoint, described, options.precision, share)
+                progress.note(f"{str(error).partition('. ')[0]}; so {', '.join(keep)} stay in fp32")
         manifest.save(stage / f"{head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
+
+
+def _proven(
+    stage: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    library: Library | None,
+    progress: Progress,
+    vocabulary: Vocabulary | None,
+    accuracy: AccuracyGate | None,
+    keep: Sequence[str],
+) -> Manifest:
+    """Write the artifact, and a plan where there is a builder, with the parts ``keep`` in float32; judge both."""
+    manifest = _write(stage, manifest, checkpoint, options, library, progress, keep)
+    if vocabulary is not None:
+        manifest = _with_vocabulary(manifest, vocabulary, checkpoint.config.hidden_size)
+        manifest.save(stage / f"{checkpoint.head}.json")
+    progress.step("comparing with PyTorch")
+    parity = judge(
+        stage / manifest.artifact,
+        checkpoint.model,
+        tokenizer_dir=checkpoint.tokenizer_dir,
+        scratch=stage,
+        progress=lambda cases: progress.track(cases, "case"),
+        accuracy=accuracy,
+    )
+    manifest = dataclasses.replace(manifest, parity=parity)
+    if library is not None:
+        manifest = _with_plan(stage, manifest, checkpoint, options, library, progress, keep)
+    return manifest
+
+
+def _sensitive(checkpoint: Checkpoint, manifest: Manifest, precision: Precision, share: float) -> list[str]:
+    """The parts of the layers to keep in float32, found on what the gate does not judge by."""
+    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+    short = [case for case in cases if case.attend.shape[-1] <= _SHORT]
+    return sensitive_parts(checkpoint.model, precision.to_json(), short, share)
 
 
 def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
@@ -191,6 +231,7 @@ def _write(
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
+    keep: Sequence[str],
 ) -> Manifest:
     """Write the artifact without its parity report; ``manifest`` says what it takes and gives."""
     head, model, wanted = checkpoint.head, checkpoint.model, options.precision
@@ -210,7 +251,7 @@ def _write(
         done = quantize_for_engine(graph, checkpoint, source, options.int8, limits, library.flavour, progress)
         engine = {"name": library.flavour, "int8": done}
     else:
-        precision = apply_precision(graph, wanted, cases, stage)
+        precision = apply_precision(graph, wanted, cases, stage, keep)
     progress.step(f"writing {head}.onnx and its weights")
     write(graph, stage / f"{head}.onnx")
     manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
@@ -225,6 +266,7 @@ def _with_plan(
     options: ExportOptions,
     library: Library,
     progress: Progress,
+    keep: Sequence[str],
 ) -> Manifest:
     """The manifest with a plan, which is built from the graph in ``stage`` or, where that one is for ONNX Runtime
     alone, from one in standard operators.
@@ -235,7 +277,7 @@ def _with_plan(
             source = Path(folder)
             cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
             graph = _traced(checkpoint.model, checkpoint.head, options.graph)
-            precision = apply_precision(graph, options.precision, cases, source)
+            precision = apply_precision(graph, options.precision, cases, source, keep)
             write(graph, source / manifest.artifact)
             described = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None)
         plan, record = add_plan(stage, source, described, checkpoint, library, options.engine, progress)
