@@ -95,19 +95,33 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         described = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(described, library, options, progress)
         accuracy = _accuracy(task_set, checkpoint, progress)
-        keep: list[str] = []
-        for share in (*_KEPT, None):
-            try:
-                manifest = _proven(stage, described, checkpoint, options, library, progress, vocabulary, accuracy, keep)
-                break
-            except PrecisionError as error:
-                if share is None or options.precision.weights not in HALVES:
-                    raise
-                keep = _sensitive(checkpoint, described, options.precision, share)
-                progress.note(f"{str(error).partition('. ')[0]}; so {', '.join(keep)} stay in fp32")
+        manifest = _held(stage, described, checkpoint, options, library, progress, vocabulary, accuracy)
         manifest.save(stage / f"{head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
+
+
+def _held(
+    stage: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    library: Library | None,
+    progress: Progress,
+    vocabulary: Vocabulary | None,
+    accuracy: AccuracyGate | None,
+) -> Manifest:
+    """As :func:`_proven`; in half precision the most sensitive parts stay in float32, more each time, until it holds."""
+    keep: list[str] = []
+    for share in _KEPT if options.precision.weights in HALVES else ():
+        try:
+            return _proven(stage, manifest, checkpoint, options, library, progress, vocabulary, accuracy, keep)
+        except PrecisionError as error:
+            for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # no files of the next attempt
+                (stage / name).unlink(missing_ok=True)
+            keep = _sensitive(checkpoint, manifest, options.precision, share)
+            progress.note(f"{str(error).partition('. ')[0]}; so these stay in fp32: {', '.join(keep)}")
+    return _proven(stage, manifest, checkpoint, options, library, progress, vocabulary, accuracy, keep)
 
 
 def _proven(

@@ -89,9 +89,9 @@ EMBEDDING_THRESHOLDS = {
 
 # What rounding costs one model, another takes without a trace: sharp attention, or a sum that nearly cancels. So the
 # precision may cost _FACTOR times what it costs this model in PyTorch (the square of it for 1 - cosine, which is one),
-# where that is above the thresholds, and up to these: beyond, answers begin to change. One graph in half is as near to
-# PyTorch in half as two graphs are to each other: on 96 random models of 2 to 6 layers the worst took 2.3 times.
-_FACTOR = 3.0
+# where that is above the thresholds, and up to these: beyond, answers begin to change. One draw of rounding differs
+# from another: of 55 random models of 2 layers the worst took 1.6 times its yardstick, and 3.0 times with three values.
+_FACTOR = 5.0
 _MOST = {
     "fp16": Thresholds(largest=1e-1, relative_l2=5e-2, cosine=0.998, agreement=1.0),
     "bf16": Thresholds(largest=0.4, relative_l2=0.2, cosine=0.97, agreement=1.0),

@@ -33,7 +33,7 @@ def stored_parameters(graph: ir.Graph, model: ErnieMPreTrainedModel) -> dict[str
     found: dict[str, Tensor] = {}
     for name, product in int8_products(graph).items():
         found[f"{name}.weight"] = _tensor(product.weight.T)
-        if product.bias is not None:
+        if product.bias is not None and np.isfinite(product.bias).all():
             found[f"{name}.bias"] = _tensor(product.bias)
     for name in dict(model.named_parameters()):
         for stored, transposed in ((name, False), (f"{name}.T", True)):

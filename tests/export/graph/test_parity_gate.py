@@ -204,10 +204,13 @@ DAMAGES = {
     "bias negated": (weight(LAYER.format(1) + ".linear1.bias", np.negative), r"layers\.1\.linear1\.bias"),
     "one element of a bias": (
         weight(LAYER.format(0) + ".self_attn.self_attn.q_proj.bias", one_element),
-        r"not the checkpoint's: ernie_m\.encoder\.layers\.0\.self_attn\.self_attn\.q_proj\.bias \(1 of 38, limit 0\);.*Export again",
+        r"not the checkpoint's: \S+layers\.0\.self_attn\.self_attn\.q_proj\.bias \(1 of 38, limit 0\);.*Export again",
     ),
     "one element of a norm": (weight("ernie_m.embeddings.layer_norm.weight", one_element), r"embeddings\.layer_norm"),
-    "NaN in a weight": (weight("qa_outputs.bias", lambda array: array * np.nan), r"qa_outputs\.bias \(1 of 38, limit 0\);.*NaN or infinite"),
+    "NaN in a weight": (
+        weight("qa_outputs.bias", lambda array: array * np.nan),
+        r"qa_outputs\.bias \(1 of 38, limit 0\);.*NaN or infinite",
+    ),
     "query off by 0.1 %": (
         weight(LAYER.format(0) + ".self_attn.self_attn.q_proj.weight.T", lambda array: array * np.float32(1.001)),
         r"layers\.0\.self_attn\.self_attn\.q_proj\.weight",

@@ -46,14 +46,18 @@ FAILURES = {
     "nothing": ({"differences": {}}, "nothing was compared"),
     "nothing alone": ({"invariance": {}}, "nothing was compared"),
     "no weight": ({"weights": Weights()}, "no weight was compared"),
-    "weights": ({"weights": Weights(40, tuple("abcde"))}, "these weights are not the checkpoint's: a, b, c and 2 more (5 of 40, limit 0)"),
+    "weights": (
+        {"weights": Weights(40, tuple("abcde"))},
+        "these weights are not the checkpoint's: a, b, c and 2 more (5 of 40, limit 0)",
+    ),
     "weights that are not there": (
         {"weights": Weights(40, missing=tuple("abcd"))},
         "these weights of the checkpoint are not in the graph: a, b, c and 1 more (4 of 44, limit 0)",
     ),
     "numbers": (
         {"differences": {("logits", "a"): measure(ONES + 0.01, ONES)}},
-        r"logits on the case 'a' differs by up to 1\.00e-02 \(limit 1\.0e-04\), relative L2 1\.0e-02 \(limit 2\.0e-05\), cosine \S+ \(limit 0\.999999\)",
+        r"logits on the case 'a' differs by up to 1\.00e-02 \(limit 1\.0e-04\), relative L2 1\.0e-02 "
+        r"\(limit 2\.0e-05\), cosine \S+ \(limit 0\.999999\)",
     ),
     "NaN": (
         {"differences": {("logits", "a"): measure(ONES * np.nan, ONES)}},
