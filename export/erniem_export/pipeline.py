@@ -111,7 +111,7 @@ def _held(
     vocabulary: Vocabulary | None,
     accuracy: AccuracyGate | None,
 ) -> Manifest:
-    """As :func:`_proven`; in half precision the most sensitive parts stay in float32, more each time, until it holds."""
+    """As :func:`_proven`; in half precision ever more of the sensitive parts stay in float32, until the gate holds."""
     keep: list[str] = []
     for share in _KEPT if options.precision.weights in HALVES else ():
         try:

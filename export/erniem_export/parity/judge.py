@@ -68,6 +68,7 @@ def judge(
         return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}
     reference = Reference(model)
     extra: dict[str, Any] = {}
+    separable = "products" not in facts  # int8 for TensorRT has its rounding inside of Q/DQ pairs
 
     def compare(path: Path) -> dict[str, Any]:
         report = check_parity(
@@ -77,7 +78,7 @@ def judge(
             progress=progress,
             reference=reference,
             weights=weights,
-            unrounded=False,
+            unrounded=False if separable else None,
         ).to_json()
         try:
             report = report if accuracy is None else accuracy.compare(path, report)
@@ -87,8 +88,9 @@ def judge(
 
     thresholds_of(facts)  # an unknown one before anything is made of it
     weights = compare_weights(artifact, model, facts)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        extra["without_rounding"] = _check_unrounded(artifact, model, Path(folder), tokenizer_dir, weights)
+    if separable:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            extra["without_rounding"] = _check_unrounded(artifact, model, Path(folder), tokenizer_dir, weights)
     if precision not in HALF_TYPES:
         return {artifact.name: compare(artifact)}
     reports = {}

@@ -64,10 +64,6 @@ def without_rounding(model: ir.Model, head_size: int) -> None:
     for node in list(graph):
         if node.op_type == "MatMulIntegerToFloat":
             _multiply_in_float(graph, node)
-        elif node.op_type == "DequantizeLinear" and (source := node.inputs[0]) is not None:
-            quantize = source.producer()
-            if quantize is not None and quantize.op_type == "QuantizeLinear" and quantize.inputs[0] is not None:
-                ir.convenience.replace_all_uses_with(node.outputs[0], quantize.inputs[0])
 
 
 def _restore(value: ir.Value, head_size: int) -> None:
