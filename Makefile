@@ -3,9 +3,10 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Small models keep PyTorch and ONNX Runtime to about one core; a file's tests stay together, for what they share.
+# Small models keep PyTorch and ONNX Runtime to about one core. Each process starts with a part of the tests, in their
+# order, and takes from another's when it is done; what is expensive is made once for all (once_per_run in conftest.py).
 WORKERS ?= auto
-PYTEST = pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+PYTEST = pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 # For the targets on a GPU: a Python with PyTorch for CUDA, transformers, onnx, onnxruntime-gpu and pytest. Nothing is
 # installed into it; packages that it lacks may lie in GPU_SITE (see benchmarks/wheels.py).
 GPU_PYTHON ?= python3

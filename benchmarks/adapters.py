@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,9 +50,9 @@ class PaddedAdapter(Adapter):
 
 
 class TransformersModel(PaddedAdapter):
-    """The reference on a CPU: transformers' own class, eager or compiled."""
+    """The reference on a CPU: transformers' own class, eager or compiled; ``autocast`` to bf16."""
 
-    def __init__(self, artifact: Path, threads: int, compiled: bool = False) -> None:
+    def __init__(self, artifact: Path, threads: int, compiled: bool = False, autocast: bool = False) -> None:
         import torch
         import transformers
         from transformers.models.deprecated import ernie_m
@@ -62,11 +63,13 @@ class TransformersModel(PaddedAdapter):
         model = getattr(ernie_m, architecture).from_pretrained(artifact).eval()
         self._model: Any = torch.compile(model) if compiled else model
         self._torch: Any = torch
+        self._autocast = autocast
 
     def run_batch(self, input_ids: Array, attention_mask: Array, output: str) -> Array:
         ids, mask = map(self._torch.from_numpy, (input_ids, attention_mask))
-        with self._torch.inference_mode():
-            found: Array = self._model(input_ids=ids, attention_mask=mask)[output].numpy()
+        autocast = self._torch.autocast("cpu", self._torch.bfloat16, enabled=self._autocast)
+        with self._torch.inference_mode(), autocast:
+            found: Array = self._model(input_ids=ids, attention_mask=mask)[output].float().numpy()
         return found
 
 
@@ -126,16 +129,16 @@ class OnnxRuntime(PaddedAdapter):
 
 
 class OpenVino(PaddedAdapter):
-    """OpenVINO with the hint for latency; fp32 stays fp32 on CPUs where its default would be bf16."""
+    """OpenVINO with the hint for latency; ``hint`` is what it computes in where the model says fp32."""
 
-    def __init__(self, artifact: Path, threads: int) -> None:
+    def __init__(self, artifact: Path, threads: int, hint: str = "f32") -> None:
         import openvino
 
         self.versions = {"openvino": openvino.__version__.split("-")[0]}
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": hint,
         }
         self._model = openvino.Core().compile_model(artifact / "model.xml", "CPU", settings)
 
@@ -214,6 +217,8 @@ class ErnieM(Adapter):
         suffix: str = ".onnx",
         cuda_graphs: bool = False,
         share_weights: bool = False,
+        engine: str = "onnxruntime",
+        compute: str = "fp32",
     ) -> None:
         import erniem_rt
 
@@ -228,12 +233,13 @@ class ErnieM(Adapter):
             share_weights=share_weights,
             cuda_graphs=cuda_graphs,
             trust_plan=is_plan,
+            **({"engine": engine, "precision": compute} if engine == "openvino" else {}),
         )
         self._on_cpu = device == "cpu"
         manifest = self._session.manifest
         if precision is not None and manifest.precision["weights"] != precision:
             raise RuntimeError(f"{path.name} is in {manifest.precision['weights']}, expected {precision}")
-        self.versions = {"erniem_rt": erniem_rt.__version__, **_engine_version(manifest.plan if is_plan else None)}
+        self.versions = {"erniem_rt": erniem_rt.__version__, **_engine_version(manifest.plan, engine)}
 
     def run(self, rows: Rows, batch_size: int) -> Array:
         if batch_size == 1:
@@ -261,12 +267,11 @@ class ErnieM(Adapter):
         return [found[i] for i in range(len(rows))]
 
 
-def _engine_version(plan: Any) -> dict[str, str]:
+def _engine_version(plan: Any, engine: str) -> dict[str, str]:
     if plan is not None:
         return {plan.flavour: plan.version}
-    import onnxruntime  # not before: the session imports it while it checks its files
-
-    return {"onnxruntime": onnxruntime.__version__}
+    # Imported here and not before: the session imports it while it checks its files.
+    return {engine: importlib.import_module(engine).__version__.split("-")[0]}
 
 
 class ErnieMPipeline(Adapter):

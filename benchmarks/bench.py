@@ -27,10 +27,12 @@ from benchmarks.machine import describe_machine, missing
 from benchmarks.measure import FIRST, Budget, Pace, Results, Say
 from benchmarks.tables import markdown
 from benchmarks.workloads import Workload
+from erniem_rt.machine import cpu_class
 
 _WORKERS = 4
 _BUSY = 0.5
 _LEFT_OUT = "left out of this run"
+_NO_BF16 = "this CPU has no instructions for bf16"
 _PEAK_SIZE, _PEAK_SIZE_QUICK = 8192, 256
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 # Of the time that is left when a model's turn comes: what preparing its artifacts must leave to measuring, and the
@@ -65,7 +67,7 @@ CPU = Suite(
     workloads={False: workloads.ALL, True: workloads.QUICK},
     models={False: "random:base", True: "small"},
     pace={False: Pace(7), True: Pace(3)},
-    output={False: "bench.json", True: "bench-quick.json"},
+    output={False: "bench-{cpu}.json", True: "bench-quick.json"},
     patience=600,
     budget=None,
     at_once=1,
@@ -162,7 +164,7 @@ def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
         results["end_to_end"] = trained.end_to_end(folder, open_client, options.pace, say)
         results["accuracy"] = trained.accuracy(
             ROOT / "build" / "bench" / trained.MODEL,
-            options.engines,
+            [name for name in options.engines if results["engines"][name]["gap"] is None],
             lambda spec, place, rows: Client(spec, place, rows, options.threads),
             options.pace,
             say,
@@ -208,7 +210,8 @@ def measure_model(model: str, options: Options, budget: Budget, say: Say) -> dic
     if suite is GPU:
         specs = [spec.on(options.device) for spec in specs]
     gaps = {name: _LEFT_OUT for name in suite.engines if name not in options.engines}
-    gaps |= _prepare_all(model, specs, folder, budget, say)
+    gaps |= {spec.name: _NO_BF16 for spec in specs if spec.bf16 and suite is CPU and "bf16" not in cpu_class()}
+    gaps |= _prepare_all(model, [spec for spec in specs if spec.name not in gaps], folder, budget, say)
     measure.require_reference(gaps, suite.reference)
     config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     work = options.build_workloads(config["vocab_size"])
@@ -362,7 +365,7 @@ def _options(argv: Sequence[str] | None) -> Options:
         threads=given.threads,
         budget=budget,
         quick=quick,
-        output=given.output or RESULTS_DIR / suite.output[quick],
+        output=given.output or RESULTS_DIR / suite.output[quick].format(cpu=cpu_class()),
     )
 
 

@@ -19,7 +19,7 @@ class EngineSpec:
 
     ``adapter`` is a class of ``benchmarks.adapters``, ``artifact`` a step of ``benchmarks.artifacts`` and the folder
     that it fills, ``options`` what the adapter takes besides, ``sharing`` what it takes where several processes serve
-    the same model. ``no_cold_start`` says why it has none.
+    the same model. ``no_cold_start`` says why it has none. ``bf16``: it needs a CPU that multiplies in bf16.
     """
 
     name: str
@@ -30,6 +30,7 @@ class EngineSpec:
     options: dict[str, Any] = field(default_factory=dict)
     sharing: dict[str, Any] = field(default_factory=dict)
     no_cold_start: str | None = None
+    bf16: bool = False
 
     def on(self, device: str) -> EngineSpec:
         """Return the same engine on ``device``; its adapter is told the precision too."""
@@ -38,6 +39,13 @@ class EngineSpec:
 
 def _by_name(specs: Iterable[EngineSpec]) -> dict[str, EngineSpec]:
     return {spec.name: spec for spec in specs}
+
+
+def _ours(name: str, label: str, precision: Precision, *, bf16: bool = False) -> EngineSpec:
+    """Our artifact in OpenVINO."""
+    artifact = "erniem-rt-int8" if precision == "int8" else "erniem-rt"
+    options = {"engine": "openvino", "compute": "bf16" if bf16 else "fp32"}
+    return EngineSpec(name, label, precision, "ErnieM", artifact, options, {"share_weights": True}, bf16=bf16)
 
 
 ENGINES = _by_name(
@@ -52,20 +60,43 @@ ENGINES = _by_name(
             {"compiled": True},
             no_cold_start="compiles at the first answer, and takes its time from a cache at the next start",
         ),
+        EngineSpec(
+            "torch-bf16",
+            "PyTorch, autocast bf16",
+            "bf16",
+            "TransformersModel",
+            "checkpoint",
+            {"autocast": True},
+            bf16=True,
+        ),
         EngineSpec("ort-plain", "ONNX Runtime, plain export", "fp32", "OnnxRuntime", "onnx-plain"),
         EngineSpec("ort-optimized", "ONNX Runtime, stock optimiser", "fp32", "OnnxRuntime", "onnx-optimized"),
         EngineSpec("optimum", "optimum ORTModel", "fp32", "Optimum", "onnx-plain"),
         EngineSpec("openvino", "OpenVINO", "fp32", "OpenVino", "openvino"),
+        EngineSpec("openvino-bf16", "OpenVINO, bf16", "bf16", "OpenVino", "openvino", {"hint": "bf16"}, bf16=True),
         EngineSpec("ctranslate2", "CTranslate2", "fp32", "CTranslate2", "ctranslate2", {"compute_type": "float32"}),
         EngineSpec("erniem-rt", "erniem-rt", "fp32", "ErnieM", "erniem-rt", sharing={"share_weights": True}),
+        _ours("erniem-rt-openvino", "erniem-rt, OpenVINO", "fp32"),
+        _ours("erniem-rt-openvino-bf16", "erniem-rt, OpenVINO, bf16", "bf16", bf16=True),
         EngineSpec("ort-int8", "ONNX Runtime, stock dynamic int8", "int8", "OnnxRuntime", "onnx-int8"),
         EngineSpec("openvino-int8", "OpenVINO, int8", "int8", "OpenVino", "openvino-int8"),
+        EngineSpec(
+            "openvino-int8-bf16",
+            "OpenVINO, int8 and bf16",
+            "int8",
+            "OpenVino",
+            "openvino-int8",
+            {"hint": "bf16"},
+            bf16=True,
+        ),
         EngineSpec(
             "ctranslate2-int8", "CTranslate2, int8", "int8", "CTranslate2", "ctranslate2-int8", {"compute_type": "int8"}
         ),
         EngineSpec(
             "erniem-rt-int8", "erniem-rt, int8", "int8", "ErnieM", "erniem-rt-int8", sharing={"share_weights": True}
         ),
+        _ours("erniem-rt-openvino-int8", "erniem-rt, OpenVINO, int8", "int8"),
+        _ours("erniem-rt-openvino-int8-bf16", "erniem-rt, OpenVINO, int8 and bf16", "int8", bf16=True),
     )
 )
 
@@ -109,4 +140,3 @@ GPU_ENGINES = _by_name(
         _gpu("torch-compile-fp16", "PyTorch, torch.compile, fp16", "TorchModel", "checkpoint", kind="compile"),
     )
 )
-GPU_QUICK = tuple(GPU_ENGINES)

@@ -21,9 +21,9 @@ from benchmarks.documents import RESULTS_DIR, ROOT, Blocks, table, write_blocks
 from benchmarks.texts import NANO_LANGUAGES, fortunes, heldout_texts
 from erniem_export.options import Keep
 from erniem_export.passes.embedding import bytes_of_row
+from erniem_export.vocabulary.languages import rule_for
+from erniem_export.vocabulary.pruning import pieces_at_the_ends, write_part
 from erniem_export.vocabulary.selection import select
-from erniem_export.vocabulary.tokenizer_files import pieces_at_the_ends, write_part
-from erniem_export.vocabulary.words import rule_for
 from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ RESULTS = RESULTS_DIR / "languages.json"
 DOCUMENT = ROOT / "docs" / "languages.md"
 PAIRS = ("en,de", "en,es", "en,fr", "en,pl")
 _MANUALS = Path("/usr/share/man")
-# Of bench.json, the sizes of the base model: fp32, and int8 with the embedding in int8.
+# Of the benchmark's results: the base model in fp32, and in int8 with the embedding in int8.
 _ENGINES = {"fp32": "erniem-rt", "int8": "erniem-rt-int8"}
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 def measure(folder: Path, pairs: tuple[str, ...] = PAIRS) -> dict[str, Any]:
     """Prune the tokenizer by both rules for each pair of languages, and let it cut the texts."""
     texts = {code: texts_in(code) for code in sorted({code for pair in pairs for code in pair.split(",")})}
-    bench = json.loads((RESULTS_DIR / "bench.json").read_text(encoding="utf-8"))
+    bench = json.loads((RESULTS_DIR / "bench-avx2.json").read_text(encoding="utf-8"))
     whole = {name: bench["engines"][engine]["bytes"] for name, engine in _ENGINES.items()}
     tokenizer = Tokenizer.from_dir(folder)
     cut = {code: list(map(tokenizer.tokenize, found["texts"])) for code, found in texts.items()}

@@ -26,9 +26,13 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return CPU, the flags that matter to it, cores, memory, system, Python, and the load of the last minute."""
+    """Return CPU, its class and flags, cores, memory, system, Python, the day, and the load of the last minute."""
+    from erniem_rt.machine import cpu_class
+
     info = _cpu_info()
     return {
+        "class": cpu_class(),
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": info.get("model name", platform.processor() or "unknown"),
         "flags": [flag for flag in _FLAGS if flag in info.get("flags", "").split()],
         "cores": os.cpu_count(),

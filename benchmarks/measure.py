@@ -333,11 +333,6 @@ def spread(samples: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(samples), "lowest": min(samples), "highest": max(samples)}
 
 
-def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times the speed of theirs ours has: the median over rounds of the ratio within a round."""
-    return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
-
-
 def percentile(samples: Sequence[float], share: float) -> float:
     """Return the smallest sample that at least ``share`` of all do not exceed."""
     return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

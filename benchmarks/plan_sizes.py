@@ -24,9 +24,8 @@ from benchmarks.machine import describe_machine
 from benchmarks.worker import read_memory
 from erniem_export.options import EngineOptions
 from erniem_export.progress import Terminal
-from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder
+from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder, parse
 from erniem_export.tensorrt.library import Library, load_library
-from erniem_export.tensorrt.network import parse
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_rt.manifest import Manifest
 
@@ -89,8 +88,8 @@ def write_graph(model: str, precision: str, folder: Path) -> None:
     from erniem_export.onnx_export import trace, write
     from erniem_export.options import GraphOptions, Precision
     from erniem_export.parity.cases import build_cases
-    from erniem_export.passes.live_mask import keep_masks_alive
-    from erniem_export.passes.naming import name_products
+    from erniem_export.passes.attention import keep_masks_alive
+    from erniem_export.passes.rewriter import name_products
     from erniem_export.precision import apply_precision
 
     progress = Terminal()
@@ -100,26 +99,26 @@ def write_graph(model: str, precision: str, folder: Path) -> None:
     manifest = build_manifest(checkpoint, GraphOptions(), folder)
     facts = apply_precision(graph, Precision(precision), build_cases(manifest, None, seed=1), folder)
     manifest = dataclasses.replace(manifest, precision=facts)
-    keep_masks_alive(graph, checkpoint.config.num_hidden_layers)
-    _fuse_attention(graph, manifest, checkpoint.config, progress)
+    found = keep_masks_alive(graph, checkpoint.config.num_hidden_layers)
+    _fuse_attention(graph, found, manifest, checkpoint.config, progress)
     name_products(graph)
     write(graph, folder / f"{HEAD}.onnx")
     dataclasses.replace(manifest, files=files_of(folder)).save(folder / f"{HEAD}.json")
 
 
-def _fuse_attention(graph: Any, manifest: Manifest, config: Any, progress: Terminal) -> None:
+def _fuse_attention(graph: Any, found: Any, manifest: Manifest, config: Any, progress: Terminal) -> None:
     import onnx_ir as ir
 
-    from erniem_export.passes.attention_op import to_attention
+    from erniem_export.passes.attention import to_attention
     from erniem_export.passes.half import HALF_TYPES
-    from erniem_export.tensorrt.attention import ATTENTION, choose_attention
+    from erniem_export.tensorrt.plan import ATTENTION, choose_attention
 
     heads = config.num_attention_heads
     dtype = HALF_TYPES.get(manifest.precision["weights"], ir.DataType.FLOAT)
     library, profiles = _library(), resolve_profiles((), HEAD, manifest.limits.max_length)
     sizes = (heads, config.hidden_size // heads)
     if choose_attention(library, OPTIONS, profiles, sizes, dtype, progress)["form"] == ATTENTION:
-        to_attention(graph)
+        to_attention(graph, found)
 
 
 def build_plan(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import RESULTS_DIR, ROOT
-from benchmarks.tables import is_gpu
+from benchmarks.documents import ROOT
+from benchmarks.tables import committed, is_gpu, pictures
 
 Results = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -189,11 +189,7 @@ def _finish(figure: Any, axis: Any) -> Any:
     return figure
 
 
-DRAWINGS: dict[str, Callable[[Results], Any]] = {
-    "bench-workloads.svg": draw_bars,
-    "bench-padding.svg": draw_padding,
-    "bench-accuracy.svg": draw_accuracy,
-}
+DRAWINGS: tuple[Callable[[Results], Any], ...] = (draw_bars, draw_padding, draw_accuracy)
 GPU_DRAWINGS: dict[str, Callable[[Results], Any]] = {
     "bench-gpu-throughput.svg": draw_throughput,
     "bench-gpu-latency.svg": draw_latency,
@@ -204,26 +200,28 @@ def drawn(results: Results) -> dict[str, Callable[[Results], Any]]:
     """The drawings for which something was measured."""
     if is_gpu(results):
         return GPU_DRAWINGS
-    empty = {"bench-padding.svg": not padding_lines(results), "bench-accuracy.svg": not accuracy_points(results)}
-    return {name: draw for name, draw in DRAWINGS.items() if not empty.get(name)}
+    empty = {draw_padding: not padding_lines(results), draw_accuracy: not accuracy_points(results)}
+    return {name: draw for name, draw in zip(pictures(results), DRAWINGS, strict=True) if not empty.get(draw)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS_DIR / "bench.json")
+    parser.add_argument("--results", type=Path, help="default: the committed files of all classes of CPU")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(argv)
     import matplotlib
 
     # The same results give the same bytes, and text stays text.
     matplotlib.rcParams.update({"svg.hashsalt": "erniem-rt", "svg.fonttype": "none", "font.family": "sans-serif"})
-    content = options.results.read_bytes()
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, draw in drawn(json.loads(content)).items():
-        metadata = {"Date": None, "Description": digest(content)}
-        draw(json.loads(content)).savefig(options.output / name, metadata=metadata)
-        print(f"wrote {options.output / name}")
+    for path in [options.results] if options.results else committed():
+        content = path.read_bytes()
+        results = json.loads(content)
+        for name, draw in drawn(results).items():
+            metadata = {"Date": None, "Description": digest(content)}
+            draw(results).savefig(options.output / name, metadata=metadata)
+            print(f"wrote {options.output / name}")
     return 0
 
 

@@ -20,7 +20,9 @@ Engine = dict[str, Any]
 Verdict = dict[str, Any]
 
 _TOGETHER = "4 processes together"
-_SHOWN_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+# Left out of the README, whose table is to be read at a glance.
+_ONLY_IN_DOCS = ("torch-compile", "ort-optimized")
+_CLASSES = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "bf16": "BF16", "amx": "AMX"}
 
 
 def is_gpu(results: Results) -> bool:
@@ -28,17 +30,46 @@ def is_gpu(results: Results) -> bool:
     return "models" in results
 
 
-def blocks(results: Results) -> Blocks:
-    """Which block of which document holds what."""
-    if is_gpu(results):
-        return {(BENCHMARKS, "bench-gpu"): markdown(results)}
-    return {(README, "bench"): headline(results), (BENCHMARKS, "bench-full"): markdown(results)}
+def blocks(*runs: Results) -> Blocks:
+    """Which block of which document holds what: of runs on CPUs of several classes, or of one on a GPU."""
+    if is_gpu(runs[0]):
+        return {(BENCHMARKS, "bench-gpu"): markdown(runs[0])}
+    full = "\n".join(f"### {class_name(run)}\n\n{_markdown(run, '####')}\n{_pictures(run)}" for run in runs)
+    return {(README, "bench"): "\n".join(map(headline, runs)), (BENCHMARKS, "bench-full"): full}
+
+
+def committed() -> list[Path]:
+    """The committed results of CPUs, one file per class, the class with the most instruction sets first."""
+    return sorted(RESULTS_DIR.glob("bench-avx*.json"), key=lambda path: (-path.stem.count("-"), path.stem))
+
+
+def class_name(results: Results) -> str:
+    """The class of CPU as it is written, such as ``AVX-512, VNNI, BF16``."""
+    return ", ".join(_CLASSES.get(part, part) for part in results["machine"]["class"].split("-"))
+
+
+def pictures(results: Results) -> dict[str, str]:
+    """The file and the caption of each picture of a run on a CPU."""
+    cpu = results["machine"]["class"]
+    return {
+        f"bench-{cpu}-workloads.svg": "Time per workload",
+        f"bench-{cpu}-padding.svg": "Throughput against padding",
+        f"bench-{cpu}-accuracy.svg": "Accuracy against size",
+    }
+
+
+def _pictures(results: Results) -> str:
+    return "\n\n".join(f"![{caption}](images/{name})" for name, caption in pictures(results).items()) + "\n"
 
 
 def markdown(results: Results) -> str:
     """All tables."""
+    return _markdown(results, "###")
+
+
+def _markdown(results: Results, heading: str) -> str:
     parts = (_gpu_parts if is_gpu(results) else _cpu_parts)(results)
-    return "\n\n".join(f"### {title}\n\n{text}" if title else text for title, text in parts) + "\n"
+    return "\n\n".join(f"{heading} {title}\n\n{text}" if title else text for title, text in parts) + "\n"
 
 
 def _cpu_parts(results: Results) -> list[tuple[str, str]]:
@@ -68,7 +99,8 @@ def headline(results: Results) -> str:
     """The table of the README: the workload that servers see, start and size."""
     mixed = results["workloads"]["mixed"]["texts"]
     rows = []
-    for engine in _measured(results):
+    shown = {name: engine for name, engine in results["engines"].items() if name not in _ONLY_IN_DOCS}
+    for engine in _measured({"engines": shown}):
         seconds = _seconds(engine, "mixed")
         rows.append(
             [
@@ -78,9 +110,9 @@ def headline(results: Results) -> str:
                 *_start_and_size(engine),
             ]
         )
-    header = ["", "64 texts of mixed length, texts/s", "1×32, ms", "8×128, ms", "first answer", "resident", "on disk"]
-    note = f"{_conditions(results)} Left out, with reasons: [docs/benchmarks.md](docs/benchmarks.md)."
-    return f"{table(header, rows)}\n\n{note}\n"
+    columns = ["64 texts of mixed length, texts/s", "1×32, ms", "8×128, ms", "first answer", "resident", "on disk"]
+    note = f"{_conditions(results)} More, and what was left out and why: [docs/benchmarks.md](docs/benchmarks.md)."
+    return f"{table([class_name(results), *columns], rows)}\n\n{note}\n"
 
 
 def times(found: Results, digits: int = 2) -> str:
@@ -214,12 +246,12 @@ def _gaps(found: Results, of: str) -> list[str]:
 
 def _conditions(results: Results) -> str:
     machine, model = results["machine"], results["model"]
-    flags = " ".join(flag for flag in machine["flags"] if flag in _SHOWN_FLAGS)
     size = f"{model['num_hidden_layers']} layers × {model['hidden_size']}"
     return (
-        f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} ({flags}), {results['threads']} threads on "
-        f"{machine['cores']} cores; {size}, head `{model['head']}`, seeded weights; medians over {results['rounds']} "
-        f"interleaved rounds{load(machine.get('load_before'))}. {_versions([results])}."
+        f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} with {class_name(results)}, "
+        f"{results['threads']} threads on {machine['cores']} cores, {machine['date']}; {size}, head `{model['head']}`, "
+        f"seeded weights; medians over {results['rounds']} interleaved rounds{load(machine.get('load_before'))}. "
+        f"{_versions([results])}."
     )
 
 
@@ -285,14 +317,15 @@ def _reason(verdict: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables, or write them into the documents."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS_DIR / "bench.json")
+    parser.add_argument("--results", type=Path, help="default: the committed files of all classes of CPU")
     parser.add_argument("--write-docs", "--write-readme", action="store_true")
     options = parser.parse_args(argv)
-    results = json.loads(options.results.read_text(encoding="utf-8"))
+    paths = [options.results] if options.results else committed()
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     if not options.write_docs:
-        print(markdown(results))
+        print("\n".join(map(markdown, runs)))
         return 0
-    for document in write_blocks(blocks(results)):
+    for document in write_blocks(blocks(*runs)):
         print(f"wrote {document.relative_to(ROOT)}")
     return 0
 

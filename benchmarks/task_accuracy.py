@@ -81,7 +81,7 @@ def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
         output = folder / head / precision
         _, manifest = erniem_export.export(CHECKPOINTS / head, output, head=head, target=target, **options)
         report = manifest.parity[manifest.artifact]
-        cpu = ((manifest.engine or {}).get("int8") or {}).get("cpu")
+        cpu = manifest.cpu
     except ParityError as error:
         if error.report is None or "accuracy" not in error.report:
             raise

@@ -28,7 +28,18 @@ States = list[NDArray[Any]]
 MODEL, BATCH = "minilm", 16
 # How many of the texts are timed. Speed belongs beside accuracy: what real weights need in fp32, random ones do not.
 TIMED = 128
-JUDGED = ("ort-int8", "openvino-int8", "ctranslate2-int8", "erniem-rt", "erniem-rt-int8")
+JUDGED = (
+    "openvino-bf16",
+    "erniem-rt",
+    "erniem-rt-openvino-bf16",
+    "ort-int8",
+    "openvino-int8",
+    "openvino-int8-bf16",
+    "ctranslate2-int8",
+    "erniem-rt-int8",
+    "erniem-rt-openvino-int8",
+    "erniem-rt-openvino-int8-bf16",
+)
 
 THEIR_PIPELINE = EngineSpec("pipeline-transformers", "transformers' pipeline", "fp32", "TransformersPipeline", "nano")
 OUR_PIPELINE = EngineSpec("pipeline-erniem-rt", "erniem-rt's pipeline", "fp32", "ErnieMPipeline", "nano-exported")

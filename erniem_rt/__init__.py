@@ -53,16 +53,6 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# The classes of the tasks.
-_PIPELINES = {
-    "FeatureExtractionPipeline": "feature-extraction",
-    "TextClassificationPipeline": "text-classification",
-    "ZeroShotClassificationPipeline": "zero-shot-classification",
-    "TokenClassificationPipeline": "token-classification",
-    "MultipleChoicePipeline": "multiple-choice",
-    "QuestionAnsweringPipeline": "question-answering",
-    "InformationExtractionPipeline": "information-extraction",
-}
 _ANSWERS = ("ChoiceAnswer", "Entity", "Extraction", "LabelScore", "QuestionAnswer", "ZeroShotAnswer")
 
 
@@ -83,14 +73,10 @@ def _loaded(name: str) -> object:
         from erniem_rt.tokenizer import Tokenizer
 
         return Tokenizer
-    if name == "pipeline":
-        from erniem_rt.pipelines import pipeline
+    if name == "pipeline" or name.endswith("Pipeline"):
+        from erniem_rt import pipelines
 
-        return pipeline
-    if name in _PIPELINES:
-        from erniem_rt.pipelines import pipeline_class
-
-        return pipeline_class(_PIPELINES[name])
+        return getattr(pipelines, name)
     if name in _ANSWERS:
         from erniem_rt.pipelines import answers
 

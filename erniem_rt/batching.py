@@ -1,8 +1,10 @@
-"""Rows of different lengths, run without paying for the longest: sorted, in small batches."""
+"""Rows of different lengths: sorted, cut, padded, run together, and put back in their places."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -13,16 +15,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from erniem_rt.manifest import TensorSpec
+    from erniem_rt.engines.base import Engine
+    from erniem_rt.manifest import Manifest, Profile, TensorSpec
     from erniem_rt.session import Session
 
-__all__ = ["Outputs", "run_rows"]
+__all__ = ["LikeLengths", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows", "take"]
+
+_T = TypeVar("_T")
 
 Outputs = dict[str, "NDArray[Any]"]
 
-# Where several batches run at once, most positions in each, padding counted: enough to be worth a run, and few enough
-# that all lanes have work to the end.
-_POSITIONS = 1024
+# On a CPU, attention over a row of n positions costs as much as n² / 1000 tokens cost in the matmuls, and a further run
+# of the engine as much as 48 tokens: estimates from a profile of base size in int8 on AVX2; 6 to 48 tokens made no
+# difference.
+_POSITIONS_PER_TOKEN, _RUN = 1000, 48
+# For a plan, lengths are rounded up to a multiple of this: fewer shapes, so that CUDA graphs are found again.
+BUCKET = 16
+# What one more run of a plan costs, in positions: below that, padding is the cheaper way. An estimate, not measured.
+LAUNCH = 1024
 
 
 def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Iterator[tuple[int, Outputs]]:
@@ -31,7 +41,7 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
     Args:
         session: The model. With head ``mc`` each row is one choice, scored alone.
         rows: Ids with special tokens and without padding, at least one per row.
-        batch_size: Most rows in one run of the engine. Fewer run together where several runs go on at once.
+        batch_size: Most rows in one run of the engine.
 
     Yields:
         ``(row, outputs)`` for each row once, the longest rows first: the index of the row and its outputs by name,
@@ -40,32 +50,28 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
     """
     specs = session.manifest.outputs
     has_choices = "choices" in HEADS[session.manifest.head].axes
-    groups = list(_groups(rows, batch_size, _POSITIONS if session.lanes > 1 else None))
+    batches = list(_batches(rows, batch_size))
 
-    def batch(group: list[int]) -> dict[str, NDArray[np.int64]]:
-        ids, mask = _padded([rows[i] for i in group], session.manifest.limits.pad_token_id)
+    def feeds(batch: list[int]) -> dict[str, NDArray[np.int64]]:
+        ids, mask = _padded([rows[i] for i in batch], session.manifest.limits.pad_token_id)
         if has_choices:
             ids, mask = ids[:, None], mask[:, None]
         return {"input_ids": ids, "attention_mask": mask}
 
-    for group, outputs in zip(groups, session.run_all(map(batch, groups)), strict=True):
-        for position, row in enumerate(group):
-            length = len(rows[row])
-            yield row, {spec.name: _trimmed(spec, outputs[spec.name][position], length) for spec in specs}
+    for batch, outputs in zip(batches, session.run_all(map(feeds, batches)), strict=True):
+        for position, row in enumerate(batch):
+            kept = {spec.name: tuple(_kept(spec.shape[1:], len(rows[row]))) for spec in specs}
+            yield row, {name: outputs[name][position][index] for name, index in kept.items()}
 
 
-def _groups(rows: Sequence[Sequence[int]], batch_size: int, positions: int | None) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Yield indices of rows that run together, neighbours in length, the longest first.
 
     Longest first, so that a batch too large for the memory fails at once and not at the end.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    start = 0
-    while start < len(order):
-        longest = len(rows[order[start]])
-        count = batch_size if positions is None else min(batch_size, max(1, positions // longest))
-        yield order[start : start + count]
-        start += count
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -78,6 +84,281 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int6
     return ids, mask
 
 
-def _trimmed(spec: TensorSpec, output: NDArray[Any], length: int) -> NDArray[Any]:
-    cut: Mapping[str, slice] = {"sequence": slice(length)}
-    return output[tuple(cut.get(str(axis), slice(None)) for axis in spec.shape[1:])]
+def _kept(axes: Sequence[int | str], length: int) -> list[slice]:
+    """The index of the first ``length`` positions along every axis of positions."""
+    return [slice(length) if axis == "sequence" else slice(None) for axis in axes]
+
+
+def take(source: Iterator[_T], count: int) -> tuple[list[_T], Exception | None]:
+    """Return up to ``count`` items, and what the source raised in the place of the next one."""
+    taken: list[_T] = []
+    try:
+        while len(taken) < count:
+            taken.append(next(source))
+    except StopIteration:
+        return taken, None
+    except Exception as error:
+        return taken, error
+    return taken, None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an engine.
+
+    ``rows`` are the indices of the rows that it answers; ``shape`` is that of the ids, whose leading axes hold at
+    least so many rows (what is over is filled up), and ``profile`` the index of a plan's profile that takes it.
+    """
+
+    rows: NDArray[np.intp]
+    shape: tuple[int, ...]
+    profile: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions in each row."""
+        return self.shape[-1]
+
+
+class RowBatch:
+    """One batch on its way through an engine, in one or more runs; each choice of a question is a row of its own.
+
+    Args:
+        manifest: Of the artifact, whose inputs and outputs are by row (:func:`are_by_row`).
+        feeds: What the graph takes, as :meth:`erniem_rt.engines.base.Engine.run` gets it.
+        outputs: The names of what is wanted.
+
+    Attributes:
+        width: Positions in each row.
+        choices: Choices in each question; None where the head has none.
+        lengths: ``(rows,)``, positions up to the last attended one; 0 for a row of padding alone.
+    """
+
+    def __init__(self, manifest: Manifest, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> None:
+        self._axes = HEADS[manifest.head].axes
+        self._inputs = {spec.name: spec for spec in manifest.inputs}
+        self._wanted = {spec.name: spec for spec in manifest.outputs if spec.name in outputs}
+        self._pad_id = manifest.limits.pad_token_id
+        self._feeds = feeds
+        mask = feeds["attention_mask"]
+        self._lead, self.width = mask.shape[:-1], mask.shape[-1]
+        self.choices = self._lead[1] if len(self._lead) > 1 else None
+        self._attend = (mask != 0).reshape(-1, self.width)
+        ends = self.width - np.argmax(self._attend[:, ::-1], axis=1)
+        self.lengths: NDArray[np.intp] = np.where(self._attend.any(axis=1), ends, 0)
+        self._results: dict[str, NDArray[Any]] = {}
+
+    def shapes(self, run: Run) -> dict[str, tuple[int, ...]]:
+        """The shape of each input in a run."""
+        sizes = dict(zip(self._axes, run.shape, strict=True))
+        return {
+            name: tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
+            for name, spec in self._inputs.items()
+        }
+
+    def taken(self, run: Run) -> dict[str, NDArray[Any]]:
+        """The inputs of a run, in new arrays of the graph's dtypes."""
+        shapes = self.shapes(run)
+        arrays = {name: np.empty(shapes[name], array.dtype) for name, array in self._feeds.items()}
+        for name, array in arrays.items():
+            self.fill(run, name, array)
+        return arrays
+
+    def fill(self, run: Run, name: str, buffer: NDArray[Any]) -> None:
+        """Write an input of a run into ``buffer``, which has its shape and the dtype of the engine."""
+        array = self._feeds[name]
+        if name == "head_mask":
+            buffer[...] = array
+            return
+        tail = array.shape[len(self._axes) :]
+        source = array.reshape(-1, self.width, *tail)
+        target = buffer.reshape(-1, run.length, *tail)
+        count, kept = len(run.rows), min(run.length, self.width)
+        target[:count, :kept] = source[self._index(run), :kept]
+        target[:count, kept:] = self._pad_id if name == "input_ids" else 0
+        target[count:] = target[:1]  # A real row: one that attends to nothing could turn into NaN.
+
+    def collect(self, run: Run, name: str, buffer: NDArray[Any]) -> None:
+        """Copy an output of a run out of ``buffer``; outputs that were not asked for are left."""
+        spec = self._wanted.get(name)
+        if spec is None:
+            return
+        axes = spec.shape[len(self._lead) :]
+        rows = buffer.reshape(math.prod(run.shape[:-1]), *buffer.shape[len(self._lead) :])
+        if name not in self._results:
+            sizes = [
+                self.width if axis == "sequence" else size for axis, size in zip(axes, rows.shape[1:], strict=True)
+            ]
+            self._results[name] = np.zeros((len(self._attend), *sizes), spec.dtype)
+        kept = _kept(axes, min(run.length, self.width))
+        target: Any = (self._index(run), *kept)
+        source: Any = (slice(len(run.rows)), *kept)
+        self._results[name][target] = rows[source]
+
+    def clear_padding(self) -> None:
+        """Make outputs zero at padding (see :class:`erniem_rt.Session`), where the engine computes something there."""
+        padding = ~self._attend & self._attend.any(axis=1, keepdims=True)
+        padding[:, 0] = False
+        for name, spec in self._wanted.items():
+            if spec.shape[len(self._lead) :][:1] == ("sequence",) and padding.any():
+                self._results[name][padding] = 0
+
+    def results(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """The outputs in the caller's shape, zero where a row was cut."""
+        found = (self._results[name] for name in outputs)
+        return [rows.reshape(*self._lead, *rows.shape[1:]) for rows in found]
+
+    def _index(self, run: Run) -> Any:
+        """The rows of a run; all of them as a slice, which copies once and not twice."""
+        return slice(None) if len(run.rows) == len(self._attend) else run.rows
+
+
+def are_by_row(manifest: Manifest) -> bool:
+    """Whether all that a row has comes with the axes of the head first, so that rows can be told apart."""
+    axes = HEADS[manifest.head].axes
+    inputs = (spec for spec in manifest.inputs if spec.name != "head_mask")
+    return all(spec.shape[: len(axes)] == axes for spec in inputs) and all(
+        spec.shape[: len(axes) - 1] == axes[:-1] for spec in manifest.outputs
+    )
+
+
+class LikeLengths:
+    """An engine on a CPU for a packed graph: rows of like length run together, one part of a batch after the other.
+
+    The graph spares the matmuls their padding, and this spares the attention. A batch is divided where that is less
+    work.
+    """
+
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        self._engine = engine
+        self._manifest = manifest
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The engine's."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The engine's."""
+        return self._engine.outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute ``outputs`` as the engine would of the whole batch; zero where a row was cut."""
+        batch = RowBatch(self._manifest, feeds, outputs)
+        lengths = np.where(batch.lengths == 0, batch.width, batch.lengths)
+        parts = list(_divided(lengths))
+        if len(parts) == 1:
+            return self._engine.run(feeds, outputs)
+        for rows in parts:
+            choices = () if batch.choices is None else (1,)
+            run = Run(rows, (len(rows), *choices, int(lengths[rows[0]])))
+            for name, array in zip(outputs, self._engine.run(batch.taken(run), outputs), strict=True):
+                batch.collect(run, name, array)
+        return batch.results(outputs)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+
+def _divided(lengths: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Indices of rows that run together, the longest first in each and among them."""
+    pending = [np.argsort(-lengths, kind="stable")]
+    while pending:
+        rows = pending.pop()
+        at = _best_cut(lengths[rows].astype(np.int64))
+        if at == 0:
+            yield rows
+        else:
+            pending += [rows[at:], rows[:at]]
+
+
+def _best_cut(lengths: NDArray[np.int64]) -> int:
+    """How many of the rows, from the longest on, are better run by themselves; 0 if it does not pay."""
+    counts = np.arange(len(lengths))
+    spared = (len(lengths) - counts) * (lengths[0] ** 2 - lengths**2)
+    at = int(spared.argmax())
+    return at if spared[at] > _RUN * _POSITIONS_PER_TOKEN else 0
+
+
+def plan_runs(
+    lengths: NDArray[np.intp], width: int, profiles: Sequence[Profile], *, choices: int | None = None
+) -> list[Run]:
+    """Divide rows into runs, the longest rows first, so that a run too large for the memory fails at once.
+
+    Args:
+        lengths: ``(rows,)``, the positions that each row needs. 0 for a row of padding alone: it attends to all
+            its positions, so it keeps exactly ``width``, unless no profile takes rows that short.
+        width: Positions of the rows as they were given. At least one profile takes that many.
+        profiles: Those of the plan.
+        choices: For plans with three axes, the choices per question as they came. Choices are scored each for
+            itself, so they may be laid out anew.
+    """
+    # Beside a row that must keep its width nothing is made wider.
+    limit = width if not lengths.all() else max(profile.max[-1] for profile in profiles)
+    rounded = np.where(lengths == 0, width, np.minimum(-(-lengths // BUCKET) * BUCKET, limit))
+    runs = []
+    for rows in _buckets(rounded):
+        needed = np.where(lengths[rows] == 0, width, lengths[rows]).max()
+        group = _Group(int(needed), int(rounded[rows].max()), bool((lengths[rows] == 0).any()))
+        runs += _divide(rows, group, profiles, choices)
+    return runs
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of like length: the positions that the longest needs, rounded, and whether that must not grow further."""
+
+    needed: int
+    rounded: int
+    exact: bool
+
+
+def _buckets(lengths: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Rows by length, longest first; a shorter bucket joins a longer one where that pads less than a run costs."""
+    groups: list[list[NDArray[np.intp]]] = []
+    longest = padding = 0
+    for length in np.unique(lengths)[::-1].tolist():
+        rows = np.flatnonzero(lengths == length)
+        padding += len(rows) * (longest - length)
+        if groups and padding <= LAUNCH:
+            groups[-1].append(rows)
+        else:
+            groups.append([rows])
+            longest, padding = length, 0
+    return [np.sort(np.concatenate(rows)) for rows in groups]
+
+
+def _divide(rows: NDArray[np.intp], group: _Group, profiles: Sequence[Profile], choices: int | None) -> list[Run]:
+    """Rows of one group as runs of one shape, in the profile that computes the fewest positions."""
+    candidates = [
+        _Layout.of(index, profile, len(rows), group, choices)
+        for index, profile in enumerate(profiles)
+        if profile.max[-1] >= group.needed
+    ]
+    layout = min(candidates, key=lambda layout: layout.cost)
+    held = math.prod(layout.shape[:-1])
+    parts = [rows[start : start + held] for start in range(0, len(rows), held)]
+    return [Run(part, layout.shape, layout.profile) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A way to run rows in a profile; ``cost`` orders the ways, the best first."""
+
+    profile: int
+    shape: tuple[int, ...]
+    cost: tuple[bool, float, float, int]
+
+    @classmethod
+    def of(cls, index: int, profile: Profile, rows: int, group: _Group, choices: int | None) -> _Layout:
+        inner = 1 if choices is None else min(max(choices, profile.min[1]), profile.max[1])
+        runs = -(-rows // (profile.max[0] * inner))
+        # Even parts: they share their shape, and no run is left with a single row.
+        batch = max(-(-rows // (runs * inner)), profile.min[0])
+        length = min(max(group.rounded, profile.min[-1]), profile.max[-1])
+        shape = (batch, *(() if choices is None else (inner,)), length)
+        distance = sum(abs(math.log(size / best)) for size, best in zip(shape, profile.opt, strict=True))
+        changed = group.exact and length != group.needed
+        return cls(index, shape, (changed, runs * (math.prod(shape) + LAUNCH), distance, index))

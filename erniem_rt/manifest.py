@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from dataclasses import asdict, dataclass
+import re
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._fields import Fields, artifact_error
-from erniem_rt._files import FileRecord, check_hash, check_size, hash_file, stamp
-from erniem_rt.plan import Plan, Profile, parse_plan
+from erniem_rt import __version__
+from erniem_rt.errors import ArtifactError
+from erniem_rt.fields import Fields, artifact_error
+from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
+
 
 __all__ = [
+    "FLAVOURS",
     "FORMAT_VERSION",
     "HEADS",
+    "MASK_MODES",
     "POOLINGS",
     "PROBLEM_TYPES",
     "Defaults",
@@ -36,9 +41,100 @@ __all__ = [
     "hash_file",
 ]
 
-FORMAT_VERSION = 1
+# The name of each flavour's package and the name of the module that it installs.
+FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A range of shapes that a plan runs: the sizes of the ids along the axes of its head, all three alike.
+
+    ``opt`` is the shape that the kernels were chosen for; ``min <= opt <= max`` along every axis.
+    """
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def holds(self, shape: Sequence[int]) -> bool:
+        """Whether a request of this shape fits."""
+        return len(shape) == len(self.max) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The key ``plan`` of a manifest.
+
+    ``version`` is the exact version of the library that built the plan, ``compute_capabilities`` the GPUs that it
+    runs on (such as ``"8.9"``). ``attention``, ``proof``, ``build`` and ``parity`` are records for people and for the
+    exporter: any JSON objects.
+    """
+
+    file: str
+    flavour: str
+    version: str
+    precision: Mapping[str, str]
+    compute_capabilities: tuple[str, ...]
+    hardware_compatible: bool
+    version_compatible: bool
+    profiles: tuple[Profile, ...]
+    attention: Mapping[str, Any]
+    proof: Mapping[str, Any]
+    build: Mapping[str, Any]
+    parity: Mapping[str, Any]
+
+
+def parse_plan(fields: Fields, axes: int, max_length: int) -> Plan:
+    """Read and check the key ``plan`` of a head whose ids have ``axes`` axes and at most ``max_length`` positions."""
+    precision = fields.section("precision")
+    plan = Plan(
+        file=fields.plain_name(fields.string("file")),
+        flavour=fields.one_of("flavour", tuple(FLAVOURS)),
+        version=fields.string("version"),
+        precision={name: precision.string(name) for name in precision.data},
+        compute_capabilities=fields.strings("compute_capabilities"),
+        hardware_compatible=fields.boolean("hardware_compatible"),
+        version_compatible=fields.boolean("version_compatible"),
+        profiles=tuple(_parse_profile(profile, axes, max_length) for profile in fields.sections("profiles")),
+        attention=fields.section("attention").data,
+        proof=fields.section("proof").data,
+        build=fields.section("build").data,
+        parity=fields.section("parity").data,
+    )
+    fields.no_others(Plan.__dataclass_fields__)
+    if not plan.compute_capabilities or not all(map(_CAPABILITY.fullmatch, plan.compute_capabilities)):
+        raise artifact_error(
+            fields.path,
+            "key 'plan.compute_capabilities' must be a non-empty list of capabilities such as \"8.9\", "
+            f"got {list(plan.compute_capabilities)}",
+        )
+    return plan
+
+
+def _parse_profile(fields: Fields, axes: int, max_length: int) -> Profile:
+    shapes = [fields.sizes(key, axes) for key in ("min", "opt", "max")]
+    fields.no_others(Profile.__dataclass_fields__)
+    place = f"key {fields.prefix.rstrip('.')!r}"
+    if not all(low <= opt <= high for low, opt, high in zip(*shapes, strict=True)):
+        raise artifact_error(fields.path, f"{place} must have min <= opt <= max along every axis, got {shapes}")
+    if shapes[2][-1] > max_length:
+        raise artifact_error(
+            fields.path, f"{place} takes {shapes[2][-1]} positions, and the model takes at most {max_length}"
+        )
+    return Profile(*shapes)
+
+
+# Major and minor: what a reader of another minor version may ignore raises the second number, all else the first.
+FORMAT_VERSION = "1.1"
+_MAJOR, _MINOR = map(int, FORMAT_VERSION.split("."))
+_FORMAT = re.compile(r"(\d{1,4})\.(\d{1,4})")
 DTYPES = ("int64", "int32", "bool", "float32", "float16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# padding: nothing attends to what is padded. uie-m: what PaddleNLP's Taskflow does with uie-m, see Manifest.
+MASK_MODES = ("padding", "uie-m")
 POOLINGS = ("mean", "cls", "pooler", "none")
 
 
@@ -120,10 +216,15 @@ class Manifest:
     """The content of ``HEAD.json``.
 
     ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
-    ``checkpoint``, ``versions``, ``engine`` and ``parity`` are records for people and for the exporter:
-    any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``. ``defaults``
-    are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built beside the
-    graph. Of these three the file lacks what there is not.
+    ``checkpoint``, ``versions``, ``engine`` (what was done to the graph) and ``parity`` are records for people and for
+    reports: any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``.
+    ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built
+    beside the graph. ``packed`` says that the graph does no work for padding, and gives zeros there. ``cpu`` is the
+    kind of CPU that int8 was made for, ``"avx2"`` or ``"vnni"``. ``proven`` lists the precisions, ``"fp32"`` and
+    ``"bf16"``, that the gate held in when a CPU computed the graph, or what is between its int8 products, in them.
+    ``mask_mode`` is one of :data:`MASK_MODES`: with ``uie-m`` every row is computed as if it were padded to
+    ``limits.max_length`` with padding that is attended to, and nothing attends to ``[CLS]``. Of ``onnxruntime``,
+    ``defaults``, ``plan``, ``cpu`` and ``proven`` the file lacks what there is not, and the mode ``padding``.
     """
 
     head: str
@@ -145,11 +246,17 @@ class Manifest:
     onnxruntime: str | None = None
     defaults: Defaults = Defaults()
     plan: Plan | None = None
-    format_version: int = FORMAT_VERSION
+    packed: bool = False
+    cpu: str | None = None
+    proven: tuple[str, ...] = ()
+    mask_mode: str = MASK_MODES[0]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Read and check ``path``; :class:`ArtifactError` names the key that is not as it should be."""
+        """Read and check ``path``; :class:`ArtifactError` names the key that is not as it should be.
+
+        Keys that this version does not know are ignored, with a warning, in a file of a newer minor version alone.
+        """
         return _parse(Fields.read(Path(path)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -158,24 +265,17 @@ class Manifest:
         Raises :class:`OSError` as the file system gives it and :class:`ValueError` for NaN or infinity,
         which JSON has no numbers for; either way ``path`` is as it was.
         """
-        target = Path(path)
-        content = {"format_version": self.format_version, **asdict(self)}
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["defaults"] = self.defaults.given()
-        for key in ("onnxruntime", "defaults", "plan"):
+        for key in ("onnxruntime", "defaults", "plan", "cpu", "proven"):
             if not content[key]:
-                del content[key]  # which older versions do not know
+                del content[key]
+        if self.mask_mode == MASK_MODES[0]:
+            del content["mask_mode"]
         content["files"] = {name: _as_json(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-        # Not tempfile: it makes files that only their owner may read.
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(Path(path)) as file:
+            file.write(text.encode())
 
     def verify(
         self,
@@ -210,11 +310,9 @@ class Manifest:
 
 
 def _parse(fields: Fields) -> Manifest:
-    version = fields.integer("format_version", 0)
-    if version != FORMAT_VERSION:
-        raise artifact_error(
-            fields.path, f"format_version is {version}, and this version of erniem-rt reads {FORMAT_VERSION}"
-        )
+    minor = _minor_version(fields)
+    if minor > _MINOR:
+        fields = replace(fields, ignored=[])
     head = fields.one_of("head", tuple(HEADS))
     limits = fields.section("limits")
     files = fields.section("files")
@@ -242,10 +340,49 @@ def _parse(fields: Fields) -> Manifest:
         onnxruntime=None if fields.data.get("onnxruntime") is None else fields.version("onnxruntime"),
         defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
         plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
+        packed=_packed_in_1_0(fields) if minor == 0 else fields.boolean("packed"),
+        cpu=_cpu_in_1_0(fields) if minor == 0 else fields.optional_string("cpu"),
+        proven=fields.strings("proven") if "proven" in fields.data else (),
+        mask_mode=fields.one_of("mask_mode", MASK_MODES) if "mask_mode" in fields.data else MASK_MODES[0],
     )
-    fields.no_others(Manifest.__dataclass_fields__)
+    fields.no_others(("format_version", *Manifest.__dataclass_fields__))
     _check_whole(manifest, fields.path)
+    if fields.ignored:
+        warnings.warn(
+            f"{fields.path} was exported by a newer version: {', '.join(fields.ignored)} is not known to erniem-rt "
+            f"{__version__} and ignored. Update erniem-rt.",
+            stacklevel=3,
+        )
     return manifest
+
+
+def _minor_version(fields: Fields) -> int:
+    """The minor format version; :class:`ArtifactError` for another major one."""
+    given = fields.value("format_version")
+    if type(given) is int:  # as it was written up to 1.0
+        given = f"{given}.0"
+    version = _FORMAT.fullmatch(given) if isinstance(given, str) else None
+    if version is None:
+        raise artifact_error(
+            fields.path, f"key 'format_version' must be a version such as '1.1', got {json.dumps(given)}"
+        )
+    if int(version[1]) != _MAJOR:
+        newer = int(version[1]) > _MAJOR
+        raise ArtifactError(
+            f"{fields.path} has format version {given}, and erniem-rt {__version__} reads {_MAJOR}.x: "
+            f"{'update erniem-rt, or ' * newer}export again with this version."
+        )
+    return int(version[2])
+
+
+def _packed_in_1_0(fields: Fields) -> bool:
+    return (fields.value("engine") or {}).get("packed") is True
+
+
+def _cpu_in_1_0(fields: Fields) -> str | None:
+    int8 = (fields.value("engine") or {}).get("int8")
+    found = int8.get("cpu") if isinstance(int8, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _parse_tensor(fields: Fields) -> TensorSpec:
@@ -267,8 +404,9 @@ def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:
         return Defaults()
     given = fields.section("defaults")
     names = tuple(Defaults.__dataclass_fields__)
-    given.no_others(names if head == "base" else names[:1])
-    has = given.data.keys()
+    known = names if head == "base" else names[:1]
+    given.no_others(known)
+    has = given.data.keys() & set(known)
     defaults = Defaults(
         max_seq_len=given.integer("max_seq_len", 1) if "max_seq_len" in has else None,
         pooling=given.one_of("pooling", POOLINGS) if "pooling" in has else None,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt._cpu import warn_of_cpu
-from erniem_rt._files import as_path
-from erniem_rt._inputs import prepare
-from erniem_rt._lanes import Lanes, lane_count, take
-from erniem_rt._loading import load_graph, load_plan
-from erniem_rt._locations import find_artifact
-from erniem_rt._processes import check_gpu, renew_after_fork
-from erniem_rt._threads import threads_or_default
-from erniem_rt.engines import check_suffix, device_for, is_plan
-from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions
-from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.engines import (
+    ENGINES,
+    PRECISIONS,
+    check_suffix,
+    choose_engine,
+    device_for,
+    is_plan,
+    open_engine,
+    open_plan,
+)
+from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions, check_signature
+from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
+from erniem_rt.files import as_path
+from erniem_rt.inputs import prepare
+from erniem_rt.locations import find_artifact
+from erniem_rt.machine import threads_or_default, warn_of_cpu
 from erniem_rt.manifest import Manifest
+from erniem_rt.processes import Workers, check_gpu, renew_after_fork
 
 if TYPE_CHECKING:
     import os
@@ -29,9 +35,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from erniem_rt._files import FileRecord
+    from erniem_rt.engines.base import PlanEngine
+    from erniem_rt.files import FileRecord
 
-__all__ = ["Session"]
+
+__all__ = ["Session", "load_graph", "load_plan"]
 
 _KINDS = ("an ONNX graph", "a TensorRT plan")
 
@@ -45,19 +53,29 @@ class Session:
     Args:
         path: The folder that was exported; ``HEAD.onnx``, its manifest ``HEAD.json`` or the TensorRT plan ``HEAD.plan``
             in it; or the hub id of such a folder (with ``pip install "erniem-rt[hub]"``).
+        engine: what computes a graph: ``"onnxruntime"``, ``"openvino"`` (on a CPU, with
+            ``pip install "erniem-rt[openvino]"``), or ``"auto"``: the faster of those that are installed, by the class
+            of CPU and the artifact (docs/engines.md says which, and from which measurements). ``"tensorrt"`` is for
+            plans.
+        precision: what a graph is computed in on a CPU, and in int8 what is between its products: ``"fp32"``, or
+            ``"bf16"``, which needs a CPU that has it, OpenVINO, and an artifact that passed the gate in it
+            (``manifest.proven``). ``"auto"``: never bf16, unless the graph is.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
             Never a wish: a device that is not there is an error.
         threads: threads that one run may use on a CPU; None: as many as the CPUs that this process may run on, its
             cgroups' quota of CPU time in whole CPUs, and ``OMP_NUM_THREADS`` allow.
         spinning: whether threads without work keep a CPU busy until there is some. None: for 0.2 ms, then they sleep,
             and not at all before onnxruntime 1.30; True: for as long as onnxruntime does by default; False: never.
-            For a graph.
+            For a graph, in ONNX Runtime.
         shrink_memory: whether memory that a run took for its work is given back. None: after a run of a quarter or
             less of a large one before it; True: after every run; False: when the session is closed. For a graph on a
             CPU.
         share_weights: run on the weights as they lie in the file, which is mapped: processes that serve the same
             model then have them in memory once, and each starts sooner. Without it every process makes a copy in the
-            layout that its products are fastest in. For a graph on a CPU.
+            layout that its products are fastest in. For a graph on a CPU, in ONNX Runtime.
+        cache: where OpenVINO keeps the compiled model for the next start: a folder; None: that of the environment's
+            ``ERNIEM_RT_CACHE``, or else ``.erniem-rt`` beside the artifact or, where that cannot be written, the user's
+            cache folder; False: nowhere. It is as large as the artifact and holds its weights.
         cuda_graphs: record the work on a GPU per shape and replay it: faster for small batches. A plan does so unless
             this is False. A graph does so if it is True, on ``cuda``, each shape from its second time on (the first 16
             shapes that come again), and runs then take turns; not for packed graphs, whose work depends on the mask.
@@ -69,12 +87,14 @@ class Session:
             by :meth:`close`. It holds code, so name one that nobody else can write.
 
     Attributes:
-        manifest: What the artifact says of itself. For a plan, ``limits.max_length`` is the longest row that one of
-            its profiles takes, ``precision`` is the plan's, and ``engine["packed"]`` is true, as for a graph without
-            work for padding.
+        manifest: What the artifact says of itself.
+        limits: The bounds on ids and rows: the manifest's, but for a plan ``limits.max_length`` is at most the longest
+            row that one of its profiles takes.
+        engine: What computes: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+        precision: The floating-point numbers that it computes in, ``"fp32"``, ``"fp16"`` or ``"bf16"``; in int8 those
+            between the products.
+        packed: Whether outputs are zero at padding, as :meth:`run` says.
         threads: Threads of one run on a CPU.
-        lanes: How many batches :meth:`run_all` computes at once: with a small model on a CPU as many as there are
-            threads, otherwise 1.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
@@ -87,11 +107,14 @@ class Session:
         self,
         path: str | os.PathLike[str],
         *,
+        engine: str = "auto",
+        precision: str = "auto",
         device: str | None = None,
         threads: int | None = None,
         spinning: bool | None = None,
         shrink_memory: bool | None = None,
         share_weights: bool = False,
+        cache: str | os.PathLike[str] | bool | None = None,
         cuda_graphs: bool | None = None,
         verify: bool = True,
         trust_plan: bool = False,
@@ -100,11 +123,9 @@ class Session:
         wanted = None if device is None else Device.parse(device)
         self.threads = threads_or_default(threads)
         self._path, self.manifest = _locate(find_artifact(path))
-        self._full_manifest = self.manifest
+        self.limits, self.packed = self.manifest.limits, self.manifest.packed
         self._path = self._path.absolute()  # It may be opened again, from another working directory.
         self._device = device_for(self._path, wanted)
-        self._longest: int | None = None
-        self.lanes = 1
         self._stamps = self.manifest.stamps(self._path.parent)
         self._graph_options = GraphOptions(
             self.threads,
@@ -112,29 +133,44 @@ class Session:
             bool(cuda_graphs),
             _choice("spinning", spinning),
             _choice("shrink_memory", shrink_memory),
+            precision=_one_of("precision", precision, PRECISIONS),
+            cache=_cache_folder(cache),
+            verify=verify,
         )
+        wanted_engine = _one_of("engine", engine, ENGINES)
         if is_plan(self._path):
             _refuse(
-                self._path, "ONNX graphs", share_weights=share_weights, spinning=spinning, shrink_memory=shrink_memory
+                self._path,
+                "ONNX graphs",
+                engine=engine not in ("auto", "tensorrt") and engine,
+                precision=precision != "auto" and precision,
+                cache=cache,
+                share_weights=share_weights,
+                spinning=spinning,
+                shrink_memory=shrink_memory,
             )
+            self.engine = "tensorrt"
             options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
-            engine = load_plan(self._path, self.manifest, self._device, threads, verify, options)
-            self._engine: Engine | None = engine
-            self._longest = engine.max_length
-            self.manifest = _as_run(self.manifest, self._longest)
+            plan = load_plan(self._path, self.manifest, self._device, threads, verify, options)
+            self._engine: Engine | None = plan
+            self._describe_plan(plan.max_length)
         else:
             _refuse(self._path, "TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
-                warn_of_cpu(self.manifest.engine)
+                warn_of_cpu(self.manifest.cpu)
             if cuda_graphs:
                 _check_capture(self._path, self.manifest, self._device)
+            self.engine = choose_engine(self._path, self.manifest, self._device, wanted_engine, self._graph_options)
+            self._graph_options = replace(self._graph_options, engine=self.engine)
             self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
-            self.lanes = lane_count(self.manifest, self._device, self.threads)
-        self._side: Lanes | None = None
+        self.precision = _computed_in(self.manifest, self.engine, precision)
         self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._closed = False
         self._options: dict[str, Any] = {
+            "engine": engine,
+            "precision": precision,
+            "cache": self._graph_options.cache,
             "device": device,
             "threads": threads,
             "share_weights": share_weights,
@@ -153,7 +189,7 @@ class Session:
         """Answer one batch; inputs by keyword, as one mapping, or both. None means not given.
 
         * ``input_ids``: any integer dtype, ``(batch, sequence)``, for head ``mc`` ``(batch, choices, sequence)``;
-          ids from 0 to ``vocab_size - 1``, rows of at most ``max_length`` (see ``manifest.limits``).
+          ids from 0 to ``vocab_size - 1``, rows of at most ``max_length`` (see :attr:`limits`).
         * ``attention_mask``: same shape, 1 where to attend and 0 elsewhere, any real dtype or bool.
           Without it, padding is what equals ``pad_token_id``.
 
@@ -174,27 +210,15 @@ class Session:
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Answer many batches, each as :meth:`run` does, in their order.
 
-        With a small model on a CPU, :attr:`lanes` batches are computed at once on one thread each: its products are
-        too small to be worth dividing. One batch alone has all threads. Batches are taken as they get their turn:
-        with lanes, one more than there are lanes before the first answer, so use :meth:`run` where a batch depends on
-        the answer before it. What is raised by a batch, or in taking one, comes after the answers to those before it.
+        Batches are taken one at a time, each when the answer before it was taken.
         """
-        if self.lanes == 1:
-            yield from map(self.run, batches)
-            return
-        source = iter(batches)
-        head, failure = take(source, 2)
-        if len(head) < 2:  # A lane would take one thread alone.
-            yield from map(self.run, head)
-            if failure is not None:
-                try:
-                    raise failure
-                finally:
-                    del failure  # Its traceback holds this frame.
-            return
-        feeds = (self._feeds(_merged(batch, {})) for batch in chain(head, source))
-        for found in self._opened_side().run(feeds, self._outputs):
-            yield dict(zip(self._outputs, found, strict=True))
+        return map(self.run, batches)
+
+    @property
+    def lanes(self) -> int:
+        """1: how many batches :meth:`run_all` computes at once."""
+        warnings.warn("Session.lanes is always 1 and will be removed.", DeprecationWarning, stacklevel=2)
+        return 1
 
     @property
     def path(self) -> Path:
@@ -207,8 +231,11 @@ class Session:
             self._closed = True
             if self._engine is not None:
                 self._engine.close()
-            if self._side is not None:
-                self._side.close()
+
+    def _describe_plan(self, longest: int) -> None:
+        """Say what holds for a plan and not for the graph beside it."""
+        self.limits = replace(self.limits, max_length=min(longest, self.limits.max_length))
+        self.packed = True
 
     def _require_open(self) -> None:
         if self._closed:
@@ -216,15 +243,7 @@ class Session:
 
     def _feeds(self, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         self._require_open()
-        return prepare(self._full_manifest, given, longest=self._longest)
-
-    def _opened_side(self) -> Lanes:
-        """The lanes, opened when they are first asked for."""
-        with self._opening:
-            self._require_open()
-            if self._side is None:
-                self._side = Lanes(self._open_again(replace(self._graph_options, threads=1)), self.lanes)
-            return self._side
+        return prepare(self.manifest, given, longest=self.limits.max_length)
 
     def _opened(self) -> Engine:
         """The engine, opened again in a forked child."""
@@ -234,15 +253,15 @@ class Session:
                 self._require_open()
                 if self._engine is None:
                     check_gpu(self._device)
-                    self._engine = self._open_again(self._graph_options)
+                    self._engine = self._open_again()
                 engine = self._engine
         return engine
 
-    def _open_again(self, options: GraphOptions) -> Engine:
+    def _open_again(self) -> Engine:
         """The graph from the files that were checked before; they are hashed where they are not the same by now."""
-        changed = self._full_manifest.stamps(self._path.parent) != self._stamps
+        changed = self.manifest.stamps(self._path.parent) != self._stamps
         try:
-            return load_graph(self._path, self._full_manifest, self._device, options, verify=changed)
+            return load_graph(self._path, self.manifest, self._device, self._graph_options, verify=changed)
         except ArtifactError as error:
             if not changed:
                 raise
@@ -254,11 +273,11 @@ class Session:
     def after_fork(self) -> None:
         """Start anew in a forked child: called there, by Python, before anything else runs."""
         self._opening = Lock()
-        self._engine = self._side = None
+        self._engine = None
 
     def __reduce__(self) -> tuple[Callable[..., Session], tuple[object, ...]]:
         self._require_open()
-        return _unpickled, (type(self), self._path, self._options, self._full_manifest.files)
+        return _unpickled, (type(self), self._path, self._options, self.manifest.files)
 
     def __enter__(self) -> Session:
         return self
@@ -269,12 +288,13 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Session({str(self._path)!r}, head={self.manifest.head!r}, device={str(self._device)!r})"
+        facts = f"head={self.manifest.head!r}, device={str(self._device)!r}, engine={self.engine!r}"
+        return f"Session({str(self._path)!r}, {facts})"
 
 
 def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: Mapping[str, FileRecord]) -> Session:
     session = cls(path, **options)
-    if session._full_manifest.files != files:
+    if session.manifest.files != files:
         session.close()
         raise ArtifactError(
             f"{path} is not the artifact whose session was pickled: its files are others. Restore them, or pickle a "
@@ -315,24 +335,42 @@ def _artifact_of(manifest: Manifest, path: Path) -> Path:
 def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
     if device.kind != "cuda":
         raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
-    if (manifest.engine or {}).get("packed"):
+    if manifest.packed:
         raise ArtifactError(
             f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
             "leave out cuda_graphs, or export with --target onnxruntime-cuda."
         )
 
 
-def _as_run(manifest: Manifest, longest: int) -> Manifest:
-    """What the manifest says, as it holds for a plan whose longest row is given."""
-    limits = replace(manifest.limits, max_length=min(longest, manifest.limits.max_length))
-    precision = manifest.precision if manifest.plan is None else manifest.plan.precision
-    return replace(manifest, limits=limits, precision=precision, engine={**(manifest.engine or {}), "packed": True})
-
-
 def _refuse(path: Path, purpose: str, **options: object) -> None:
     for name, value in options.items():
         if value not in (None, False):
             raise InvalidInputError(f"{name} applies to {purpose} only; {path} is {_KINDS[is_plan(path)]}. Remove it.")
+
+
+def _computed_in(manifest: Manifest, engine: str, precision: str) -> str:
+    """The floats of a session: what was asked for, or else those of the graph; OpenVINO's are fp32 then."""
+    if precision != "auto":
+        return precision
+    facts = manifest.precision if engine != "tensorrt" or manifest.plan is None else manifest.plan.precision
+    weights = facts.get("products", facts.get("weights", "fp32"))
+    return weights if weights in ("fp16", "bf16") and engine != "openvino" else "fp32"
+
+
+def _cache_folder(cache: object) -> Path | bool | None:
+    """``cache``, checked; a path is absolute, for the session may be opened again from another working directory."""
+    if cache is None or isinstance(cache, bool):
+        return cache
+    folder = as_path("cache", cache).absolute()  # type: ignore[arg-type]
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"cache must be a folder, True, False or None, and {folder} is a file.")
+    return folder
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInputError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
 
 
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:
@@ -353,3 +391,55 @@ def _choice(name: str, value: object) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise InvalidInputError(f"{name} must be True, False or None, got {value!r}.")
     return value
+
+
+def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
+    """Import and open the engine while other threads compute the hashes, which takes a core about a second per GB."""
+    # Sizes first: reading past the end of a mapped file that was truncated kills the process.
+    others = () if manifest.plan is None else (manifest.plan.file,)
+    manifest.verify(path.parent, hashes=False, without=others)
+    with Workers(1) as pool:
+        threads = threads_or_default(options.threads)
+        hashes = pool.submit(manifest.verify, path.parent, without=others, threads=threads) if verify else None
+        try:
+            checked = (lambda: None) if hashes is None else hashes.result
+            engine = open_engine(path, manifest, device=device, options=options, checked=checked)
+        except ArtifactError as error:
+            if hashes is not None:
+                hashes.result()  # A file that was changed is the better explanation.
+            if device.kind == "cpu" and options.engine == "onnxruntime" and "bf16" in manifest.precision.values():
+                raise EngineUnavailableError(
+                    f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
+                    'device="cuda" or, with pip install "erniem-rt[openvino]", engine="openvino", or export with '
+                    "--fp16 or in float32."
+                ) from error
+            raise
+        try:
+            if hashes is not None:
+                hashes.result()
+            check_signature(path, manifest, engine)
+        except ArtifactError:
+            engine.close()
+            raise
+    return _divided(engine, manifest) if device.kind == "cpu" else engine
+
+
+def _divided(engine: Engine, manifest: Manifest) -> Engine:
+    # Here, for it needs numpy, and hashing starts before that is imported.
+    from erniem_rt.batching import LikeLengths, are_by_row
+
+    return LikeLengths(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
+
+
+def load_plan(
+    path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
+) -> PlanEngine:
+    """Open a plan, which checks its own content; the graph beside it need not be there."""
+    if threads is not None:
+        raise InvalidInputError(f"threads is for a CPU, and {path} runs on a GPU: leave it out.")
+    graph = {manifest.artifact, f"{manifest.artifact}.data"}
+    unchecked = {*graph, path.name} if options.trust else graph
+    manifest.verify(path.parent, hashes=False, without=unchecked)
+    if verify:
+        manifest.verify(path.parent, without={*graph, path.name})
+    return open_plan(path, manifest, device=device, options=options)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import io
+import json
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,13 @@ import pytest
 
 # As erniem_rt sets it before it imports onnxruntime; some tests import that first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# PyTorch and ONNX Runtime: handing work this small to a second thread takes longer than doing it, above all while the
+# other processes of a run use the other cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NANO = Path(__file__).parents[1] / "examples" / "nano"
+# What loading a checkpoint leaves in its config.
+NOT_IN_GRAPH = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 SENTENCES = (
     "The lighthouse keeper wrote 3 letters in 1897, none of which ever arrived.",
@@ -55,8 +65,36 @@ def sentences() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def sentencepiece_model() -> bytes:
+def once_per_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once_per_run(name, fill)``: a folder that ``fill`` filled once for all processes of this run: do not change it.
+
+    Whoever asks for it while it is being filled waits.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once-per-run"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure left
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(once_per_run: Callable[..., Path]) -> bytes:
     """A small unigram model with XLM-R's normalisation, which leaves some of the sentences' characters unknown."""
+    return (once_per_run("sentencepiece", _train_sentencepiece) / "sentencepiece.bpe.model").read_bytes()
+
+
+def _train_sentencepiece(folder: Path) -> None:
     import sentencepiece
 
     rng = random.Random(7)
@@ -73,7 +111,7 @@ def sentencepiece_model() -> bytes:
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    return model.getvalue()
+    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -92,27 +130,53 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model:
 
 
 @pytest.fixture(scope="session")
-def nano_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``nano_artifact(head)``: nano's checkpoint of this head, exported once in float32 to ``out/HEAD/HEAD.onnx``.
+def written_once(once_per_run: Callable[..., Path]) -> Callable[..., Path]:
+    """The folder with ``HEAD.onnx`` of a model, traced and written; the same weights once per run.
+
+    Tracing is most of what an export takes.
+    """
+
+    from erniem_export.onnx_export import trace, write
+
+    def once(model: Any, head: str, options: Any) -> Path:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        known = sorted((key, value) for key, value in config.items() if key not in NOT_IN_GRAPH)
+        key = hashlib.sha256(repr((type(model).__name__, known, head, options)).encode())
+        for name, tensor in model.state_dict().items():
+            key.update(name.encode() + tensor.numpy().tobytes())
+        return once_per_run(
+            f"graph-{key.hexdigest()[:20]}", lambda folder: write(trace(model, head, options), folder / f"{head}.onnx")
+        )
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def trace_once(written_once: Callable[..., Path]) -> Callable[..., Any]:
+    """:func:`trace`, of the same weights once per run; each caller has a graph of its own."""
+    import onnx_ir as ir
+
+    return lambda model, head, options: ir.load(written_once(model, head, options) / f"{head}.onnx")
+
+
+@pytest.fixture(scope="session")
+def nano_artifact(once_per_run: Callable[..., Path], request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """``nano_artifact(head)``: nano's checkpoint of this head, exported once per run in float32 to ``out/HEAD``.
 
     Where there is no exporter, the variable ERNIEM_NANO names the folder ``out``.
     """
     if ready := os.environ.get("ERNIEM_NANO"):
         return lambda head: Path(ready).resolve() / head / f"{head}.onnx"
-    from erniem_export.options import ExportOptions
-    from erniem_export.pipeline import export
-    from erniem_export.progress import Terminal
 
-    folder = tmp_path_factory.mktemp("nano") / "out"
-    done: dict[str, Path] = {}
+    def export(head: str, folder: Path) -> None:
+        import erniem_export
+        from erniem_export import pipeline
 
-    def make(head: str) -> Path:
-        if head not in done:
-            options = ExportOptions(model=str(NANO / "checkpoints" / head), head=head, output=folder / head)
-            done[head], _ = export(options, Terminal())
-        return done[head]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "trace", request.getfixturevalue("trace_once"))
+            erniem_export.export(NANO / "checkpoints" / head, folder / "out" / head, head=head, quiet=True)
 
-    return make
+    return lambda head: once_per_run(f"nano-{head}", partial(export, head)) / "out" / head / f"{head}.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,96 @@
-"""Engines: what computes an artifact. The file's suffix decides which one."""
+"""Engines: what computes an artifact. Its suffix decides, and for a graph what was asked for or a table."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from typing import TYPE_CHECKING
 
-from erniem_rt._processes import check_gpu, note_gpu
 from erniem_rt.engines.base import Device
 from erniem_rt.errors import ArtifactError, InvalidInputError
+from erniem_rt.machine import cpu_class
+from erniem_rt.processes import check_gpu, note_gpu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from erniem_rt.engines.base import Engine, GraphOptions, PlanEngine, PlanOptions
     from erniem_rt.manifest import Manifest
 
-__all__ = ["check_suffix", "device_for", "is_plan", "open_engine", "open_plan"]
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "check_suffix",
+    "choose_engine",
+    "device_for",
+    "is_plan",
+    "open_engine",
+    "open_plan",
+]
+
+ENGINES = ("auto", "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+# Where OpenVINO is the faster engine: classes of CPU and the weights' precisions that were measured (docs/engines.md).
+_OPENVINO_IS_FASTER = {("avx512-vnni-bf16", "fp32"), ("avx512-vnni-bf16", "int8")}
+# Bytes of a graph and its weights: for a smaller model, what OpenVINO does for each new shape costs more than it gains.
+_SMALL = 64 << 20
+
+
+def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, options: GraphOptions) -> str:
+    """The engine for a graph: ``"onnxruntime"`` or ``"openvino"``, the one that was asked for or else the faster one.
+
+    Raises:
+        InvalidInputError: What was asked for does not go together.
+    """
+    if wanted == "tensorrt":
+        raise InvalidInputError(f"engine='tensorrt' runs a plan, and {path} is a graph: open {path.stem}.plan.")
+    engine = _fastest(manifest, device, options) if wanted == "auto" else wanted
+    if engine == "openvino":
+        _check_for_openvino(device, options)
+    elif options.precision == "bf16":
+        raise InvalidInputError(
+            "precision='bf16' needs engine='openvino' on a CPU: ONNX Runtime computes a graph in the precision that it "
+            "was exported in."
+        )
+    if options.precision == "bf16" and "bf16" not in manifest.proven:
+        held = ", ".join(manifest.proven) or "nothing"
+        raise InvalidInputError(
+            f"{path} was not proven in bf16: the gate held in {held}, says its manifest. Leave precision out, or "
+            "export again: the export tries bf16 and says what it found."
+        )
+    return engine
+
+
+def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
+    if device.kind != "cpu" or options.share_weights or options.spinning:
+        return "onnxruntime"
+    if options.precision == "bf16":
+        return "openvino"
+    size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
+    weights = manifest.precision.get("weights")
+    better = size > _SMALL and (cpu_class(), weights) in _OPENVINO_IS_FASTER
+    better = better or "bf16" in manifest.precision.values() or not _installed("onnxruntime")
+    return "openvino" if better and _installed("openvino") else "onnxruntime"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # of a module that was put in its place
+        return sys.modules.get(package) is not None
+
+
+def _check_for_openvino(device: Device, options: GraphOptions) -> None:
+    if device.kind != "cpu":
+        raise InvalidInputError(f"engine='openvino' is for device='cpu', got device={str(device)!r}.")
+    for name, why in (
+        ("share_weights", "OpenVINO copies weights into the layout that it computes in"),
+        ("spinning", "OpenVINO has no such setting"),
+    ):
+        if getattr(options, name):
+            raise InvalidInputError(f"{name}=True needs engine='onnxruntime': {why}.")
 
 
 def is_plan(path: Path) -> bool:
@@ -42,12 +118,18 @@ def device_for(path: Path, wanted: Device | None) -> Device:
     return wanted or Device("cuda")
 
 
-def open_engine(path: Path, *, device: Device, options: GraphOptions, least: str | None = None) -> Engine:
-    """Load a graph on ``device``, which needs onnxruntime ``least`` or newer."""
-    from erniem_rt.engines.ort import OrtEngine
+def open_engine(
+    path: Path, manifest: Manifest, *, device: Device, options: GraphOptions, checked: Callable[[], object]
+) -> Engine:
+    """Load a graph in the engine of ``options``; ``checked`` waits until its files are compared with the manifest."""
+    if options.engine == "openvino":
+        from erniem_rt.engines.openvino import OpenVINOEngine
+
+        return OpenVINOEngine(path, options=options, manifest=manifest, checked=checked)
+    from erniem_rt.engines.onnxruntime import OrtEngine
 
     check_gpu(device)
-    engine = OrtEngine(path, device=device, options=options, least=least)
+    engine = OrtEngine(path, device=device, options=options, least=manifest.onnxruntime)
     if device.kind == "cuda":
         note_gpu()
     return engine
@@ -55,7 +137,7 @@ def open_engine(path: Path, *, device: Device, options: GraphOptions, least: str
 
 def open_plan(path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> PlanEngine:
     """Check a TensorRT plan, then load it on ``device``."""
-    from erniem_rt.engines.trt import TensorRTEngine
+    from erniem_rt.engines.tensorrt import TensorRTEngine
 
     check_gpu(device)
     engine = TensorRTEngine(path, manifest, device=device, options=options)

@@ -1,4 +1,4 @@
-"""What every engine offers, and the device it runs on."""
+"""What every engine offers, the device it runs on, and whether a graph is the one that its manifest describes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from erniem_rt.errors import InvalidInputError
+from erniem_rt.errors import ArtifactError, InvalidInputError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from erniem_rt.manifest import TensorSpec
+    from erniem_rt.manifest import Manifest, TensorSpec
+
 
 __all__ = ["Device", "Engine", "GraphOptions", "PlanEngine", "PlanOptions"]
 
@@ -43,8 +45,8 @@ class Device:
         return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
 
 
-class Engine(Protocol):
-    """One loaded graph. ``run`` may be called from several threads at once."""
+class Signed(Protocol):
+    """What declares inputs and outputs."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -53,6 +55,10 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs, likewise."""
+
+
+class Engine(Signed, Protocol):
+    """One loaded graph. ``run`` may be called from several threads at once."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[np.ndarray[Any, Any]]:
         """Compute ``outputs``, in that order, from C-contiguous arrays of the declared dtypes and shapes.
@@ -82,6 +88,10 @@ class GraphOptions:
     cuda_graphs: bool = False
     spinning: bool | None = None
     shrink_memory: bool | None = None
+    engine: str = "onnxruntime"
+    precision: str = "auto"
+    cache: str | os.PathLike[str] | bool | None = None
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,3 +101,50 @@ class PlanOptions:
     trust: bool = False
     cuda_graphs: bool = True
     runtime_cache: str | os.PathLike[str] | None = None
+
+
+# Dtypes that stand for one another where the engine converts.
+_KINDS = {"int64": "int", "int32": "int", "bool": "int", "float32": "float", "float16": "float"}
+
+
+def check_signature(path: Path, manifest: Manifest, engine: Signed, *, converted: bool = False) -> None:
+    """Compare names, dtypes and shapes; :class:`ArtifactError` names the first that differs.
+
+    With ``converted`` the engine converts on the way, between integers of any size or between floats.
+    """
+    _compare(path, "input", manifest.inputs, engine.inputs, converted)
+    _compare(path, "output", manifest.outputs, engine.outputs, converted)
+
+
+def _compare(
+    path: Path, kind: str, said: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...], converted: bool
+) -> None:
+    graph = {spec.name: spec for spec in found}
+    names = [spec.name for spec in said]
+    if set(names) != set(graph):
+        raise _mismatch(path, f"{kind}s {', '.join(names)}", ", ".join(graph))
+    for spec in said:
+        other = graph[spec.name]
+        alike = converted and _KINDS.get(spec.dtype) == _KINDS.get(other.dtype, other.dtype)
+        if spec.dtype != other.dtype and not alike:
+            raise _mismatch(path, f"{kind} {spec.name} of {spec.dtype}", other.dtype)
+        if not _same_shape(spec.shape, other.shape):
+            raise _mismatch(path, f"{kind} {spec.name} of shape {_shown(spec.shape)}", _shown(other.shape))
+
+
+def _same_shape(said: tuple[int | str, ...], found: tuple[int | str, ...]) -> bool:
+    # A dynamic axis of the graph takes any size, and its name is the graph's own affair.
+    return len(said) == len(found) and all(
+        isinstance(axis, str) or axis == expected for expected, axis in zip(said, found, strict=True)
+    )
+
+
+def _shown(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _mismatch(path: Path, said: str, found: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} does not fit its manifest {path.with_suffix('.json').name}: the manifest says {said}, "
+        f"the graph has {found}. They come from different exports; export again."
+    )

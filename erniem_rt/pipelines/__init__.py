@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
 
-from erniem_rt._locations import find_artifact
-from erniem_rt._workers import Workers
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.base import require_options
+from erniem_rt.locations import find_artifact
+from erniem_rt.pipelines.base import Pipeline, require_options
+from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline, FeatureExtractionSettings
+from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline, InformationExtractionSettings
+from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
+from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline, QuestionAnsweringSettings
+from erniem_rt.pipelines.text_classification import TextClassificationPipeline, TextClassificationSettings
+from erniem_rt.pipelines.token_classification import TokenClassificationPipeline, TokenClassificationSettings
+from erniem_rt.pipelines.zero_shot_classification import (
+    ZeroShotClassificationPipeline,
+    ZeroShotClassificationSettings,
+)
+from erniem_rt.processes import Workers
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
 
@@ -18,24 +29,17 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from erniem_rt.pipelines.base import CommonOptions, Pipeline
-    from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline, FeatureExtractionSettings
-    from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline, InformationExtractionSettings
-    from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
-    from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline, QuestionAnsweringSettings
-    from erniem_rt.pipelines.text_classification import TextClassificationPipeline, TextClassificationSettings
-    from erniem_rt.pipelines.token_classification import TokenClassificationPipeline, TokenClassificationSettings
-    from erniem_rt.pipelines.zero_shot_classification import (
-        ZeroShotClassificationPipeline,
-        ZeroShotClassificationSettings,
-    )
+    from erniem_rt.pipelines.base import CommonOptions
 
     class _SessionOptions(TypedDict, total=False):
+        engine: str
+        precision: str
         device: str | None
         threads: int | None
         spinning: bool | None
         shrink_memory: bool | None
         share_weights: bool
+        cache: str | os.PathLike[str] | bool | None
         cuda_graphs: bool | None
         verify: bool
         trust_plan: bool
@@ -56,20 +60,25 @@ if TYPE_CHECKING:
     class _InformationExtraction(_SessionOptions, InformationExtractionSettings, total=False): ...
 
 
-__all__ = ["pipeline", "pipeline_class"]
+__all__ = ["pipeline"]
 
 # An exported folder, an artifact in it, its hub id, or an open session.
 Model = Union[str, "os.PathLike[str]", Session]
 
-_TASKS = (
-    "feature-extraction",
-    "text-classification",
-    "zero-shot-classification",
-    "token-classification",
-    "multiple-choice",
-    "question-answering",
-    "information-extraction",
-)
+_TASKS: dict[str, type[Pipeline]] = {
+    cls.task: cls
+    for cls in (
+        FeatureExtractionPipeline,
+        TextClassificationPipeline,
+        ZeroShotClassificationPipeline,
+        TokenClassificationPipeline,
+        MultipleChoicePipeline,
+        QuestionAnsweringPipeline,
+        InformationExtractionPipeline,
+    )
+}
+# The tokenizers in use, which the pipelines of a session share.
+_TOKENIZERS: weakref.WeakKeyDictionary[Session, weakref.ref[Tokenizer]] = weakref.WeakKeyDictionary()
 
 
 # An option that changes the form of the answers, like errors="return", leaves it open here (Any), not in a call.
@@ -133,11 +142,14 @@ def pipeline(
     task: str | os.PathLike[str] | Session | None = None,
     model: Model | None = None,
     *,
+    engine: str = "auto",
+    precision: str = "auto",
     device: str | None = None,
     threads: int | None = None,
     spinning: bool | None = None,
     shrink_memory: bool | None = None,
     share_weights: bool = False,
+    cache: str | os.PathLike[str] | bool | None = None,
     cuda_graphs: bool | None = None,
     verify: bool = True,
     trust_plan: bool = False,
@@ -151,16 +163,9 @@ def pipeline(
             ``"zero-shot-classification"`` (a ``cls`` head trained on NLI), ``"token-classification"``,
             ``"multiple-choice"``, ``"information-extraction"`` or ``"feature-extraction"``. Alone, the model.
         model: The exported folder, one of its artifacts, its hub id, or a :class:`Session` that is open: several
-            pipelines may share one, and closing them leaves it open.
-        device: As for :class:`erniem_rt.Session`.
-        threads: As for :class:`erniem_rt.Session`.
-        spinning: As for :class:`erniem_rt.Session`.
-        shrink_memory: As for :class:`erniem_rt.Session`.
-        share_weights: As for :class:`erniem_rt.Session`.
-        cuda_graphs: As for :class:`erniem_rt.Session`.
-        verify: As for :class:`erniem_rt.Session`.
-        trust_plan: As for :class:`erniem_rt.Session`.
-        runtime_cache: As for :class:`erniem_rt.Session`.
+            pipelines may share it and its tokenizer, and closing them leaves it open.
+        engine, precision, device, threads, spinning, shrink_memory, share_weights, cache, cuda_graphs, verify,
+        trust_plan, runtime_cache: As for :class:`erniem_rt.Session`.
         **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
             ``schema``. All but those of the session may be given to a call instead.
 
@@ -171,23 +176,26 @@ def pipeline(
             option does not exist.
     """
     task, model = _task_and_model(task, model)
-    wanted = None if task is None else pipeline_class(str(task))
+    wanted = None if task is None else _class_of(str(task))
     session_options = {
+        "engine": engine,
+        "precision": precision,
         "device": device,
         "threads": threads,
         "spinning": spinning,
         "shrink_memory": shrink_memory,
         "share_weights": share_weights,
+        "cache": cache,
         "cuda_graphs": cuda_graphs,
         "verify": verify,
         "trust_plan": trust_plan,
         "runtime_cache": runtime_cache,
     }
     if isinstance(model, Session):
-        given = [name for name, value in session_options.items() if value not in (None, name == "verify")]
+        given = [name for name, value in session_options.items() if value not in (None, "auto", name == "verify")]
         if given:
             raise InvalidInputError(f"{given[0]} is an option of the session, which is open already: give it there.")
-        made = _made(wanted, model, lambda: Tokenizer.from_dir(model.path.parent, verify=False), options)
+        made = _made(wanted, model, lambda: _tokenizer_of(model), options)
         made.owns_session = False
         return made
     path = find_artifact(model, None if wanted is None else wanted.head)
@@ -222,7 +230,7 @@ def _made(
     wanted: type[Pipeline] | None, session: Session, tokenizer: Callable[[], Tokenizer], options: dict[str, Any]
 ) -> Pipeline:
     """The pipeline on a session, which must be of its head."""
-    cls = wanted or pipeline_class(session.manifest.task)
+    cls = wanted or _class_of(session.manifest.task)
     if session.manifest.head != cls.head:
         raise InvalidInputError(
             f"task {cls.task!r} needs an artifact of head {cls.head!r}; {session.path} has head "
@@ -234,37 +242,18 @@ def _made(
             "--with-inputs-embeds."
         )
     require_options(cls, options)
-    return cls(session, tokenizer(), **options)
+    made = cls(session, tokenizer(), **options)
+    _TOKENIZERS[session] = weakref.ref(made.tokenizer)
+    return made
 
 
-def pipeline_class(task: str) -> type[Pipeline]:
-    """The task's class, imported when it is asked for, by imports that tools which pack programs can read."""
-    if task == "feature-extraction":
-        from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+def _class_of(task: str) -> type[Pipeline]:
+    if task not in _TASKS:
+        raise InvalidInputError(f"task {task!r} is not known; expected one of {', '.join(_TASKS)}.")
+    return _TASKS[task]
 
-        return FeatureExtractionPipeline
-    if task == "text-classification":
-        from erniem_rt.pipelines.text_classification import TextClassificationPipeline
 
-        return TextClassificationPipeline
-    if task == "zero-shot-classification":
-        from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
-
-        return ZeroShotClassificationPipeline
-    if task == "token-classification":
-        from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
-
-        return TokenClassificationPipeline
-    if task == "multiple-choice":
-        from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
-
-        return MultipleChoicePipeline
-    if task == "question-answering":
-        from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
-
-        return QuestionAnsweringPipeline
-    if task == "information-extraction":
-        from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
-
-        return InformationExtractionPipeline
-    raise InvalidInputError(f"task {task!r} is not known; expected one of {', '.join(_TASKS)}.")
+def _tokenizer_of(session: Session) -> Tokenizer:
+    """The tokenizer beside an open session's artifact."""
+    known = _TOKENIZERS.get(session)
+    return (known and known()) or Tokenizer.from_dir(session.path.parent, verify=False)

@@ -1,20 +1,16 @@
-"""What every pipeline does: take one input, a list or a stream, run rows in batches, answer in order."""
+"""The base of all pipelines: take one input, a list or a stream, run rows in batches, answer in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
-import numpy as np
-
-from erniem_rt._lanes import take
-from erniem_rt.batching import Outputs, run_rows
+from erniem_rt.batching import Outputs, run_rows, take
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._containers import is_list, items_of, strings
-from erniem_rt.pipelines._options import require_choice, require_count
 from erniem_rt.pipelines.answers import AnyAnswer
+from erniem_rt.pipelines.inputs import items_of, require_size
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,23 +21,11 @@ if TYPE_CHECKING:
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = [
-    "CommonOptions",
-    "Job",
-    "Options",
-    "Outputs",
-    "Pipeline",
-    "Progress",
-    "RunOptions",
-    "require_mapping",
-    "require_options",
-    "require_text",
-    "text_of",
-]
-
 Answer = TypeVar("Answer")
 Self = TypeVar("Self", bound="Pipeline[Any]")
 OptionsOfTask = TypeVar("OptionsOfTask", bound="Options")
+
+__all__ = ["CommonOptions", "Job", "Options", "Outputs", "Pipeline", "Progress", "RunOptions", "require_options"]
 
 # Told after each answer: how many inputs are answered, and of how many (None for a stream).
 Progress = Callable[[int, "int | None"], None]
@@ -79,9 +63,9 @@ class RunOptions(CommonOptions, total=False):
     """Options that every pipeline takes, when it is made and in each call; None in a call means the pipeline's own.
 
     Attributes:
-        errors: What becomes of an input that cannot be answered. ``"raise"``, the default, raises its
-            :class:`InvalidInputError` after the answers of those before it. With ``"return"`` the error is its
-            answer, and all others are answered. Whatever else fails (the engine, the source of a stream) is raised.
+        errors: How to treat an input that cannot be answered. ``"raise"``, the default, raises its
+            :class:`InvalidInputError` after the answers to the inputs before it. ``"return"`` gives the error in place
+            of its answer and answers all others. Other failures (engine, source of a stream) are always raised.
     """
 
     errors: Errors | None
@@ -101,15 +85,19 @@ class Options:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "read_ahead", "max_seq_len", "max_characters"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, require_count(name, getattr(self, name)))
+        self._check(require_count, "batch_size", "read_ahead", "max_seq_len", "max_characters")
         require_choice("errors", self.errors, Errors)
         if self.progress is not None and not callable(self.progress):
             raise InvalidInputError(f"progress must be a function of two numbers, or None, got {self.progress!r}.")
 
+    def _check(self, check: Callable[[str, Any], Any], *names: str) -> None:
+        """Replace the options of these names that are not None by what ``check`` makes of them."""
+        for name in names:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check(name, getattr(self, name)))
+
     def changed(self: OptionsOfTask, options: Mapping[str, Any]) -> OptionsOfTask:
-        """The same with ``options``, of which None says nothing, except where it is a value."""
+        """A copy with ``options``; None leaves an option unchanged, except where None is a value."""
         known = self.none_is_a_value
         return replace(self, **{name: value for name, value in options.items() if value is not None or name in known})
 
@@ -122,7 +110,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job(Generic[Answer]):
-    """One input made ready: rows of ids for the model, and what to make of the outputs.
+    """One prepared input: rows of ids for the model, and a function from their outputs to the answer.
 
     ``finish`` gets the outputs of each row, in order (see :func:`erniem_rt.batching.run_rows`), and returns the
     answer, or another job when the answer leads to further questions. An answer must not keep the outputs' arrays,
@@ -148,8 +136,8 @@ class Pipeline(Generic[AnyAnswer]):
 
     Every pipeline may be called with one input, or with many: a list, an array, a Series, a column, or columns with a
     row per input (a mapping of lists, a frame, a table, a dataset) give a list of as many answers. Any other iterable
-    is a stream, which is answered as it is read. All that was taken from it before something failed is answered
-    before that is raised.
+    is a stream, which is answered as it is read. Inputs that were taken before a failure are answered before the error
+    is raised.
 
     Args:
         session: The model.
@@ -172,12 +160,12 @@ class Pipeline(Generic[AnyAnswer]):
     __call__: Callable[..., Any]
 
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
-        require_options(type(self), options)
-        self._options = self.options_type().changed(options)
+        self._options = self.options_type()
+        self._options = self._called(options)
         self.session = session
         self.owns_session = True
         self._tokenizer: Tokenizer | None = tokenizer
-        self._limit(options)
+        self._limit(self._options)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -200,11 +188,10 @@ class Pipeline(Generic[AnyAnswer]):
     @property
     def max_length(self) -> int:
         """Most tokens in one row, special tokens included, where a call does not say otherwise."""
-        own = self.manifest.limits.max_length
-        return self._options.max_seq_len or min(self.manifest.defaults.max_seq_len or own, own)
+        return self._limit(self._options)
 
     def close(self) -> None:
-        """Free the model, unless the session was given, and let go of the tokenizer. Closing twice is fine."""
+        """Free the tokenizer and, unless the session was passed in, the model. Closing twice is fine."""
         if self.owns_session:
             self.session.close()
         self._tokenizer = None
@@ -220,12 +207,11 @@ class Pipeline(Generic[AnyAnswer]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.session!r})"
 
-    def _limit(self, options: RunOptions) -> int:
-        """Most tokens in one row in a call with ``options``, which are checked."""
-        given = options.get("max_seq_len")
-        if given is None:
-            return self.max_length
-        limit, most = require_count("max_seq_len", given), self.manifest.limits.max_length
+    def _limit(self, asked: Options) -> int:
+        """Most tokens in one row of a call with these options."""
+        limit, most = asked.max_seq_len, self.session.limits.max_length
+        if limit is None:
+            return min(self.manifest.defaults.max_seq_len or most, most)
         if limit > most:
             raise InvalidInputError(f"max_seq_len is {limit}; the model takes at most {most} tokens.")
         special = self.tokenizer.num_special_tokens_to_add()
@@ -235,28 +221,27 @@ class Pipeline(Generic[AnyAnswer]):
             )
         return limit
 
-    def _called(self, options: RunOptions) -> Any:
+    def _called(self, options: Mapping[str, Any]) -> Any:
         """The pipeline's options with those of a call, checked."""
         require_options(type(self), options)
         return self._options.changed(options)
 
     def _answer(
-        self, inputs: Any, prepare: Callable[[Any], Job[Answer]], options: RunOptions
+        self, inputs: Any, prepare: Callable[[Any], Job[Answer]], asked: Options
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Answer one input with one answer, many with a list, a stream with an iterator."""
-        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], options)
+        return self._answer_together(inputs, lambda items: [prepare(item) for item in items], asked)
 
     def _answer_together(
-        self, inputs: Any, prepare: Prepare[Answer], options: RunOptions
+        self, inputs: Any, prepare: Prepare[Answer], asked: Options
     ) -> Answer | list[Answer] | Iterator[Answer]:
         """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
-        run = self._called(options)
         many = items_of(self.task, inputs, self.required, self.optional)
         if many is None:
-            (answer,) = self._answers([inputs], 1, prepare, run, _itself)
+            (answer,) = self._answers([inputs], 1, prepare, asked, _itself)
             return answer
         items, total = many
-        answers = self._answers(items, total, prepare, run, _about)
+        answers = self._answers(items, total, prepare, asked, _about)
         return answers if total is None else list(answers)
 
     def _answers(
@@ -343,35 +328,6 @@ class Pipeline(Generic[AnyAnswer]):
                 yield index, _finished(jobs[index], [complete[i] for i in sorted(complete)])
 
 
-def require_text(name: str, value: object) -> str:
-    """Return ``value`` if it is text with something in it; :class:`InvalidInputError` otherwise."""
-    if not isinstance(value, str):
-        remedy = ", a missing value: leave it out, or put a text in its place" if _is_missing(value) else ""
-        raise InvalidInputError(f"{name} must be str, got {type(value).__name__}{remedy}.")
-    if not value.strip():
-        raise InvalidInputError(f"{name} is empty: expected text.")
-    return str.__str__(value)  # of numpy's str, Python's
-
-
-def text_of(task: str, item: object) -> str:
-    """The text of an input that is a text, or ``{"text": ...}``; :class:`InvalidInputError` otherwise."""
-    return require_text("text", require_mapping(task, item, ["text"])["text"] if isinstance(item, Mapping) else item)
-
-
-def require_mapping(task: str, value: object, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """Return ``value`` if it is a mapping with these keys and no others; :class:`InvalidInputError` otherwise."""
-    keys = ", ".join([*map(repr, required), *(f"{key!r} (optional)" for key in optional)])
-    if not isinstance(value, Mapping):
-        raise InvalidInputError(f"{task} takes a mapping with {keys}, got {type(value).__name__}.")
-    missing = [key for key in required if key not in value]
-    if missing:
-        raise InvalidInputError(f"{missing[0]!r} is missing; {task} takes a mapping with {keys}.")
-    unknown = [key for key in value if key not in (*required, *optional)]
-    if unknown:
-        raise InvalidInputError(f"key {unknown[0]!r} is not known; {task} takes a mapping with {keys}.")
-    return dict(value)
-
-
 def require_options(cls: type[Pipeline[Any]], options: Iterable[str]) -> None:
     """Raise :class:`InvalidInputError` unless all are names of options of the task."""
     common = [field.name for field in fields(Options)]
@@ -381,43 +337,20 @@ def require_options(cls: type[Pipeline[Any]], options: Iterable[str]) -> None:
             raise InvalidInputError(f"{cls.task} takes no option {name!r}; expected one of {', '.join(known)}.")
 
 
-def _is_missing(value: object) -> bool:
-    """Whether this is no value: None, not a number, or NA of pandas."""
-    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
-    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
-
-
 def _prepared(prepare: Prepare[Answer], items: list[Any], run: Options) -> list[Job[Answer] | InvalidInputError]:
-    """The job of each item or, of one at fault, its error; with ``errors="raise"`` up to the first one at fault."""
+    """Each item's job or error; with ``errors="raise"`` up to the first error."""
     try:
         for item in items:
-            _require_size(item, run.max_characters)
+            require_size(item, run.max_characters)
         return [*prepare(items)]
     except InvalidInputError as error:
         if len(items) == 1:
             return [error.with_traceback(None)]  # which would keep all items in memory
-    middle = len(items) // 2  # in halves it comes out at little cost which of them is at fault
+    middle = len(items) // 2  # bisection finds the bad items cheaply
     jobs = _prepared(prepare, items[:middle], run)
     if run.errors == "raise" and isinstance(jobs[-1], InvalidInputError):
         return jobs
     return jobs + _prepared(prepare, items[middle:], run)
-
-
-def _require_size(item: object, limit: int | None) -> None:
-    if limit is None:
-        return
-    size = _characters(item)
-    if size > limit:
-        raise InvalidInputError(
-            f"the input has {size} characters, more than max_characters={limit}: shorten it, or split it into several."
-        )
-
-
-def _characters(item: object) -> int:
-    """How many characters the texts of an input have together."""
-    values = list(item.values()) if isinstance(item, Mapping) else [item]
-    lists = [strings("item", value) for value in values if is_list(value)]
-    return sum(len(text) for text in chain(values, *lists) if isinstance(text, str))
 
 
 def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] | InvalidInputError:
@@ -430,7 +363,7 @@ def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] 
 def _settled(
     results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: Options, named: Named, first: int
 ) -> Generator[Any, None, Exception | None]:
-    """Yield the results in order; return what is to be raised in the place of the next one."""
+    """Yield the results in order; return the error to raise in place of the next one."""
     index = 0
     while index in results:
         result = results.pop(index)
@@ -446,5 +379,5 @@ def _itself(_: int, error: InvalidInputError) -> InvalidInputError:
 
 
 def _about(index: int, error: InvalidInputError) -> InvalidInputError:
-    """The same error, which also says which input it is about."""
+    """The same error with the index of its input."""
     return InvalidInputError(f"input {index}: {error}")

@@ -1,4 +1,4 @@
-"""Vectors for texts: pooled hidden states."""
+"""Feature extraction: one vector per text, pooled from the hidden states."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import numpy as np
 
+from erniem_rt.checks import require_choice, require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_choice, require_flag
-from erniem_rt.pipelines._rows import encode_rows
 from erniem_rt.pipelines.answers import Embedding, Embeddings
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import text_of
+from erniem_rt.pipelines.rows import encode_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,10 +51,8 @@ class _Options(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooling is not None:
-            require_choice("pooling", self.pooling, Pooling)
-        if self.normalize is not None:
-            object.__setattr__(self, "normalize", require_flag("normalize", self.normalize))
+        require_choice("pooling", self.pooling, Pooling, optional=True)
+        self._check(require_flag, "normalize")
 
 
 class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddings]):
@@ -73,9 +72,23 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
     head = "base"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: FeatureExtractionPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[FeatureExtractionSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: FeatureExtractionPipeline[Any, Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[FeatureExtractionOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[FeatureExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
-        self.pooling, self.normalize = self._vectors(options)
+        self.pooling, self.normalize = self._vectors(self._options)
 
     @overload
     def __call__(self, inputs: Text, **options: Unpack[FeatureExtractionSettings]) -> Embedding: ...
@@ -122,20 +135,21 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        pooling, normalize = self._vectors(options)
-        jobs = partial(self._jobs, self._limit(options), partial(_finish, pooling, normalize))
-        found = self._answer_together(inputs, jobs, options)
+        asked = self._called(options)
+        pooling, normalize = self._vectors(asked)
+        jobs = partial(self._jobs, self._limit(asked), partial(_finish, pooling, normalize))
+        found = self._answer_together(inputs, jobs, asked)
         return self._stacked(found) if isinstance(found, list) and pooling != "none" else found
 
-    def _vectors(self, options: FeatureExtractionOptions) -> tuple[str, bool]:
-        """Which vectors a call with ``options`` gives, and whether with length 1."""
-        asked, defaults = self._called(options), self.manifest.defaults
+    def _vectors(self, asked: Any) -> tuple[str, bool]:
+        """The pooling of a call with these options, and whether vectors are scaled to length 1."""
+        defaults = self.manifest.defaults
         pooling: str = asked.pooling or defaults.pooling or "mean"
         require_choice("pooling", pooling, Pooling)
         if pooling == "pooler" and all(spec.name != "pooler_output" for spec in self.manifest.outputs):
             raise InvalidInputError(
-                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} does not give, for its "
-                "checkpoint had no pooler: take pooling='mean' or 'cls'."
+                f"pooling='pooler' needs pooler_output, which {self.manifest.artifact} lacks, because its "
+                "checkpoint had no pooler: use pooling='mean' or 'cls'."
             )
         return pooling, bool(defaults.normalize) if asked.normalize is None else asked.normalize
 

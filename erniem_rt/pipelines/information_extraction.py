@@ -1,4 +1,4 @@
-"""What a schema names, found in texts: entities, relations, events, opinions, classifications."""
+"""Information extraction by a schema: entities, relations, events, opinions, classifications."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from erniem_rt.checks import require_choice, require_fraction
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._options import require_choice, require_fraction
-from erniem_rt.pipelines._scores import sigmoid
-from erniem_rt.pipelines._uie_prompts import Prompt, Prompter, PromptKey, SchemaLanguage
-from erniem_rt.pipelines._uie_schema import Node, parse_schema
-from erniem_rt.pipelines._uie_spans import Span, choose_option, cut_answers, find_spans, join_spans
-from erniem_rt.pipelines._uie_text import EncodedText, encode, split
 from erniem_rt.pipelines.answers import Extracted
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import text_of
+from erniem_rt.pipelines.rows import sigmoid
+from erniem_rt.pipelines.uie import (
+    EncodedText,
+    Node,
+    Prompt,
+    Prompter,
+    PromptKey,
+    SchemaLanguage,
+    Span,
+    choose_option,
+    cut_answers,
+    encode,
+    find_spans,
+    join_spans,
+    parse_schema,
+    split,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +45,11 @@ if TYPE_CHECKING:
 __all__ = ["InformationExtractionOptions", "InformationExtractionPipeline", "InformationExtractionSettings"]
 
 Answer = dict[str, Any]
+
+# What Taskflow takes off the row for special tokens, when it counts a text's characters.
+_TASKFLOW_SPECIAL = 3
+# However long the prompt is.
+_FEWEST_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("schema_lang", self.schema_lang, SchemaLanguage)
-        object.__setattr__(self, "threshold", require_fraction("threshold", self.threshold))
+        self._check(require_fraction, "threshold")
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,9 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
     is a prompt for each name and each different answer above it: in a text of 100 pieces with 200 people,
     ``{"Person": "Employer"}`` takes 100 rows and then 20,000.
 
+    Prompts are read in their half-width form, texts as they are. In an artifact with the mask of uie-m, a piece has at
+    most 509 characters less those of the longest prompt, as in Taskflow: rows like those that uie-m was trained on.
+
     Args:
         session: The model.
         tokenizer: Its tokenizer.
@@ -117,15 +138,30 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
     head = "ie"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: InformationExtractionPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[InformationExtractionSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: InformationExtractionPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[InformationExtractionOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[InformationExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._ask = Prompter(tokenizer)
-        self._asked(options)
+        self._asked(self._options)
 
     @property
     def threshold(self) -> float:
         """Start and end of an answer are more probable than this, where a call does not say otherwise."""
-        return float(self._called({}).threshold)
+        options: Any = self._options
+        return float(options.threshold)
 
     @overload
     def __call__(self, inputs: Text, **options: Unpack[InformationExtractionSettings]) -> Extracted: ...
@@ -173,22 +209,23 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
             InvalidInputError: An input is not text or is empty; there is no schema, or it is not one; a prompt leaves
                 no room for a text.
         """
-        asked = self._asked(options)
+        called = self._called(options)
+        asked = self._asked(called)
         if asked is None:
             raise InvalidInputError(
                 'information-extraction needs a schema, like schema=["Person", {"Company": ["Founder"]}]: give it to '
                 "the pipeline or to its call."
             )
-        return self._answer(inputs, partial(self._job, asked), options)
+        return self._answer(inputs, partial(self._job, asked), called)
 
     def close(self) -> None:
-        """Free the model and let go of the tokenizer."""
+        """Free the model and the tokenizer."""
         super().close()
         self._ask.close()
 
-    def _asked(self, options: InformationExtractionOptions) -> _Asked | None:
-        """What a call with ``options`` asks for; None without a schema."""
-        called, limit = self._called(options), self._limit(options)
+    def _asked(self, called: Any) -> _Asked | None:
+        """What a call with these options asks for; None without a schema."""
+        limit = self._limit(called)
         if called.schema is None:
             return None
         asked = _Asked(parse_schema(called.schema), limit, called.schema_lang, called.threshold)
@@ -206,11 +243,12 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return self._level(encoded, questions, root, asked)
 
     def _level(self, text: EncodedText, questions: list[_Question], root: Answer, asked: _Asked) -> Job[Answer]:
-        """Ask one level of the schema; prompts that several answers lead to are asked once."""
+        """Ask one level of the schema; each different prompt is asked once."""
         prompts = {question.prompt.key: question.prompt for question in questions}
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         room = asked.limit - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
-        pieces = split(text, room)
+        longest = max(len(prompt.text) for prompt in prompts.values())
+        pieces = split(text, room, self._most_characters(asked.limit, longest))
         make_row = self.tokenizer.build_inputs_with_special_tokens
         rows = [
             make_row(prompt.encoded.ids, text.ids[piece.start : piece.stop])
@@ -229,8 +267,14 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
 
         return Job(rows, finish)
 
+    def _most_characters(self, limit: int, prompt: int) -> int | None:
+        """Most characters of a piece beside a prompt of so many, for rows like those that uie-m was trained on."""
+        if self.manifest.mask_mode != "uie-m":
+            return None
+        return max(limit - _TASKFLOW_SPECIAL - prompt, _FEWEST_CHARACTERS)
+
     def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]], asked: _Asked) -> Iterator[_Question]:
-        """Put what was found in its place; yield what to ask about it."""
+        """Attach the answers to their parent; yield the questions about them."""
         # Copies: the same prompt may be another question's, whose answers get relations of their own.
         answers = [dict(answer) for answer in found[question.prompt.key]]
         if answers:
@@ -267,6 +311,6 @@ def _found(
 
 
 def _spans(threshold: float, output: Outputs, part: slice) -> list[Span]:
-    """Spans within one part of a row. One that leaves it is no answer, nor does it change what else is one."""
+    """Spans within one part of a row; spans that cross its ends are ignored."""
     start, end = (sigmoid(output[name][part].astype(np.float64)) for name in ("start_logits", "end_logits"))
     return find_spans(start, end, threshold)

@@ -1,4 +1,4 @@
-"""Which of several texts goes with a prompt."""
+"""Multiple choice: the text that fits a prompt best."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._containers import strings
-from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
-from erniem_rt.pipelines._rows import require_tokens
-from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.answers import Choice, ChoiceAnswer
-from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions, require_mapping, require_text
+from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import require_mapping, require_text, strings
+from erniem_rt.pipelines.rows import encode_seconds, pair_rows, require_tokens, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from erniem_rt.pipelines.answers import Column
+    from erniem_rt.session import Session
+    from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["MultipleChoiceInput", "MultipleChoicePipeline"]
 
@@ -44,6 +44,17 @@ class MultipleChoicePipeline(Pipeline[Choice]):
     task = "multiple-choice"
     head = "mc"
     required = ("prompt", "choices")
+
+    @overload
+    def __init__(
+        self: MultipleChoicePipeline, session: Session, tokenizer: Tokenizer, **options: Unpack[CommonOptions]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: MultipleChoicePipeline[Any], session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]
+    ) -> None: ...
+    def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
+        super().__init__(session, tokenizer, **options)
 
     @overload
     def __call__(self, inputs: MultipleChoiceInput, **options: Unpack[CommonOptions]) -> Choice: ...
@@ -84,7 +95,8 @@ class MultipleChoicePipeline(Pipeline[Choice]):
             InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
-        return self._answer(inputs, partial(self._job, self._limit(options)), options)
+        asked = self._called(options)
+        return self._answer(inputs, partial(self._job, self._limit(asked)), asked)
 
     def _job(self, limit: int, item: object) -> Job[ChoiceAnswer]:
         fields = require_mapping(self.task, item, ["prompt", "choices"])

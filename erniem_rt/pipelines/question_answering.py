@@ -1,4 +1,4 @@
-"""Answers found in a context of any length, cut from it as they stand there."""
+"""Question answering: answers cut from contexts of any length."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
+from erniem_rt.checks import require_count, require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._answer_spans import Span, Tokens, best_spans, read
-from erniem_rt.pipelines._options import require_count, require_flag
-from erniem_rt.pipelines._rows import require_tokens
-from erniem_rt.pipelines._windows import windows
 from erniem_rt.pipelines.answers import Found, QuestionAnswer
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, require_text
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import require_text
+from erniem_rt.pipelines.rows import require_tokens, softmax, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from erniem_rt.pipelines.answers import Column
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["QuestionAnsweringOptions", "QuestionAnsweringPipeline", "QuestionAnsweringSettings"]
+
+# What a call with options that change an answer's form returns for one input.
+_AnyForm: TypeAlias = "Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError"
 
 # transformers' defaults.
 _WINDOW, _STRIDE = 384, 128
@@ -60,15 +63,60 @@ class _Options(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("top_k", "max_answer_len"):
-            object.__setattr__(self, name, require_count(name, getattr(self, name)))
-        for name in ("handle_impossible_answer", "align_to_words"):
-            object.__setattr__(self, name, require_flag(name, getattr(self, name)))
+        self._check(require_count, "top_k", "max_answer_len", "doc_stride")
+        self._check(require_flag, "handle_impossible_answer", "align_to_words")
+
+
+class Candidate(NamedTuple):
+    """A possible answer: a half-open range of characters, and its probability."""
+
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a text, and where an answer from one to another lies in it.
+
+    Attributes:
+        ids: The tokens.
+        starts: int64 ``(tokens,)``, the character at which an answer starts that begins with this token.
+        ends: int64 ``(tokens,)``, the character before which an answer ends that ends with this token.
+    """
+
+    ids: list[int]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, window: range) -> Tokens:
+        part = slice(window.start, window.stop)
+        return Tokens(self.ids[part], self.starts[part], self.ends[part])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The model's probabilities for one window; arrays ``(tokens,)``, float64.
+
+    Attributes:
+        start: Probability that the answer begins with this token.
+        end: Probability that the answer ends with this token.
+        null: Probability that there is no answer: that it begins and ends with ``[CLS]``.
+        tokens: The window's tokens.
+    """
+
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    null: float
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """Tokens: of the longest row, of a row whose question is not long, and from window to window."""
+    """In tokens: the longest row, the usual row (a long question gets more), and the step from window to window."""
 
     limit: int
     usual: int
@@ -102,9 +150,23 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
     required = ("question", "context")
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: QuestionAnsweringPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[QuestionAnsweringSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: QuestionAnsweringPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[QuestionAnsweringOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[QuestionAnsweringOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
-        self._windows(options)
+        self._windows(self._options)
 
     @overload
     def __call__(self, *, question: str, context: str, **options: Unpack[QuestionAnsweringSettings]) -> Found: ...
@@ -125,33 +187,23 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
     @overload
     def __call__(
         self, *, question: str, context: str, **options: Unpack[QuestionAnsweringOptions]
-    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError: ...
+    ) -> _AnyForm[Found]: ...
     @overload
     def __call__(
         self, *, question: Column, context: Column, **options: Unpack[QuestionAnsweringOptions]
-    ) -> list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    ) -> list[_AnyForm[Found]]: ...
     @overload
-    def __call__(
-        self, inputs: Mapping[str, str], **options: Unpack[QuestionAnsweringOptions]
-    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError: ...
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[QuestionAnsweringOptions]) -> _AnyForm[Found]: ...
     @overload
     def __call__(
         self, inputs: Mapping[str, object], **options: Unpack[QuestionAnsweringOptions]
-    ) -> (
-        Found
-        | QuestionAnswer
-        | list[QuestionAnswer]
-        | InvalidInputError
-        | list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]
-    ): ...
+    ) -> Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError | list[_AnyForm[Found]]: ...
     @overload
-    def __call__(
-        self, inputs: Column, **options: Unpack[QuestionAnsweringOptions]
-    ) -> list[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    def __call__(self, inputs: Column, **options: Unpack[QuestionAnsweringOptions]) -> list[_AnyForm[Found]]: ...
     @overload
     def __call__(
         self, inputs: Iterable[object], **options: Unpack[QuestionAnsweringOptions]
-    ) -> Iterator[Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError]: ...
+    ) -> Iterator[_AnyForm[Found]]: ...
     def __call__(
         self,
         inputs: Any = None,
@@ -177,14 +229,13 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
             inputs = {"question": question, "context": context}
         elif question is not None or context is not None:
             raise InvalidInputError("give question and context by name or as one mapping, not both.")
-        return self._answer(inputs, partial(self._job, self._called(options), self._windows(options)), options)
-
-    def _windows(self, options: QuestionAnsweringOptions) -> _Windows:
         asked = self._called(options)
-        limit = self._limit(options)
+        return self._answer(inputs, partial(self._job, asked, self._windows(asked)), asked)
+
+    def _windows(self, asked: Any) -> _Windows:
+        limit = self._limit(asked)
         usual = limit if asked.max_seq_len is not None else min(_WINDOW, limit)
-        stride = asked.doc_stride
-        stride = require_count("doc_stride", min(max(usual // 2, 1), _STRIDE) if stride is None else stride)
+        stride = asked.doc_stride or min(max(usual // 2, 1), _STRIDE)
         if stride > usual:
             raise InvalidInputError(
                 f"doc_stride is {stride}, more than the {usual} tokens of a row: text would be left out."
@@ -203,14 +254,14 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
         return Job(rows, partial(_finish, options, context, rows, parts))
 
     def _tokens(self, context: str) -> Tokens:
-        """Tokens of the context, answers being what they were cut from, without whitespace at the ends."""
+        """Tokens of the whole context; an answer is the text of its tokens without whitespace at the ends."""
         encoding = self.tokenizer(context, add_special_tokens=False)
         starts = [_visible_start(context, start) for start, _ in encoding.offsets]
         ends = [_visible_end(context, end) for _, end in encoding.offsets]
         return Tokens(encoding.input_ids, np.array(starts, np.int64), np.array(ends, np.int64))
 
     def _words(self, context: str) -> Tokens:
-        """Tokens of the context's words, each word tokenized alone, answers being whole words."""
+        """Tokens of the context's words, each word tokenized alone; an answer is made of whole words."""
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         for word in _WORD.finditer(context):
@@ -254,7 +305,7 @@ def _finish(
     ]
     spans = best_spans(readings, options.top_k, options.max_answer_len)
     if options.handle_impossible_answer:
-        spans.append(Span(0, 0, min(reading.null for reading in readings)))
+        spans.append(Candidate(0, 0, min(reading.null for reading in readings)))
         spans = sorted(spans, key=lambda span: -span.score)[: options.top_k]
     answers: list[QuestionAnswer] = [
         {"answer": context[s.start : s.end], "score": s.score, "start": s.start, "end": s.end} for s in spans
@@ -272,3 +323,49 @@ def _visible_end(text: str, end: int) -> int:
     while end > 0 and text[end - 1].isspace():
         end -= 1
     return end
+
+
+def read(start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], first: int, tokens: Tokens) -> Reading:
+    """Turn one row's logits ``(sequence,)`` into probabilities over ``[CLS]`` and the context, which is at ``first``.
+
+    As in transformers, the softmax leaves out the question and the separators.
+    """
+    context = slice(first, first + len(tokens))
+    start, end = (
+        softmax(np.append(logits[:1], logits[context]).astype(np.float64)) for logits in (start_logits, end_logits)
+    )
+    return Reading(start[1:], end[1:], float(start[0] * end[0]), tokens)
+
+
+def best_spans(readings: Iterable[Reading], count: int, max_tokens: int) -> list[Candidate]:
+    """Return the ``count`` most probable spans of at most ``max_tokens`` tokens, best first, over all windows.
+
+    Each span is returned once, with its best score, even if several pairs of tokens or several windows give it. Ties go
+    to the earlier window, then to the earlier first token, then to the earlier last token.
+    """
+    best: dict[tuple[int, int], Candidate] = {}
+    found = [span for reading in readings for span in _best_in_window(reading, count, max_tokens)]
+    for span in sorted(found, key=lambda span: -span.score):
+        best.setdefault((span.start, span.end), span)
+    return list(best.values())[:count]
+
+
+def _best_in_window(reading: Reading, count: int, max_tokens: int) -> Iterator[Candidate]:
+    """Yield up to ``count`` different spans, the best first."""
+    length = len(reading.tokens)
+    if not length:
+        return
+    reach = min(max_tokens, length)
+    # Row i, column j: the answer of tokens i to i + j.
+    last = np.arange(length)[:, None] + np.arange(reach)
+    is_inside = last < length
+    last = np.minimum(last, length - 1)
+    starts, ends = reading.tokens.starts[:, None], reading.tokens.ends[last]
+    scores = np.where(is_inside & (starts < ends), reading.start[:, None] * reading.end[last], -1.0)
+    for _ in range(count):
+        row, column = divmod(int(scores.argmax()), reach)
+        if scores[row, column] < 0:
+            return
+        span = Candidate(int(starts[row, 0]), int(ends[row, column]), float(scores[row, column]))
+        yield span
+        scores[(starts == span.start) & (ends == span.end)] = -1.0

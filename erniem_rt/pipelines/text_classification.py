@@ -1,29 +1,19 @@
-"""Labels for texts, with a score each."""
+"""Text classification: labels with scores, for texts and pairs of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, overload
 
 import numpy as np
 
+from erniem_rt.checks import is_count, require_choice
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import is_count, require_choice
-from erniem_rt.pipelines._rows import encode_rows
-from erniem_rt.pipelines._scores import sigmoid, softmax
 from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels
-from erniem_rt.pipelines.base import (
-    CommonOptions,
-    Job,
-    Options,
-    Outputs,
-    Pipeline,
-    RunOptions,
-    require_mapping,
-    require_text,
-)
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import require_mapping, require_text
+from erniem_rt.pipelines.rows import encode_rows, label_names, sigmoid, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["TextClassificationOptions", "TextClassificationPipeline", "TextClassificationSettings"]
 
 Function = Literal["sigmoid", "softmax", "none"]
+
+# What a call with options that change an answer's form returns for one input.
+_AnyForm: TypeAlias = "Label | LabelScore | list[LabelScore] | InvalidInputError"
 
 _FUNCTIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "sigmoid": sigmoid,
@@ -68,8 +61,7 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "top_k", _checked_top_k(self.top_k))
-        if self.function_to_apply is not None:
-            require_choice("function_to_apply", self.function_to_apply, Function)
+        require_choice("function_to_apply", self.function_to_apply, Function, optional=True)
 
 
 class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
@@ -80,9 +72,9 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         tokenizer: Its tokenizer.
         top_k: How many labels to return, the best first; None returns all, ``"best"``, the default, the best one
             without a list around it.
-        function_to_apply: What makes scores of the logits: ``"sigmoid"``, ``"softmax"`` or ``"none"``. By default
-            nothing for ``problem_type`` "regression", sigmoid for "multi_label_classification" and for a single label,
-            softmax for the rest.
+        function_to_apply: Turns logits into scores: ``"sigmoid"``, ``"softmax"`` or ``"none"``. By default
+            ``"none"`` for ``problem_type`` "regression", sigmoid for "multi_label_classification" and for a single
+            label, softmax for the rest.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
@@ -91,6 +83,20 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
     optional = ("text_pair",)
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: TextClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TextClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TextClassificationPipeline[Any, Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TextClassificationOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TextClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
         self._labels = label_names(self.manifest)
@@ -113,27 +119,17 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         self, inputs: str, **options: Unpack[TextClassificationOptions]
     ) -> LoneLabels | list[LabelScore] | InvalidInputError: ...
     @overload
-    def __call__(
-        self, inputs: Mapping[str, str], **options: Unpack[TextClassificationOptions]
-    ) -> Label | LabelScore | list[LabelScore] | InvalidInputError: ...
+    def __call__(self, inputs: Mapping[str, str], **options: Unpack[TextClassificationOptions]) -> _AnyForm[Label]: ...
     @overload
     def __call__(
         self, inputs: Mapping[str, object], **options: Unpack[TextClassificationOptions]
-    ) -> (
-        Label
-        | LabelScore
-        | list[LabelScore]
-        | InvalidInputError
-        | list[Label | LabelScore | list[LabelScore] | InvalidInputError]
-    ): ...
+    ) -> _AnyForm[Label] | list[_AnyForm[Label]]: ...
     @overload
-    def __call__(
-        self, inputs: Column, **options: Unpack[TextClassificationOptions]
-    ) -> list[Label | LabelScore | list[LabelScore] | InvalidInputError]: ...
+    def __call__(self, inputs: Column, **options: Unpack[TextClassificationOptions]) -> list[_AnyForm[Label]]: ...
     @overload
     def __call__(
         self, inputs: Iterable[object], **options: Unpack[TextClassificationOptions]
-    ) -> Iterator[Label | LabelScore | list[LabelScore] | InvalidInputError]: ...
+    ) -> Iterator[_AnyForm[Label]]: ...
     def __call__(self, inputs: Any, **options: Unpack[TextClassificationOptions]) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
@@ -154,7 +150,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         """
         asked = self._called(options)
         top_k, scored = asked.top_k, _FUNCTIONS[asked.function_to_apply or self._function]
-        limit = self._limit(options)
+        limit = self._limit(asked)
 
         def finish(outputs: list[Outputs]) -> Any:
             answers = self._ranked(scored(outputs[0]["logits"].astype(np.float64)))
@@ -163,7 +159,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         def prepare(items: list[object]) -> list[Job[Any]]:
             return [Job([row], finish) for row in self._rows([self._texts(item) for item in items], limit)]
 
-        answer = self._answer_together(inputs, prepare, options)
+        answer = self._answer_together(inputs, prepare, asked)
         return [answer] if isinstance(inputs, str) and isinstance(answer, dict) else answer
 
     def _texts(self, item: object) -> tuple[str, str | None]:
@@ -179,7 +175,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
 
     def _rows(self, texts: list[tuple[str, str | None]], limit: int) -> list[list[int]]:
         pairs = [pair for _, pair in texts if pair is not None]
-        if pairs and len(pairs) < len(texts):  # what is encoded together is all texts or all pairs
+        if pairs and len(pairs) < len(texts):  # a batch has texts only, or pairs only
             return [row for text in texts for row in self._rows([text], limit)]
         first, threads = [text for text, _ in texts], self.session.threads
         return encode_rows(self.tokenizer, first, pairs or None, max_length=limit, threads=threads)

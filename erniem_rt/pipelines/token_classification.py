@@ -1,26 +1,24 @@
-"""Labels for the tokens, words or entities of a text of any length."""
+"""Token classification: labels of tokens, words or entities, in texts of any length."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
+from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._containers import strings
-from erniem_rt.pipelines._entities import Strategy, Token, entities_of_tokens, entities_of_words, grouped
-from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import require_choice, require_count
-from erniem_rt.pipelines._rows import require_tokens
-from erniem_rt.pipelines._scores import softmax
-from erniem_rt.pipelines._windows import best_parts, shared_tokens, windows
 from erniem_rt.pipelines.answers import Entities, Entity
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import strings, text_of
+from erniem_rt.pipelines.rows import best_parts, label_names, require_tokens, shared_tokens, softmax, windows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Unpack
@@ -30,6 +28,38 @@ if TYPE_CHECKING:
     from erniem_rt.tokenizer import Tokenizer
 
 __all__ = ["TokenClassificationOptions", "TokenClassificationPipeline", "TokenClassificationSettings"]
+
+
+Strategy = Literal["none", "simple", "first", "average", "max"]
+
+# Scripts written without spaces between words: Thai and Lao, Myanmar, Khmer, Chinese and Japanese.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x2E80, 0x312F),
+    (0x31A0, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x20000, 0x3FFFF),
+)
+
+
+class Token(NamedTuple):
+    """A token's half-open range of characters and its probabilities ``(labels,)``."""
+
+    start: int
+    end: int
+    scores: NDArray[np.float64]
+
+
+class Labelled(NamedTuple):
+    """A label, its probability, and the half-open range of characters it was found in."""
+
+    label: str
+    score: float
+    start: int
+    end: int
 
 
 class TokenClassificationSettings(CommonOptions, total=False):
@@ -53,25 +83,23 @@ class _Options(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("aggregation_strategy", self.aggregation_strategy, Strategy)
-        object.__setattr__(self, "ignore_labels", _checked_labels(self.ignore_labels))
-        if self.stride is not None:
-            object.__setattr__(self, "stride", require_count("stride", self.stride, least=0))
+        self._check(_checked_labels, "ignore_labels")
+        self._check(partial(require_count, least=0), "stride")
 
 
 class TokenClassificationPipeline(Pipeline[Entities]):
-    """Head ``ner``: what the parts of a text are.
+    """Head ``ner``: a label for each token, word or entity of a text.
 
     A text that does not fit into one row is read in overlapping windows. A token's label comes from the window in
-    which most of the text around it can be seen, so that each token is labelled once and entities are joined over the
-    whole text.
+    which it has the most context, so each token is labelled once, and entities are joined across windows.
 
     Args:
         session: The model; its manifest names the labels.
         tokenizer: Its tokenizer.
-        aggregation_strategy: ``"none"`` for tokens; ``"simple"`` for neighbouring tokens of one kind joined up to the
-            next ``B-``; ``"first"``, ``"average"`` and ``"max"`` for words joined so, a word having the label of its
-            first token, of the mean of its tokens' probabilities, or of its surest token. A word is a run of letters
-            and digits; punctuation stands alone, and so does each token in a script written without spaces.
+        aggregation_strategy: ``"none"`` for tokens. ``"simple"`` joins neighbouring tokens of one kind, up to the next
+            ``B-``; ``"first"``, ``"average"`` and ``"max"`` join words in the same way. The label of a word is that of
+            its first token, of the mean of its tokens' probabilities, or of its most certain token. A word is a run of
+            letters and digits; punctuation stands alone, and so does each token in a script written without spaces.
         ignore_labels: Labels to leave out, as they appear in the result: ``"B-PER"`` of tokens, ``"PER"`` of entities.
         stride: How many tokens neighbouring windows share; 128 or half a window, whichever is less, if left out.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
@@ -85,9 +113,23 @@ class TokenClassificationPipeline(Pipeline[Entities]):
     head = "ner"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: TokenClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TokenClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TokenClassificationPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[TokenClassificationOptions],
+    ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[TokenClassificationOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
-        self._window(options)
+        self._window(self._options)
         self.labels = label_names(self.manifest)
 
     @overload
@@ -131,14 +173,13 @@ class TokenClassificationPipeline(Pipeline[Entities]):
             InvalidInputError: An input is not text or is empty, or an option is none of the above.
         """
         asked = self._called(options)
-        job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(options))
-        return self._answer(inputs, job, options)
+        job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(asked))
+        return self._answer(inputs, job, asked)
 
-    def _window(self, options: TokenClassificationOptions) -> tuple[int, int]:
+    def _window(self, asked: Any) -> tuple[int, int]:
         """The tokens of a window, special ones apart, and those from the start of one to the start of the next."""
-        room = self._limit(options) - self.tokenizer.num_special_tokens_to_add()
-        given = self._called(options).stride
-        stride = shared_tokens(room) if given is None else given
+        room = self._limit(asked) - self.tokenizer.num_special_tokens_to_add()
+        stride = shared_tokens(room) if asked.stride is None else asked.stride
         if stride >= room:
             raise InvalidInputError(f"stride is {stride}; it must be less than the {room} tokens of a window.")
         return room, room - stride
@@ -179,11 +220,11 @@ class TokenClassificationPipeline(Pipeline[Entities]):
         ]
 
 
-def _checked_labels(labels: Collection[str]) -> frozenset[str]:
+def _checked_labels(name: str, labels: Collection[str]) -> frozenset[str]:
     if not isinstance(labels, (set, frozenset)):
-        labels = strings("ignore_labels", labels, "a list of labels")
+        labels = strings(name, labels, "a list of labels")
     if not all(isinstance(label, str) for label in labels):
-        raise InvalidInputError(f"ignore_labels must be a list of labels, got {labels!r}.")
+        raise InvalidInputError(f"{name} must be a list of labels, got {labels!r}.")
     return frozenset(labels)
 
 
@@ -195,3 +236,80 @@ def _merged(spans: list[range], scores: list[NDArray[np.float64]]) -> NDArray[np
             for span, part, rows in zip(spans, best_parts(spans), scores, strict=True)
         ]
     )
+
+
+def entities_of_tokens(tokens: Iterable[Token], labels: Sequence[str]) -> list[Labelled]:
+    """Each token with its most probable label (strategies ``none`` and ``simple``)."""
+    return [_entity(token.scores, token.start, token.end, labels) for token in tokens]
+
+
+def entities_of_words(text: str, tokens: Sequence[Token], labels: Sequence[str], strategy: Strategy) -> list[Labelled]:
+    """Each word with one label: that of its ``first`` token, of its most certain one (``max``), or of the ``average``.
+
+    A token continues the word before it if there is no whitespace between them and the characters that meet are
+    letters, digits or marks of a script written with spaces. Everything else is a word of its own: punctuation,
+    symbols, and each token of Chinese, Japanese, Thai, Lao, Khmer and Myanmar text. Tokens of one character are one
+    word. Tokens of whitespace only belong to no word.
+    """
+    visible = [token for token in tokens if not text[token.start : token.end].isspace()]
+    words = [visible[:1]] if visible else []
+    for previous, token in pairwise(visible):
+        if _is_continued(text, previous, token):
+            words[-1].append(token)
+        else:
+            words.append([token])
+    return [_entity(_word_scores(word, strategy), word[0].start, word[-1].end, labels) for word in words]
+
+
+def grouped(text: str, entities: Iterable[Labelled]) -> list[Labelled]:
+    """Join neighbours of one kind, up to the next ``B-``; their score is the mean.
+
+    A label loses its prefix, up to the first hyphen. Whitespace at the ends of a group is not part of it; groups of
+    whitespace only are left out.
+    """
+    groups: list[list[Labelled]] = []
+    for entity in entities:
+        if groups and not entity.label.startswith("B-") and _kind(entity.label) == _kind(groups[-1][-1].label):
+            groups[-1].append(entity)
+        else:
+            groups.append([entity])
+    joined = [_joined(text, group) for group in groups]
+    return [entity for entity in joined if entity.end > entity.start]
+
+
+def _entity(scores: NDArray[np.float64], start: int, end: int, labels: Sequence[str]) -> Labelled:
+    best = int(scores.argmax())
+    return Labelled(labels[best], float(scores[best]), start, end)
+
+
+def _word_scores(word: Sequence[Token], strategy: Strategy) -> NDArray[np.float64]:
+    if strategy == "first":
+        return word[0].scores
+    if strategy == "max":
+        return max(word, key=lambda token: token.scores.max()).scores
+    scores: NDArray[np.float64] = np.mean([token.scores for token in word], axis=0)
+    return scores
+
+
+def _is_continued(text: str, previous: Token, token: Token) -> bool:
+    if token.start < previous.end:
+        return True
+    has_space = any(map(str.isspace, text[previous.end : token.start]))
+    return not has_space and _joins(text[previous.end - 1]) and _joins(text[token.start])
+
+
+def _joins(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LMN" and not any(low <= ord(char) <= high for low, high in _UNSPACED)
+
+
+def _kind(label: str) -> str:
+    return label[2:] if label.startswith(("B-", "I-")) else label
+
+
+def _joined(text: str, group: Sequence[Labelled]) -> Labelled:
+    start, end = group[0].start, group[-1].end
+    words = text[start:end]
+    start += len(words) - len(words.lstrip())
+    end -= len(words) - len(words.rstrip())
+    score = float(np.mean([entity.score for entity in group]))
+    return Labelled(group[0].label.split("-", 1)[-1], score, start, max(start, end))

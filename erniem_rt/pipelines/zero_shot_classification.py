@@ -1,4 +1,4 @@
-"""Labels that the model was never trained on, as hypotheses about a text."""
+"""Zero-shot classification: labels that the model was not trained on, as hypotheses about a text."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from erniem_rt.checks import require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines._containers import strings
-from erniem_rt.pipelines._labels import label_names
-from erniem_rt.pipelines._options import quoted, require_flag, split_at_commas
-from erniem_rt.pipelines._pairs import encode_seconds, pair_rows
-from erniem_rt.pipelines._rows import encode_rows, require_tokens
-from erniem_rt.pipelines._scores import softmax
 from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions, require_text, text_of
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import quoted, require_text, split_at_commas, strings, text_of
+from erniem_rt.pipelines.rows import encode_rows, encode_seconds, label_names, pair_rows, require_tokens, softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -59,9 +56,8 @@ class _Options(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "multi_label", require_flag("multi_label", self.multi_label))
-        if self.candidate_labels is not None:
-            object.__setattr__(self, "candidate_labels", _candidates(self.candidate_labels))
+        self._check(require_flag, "multi_label")
+        self._check(_candidates, "candidate_labels")
         template = self.hypothesis_template
         if not isinstance(template, str) or _PLACE not in template:
             raise InvalidInputError(
@@ -91,6 +87,20 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
     head = "cls"
     options_type = _Options
 
+    @overload
+    def __init__(
+        self: ZeroShotClassificationPipeline,
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[ZeroShotClassificationSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ZeroShotClassificationPipeline[Any],
+        session: Session,
+        tokenizer: Tokenizer,
+        **options: Unpack[ZeroShotClassificationOptions],
+    ) -> None: ...
     def __init__(
         self, session: Session, tokenizer: Tokenizer, **options: Unpack[ZeroShotClassificationOptions]
     ) -> None:
@@ -151,8 +161,8 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
-        given: ZeroShotClassificationOptions = {**options, "candidate_labels": candidate_labels}
-        asked, limit = self._called(given), self._limit(given)
+        asked = self._called({**options, "candidate_labels": candidate_labels})
+        limit = self._limit(asked)
         candidates, multi_label = asked.candidate_labels, asked.multi_label
         if candidates is None:
             raise InvalidInputError(
@@ -187,7 +197,7 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
             rows = encode_rows(self.tokenizer, texts, max_length=limit, threads=threads, add_special_tokens=False)
             return [job(text, ids) for text, ids in zip(texts, rows, strict=True)]
 
-        return self._answer_together(inputs, prepare, given)
+        return self._answer_together(inputs, prepare, asked)
 
     def _scores(self, logits: NDArray[Any], contradiction: int | None) -> NDArray[np.float64]:
         """Scores ``(candidates,)`` from logits ``(candidates, labels)``."""
@@ -209,14 +219,14 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
         return found[0]
 
 
-def _candidates(labels: object) -> list[str]:
+def _candidates(name: str, labels: object) -> list[str]:
     if isinstance(labels, str):
         labels = split_at_commas(labels)
-    labels = strings("candidate_labels", labels, "a list of str, or one str with commas")
+    labels = strings(name, labels, "a list of str, or one str with commas")
     if not labels:
-        raise InvalidInputError("candidate_labels is empty: expected at least one label.")
-    checked = [require_text(f"candidate_labels[{i}]", label) for i, label in enumerate(labels)]
+        raise InvalidInputError(f"{name} is empty: expected at least one label.")
+    checked = [require_text(f"{name}[{i}]", label) for i, label in enumerate(labels)]
     for i, label in enumerate(checked):
         if label in checked[:i]:
-            raise InvalidInputError(f"candidate_labels has {quoted(label)} twice: give each label once.")
+            raise InvalidInputError(f"{name} has {quoted(label)} twice: give each label once.")
     return checked

@@ -6,10 +6,8 @@ happens around added tokens) are restated here and compared with it in ``tests/p
 
 from __future__ import annotations
 
-from ._added_tokens import AddedToken
-from ._batch_encoding import BatchEncoding
-from ._encoding import Encoding
-from ._settings import TokenizerSettings
-from ._tokenizer import Tokenizer
+from .encoding import BatchEncoding, Encoding
+from .settings import AddedToken, TokenizerSettings
+from .tokenizer import Tokenizer
 
 __all__ = ["AddedToken", "BatchEncoding", "Encoding", "Tokenizer", "TokenizerSettings"]

@@ -43,6 +43,7 @@ def export(
     inputs_embeds: bool = False,
     hidden_states: bool = False,
     attentions: bool = False,
+    mask: str = "auto",
     quiet: bool = False,
 ) -> tuple[Path, Manifest]:
     """Export a checkpoint; nothing gets its final name unless it passed the gate.
@@ -74,6 +75,8 @@ def export(
         inputs_embeds: Take ``inputs_embeds``, ``(batch, sequence, hidden)``, instead of ``input_ids``.
         hidden_states: Add the outputs ``hidden_states.0``, ``.1``, ...
         attentions: Add the outputs ``attentions.0``, ``.1``, ...
+        mask: ``padding``: nothing attends to padding; ``uie-m``: what PaddleNLP's Taskflow does with uie-m, for head
+            ``ie``; ``auto``: as the checkpoint was trained, which is ``uie-m`` for UIEM from Paddle.
         quiet: Print no progress to standard error.
 
     Returns:
@@ -107,6 +110,7 @@ def export(
             _path(timing_cache),
         ),
         task_set=_path(task_set),
+        mask=mask,
     )
     return run(wanted.resolved(), Terminal(quiet=quiet))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import filecmp
 import importlib
 import json
@@ -21,9 +22,9 @@ from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
-from erniem_rt._files import require_utf_8
-from erniem_rt._onnxruntime import import_onnxruntime
+from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import require_utf_8
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
 
 if TYPE_CHECKING:
@@ -70,10 +71,13 @@ def staging(output: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
+def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: bool = False) -> Checkpoint:
     """Put the config and the tokenizer's files beside the graph, the sentencepiece model in its fastest order.
 
     The model stays as it is where its order tells the ids, and where the artifact's folder has it like that already.
+
+    Returns:
+        The checkpoint, with the tokenizer in ``stage`` if it is to ``drop_lone_marks``.
 
     Raises:
         CheckpointError: A tokenizer's file cannot be read.
@@ -92,13 +96,16 @@ def copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         (stage / file.name).write_bytes(content)
     if files and checkpoint.lower_case:
-        _read_in_lower_case(stage / _SETTINGS)
+        _set(stage / _SETTINGS, do_lower_case=True)
+    if not files or not drop_lone_marks:
+        return checkpoint
+    _set(stage / _SETTINGS, drop_lone_marks=True)
+    return dataclasses.replace(checkpoint, tokenizer_dir=stage)
 
 
-def _read_in_lower_case(settings: Path) -> None:
+def _set(settings: Path, **given: bool) -> None:
     content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    text = json.dumps({**content, "do_lower_case": True}, ensure_ascii=False, indent=2) + "\n"
-    settings.write_text(text, encoding="utf-8")
+    settings.write_text(json.dumps({**content, **given}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _holds(file: Path, content: bytes) -> bool:
@@ -135,6 +142,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         engine=None,
         parity={},
         defaults=checkpoint.defaults,
+        mask_mode=graph.mask_mode,
     )
 
 

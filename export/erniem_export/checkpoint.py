@@ -8,29 +8,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erniem_export.config_file import HEAD_OF_CLASS, name_labels, read_config, without_paths
+from erniem_export.config_file import HEAD_OF_CLASS, as_paddle_reads, name_labels, read_config, without_paths
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES, LABELLED, make_model
+from erniem_export.paddle import is_paddle, names_as_pytorch, shape_as_pytorch, tensor_as_pytorch
 from erniem_export.random_weights import SIZES, random_config, randomize
 from erniem_export.sentence_folder import SentenceFolder, left_aside, read_sentence_folder
 from erniem_export.sources import (
     CALIBRATION_FILE,
+    CONFIG_FILE,
     SENTENCE_FILE,
     TASK_SET_FILE,
     TOKENIZER_FILES,
     check_layout,
     find_folder,
+    paddle_files,
+    pickled_files,
     tokenizer_files,
     weight_files,
 )
 from erniem_export.weight_names import some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
 from erniem_rt.manifest import Defaults
-from erniem_rt.tokenizer._settings import read_settings
+from erniem_rt.tokenizer.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
@@ -43,14 +47,37 @@ _SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
+class _Weights:
+    """Weight files and what tensors they hold, by the names there; ``wrapper`` is before each of these."""
+
+    files: list[Path]
+    found: Shapes
+    is_paddle: bool
+    wrapper: str = ""
+    notes: tuple[str, ...] = ()
+
+    def names(self, head: str) -> dict[str, str]:
+        """PyTorch's name of each tensor to its name in the files."""
+        if self.is_paddle:
+            return names_as_pytorch(self.found, head)
+        return {name.removeprefix(self.wrapper): name for name in self.found}
+
+    def shapes(self, names: Mapping[str, str]) -> Shapes:
+        """PyTorch's name to PyTorch's shape."""
+        if not self.is_paddle:
+            return {name: self.found[given] for name, given in names.items()}
+        return {name: shape_as_pytorch(name, self.found[given]) for name, given in names.items()}
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint.
 
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
-    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``notes`` say what was made of the
-    files where that is not obvious.
+    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` is for Paddle's weights;
+    ``notes`` say what was made of the files where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -62,6 +89,7 @@ class Checkpoint:
     calibration: Path | None = None
     defaults: Defaults = field(default_factory=Defaults)
     lower_case: bool = False
+    paddle: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -106,16 +134,18 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         folder = root if sentences is None else sentences.model
         check_layout(folder)
         config_text, config = read_config(folder)
-        files = weight_files(folder)
-        found = read_shapes(files)
-        wrapper = wrapper_of(found)
-        shapes = {name.removeprefix(wrapper): shape for name, shape in found.items()}
-        head, said = _resolve_head(head, config, shapes), json.loads(config_text)
+        weights = _find_weights(folder)
+        if weights.is_paddle:
+            config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
+        said = json.loads(config_text)
+        head = _resolve_head(head, config, weights)
+        names = weights.names(head)
+        shapes = weights.shapes(names)
         about_labels = name_labels(config, said) if head in LABELLED else None
         fit = check_weights(head, config, shapes, said)
         defaults, about_defaults = _defaults(head, config, folder, sentences)
         return Checkpoint(
-            model=_load(files, make_model(head, config, pooler=fit.pooler), wrapper, fit.names),
+            model=_load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names),
             head=head,
             source=root.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
@@ -123,23 +153,39 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
             task_set=_beside(folder, TASK_SET_FILE),
             calibration=_beside(folder, CALIBRATION_FILE),
             defaults=defaults,
+            paddle=weights.is_paddle,
             lower_case=head == "base" and sentences is not None and sentences.lower_case(),
-            notes=(*_notes(head, wrapper, fit), *([about_labels] if about_labels else []), *about_defaults),
+            notes=(*weights.notes, *_notes(head, fit), *([about_labels] if about_labels else []), *about_defaults),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
 
 
+def _find_weights(folder: Path) -> _Weights:
+    """The weights of a checkpoint, PyTorch's if there are those of both."""
+    files = weight_files(folder)
+    found = read_shapes(files)
+    paddle, beside = is_paddle(files, found), [file.name for file in paddle_files(folder)]
+    if paddle and files[0].name not in beside and (pickled := pickled_files(folder)):
+        beside = [file.name for file in files]
+        files, found, paddle = pickled, read_shapes(pickled), False
+    if paddle:
+        return _Weights(files, found, is_paddle=True)
+    notes = [f"the folder has Paddle's weights too ({some(beside)}): PyTorch's are taken"] if beside else []
+    if wrapper := wrapper_of(found):
+        notes = [*notes, f"the names of the tensors begin with {wrapper}, which was taken off"]
+    return _Weights(files, found, False, wrapper, tuple(notes))
+
+
 def _beside(folder: Path, name: str) -> Path | None:
     return folder / name if (folder / name).is_file() else None
 
 
-def _notes(head: str, wrapper: str, fit: Fit) -> tuple[str, ...]:
-    taken_off = [f"the names of the tensors begin with {wrapper}, which was taken off"] if wrapper else []
+def _notes(head: str, fit: Fit) -> tuple[str, ...]:
     left = [f"left out of the weights, for no output depends on it: {some(fit.left_out)}"] if fit.left_out else []
     bare = head == "base" and not fit.pooler
-    return (*taken_off, *left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
+    return (*left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
 
 
 def _defaults(
@@ -177,10 +223,10 @@ def _random(size: str, head: str) -> Checkpoint:
     return Checkpoint(model.eval(), head, _RANDOM + size, without_paths(config.to_json_string(use_diff=False)), None)
 
 
-def _resolve_head(head: str, config: ErnieMConfig, shapes: Shapes) -> str:
+def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
     declared = [HEAD_OF_CLASS[name] for name in config.architectures or [] if name in HEAD_OF_CLASS]
     if head == "auto":
-        return declared[0] if declared else _head_of_weights(config, shapes)
+        return declared[0] if declared else _head_of_weights(config, weights)
     if head != "base" and declared and declared[0] not in ("base", head):
         raise CheckpointError(
             f"--head {head} contradicts the checkpoint: config.json names {CLASSES[declared[0]].__name__}, "
@@ -189,7 +235,8 @@ def _resolve_head(head: str, config: ErnieMConfig, shapes: Shapes) -> str:
     return head
 
 
-def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
+def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
+    shapes = weights.shapes(weights.names("auto"))
     names = set(shapes)
     if "qa_outputs.weight" in names:
         return "qa"
@@ -197,6 +244,8 @@ def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
         return "ie"
     if "classifier.weight" not in names:
         return "base"
+    if weights.is_paddle:  # where every head has a pooler, and that of question answering the same name
+        raise CheckpointError("the config names no class, and Paddle's weights do not tell which head: say --head")
     if "ernie_m.pooler.dense.weight" not in names:
         return "ner"
     if shapes["classifier.weight"][0] != 1:
@@ -207,15 +256,18 @@ def _head_of_weights(config: ErnieMConfig, shapes: Shapes) -> str:
 
 
 def _load(
-    files: Iterable[Path], model: ErnieMPreTrainedModel, wrapper: str, names: Mapping[str, str]
+    weights: _Weights, model: ErnieMPreTrainedModel, given: Mapping[str, str], names: Mapping[str, str]
 ) -> ErnieMPreTrainedModel:
-    """``model`` with its parameters, in float32; ``wrapper`` and ``names`` give their names in the files.
+    """``model`` with its parameters, in float32: each has a name in ``names``, and that its name in the files.
 
     Not by ``from_pretrained``: it would look for adapters where peft is installed, and refuse some metadata.
     """
-    names = {name: wrapper + given for name, given in names.items()}
-    tensors = read_tensors(files, set(names.values()))
-    state = {name: tensors[given].float().contiguous() for name, given in names.items()}
+    names = {name: given[found] for name, found in names.items()}
+    tensors = read_tensors(weights.files, set(names.values()))
+    state = {}
+    for name, found in names.items():
+        tensor = tensors.pop(found)
+        state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
     model.load_state_dict(state, assign=True)
     loaded: ErnieMPreTrainedModel = model.eval()
     return loaded

@@ -13,28 +13,32 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.engine_arguments import add_engine_arguments, engine_options
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
+    ENGINES,
     HALVES,
+    MASKS,
     OLD_TARGETS,
     TARGETS,
+    EngineOptions,
     ExportOptions,
     GraphOptions,
     Int8,
     Keep,
     Precision,
+    flag_of,
 )
 from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
-from erniem_export.sources import is_checkpoint
+from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
+from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
-from erniem_rt._signals import Terminated, stopped_by_signals
 from erniem_rt.errors import ErnieMError
-from erniem_rt.manifest import HEADS
+from erniem_rt.manifest import HEADS, Profile
+from erniem_rt.signals import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan
@@ -45,6 +49,18 @@ _MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, rand
 
 # How many names a line holds.
 _NAMED = 4
+
+_GRAPH_HELP = {
+    "inputs": {
+        "position_ids": "add position_ids",
+        "head_mask": "add head_mask (layers, heads)",
+        "inputs_embeds": "take inputs_embeds instead of input_ids",
+    },
+    "outputs": {
+        "hidden_states": "add hidden_states.0, .1, ...",
+        "attentions": "add attentions.0, .1, ...",
+    },
+}
 
 # torch has no error of its own for this on a CPU.
 _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re.IGNORECASE)
@@ -97,13 +113,13 @@ def _export(options: ExportOptions) -> None:
 
 
 def _int8_line(done: Mapping[str, Any]) -> list[str]:
-    """What was decided for each product, in short; all of it stands in the manifest."""
+    """Sums up what was decided for each matmul; the manifest has all of it."""
     products = done.get("products", {}).values()
     if not products:
         return []
     exact = sum(bool(product["channels_in_fp32"]) for product in products)
     return [
-        f"{len(products)} products in int8, {exact} of them with channels in fp32; "
+        f"{len(products)} matmuls in int8, {exact} of them with outlier channels in fp32; "
         f"relative L2 {done['relative_l2']:.1e}, {done['calibration']}"
     ]
 
@@ -145,7 +161,7 @@ def _verify(artifact: str, model: str, task_set: Path | None) -> None:
 
 
 def _reports(manifest: Manifest) -> list[str]:
-    return [format_report(report) for report in manifest.parity.values()]
+    return [format_report(report) for name, report in manifest.parity.items() if not name.endswith(" in bf16")]
 
 
 def _say(*lines: str) -> None:
@@ -169,24 +185,20 @@ def _model_in(folder: Path, model: str | None) -> str:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    graph = GraphOptions(
-        position_ids=arguments.with_position_ids,
-        head_mask=arguments.with_head_mask,
-        inputs_embeds=arguments.with_inputs_embeds,
-        hidden_states=arguments.with_hidden_states,
-        attentions=arguments.with_attentions,
-    )
+    graph = {name: getattr(arguments, name) for added in _GRAPH_HELP.values() for name in added}
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        output=arguments.output or Path("out" if arguments.model else ""),
-        graph=graph,
+        # In the folder of a checkpoint of Paddle, the artifact's config would be another one than the checkpoint's.
+        output=arguments.output or Path("out" if arguments.model or is_paddle_checkpoint(Path()) else ""),
+        graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
         target=arguments.target,
         int8=Int8(arguments.cpu or "auto", arguments.calibration),
-        engine=engine_options(arguments),
+        engine=_engine_options(arguments),
         task_set=arguments.task_set,
+        mask=arguments.mask,
     )
 
 
@@ -201,7 +213,7 @@ def _run(command: Callable[[], None]) -> int:
             if isinstance(error, ParityError) and error.report is not None:
                 with contextlib.suppress(ExportError):
                     _say(format_report(error.report))
-            with contextlib.suppress(OSError):  # nobody reads it, and the exit code says it too
+            with contextlib.suppress(OSError):  # standard error is closed; the exit code says it too
                 print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
             if isinstance(error, Terminated):
                 raise
@@ -210,13 +222,14 @@ def _run(command: Callable[[], None]) -> int:
 
 
 def _explained(error: BaseException) -> str | None:
-    """What the user can do something about; None for mistakes of ours."""
+    """The message of an error that the user can act on; None for bugs."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing was written"
     if isinstance(error, ErnieMError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return f'{error.name} is not installed: pip install "erniem-rt[export]"'
+        package = str(error.name).partition(".")[0]
+        return f'{package} is not installed: pip install "erniem-rt[export]"'
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _TORCH_OUT_OF_MEMORY.search(str(error))):
         return "out of memory; nothing was written"
     if isinstance(error, OSError):
@@ -250,16 +263,21 @@ def _export_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where HEAD.onnx goes (default: out, or this folder if it is the checkpoint's)",
     )
+    parser.add_argument(
+        "--mask",
+        choices=MASKS,
+        default="auto",
+        help="padding: nothing attends to padding. uie-m, for head ie: every row as PaddleNLP's Taskflow computes it "
+        "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; a "
+        "copy of uie-m in PyTorch needs uie-m said",
+    )
     _add_task_set(parser)
     _add_size_options(parser)
-    add_engine_arguments(parser)
-    inputs = parser.add_argument_group("optional inputs of the graph")
-    inputs.add_argument("--with-position-ids", action="store_true", help="add position_ids")
-    inputs.add_argument("--with-head-mask", action="store_true", help="add head_mask (layers, heads)")
-    inputs.add_argument("--with-inputs-embeds", action="store_true", help="take inputs_embeds instead of input_ids")
-    outputs = parser.add_argument_group("optional outputs of the graph")
-    outputs.add_argument("--with-hidden-states", action="store_true", help="add hidden_states.0, .1, ...")
-    outputs.add_argument("--with-attentions", action="store_true", help="add attentions.0, .1, ...")
+    _add_engine_options(parser)
+    for title, added in _GRAPH_HELP.items():
+        group = parser.add_argument_group(f"optional {title} of the graph")
+        for name, text in added.items():
+            group.add_argument(flag_of(name), dest=name, action="store_true", help=text)
     return parser
 
 
@@ -273,7 +291,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
             action="store_const",
             const=name,
             default="fp32",
-            help=f"weights and products of the layers in {title}, for GPUs; inputs and outputs stay float32",
+            help=f"weights and matmuls of the layers in {title}, for GPUs; inputs and outputs stay float32",
         )
     weights.add_argument(
         "--int8",
@@ -286,14 +304,14 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument(
         "--cpu",
         choices=CPUS,
-        help="what --int8 is to run on: avx2, or vnni where the CPU has it; auto: as here (default)",
+        help="the CPU that --int8 is for: avx2 or vnni; auto: one like that of this machine (default)",
     )
     sizes.add_argument(
         "--calibration",
         type=_path,
         metavar="FILE",
         help="text (UTF-8, one a line) like what will be served, to calibrate --int8 on (default: "
-        "calibration.txt beside the weights, or else 200 lines of ours)",
+        "calibration.txt beside the weights, or else 200 lines that come with the package)",
     )
     sizes.add_argument(
         "--target",
@@ -335,6 +353,77 @@ def _languages(text: str) -> tuple[str, ...]:
             f"language {unknown[0]!r} is not known; known are {', '.join(sorted(LANGUAGES))}"
         )
     return codes
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("TensorRT")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what builds a TensorRT plan, HEAD.plan, beside HEAD.onnx; auto: with --fp16 and --bf16 what is installed "
+        "and can build here, if anything (default)",
+    )
+    group.add_argument(
+        "--profile",
+        type=_profile,
+        action="append",
+        default=[],
+        metavar="MIN,OPT,MAX",
+        help="shapes to build for, such as 1x1,8x128,32x512 (batch x sequence; for mc batch x choices x sequence); may "
+        "be given more than once (default: one for latency, one for throughput)",
+    )
+    group.add_argument(
+        "--compute-capability",
+        type=_capability,
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="GPUs to build for with tensorrt-rtx, such as 8.9; may be given more than once (default: 8.6 and later)",
+    )
+    group.add_argument(
+        "--hardware-compatible", action="store_true", help="with tensorrt: a plan for all GPUs from Ampere on"
+    )
+    group.add_argument(
+        "--version-compatible", action="store_true", help="with tensorrt: a plan for later releases of its version too"
+    )
+    group.add_argument(
+        "--workspace", type=_mebibytes, metavar="MIB", help="scratch memory that the plan may take on the GPU"
+    )
+    group.add_argument(
+        "--timing-cache", type=_path, metavar="FILE", help="with tensorrt: measured kernels, read and written"
+    )
+
+
+def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    return EngineOptions(
+        engine=arguments.engine,
+        profiles=tuple(arguments.profile),
+        compute_capabilities=tuple(dict.fromkeys(arguments.compute_capability)),
+        hardware_compatible=arguments.hardware_compatible,
+        version_compatible=arguments.version_compatible,
+        workspace=arguments.workspace,
+        timing_cache=arguments.timing_cache,
+    )
+
+
+def _profile(text: str) -> Profile:
+    try:
+        return parse_profile(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _capability(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]?\.[0-9]", text):
+        raise argparse.ArgumentTypeError(f"expected a compute capability such as 8.9, got {text!r}")
+    return text
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of MiB of at least 1, got {text!r}")
+    return int(text)
 
 
 def _verify_parser() -> argparse.ArgumentParser:

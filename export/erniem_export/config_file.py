@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,17 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
-from erniem_export.sources import CONFIG_FILE, what_is_there
+from erniem_export.paddle import LAYER_NORM_EPS, flat_config
+from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, what_is_there
+from erniem_rt.checks import is_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["HEAD_OF_CLASS", "name_labels", "read_config", "without_paths"]
+__all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "without_paths"]
 
+_KIND = "ernie_m"
 HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
 
 # The smallest value that makes sense.
@@ -36,21 +40,26 @@ _SIZES = {
 }
 # What transformers calls labels that nobody has named.
 _UNNAMED = re.compile(r"LABEL_\d+")
-# How the checkpoint was trained: irrelevant here, and transformers refuses what it does not have for a class.
+# What only training uses, and how attention was computed then: nothing here depends on it, and transformers or torch
+# would refuse values that they do not know.
 _TRAINING_KEYS = re.compile(
     r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
+    r"|hidden_dropout_prob|attention_probs_dropout_prob|classifier_dropout|dropout|act_dropout|initializer_range"
 )
 # Keys under which the library notes where files lay.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
 
 
 def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
-    """Return the text of ``config.json`` without paths, and the configuration.
+    """Return the text of ``config.json`` without paths, and the configuration; from ``model_config.json`` where
+    PaddleNLP wrote that instead.
 
     Raises:
         CheckpointError: It is not there, damaged, not ErnieM, or describes a model that cannot be.
     """
     path = folder / CONFIG_FILE
+    if not path.is_file() and (folder / PADDLE_CONFIG_FILE).is_file():
+        path = folder / PADDLE_CONFIG_FILE
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
@@ -60,7 +69,30 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
+    if (flat := flat_config(content)) != content:
+        content, text = flat, _written(flat)
     _check_kind(path, content)
+    return without_paths(text), _configured(path, content)
+
+
+def as_paddle_reads(path: Path, text: str) -> tuple[str, ErnieMConfig]:
+    """The same from the text of a config whose weights are Paddle's, which ignores some keys.
+
+    Raises:
+        CheckpointError: As of :func:`read_config`.
+    """
+    content = json.loads(text)
+    content |= {"model_type": _KIND, "layer_norm_eps": LAYER_NORM_EPS}
+    if isinstance(content.get("hidden_size"), int):
+        content["intermediate_size"] = 4 * content["hidden_size"]
+    return _written(content), _configured(path, content)
+
+
+def _written(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+def _configured(path: Path, content: dict[str, Any]) -> ErnieMConfig:
     try:
         _check_given(content)
         given = {key: value for key, value in content.items() if not _TRAINING_KEYS.fullmatch(key)}
@@ -71,7 +103,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
-    return without_paths(text), config
+    return config
 
 
 def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
@@ -134,22 +166,16 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
     ):
         raise CheckpointError(f"{path} says architectures = {architectures!r}; expected a list of names")
     kind = content.get("model_type")
-    if kind != "ernie_m" and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
-        raise CheckpointError(f"{path} says model_type = {kind!r}; expected 'ernie_m'")
+    if kind != _KIND and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
+        what = (
+            f"describes {', '.join(architectures)}" if kind is None and architectures else f"says model_type = {kind!r}"
+        )
+        raise CheckpointError(f"{path} {what}; expected {_KIND!r}")
     if content.get("quantization_config"):
         raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_scale(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value >= 0
-
-
-def _is_probability(value: Any) -> bool:
-    return _is_scale(value) and value <= 1
+_is_count = partial(is_count, least=0)
 
 
 def _is_object(value: Any) -> bool:
@@ -178,12 +204,6 @@ def _is_dtype(value: Any) -> bool:
 # whether null does as well.
 _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "hidden_act": (_is_activation, f"one of {', '.join(sorted(activations.ACT2FN))}", False),
-    "hidden_dropout_prob": (_is_probability, "a number from 0 to 1", False),
-    "attention_probs_dropout_prob": (_is_probability, "a number from 0 to 1", False),
-    "classifier_dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "act_dropout": (_is_probability, "a number from 0 to 1, or null", True),
-    "initializer_range": (_is_scale, "a number from 0 up", False),
     "num_labels": (_is_count, "an integer from 0 up", True),
     "num_classes": (_is_count, "an integer from 0 up", False),
     "id2label": (_is_by_number, 'labels by number, as {"0": "no", "1": "yes"}', True),
@@ -208,7 +228,7 @@ def _check_values(config: ErnieMConfig) -> None:
     """Raise :class:`ValueError` naming the key whose value no model can be built, traced or served with."""
     for key, least in _SIZES.items():
         value = getattr(config, key)
-        if type(value) is not int or value < least:
+        if not is_count(value, least):
             raise ValueError(f"{key} = {value!r}, expected an integer from {least} up")
     for bound in ("vocab_size", "max_position_embeddings"):
         if config.pad_token_id >= getattr(config, bound):

@@ -63,7 +63,8 @@ class ErnieMSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the context ``(batch, sequence, hidden)`` and, if asked for, the weights.
 
-        ``attend`` is a bool tensor that broadcasts to ``(batch, heads, query, key)``; True means "attend".
+        ``attend`` is a bool tensor that broadcasts to ``(batch, heads, query, key)``; True means "attend". Where no
+        weights are asked for, it may be floats to add to the scores.
         """
         query, key, value = (
             self._split_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -79,11 +80,14 @@ class ErnieMSelfAttention(nn.Module):
                 # float16's lowest value plus a score is not that value again, as it is in the wider types: without
                 # scores, a row that attends to nothing gets uniform weights here as well.
                 query = query * attend.any(-1, keepdim=True)
+            bias = attend
+            if attend.dtype == torch.bool:
+                bias = torch.zeros_like(attend, dtype=query.dtype).masked_fill(~attend, _lowest(query.dtype))
             context = functional.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=torch.zeros_like(attend, dtype=query.dtype).masked_fill(~attend, _lowest(query.dtype)),
+                attn_mask=bias,
                 dropout_p=self.dropout.p if self.training else 0.0,
             )
         return context.transpose(1, 2).flatten(2), weights if output_attentions else None

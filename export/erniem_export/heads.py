@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from erniem_export import modeling
+from erniem_export.errors import ExportError
 from erniem_rt.manifest import HEADS, TensorSpec
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def make_model(head: str, config: ErnieMConfig, *, pooler: bool = True) -> model
 
 
 def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
-    """The inputs of the exported graph, in order."""
+    """The inputs of the exported graph, in order; :class:`ExportError` for those that the model cannot have."""
     rows = HEADS[head].axes
     tokens = (
         TensorSpec("inputs_embeds", "float32", (*rows, config.hidden_size))
@@ -55,6 +56,8 @@ def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tupl
     if options.position_ids:
         specs.append(TensorSpec("position_ids", "int64", rows))
     if options.head_mask:
+        if config.pruned_heads:
+            raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
         specs.append(TensorSpec("head_mask", "float32", (config.num_hidden_layers, config.num_attention_heads)))
     return tuple(specs)
 

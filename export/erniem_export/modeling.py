@@ -31,7 +31,6 @@ from erniem_export.encoder import (
     ErnieMEncoder,
     ErnieMPooler,
 )
-from erniem_export.losses import binary_loss, position_loss, sequence_loss
 
 __all__ = [
     "ErnieMConfig",
@@ -224,7 +223,7 @@ class ErnieMForSequenceClassification(ErnieMPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None if labels is None else sequence_loss(self.config, logits, labels)
+        loss = None if labels is None else _sequence_loss(self.config, logits, labels)
         output = SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
         return _finish(self.config, return_dict, output)
 
@@ -320,8 +319,56 @@ class ErnieMForTokenClassification(ErnieMPreTrainedModel):
         return _finish(self.config, return_dict, output)
 
 
-class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
-    """A start and an end score for every token: extractive question answering."""
+class _SpanModel(ErnieMPreTrainedModel):
+    """A start and an end score for every token; ``_spans`` computes them, ``_loss`` judges one of the two."""
+
+    def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _loss(self, logits: Tensor, positions: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = True,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
+
+        ``start_positions`` and ``end_positions``, for the loss, are what the class says.
+        """
+        outputs = self.ernie_m(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        start_logits, end_logits = self._spans(outputs.last_hidden_state)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (self._loss(start_logits, start_positions) + self._loss(end_logits, end_positions)) / 2
+        output = QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
+        return _finish(self.config, return_dict, output)
+
+
+class ErnieMForQuestionAnswering(_SpanModel):
+    """A start and an end score for every token: extractive question answering.
+
+    ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; those outside of the sequence
+    are ignored by the loss.
+    """
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__(config)
@@ -332,56 +379,20 @@ class ErnieMForQuestionAnswering(ErnieMPreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = True,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
-        """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
+    def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        start_logits, end_logits = self.qa_outputs(states).unbind(-1)
+        return start_logits.contiguous(), end_logits.contiguous()
 
-        ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; those outside of the sequence
-        are ignored by the loss.
-        """
-        outputs = self.ernie_m(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            losses = [
-                position_loss(start_logits, start_positions),
-                position_loss(end_logits, end_positions),
-            ]
-            loss = sum(losses) / 2
-        output = QuestionAnsweringModelOutput(
-            loss,
-            start_logits.contiguous(),
-            end_logits.contiguous(),
-            outputs.hidden_states,
-            outputs.attentions,
-        )
-        return _finish(self.config, return_dict, output)
+    def _loss(self, logits: Tensor, positions: Tensor) -> Tensor:
+        ignored = logits.shape[1]
+        return functional.cross_entropy(logits, positions.flatten().long().clamp(0, ignored), ignore_index=ignored)
 
 
-class ErnieMForInformationExtraction(ErnieMPreTrainedModel):
+class ErnieMForInformationExtraction(_SpanModel):
     """Universal information extraction (UIE): every token may start or end a span.
 
-    As in the reference, the outputs are logits; apply a sigmoid for UIE's probabilities.
+    As in the reference, the outputs are logits; apply a sigmoid for UIE's probabilities. ``start_positions`` and
+    ``end_positions`` are ``(batch, sequence)`` 0/1 values, 1 where a span starts or ends (binary cross-entropy).
     """
 
     def __init__(self, config: ErnieMConfig) -> None:
@@ -391,42 +402,11 @@ class ErnieMForInformationExtraction(ErnieMPreTrainedModel):
         self.linear_end = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = True,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
-        """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
+    def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear_start(states).squeeze(-1), self.linear_end(states).squeeze(-1)
 
-        ``start_positions`` and ``end_positions`` are ``(batch, sequence)`` 0/1 values, 1 where a span starts or ends
-        (binary cross-entropy).
-        """
-        outputs = self.ernie_m(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        start_logits = self.linear_start(outputs.last_hidden_state).squeeze(-1)
-        end_logits = self.linear_end(outputs.last_hidden_state).squeeze(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            losses = [binary_loss(start_logits, start_positions), binary_loss(end_logits, end_positions)]
-            loss = sum(losses) / 2
-        output = QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
-        return _finish(self.config, return_dict, output)
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
 
 
 def _classifier_dropout(config: ErnieMConfig) -> float:
@@ -465,3 +445,26 @@ def _wants_dict(config: ErnieMConfig, return_dict: bool | None) -> bool:
 
 def _finish(config: ErnieMConfig, return_dict: bool | None, output: ModelOutput) -> Any:
     return output if _wants_dict(config, return_dict) else output.to_tuple()
+
+
+def _sequence_loss(config: ErnieMConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of ``logits (batch, labels)`` by ``config.problem_type``, or by what labels and their dtype suggest.
+
+    Raises:
+        ValueError: The problem type is not known.
+    """
+    problem = config.problem_type or _problem_type(config.num_labels, labels)
+    if problem == "regression":
+        return functional.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
+    if problem == "single_label_classification":
+        return functional.cross_entropy(logits, labels.flatten().long())
+    if problem == "multi_label_classification":
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    raise ValueError(f"unknown config.problem_type {problem!r}")
+
+
+def _problem_type(num_labels: int, labels: Tensor) -> str:
+    if num_labels == 1:
+        return "regression"
+    integral = labels.dtype in (torch.int64, torch.int32)
+    return "single_label_classification" if integral else "multi_label_classification"

@@ -11,14 +11,16 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from erniem_export.errors import ExportError
 from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.mask_mode import UIE_M, bias_keys, with_padding_key
 from erniem_export.options import GraphOptions
+from erniem_export.passes.rewriter import store
+from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import TensorSpec
 
@@ -26,9 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import onnxruntime
+
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["ONNXRUNTIME", "OPSET", "read", "trace", "write"]
+__all__ = ["ONNXRUNTIME", "OPSET", "open_session", "read", "trace", "write"]
+
+ort = import_onnxruntime()  # Here, so that an export ends at once where it is not installed.
+
+_EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_LOG_ERRORS = 3
 
 # The first opset with Gelu; LayerNormalization is there since 17.
 OPSET = 20
@@ -62,13 +71,17 @@ class _Traced(nn.Module):
         self.options = options
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        bias = []
+        if self.options.mask_mode == UIE_M:
+            inputs, key_bias = with_padding_key(inputs["input_ids"], inputs["attention_mask"], self.model.config)
+            bias = [key_bias]
         result = self.model(
             **inputs, output_hidden_states=self.options.hidden_states, output_attentions=True, return_dict=True
         )
         tensors = [result[name] for name in self.outputs]
         tensors += result.hidden_states if self.options.hidden_states else ()
         tensors += result.attentions if self.options.attentions else ()
-        return tuple(tensors)
+        return (*tensors, *bias)
 
 
 def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.Model:
@@ -85,7 +98,7 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
             kwargs={"inputs": {spec.name: _example(spec) for spec in inputs}},
             dynamic_shapes={"inputs": dynamic},
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in outputs],
+            output_names=[*(spec.name for spec in outputs), *(["key_bias"] if options.mask_mode == UIE_M else [])],
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
@@ -95,6 +108,8 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
             raise ExportError("torch.onnx.export returned no program")
         with _without_values(_name_weights(program.model.graph)):
             program.optimize()
+        if options.mask_mode == UIE_M:
+            bias_keys(program.model.graph)
         for value, spec in zip(program.model.graph.outputs, outputs, strict=True):
             value.name = spec.name  # The optimizer renames a tensor that is two outputs.
         _transpose_weights(program.model.graph)
@@ -126,6 +141,15 @@ def read(path: Path) -> ir.Model:
             weights.resolve(), tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(tensor.name)
         )
     return graph
+
+
+def open_session(model: Path | bytes, weights: Path | None = None) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU, by its file or serialized; then ``weights`` is the folder of its external data."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    if weights is not None:
+        options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(weights.resolve()))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _example(spec: TensorSpec) -> Tensor:
@@ -180,10 +204,7 @@ def _transpose_weights(graph: ir.Graph) -> None:
         if weight is None or not weight.is_initializer() or weight.const_value is None:
             continue
         array = weight.const_value.numpy().transpose(node.attributes["perm"].as_ints())
-        name = f"{weight.name}.T"
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        stored = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        graph.register_initializer(stored)
+        stored = store(graph, f"{weight.name}.T", array)
         ir.convenience.replace_all_uses_with(node.outputs[0], stored)
         graph.remove(node, safe=True)
         if not weight.uses():

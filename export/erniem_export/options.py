@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import OptionError
-from erniem_rt.manifest import HEADS
-from erniem_rt.plan import FLAVOURS
+from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from erniem_rt.manifest import Profile
+    from erniem_rt.manifest import Manifest, Profile
 
 __all__ = [
     "CPUS",
     "EMBEDDINGS",
     "ENGINES",
     "HALVES",
+    "MASKS",
     "OLD_TARGETS",
     "PORTABLE",
     "PRECISIONS",
@@ -31,6 +31,7 @@ __all__ = [
     "Int8",
     "Keep",
     "Precision",
+    "arithmetic_of",
     "flag_of",
 ]
 
@@ -55,6 +56,9 @@ OLD_TARGETS = {"any": PORTABLE, "onnxruntime": ON_CPU}
 # What an int8 artifact may be made for; auto: the CPU that exports it.
 CPUS = ("auto", "avx2", "vnni")
 
+# What is attended to; auto: as the checkpoint was trained, uie-m for UIEM from Paddle.
+MASKS = ("auto", *MASK_MODES)
+
 # What builds a TensorRT plan. auto: with --fp16 and --bf16 what is installed and can build here, if anything.
 ENGINES = ("auto", "none", *FLAVOURS)
 
@@ -64,7 +68,8 @@ class GraphOptions:
     """Optional inputs and outputs of the exported graph.
 
     ``inputs_embeds`` takes the place of ``input_ids``; ``hidden_states`` adds ``hidden_states.{i}`` for the
-    embeddings (0) and each layer; ``attentions`` adds ``attentions.{i}`` for each layer.
+    embeddings (0) and each layer; ``attentions`` adds ``attentions.{i}`` for each layer. ``mask_mode`` is one of
+    :data:`~erniem_rt.manifest.MASK_MODES`.
     """
 
     position_ids: bool = False
@@ -72,6 +77,18 @@ class GraphOptions:
     inputs_embeds: bool = False
     hidden_states: bool = False
     attentions: bool = False
+    mask_mode: str = MASK_MODES[0]
+
+    def extras(self) -> Iterator[str]:
+        """The names of the optional inputs and outputs that are wanted."""
+        yield from (name for name in GraphOptions.__dataclass_fields__ if getattr(self, name) is True)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> GraphOptions:
+        """What an exported graph was made with, by the names of its inputs and outputs."""
+        there = {spec.name.partition(".")[0] for spec in (*manifest.inputs, *manifest.outputs)}
+        flags: dict[str, Any] = {option.name: option.name in there for option in fields(cls)}
+        return cls(**{**flags, "mask_mode": manifest.mask_mode})
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,11 @@ class Precision:
     def to_json(self) -> dict[str, str]:
         """As it stands in the manifest."""
         return {"weights": self.weights, "embedding": self.embedding or self.weights}
+
+
+def arithmetic_of(precision: Mapping[str, str]) -> str:
+    """What a manifest's ``precision`` multiplies weights in: for int8 weights of TensorRT, the type between them."""
+    return precision.get("products", precision.get("weights", ""))
 
 
 @dataclass(frozen=True)
@@ -130,7 +152,7 @@ class EngineOptions:
     timing_cache: Path | None = None
 
     def details(self) -> Iterator[str]:
-        """The names of what is said beside ``engine``."""
+        """The names of the options that are given beside ``engine``."""
         nothing = EngineOptions()
         yield from (name for name in _ENGINE_FLAGS if getattr(self, name) != getattr(nothing, name))
 
@@ -157,7 +179,8 @@ class ExportOptions:
     ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
     that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
     in; ``keep`` the part of the vocabulary to keep; ``target`` what the graph is made for, one of :data:`TARGETS`;
-    ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own.
+    ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own;
+    ``mask`` one of :data:`MASKS`. ``chose_target`` says that ``target`` was ``auto`` before :meth:`resolved`.
     """
 
     model: str
@@ -170,6 +193,8 @@ class ExportOptions:
     int8: Int8 = field(default_factory=Int8)
     engine: EngineOptions = field(default_factory=EngineOptions)
     task_set: Path | None = None
+    mask: str = "auto"
+    chose_target: bool = False
 
     def resolved(self) -> ExportOptions:
         """The same, checked, with a target that is not ``auto``.
@@ -184,6 +209,7 @@ class ExportOptions:
             ("target", self.target, (*TARGETS, *OLD_TARGETS)),
             ("cpu", self.int8.cpu, CPUS),
             ("engine", self.engine.engine, ENGINES),
+            ("mask", self.mask, MASKS),
         ):
             if value not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
@@ -191,7 +217,30 @@ class ExportOptions:
         target = _current(self.target)
         _check_engine(self)
         _check_target(self, target)
-        return replace(self, target=self._automatic_target() if target == "auto" else target)
+        if target == "auto":
+            found = replace(self, target=self._automatic_target(), chose_target=True)
+        else:
+            found = replace(self, target=target)
+        if self.mask == MASK_MODES[1] and (reason := found.without_mask_of_uie_m()):
+            raise OptionError(f"--mask {self.mask}: {reason}")
+        return found
+
+    def without_mask_of_uie_m(self) -> str | None:
+        """Why a graph with these choices cannot have the mask of uie-m; None if it can."""
+        if extra := next(self.graph.extras(), None):
+            return f"{flag_of(extra)} has no place in it: leave it out"
+        if self.target in (ON_CUDA, ON_CUDA_PACKED) and not self.chose_target:
+            return f"--target {self.target} masks by key lengths alone: take --target {PORTABLE}"
+        if self.for_tensorrt:
+            return f"--engine {self.engine.engine} has no bias on keys: leave it out"
+        return None
+
+    def with_mask(self, mode: str) -> ExportOptions:
+        """The same for a graph of this mode; a target that nobody named is one that can have it."""
+        target = self.target
+        if mode == MASK_MODES[1] and self.chose_target and target in (ON_CUDA, ON_CUDA_PACKED):
+            target = PORTABLE
+        return replace(self, target=target, graph=replace(self.graph, mask_mode=mode))
 
     @property
     def for_tensorrt(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,8 +15,10 @@ from erniem_export.bundle import build_manifest, check_room, copy_companions, fi
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, ParityError, PrecisionError
 from erniem_export.heads import graph_inputs, graph_outputs
+from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
 from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
+from erniem_export.parity.bf16 import with_bf16
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
@@ -29,10 +31,10 @@ from erniem_export.tensorrt.library import AUTO, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
 from erniem_export.tokenizer_check import check_tokenizer
-from erniem_export.vocabulary.pruning import Vocabulary, prune, prune_like
-from erniem_rt._locations import find_artifact
-from erniem_rt.engines.trt_rows import are_by_row
+from erniem_export.vocabulary.pruning import prune, prune_like
+from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
+from erniem_rt.locations import find_artifact
 from erniem_rt.manifest import Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:
@@ -43,10 +45,11 @@ if TYPE_CHECKING:
 
     from erniem_export.accuracy.task_set import TaskSet
     from erniem_export.checkpoint import Checkpoint
-    from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
+    from erniem_export.vocabulary.pruning import Vocabulary
+    from erniem_rt.manifest import FileRecord, Plan
 
 __all__ = ["export", "verify"]
 
@@ -69,20 +72,16 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     """
     options = options.resolved()
     library = _builder(options)
-    int8, flavour = options.precision.weights == "int8", None if library is None else library.flavour
-    if int8:
+    flavour = None if library is None else library.flavour
+    if options.precision.weights == "int8":
         check_int8(options.int8, flavour)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
         checkpoint = load_checkpoint(options.model, options.head)
-        head, model = checkpoint.head, checkpoint.model
-        # What cannot go well is refused before the long work.
-        if int8 and checkpoint.tokenizer_dir is not None:
-            check_int8(options.int8, flavour, checkpoint.calibration)
-        resolve_profiles(options.engine.profiles, head, limits_of(checkpoint.config).max_length)
-        if options.graph.head_mask and model.config.pruned_heads:
-            raise ExportError("a head mask needs the same number of heads in every layer; this checkpoint is pruned")
-        for note in (*checkpoint.notes, check_tokenizer(checkpoint)):
+        options = options.with_mask(mask_mode_of(options, checkpoint))
+        _refuse_early(checkpoint, options, flavour)
+        library = _builder_for_mask(library, options, progress)
+        for note in (*checkpoint.notes, check_tokenizer(checkpoint), note_of_mask(options, checkpoint)):
             if note:
                 progress.note(note)
         task_set = task_set_of(checkpoint, options.task_set, takes_ids=not options.graph.inputs_embeds)
@@ -90,13 +89,15 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         if options.keep:
             checkpoint, vocabulary = prune(checkpoint, options.keep, stage)
             progress.step(f"vocabulary: {vocabulary}")
-        copy_companions(checkpoint, stage)
-        check_room(stage, options.output, head, files_of(stage))
-        described = build_manifest(checkpoint, options.graph, stage)
-        library = _builder_for(described, library, options, progress)
+        checkpoint = copy_companions(
+            checkpoint, stage, drop_lone_marks=_drops_lone_marks(checkpoint, options.graph.mask_mode)
+        )
+        check_room(stage, options.output, checkpoint.head, files_of(stage))
+        manifest = build_manifest(checkpoint, options.graph, stage)
+        library = _builder_for(manifest, library, options, progress)
         accuracy = _accuracy(task_set, checkpoint, progress)
-        manifest = _held(stage, described, checkpoint, options, library, progress, vocabulary, accuracy)
-        manifest.save(stage / f"{head}.json")
+        manifest = _held(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy)
+        manifest.save(stage / f"{checkpoint.head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
 
@@ -105,54 +106,52 @@ def _held(
     stage: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
-    vocabulary: Vocabulary | None,
     accuracy: AccuracyGate | None,
 ) -> Manifest:
     """As :func:`_proven`; in half precision ever more of the sensitive parts stay in float32, until the gate holds."""
     keep: list[str] = []
     for share in _KEPT if options.precision.weights in HALVES else ():
         try:
-            return _proven(stage, manifest, checkpoint, options, library, progress, vocabulary, accuracy, keep)
+            return _proven(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
         except PrecisionError as error:
             for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # no files of the next attempt
                 (stage / name).unlink(missing_ok=True)
             keep = _sensitive(checkpoint, manifest, options.precision, share)
             progress.note(f"{str(error).partition('. ')[0]}; so these stay in fp32: {', '.join(keep)}")
-    return _proven(stage, manifest, checkpoint, options, library, progress, vocabulary, accuracy, keep)
+    return _proven(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
 
 
 def _proven(
     stage: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
-    vocabulary: Vocabulary | None,
     accuracy: AccuracyGate | None,
     keep: Sequence[str],
 ) -> Manifest:
     """Write the artifact, and a plan where there is a builder, with the parts ``keep`` in float32; judge both."""
-    manifest = _write(stage, manifest, checkpoint, options, library, progress, keep)
-    if vocabulary is not None:
-        manifest = _with_vocabulary(manifest, vocabulary, checkpoint.config.hidden_size)
-        manifest.save(stage / f"{checkpoint.head}.json")
+    manifest = _write(stage, manifest, checkpoint, vocabulary, options, library, progress, keep)
     progress.step("comparing with PyTorch")
-    parity = judge(
-        stage / manifest.artifact,
-        checkpoint.model,
-        tokenizer_dir=checkpoint.tokenizer_dir,
-        scratch=stage,
-        progress=lambda cases: progress.track(cases, "case"),
-        accuracy=accuracy,
-    )
-    manifest = dataclasses.replace(manifest, parity=parity)
-    if library is not None:
-        manifest = _with_plan(stage, manifest, checkpoint, options, library, progress, keep)
-    return manifest
+    gate: dict[str, Any] = {
+        "tokenizer_dir": checkpoint.tokenizer_dir,
+        "scratch": stage,
+        "progress": lambda cases: progress.track(cases, "case"),
+        "accuracy": accuracy,
+    }
+    artifact = stage / manifest.artifact
+    manifest = dataclasses.replace(manifest, parity=judge(artifact, checkpoint.model, **gate))
+    manifest = with_bf16(manifest, artifact, checkpoint.model, progress.note, **gate)
+    if library is None:
+        return manifest
+    plan, record = _build_plan(stage, manifest, checkpoint, options, library, progress, keep)
+    return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
 
 
 def _sensitive(checkpoint: Checkpoint, manifest: Manifest, precision: Precision, share: float) -> list[str]:
@@ -160,6 +159,14 @@ def _sensitive(checkpoint: Checkpoint, manifest: Manifest, precision: Precision,
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     short = [case for case in cases if case.attend.shape[-1] <= _SHORT]
     return sensitive_parts(checkpoint.model, precision.to_json(), short, share)
+
+
+def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str | None) -> None:
+    """Raise, before the long work, what would go wrong after it."""
+    if options.precision.weights == "int8" and checkpoint.tokenizer_dir is not None:
+        check_int8(options.int8, flavour, checkpoint.calibration)
+    resolve_profiles(options.engine.profiles, checkpoint.head, limits_of(checkpoint.config).max_length)
+    graph_inputs(checkpoint.head, checkpoint.config, options.graph)
 
 
 def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
@@ -183,6 +190,8 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
     if "vocabulary" in manifest.checkpoint:
         checkpoint = prune_like(checkpoint, artifact.parent)
     _refuse_other_sizes(artifact, manifest, checkpoint)
+    if checkpoint.tokenizer_dir is not None and _drops_lone_marks(checkpoint, manifest.mask_mode):
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=artifact.parent)
     takes_ids = any(spec.name == "input_ids" for spec in manifest.inputs)
     examples = task_set_of(checkpoint, task_set, takes_ids=takes_ids)
     progress.step(f"comparing {manifest.artifact} with PyTorch")
@@ -194,6 +203,19 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
         accuracy=_accuracy(examples, checkpoint, progress),
     )
     return dataclasses.replace(manifest, parity=parity)
+
+
+def _drops_lone_marks(checkpoint: Checkpoint, mask_mode: str) -> bool:
+    """Whether a checkpoint was trained on the ids of PaddleNLP's tokenizer."""
+    return checkpoint.paddle or mask_mode == UIE_M
+
+
+def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Progress) -> Library | None:
+    """``library``, where a plan can have the mask."""
+    if library is None or options.graph.mask_mode != UIE_M:
+        return library
+    progress.note(f"no TensorRT plan: it can have no mask of {UIE_M}")
+    return None
 
 
 def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyGate | None:
@@ -242,38 +264,60 @@ def _write(
     stage: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
     keep: Sequence[str],
 ) -> Manifest:
-    """Write the artifact without its parity report; ``manifest`` says what it takes and gives."""
-    head, model, wanted = checkpoint.head, checkpoint.model, options.precision
+    """Write the artifact, and its manifest without a parity report; ``manifest`` says what it takes and gives."""
+    head, config, wanted = checkpoint.head, checkpoint.config, options.precision
     progress.step(f"tracing {checkpoint.architecture} (head {head})")
-    graph = _traced(model, head, options.graph)
+    graph = _traced(checkpoint, options.graph)
     int8 = wanted.weights == "int8"
-    target = options.target
-    engine = optimize_for(target, graph, head, model.config.num_hidden_layers, options.graph)
-    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+    engine = optimize_for(options.target, graph, head, config.num_hidden_layers, options.graph)
+    packed, cpu = bool(engine and engine.pop("packed")), None
     source, limits = Path(options.model), manifest.limits
     if int8 and engine is not None:
-        engine["int8"] = quantize(graph, checkpoint, source, options.int8, limits, progress)
+        engine["int8"] = quantize(
+            graph, checkpoint, source, options.int8, limits, progress, mask_mode=manifest.mask_mode
+        )
+        cpu = engine["int8"].pop("cpu")
     if int8 and library is not None:
-        products = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
-        precision = apply_precision(graph, products, cases, stage)
+        between = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
+        precision = _apply(between, graph, manifest, checkpoint, stage)
         precision |= {"weights": "int8", "products": _BETWEEN_INT8}
         done = quantize_for_engine(graph, checkpoint, source, options.int8, limits, library.flavour, progress)
         engine = {"name": library.flavour, "int8": done}
     else:
-        precision = apply_precision(graph, wanted, cases, stage, keep)
+        precision = _apply(wanted, graph, manifest, checkpoint, stage, keep)
     progress.step(f"writing {head}.onnx and its weights")
     write(graph, stage / f"{head}.onnx")
-    manifest = dataclasses.replace(manifest, precision=precision, files=files_of(stage), target=target, engine=engine)
+    files = files_of(stage)
+    manifest = dataclasses.replace(manifest, precision=precision, files=files, target=options.target, engine=engine)
+    manifest = dataclasses.replace(manifest, packed=packed, cpu=cpu)
+    if vocabulary is not None:
+        vocabulary = vocabulary.in_files(_size(manifest), _bytes_of_token(manifest, config.hidden_size))
+        identity = {**manifest.checkpoint, "vocabulary": dataclasses.asdict(vocabulary)}
+        manifest = dataclasses.replace(manifest, checkpoint=identity)
     manifest.save(stage / f"{head}.json")
     return manifest
 
 
-def _with_plan(
+def _apply(
+    precision: Precision,
+    graph: ir.Model,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    scratch: Path,
+    keep: Sequence[str] = (),
+) -> dict[str, str]:
+    """Put the graph into a precision; return what the manifest says of it."""
+    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+    return apply_precision(graph, precision, cases, scratch, keep)
+
+
+def _build_plan(
     stage: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
@@ -281,28 +325,19 @@ def _with_plan(
     library: Library,
     progress: Progress,
     keep: Sequence[str],
-) -> Manifest:
-    """The manifest with a plan, which is built from the graph in ``stage`` or, where that one is for ONNX Runtime
-    alone, from one in standard operators.
+) -> tuple[Plan, FileRecord]:
+    """Build the plan from the graph in ``stage`` or, where that one is for ONNX Runtime alone, from one in standard
+    operators.
     """
     with tempfile.TemporaryDirectory(dir=stage, prefix=".portable-") as folder:
-        source, described = stage, manifest
+        source = stage
         if manifest.target != PORTABLE:
             source = Path(folder)
-            cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
-            graph = _traced(checkpoint.model, checkpoint.head, options.graph)
-            precision = apply_precision(graph, options.precision, cases, source, keep)
+            graph = _traced(checkpoint, options.graph)
+            precision = _apply(options.precision, graph, manifest, checkpoint, source, keep)
             write(graph, source / manifest.artifact)
-            described = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None)
-        plan, record = add_plan(stage, source, described, checkpoint, library, options.engine, progress)
-    return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
-
-
-def _with_vocabulary(manifest: Manifest, vocabulary: Vocabulary, columns: int) -> Manifest:
-    """The manifest with which tokens are kept, and what that spares in its files."""
-    vocabulary = vocabulary.in_files(_size(manifest), _bytes_of_token(manifest, columns))
-    identity = {**manifest.checkpoint, "vocabulary": dataclasses.asdict(vocabulary)}
-    return dataclasses.replace(manifest, checkpoint=identity)
+            manifest = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None, packed=False)
+        return add_plan(stage, source, manifest, checkpoint, library, options.engine, progress)
 
 
 def _size(manifest: Manifest) -> int:
@@ -317,9 +352,9 @@ def _bytes_of_token(manifest: Manifest, columns: int) -> int:
     return bytes_of_row(manifest.precision["embedding"], columns)
 
 
-def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.Model:
+def _traced(checkpoint: Checkpoint, graph: GraphOptions) -> ir.Model:
     try:
-        return trace(model, head, graph)
+        return trace(checkpoint.model, checkpoint.head, graph)
     except torch.onnx.OnnxExporterError as error:
         cause = next((line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), "")
         raise ExportError(f"torch cannot trace this model: {cause}; is its hidden_act one of PyTorch's?") from error
@@ -327,14 +362,7 @@ def _traced(model: ErnieMPreTrainedModel, head: str, graph: GraphOptions) -> ir.
 
 def _refuse_other_sizes(artifact: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
     """Raise :class:`ParityError` if no input could be made that both the artifact and the checkpoint take."""
-    given = {spec.name for spec in manifest.inputs}
-    options = GraphOptions(
-        **{name: name in given for name in ("position_ids", "head_mask", "inputs_embeds")},
-        **{
-            kind: any(spec.name.startswith(f"{kind}.") for spec in manifest.outputs)
-            for kind in ("hidden_states", "attentions")
-        },
-    )
+    options = GraphOptions.of(manifest)
     config, head = checkpoint.config, manifest.head
     for name, expected, found in (
         ("limits", limits_of(config), manifest.limits),

@@ -1,23 +1,27 @@
-"""The passes that put a graph into the precision that was chosen."""
+"""The precision of a graph: which passes it takes, and the ranges of its values, measured by running it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
+from erniem_export.onnx_export import open_session, write
 from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.half import HALF_TYPES, to_half
-from erniem_export.ranges import measure_ranges
+from erniem_export.passes.rewriter import Rewriter, fused_attentions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-    from pathlib import Path
+    from collections.abc import Collection, Iterable, Mapping
 
-    import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from erniem_export.options import Precision
     from erniem_export.parity.cases import Case
 
-__all__ = ["apply_precision"]
+__all__ = ["apply_precision", "measure_ranges"]
 
 
 def apply_precision(
@@ -41,3 +45,83 @@ def apply_precision(
     if any(value.name == "input_ids" for value in model.graph.inputs) or precision.embedding is not None:
         store_embedding(model, facts["embedding"])
     return facts
+
+
+def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]], scratch: Path) -> dict[str, float]:
+    """Run a graph on ``batches`` (its inputs by name); return the largest magnitude of each float32 result by name.
+
+    Where scores are masked, what they are overwritten with does not count: they are as large as they were before.
+    The scores of fused attention are no value of the graph: they are at most the product of the longest query and the
+    longest key of any head (Cauchy-Schwarz), which counts as the range of its result.
+
+    Args:
+        model: A graph in float32; left as it is.
+        batches: What to run, the calibration data.
+        scratch: Folder with room for the weights; nothing is left there.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".ranges-") as folder:
+        plain, observed = Path(folder) / "plain.onnx", Path(folder) / "observed.onnx"
+        write(model, plain)
+        copy = ir.load(plain)
+        names = [
+            str(value.name)
+            for node in copy.graph
+            for value in node.outputs
+            if value.dtype == ir.DataType.FLOAT and node.op_type != "Where"
+        ]
+        _observe(copy.graph, names)
+        hidden = _observe_lengths(copy.graph)
+        ir.save(copy, observed)  # the weights stay where they are
+        largest = _run(observed, [*names, *(name for pair in hidden.values() for name in pair)], batches)
+    for node in copy.graph:
+        if node.op_type == "Where":
+            sources = (largest.get(str(value.name), 0.0) for value in node.inputs if value is not None)
+            largest[str(node.outputs[0].name)] = max(sources)
+    for name, (query, key) in hidden.items():
+        largest[name] = max(largest[name], largest.pop(query) * largest.pop(key))
+    return largest
+
+
+def _run(path: Path, names: list[str], batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
+    session = open_session(path)
+    largest = dict.fromkeys(names, 0.0)
+    for feeds in batches:
+        for name, value in zip(names, session.run(list(map(_maximum, names)), dict(feeds)), strict=True):
+            largest[name] = max(largest[name], float(value))
+    return largest
+
+
+def _observe(graph: ir.Graph, names: Iterable[str]) -> None:
+    """Add the maximum of the magnitude of each value to the graph's outputs."""
+    values = {value.name: value for node in graph for value in node.outputs}
+    for name in names:
+        magnitude = ir.node("Abs", [values[name]])
+        maximum = ir.node("ReduceMax", [magnitude.outputs[0]], {"keepdims": 0})
+        output = maximum.outputs[0]
+        output.name, output.type, output.shape = _maximum(name), ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        graph.extend([magnitude, maximum])
+        graph.outputs.append(output)
+
+
+def _observe_lengths(graph: ir.Graph) -> dict[str, tuple[str, str]]:
+    """Add the longest query and the longest key of any head of each fused attention to the graph's outputs.
+
+    Returns the names of the two, by the name of the attention's result.
+    """
+    found = {}
+    for node in fused_attentions(graph):
+        name, lengths = str(node.outputs[0].name), []
+        for role, value in zip(("query", "key"), node.inputs, strict=False):
+            rewriter = Rewriter(graph)
+            split = rewriter.int64([0, 0, node.attributes["num_heads"].as_int(), -1])
+            heads = rewriter.op("Reshape", value, split, name=f"{name}.{role}.heads")
+            length = rewriter.op("ReduceL2", heads, rewriter.int64([-1]), name=f"{name}.{role}.length", keepdims=0)
+            rewriter.append()
+            _observe(graph, [str(length.name)])
+            lengths.append(str(length.name))
+        found[name] = (lengths[0], lengths[1])
+    return found
+
+
+def _maximum(name: str) -> str:
+    return f"{name}.largest"

@@ -1,4 +1,4 @@
-"""What an export says while it works."""
+"""The progress of an export, on standard error."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _WIDTH = 78
 
 
 class Progress(Protocol):
-    """Is told what is being done."""
+    """Receives the steps of an export."""
 
     def step(self, text: str) -> None:
         """A step begins."""
 
     def track(self, items: Sequence[Item], unit: str) -> Iterable[Item]:
-        """Return ``items``, which are about to be worked through one by one."""
+        """Return ``items``, which are worked through one by one."""
 
     def note(self, text: str) -> None:
-        """Something that is worth a line, and no step."""
+        """Show a line that is no step."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """How far a part of the step has come; without a name, the step is over."""
+        """Show that ``done`` of ``total`` of a part of the step are done; without a name, the step is over."""
 
 
 class Terminal:
-    """Writes to standard error, with a bar where it takes long; nothing if it is quiet."""
+    """Writes to standard error, with a bar for long steps; ``quiet`` writes nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -40,10 +40,10 @@ class Terminal:
         self.note(f"{text} ...")
 
     def track(self, items: Sequence[Item], unit: str) -> Iterable[Item]:
-        """Show a bar if somebody is watching."""
+        """Show a bar on a terminal."""
         from tqdm import tqdm
 
-        bar: Iterable[Item] = tqdm(items, unit=unit, leave=False, disable=not self._is_watched())
+        bar: Iterable[Item] = tqdm(items, unit=unit, leave=False, disable=not self._on_terminal())
         return bar
 
     def note(self, text: str) -> None:
@@ -52,10 +52,10 @@ class Terminal:
             print(text, file=sys.stderr, flush=True)
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Show it in place of what was shown before, if somebody is watching."""
-        if self._is_watched():
+        """Show it on a terminal, in place of what was shown before."""
+        if self._on_terminal():
             line = f"  {name} {done}/{total}"[:_WIDTH] if name else ""
             print(f"\r{line:<{_WIDTH}}\r{line}", end="", file=sys.stderr, flush=True)
 
-    def _is_watched(self) -> bool:
+    def _on_terminal(self) -> bool:
         return not self._quiet and sys.stderr.isatty()

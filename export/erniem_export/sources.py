@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 from erniem_export.errors import CheckpointError
-from erniem_rt._files import is_lfs_pointer
+from erniem_rt.files import is_lfs_pointer
 
 __all__ = [
     "CALIBRATION_FILE",
     "CONFIG_FILE",
     "MODULES_FILE",
     "MODULE_FOLDERS",
+    "PADDLE_CONFIG_FILE",
     "PROMPTS_FILE",
     "SENTENCE_FILE",
     "TASK_SET_FILE",
@@ -21,12 +22,17 @@ __all__ = [
     "find_folder",
     "holds_weights",
     "is_checkpoint",
+    "is_paddle_checkpoint",
+    "paddle_files",
+    "pickled_files",
     "tokenizer_files",
     "weight_files",
     "what_is_there",
 ]
 
 CONFIG_FILE = "config.json"
+# What PaddleNLP wrote up to 2.4 in place of it.
+PADDLE_CONFIG_FILE = "model_config.json"
 # Labelled examples of the checkpoint's task, for the accuracy gate.
 TASK_SET_FILE = "task_set.jsonl"
 # Texts like those to be served, a text on each line, for int8.
@@ -46,17 +52,20 @@ MODULE_FOLDERS = "[0-9]_*"
 # Where its older versions kept the model.
 _MODEL_FOLDER = "0_Transformer"
 _ADAPTER_FILE = "adapter_config.json"
-_PADDLE_FILE = "model_config.json"
 # Endings of files that somebody may take for the weights.
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
-# In the order in which transformers prefers them.
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SAFE_FILES = (_SINGLE_FILES[0], _INDEX_FILES[0])
+# Paddle's graphs for serving, whose weights have no names.
+_STATIC = (".pdmodel", ".pdiparams")
+# How the names of Paddle's classes begin.
+_PADDLE_CLASSES = ("UIEM", "ErnieM")
+# In the order in which transformers prefers them, and Paddle's at the end.
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
+_INDEX_FILES = tuple(f"{name}.index.json" for name in _SINGLE_FILES)
 # Not "model*": model.fp16.safetensors and the like are variants that nobody asked for.
 _HUB_PATTERNS = (
     ("model.safetensors", "model-*.safetensors", _INDEX_FILES[0]),
     ("pytorch_model.bin", "pytorch_model-*.bin", _INDEX_FILES[1]),
+    ("model_state.pdparams", "model_state-*.pdparams", _INDEX_FILES[2]),
 )
 
 
@@ -93,7 +102,7 @@ def check_layout(folder: Path) -> None:
             f"{folder} holds an adapter ({_ADAPTER_FILE}{_base_of(folder / _ADAPTER_FILE)}){where}: merge the two with "
             f"peft's merge_and_unload(), save the result with save_pretrained and export that folder{unless}"
         )
-    for name in (CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *_INDEX_FILES):
+    for name in (CONFIG_FILE, PADDLE_CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *_INDEX_FILES):
         if is_lfs_pointer(folder / name):
             raise CheckpointError(f"{folder / name} is a pointer of Git LFS, not the file itself: run git lfs pull")
 
@@ -102,12 +111,14 @@ def what_is_there(folder: Path) -> str:
     """What a folder holds that is not a whole checkpoint, and what to do: the end of a sentence, or nothing."""
     names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
     inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, _ADAPTER_FILE))]
-    paddle = [name for name in names if name.endswith(".pdparams")]
     if inner:
         return f"; it holds {_few(inner)}: give such a folder, for example {folder / inner[-1]}"
-    if paddle or _PADDLE_FILE in names:
-        layout = f"PaddleNLP's layout ({_few([*paddle, *({_PADDLE_FILE} & set(names))])})"
-        return f"; this is {layout}, whose Paddle weights must be converted to PyTorch first"
+    if static := [name for name in names if name.endswith(_STATIC)]:
+        return (
+            f"; {_few(static)} is Paddle's static model, whose weights have no names: give {_SINGLE_FILES[2]} instead"
+        )
+    if others := [name for name in names if name.endswith(".pdparams")]:
+        return f"; it holds {_few(others)}: of Paddle, {_SINGLE_FILES[2]} is read, with {CONFIG_FILE} beside it"
     if "zero_to_fp32.py" in names:
         return "; DeepSpeed's zero_to_fp32.py, which is there, gathers its shards into pytorch_model.bin"
     files = [name for name in names if name.endswith(_OTHER_WEIGHTS)]
@@ -115,19 +126,35 @@ def what_is_there(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a checkpoint: safetensors if there are any, else pickled ones; shards by their index.
+    """Return the weight files of a checkpoint: safetensors if there are any, else PyTorch's pickled ones, else
+    Paddle's; shards by their index.
 
     Raises:
         CheckpointError: There are none, or a shard is missing.
     """
-    for single, index in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            return _shards(folder / index)
+    for kind in range(len(_SINGLE_FILES)):
+        if files := _files_of_kind(folder, kind):
+            return files
+    *names, last = _SINGLE_FILES
     raise CheckpointError(
-        f"{folder} has no weights: expected {' or '.join(_SINGLE_FILES)}, or shards{what_is_there(folder)}"
+        f"{folder} has no weights: expected {', '.join(names)} or {last}, or shards{what_is_there(folder)}"
     )
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """PyTorch's weight files that are no safetensors; none if there are none."""
+    return _files_of_kind(folder, 1)
+
+
+def paddle_files(folder: Path) -> list[Path]:
+    """Paddle's own weight files; none if there are none."""
+    return _files_of_kind(folder, 2)
+
+
+def _files_of_kind(folder: Path, kind: int) -> list[Path]:
+    if (folder / _SINGLE_FILES[kind]).is_file():
+        return [folder / _SINGLE_FILES[kind]]
+    return _shards(folder / _INDEX_FILES[kind]) if (folder / _INDEX_FILES[kind]).is_file() else []
 
 
 def holds_weights(folder: Path) -> bool:
@@ -137,11 +164,19 @@ def holds_weights(folder: Path) -> bool:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether ``folder`` holds an ErnieM model: weights, and a config that says so."""
+    name = CONFIG_FILE if (folder / CONFIG_FILE).is_file() else PADDLE_CONFIG_FILE
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == "ernie_m" and holds_weights(folder)
+    if not isinstance(config, dict) or not holds_weights(folder):
+        return False
+    return config.get("model_type") == "ernie_m" or str(config.get("init_class")).startswith(_PADDLE_CLASSES)
+
+
+def is_paddle_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` holds Paddle's weights and none of PyTorch."""
+    return bool(paddle_files(folder)) and weight_files(folder) == paddle_files(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -199,7 +234,7 @@ def _download(model: str) -> Path:
         wanted = [
             CONFIG_FILE,
             _ADAPTER_FILE,
-            _PADDLE_FILE,
+            PADDLE_CONFIG_FILE,
             TASK_SET_FILE,
             CALIBRATION_FILE,
             SENTENCE_FILE,
@@ -210,11 +245,12 @@ def _download(model: str) -> Path:
         wanted += [*modules, *(f"{_MODEL_FOLDER}/{name}" for name in wanted)]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
 
-    safetensors, pickled = _HUB_PATTERNS
     try:
-        folder = fetch(*safetensors)
-        places = (folder / part / name for part in ("", _MODEL_FOLDER) for name in _SAFE_FILES)
-        return folder if any(place.is_file() for place in places) else fetch(*pickled)
+        for patterns in _HUB_PATTERNS:
+            folder = fetch(*patterns)
+            if any(holds_weights(folder / part) for part in ("", _MODEL_FOLDER)):
+                break
+        return folder
     except HFValidationError as error:
         reason = f"{model!r} is neither a local folder nor a hub id: {_first_line(error)}"
     except GatedRepoError:

@@ -24,8 +24,6 @@ _LEFT_OVER = re.compile(
     r"|n_averaged"
 )
 _ADAPTED = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|ia3_l|adalora_\w+)\.")
-# transformers has ErnieM's own module around each of these: self_attn.self_attn.q_proj.
-_PADDLE = re.compile(r"layers\.\d+\.self_attn\.[qkv]_proj\.")
 
 
 def wrapper_of(names: Collection[str]) -> str:
@@ -38,10 +36,6 @@ def wrapper_of(names: Collection[str]) -> str:
         raise CheckpointError(
             f"the weights hold an adapter's tensors ({some(adapted)}): merge it with peft's merge_and_unload(), save "
             "the result with save_pretrained and export that folder"
-        )
-    if paddle := [name for name in names if _PADDLE.search(name)]:
-        raise CheckpointError(
-            f"the weights have PaddlePaddle's names and layout, as {paddle[0]}: they must be converted to PyTorch first"
         )
     words = min((name for name in names if name.endswith(_WORDS)), default=_WORDS)
     base = words.removesuffix(_WORDS)

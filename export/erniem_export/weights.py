@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import POOLER_OPTIONAL, make_model
+from erniem_export.paddle import SUFFIX, read_arrays
 from erniem_export.weight_names import PREFIX, is_left_over, some
-from erniem_rt._files import is_lfs_pointer
+from erniem_rt.files import is_lfs_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -58,7 +59,7 @@ class Fit:
 def read_shapes(files: Iterable[Path]) -> Shapes:
     """Return name to shape of every tensor in the weight files.
 
-    Pickled files are opened with ``weights_only``: they cannot run code.
+    PyTorch's pickled files are opened with ``weights_only``, and Paddle's are not unpickled: they cannot run code.
 
     Raises:
         CheckpointError: A file is truncated, is no weight file, or holds more than tensors.
@@ -67,7 +68,7 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
     for file in files:
         if is_lfs_pointer(file):
             raise CheckpointError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull")
-        shapes.update(_safetensors_shapes(file) if file.suffix == ".safetensors" else _pickled_shapes(file))
+        shapes.update(_shapes_in(file))
     if not shapes:
         raise CheckpointError("the weight files hold no tensors")
     return shapes
@@ -80,6 +81,8 @@ def read_tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, tor
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
                 tensors.update((name, content.get_tensor(name)) for name in content.keys() if name in names)  # noqa: SIM118
+        elif file.suffix == SUFFIX:
+            tensors.update((name, array.tensor()) for name, array in read_arrays(file).items() if name in names)
         else:
             tensors.update((name, tensor) for name, tensor in _unpickled(file).items() if name in names)
     return tensors
@@ -128,16 +131,19 @@ def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping
     return Fit({name: names[name] for name in expected}, tuple(sorted(names[name] for name in extra)), pooler)
 
 
+def _shapes_in(file: Path) -> Shapes:
+    if file.suffix == ".safetensors":
+        return _safetensors_shapes(file)
+    content = read_arrays(file) if file.suffix == SUFFIX else _unpickled(file)
+    return {name: tuple(array.shape) for name, array in content.items()}
+
+
 def _safetensors_shapes(file: Path) -> Shapes:
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or not a safetensors file ({error}): fetch it again") from error
-
-
-def _pickled_shapes(file: Path) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()}
 
 
 def _unpickled(file: Path) -> dict[str, Any]:

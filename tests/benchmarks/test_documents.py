@@ -13,7 +13,6 @@ from benchmarks.documents import RESULTS_DIR, read_block, table, write_blocks
 
 # What writes each file's blocks into the documents again.
 WRITERS = {
-    "bench": (tables, "python -m benchmarks.tables --write-docs"),
     "languages": (languages, "python -m benchmarks.languages"),
     "pipeline_agreement": (pipeline_agreement, "python -m benchmarks.pipeline_agreement --tables-only"),
     "plan_sizes": (plan_sizes, "python -m benchmarks.plan_sizes"),
@@ -33,8 +32,18 @@ def test_documents_say_what_the_committed_results_say(name: str) -> None:
         assert rows
 
 
-def test_committed_pictures_were_drawn_from_the_committed_results() -> None:
-    content = (RESULTS_DIR / "bench.json").read_bytes()
+def test_documents_say_what_was_measured_on_each_class_of_cpu() -> None:
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in tables.committed()]
+    assert runs
+    for (document, block), text in tables.blocks(*runs).items():
+        assert read_block(document, block) == text, "run: python -m benchmarks.tables --write-docs"
+        assert all(tables.class_name(run) in text for run in runs)
+
+
+@pytest.mark.parametrize("path", tables.committed(), ids=lambda path: path.stem)
+def test_committed_pictures_were_drawn_from_the_committed_results(path: Path) -> None:
+    content = path.read_bytes()
+    assert path.stem == f"bench-{json.loads(content)['machine']['class']}"
     for name in plots.drawn(json.loads(content)):
         picture = (plots.OUTPUT / name).read_text(encoding="utf-8")
         assert plots.digest(content) in picture, "run: python -m benchmarks.plots"

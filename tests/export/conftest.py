@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -20,7 +18,6 @@ from safetensors.torch import save_file
 from erniem_export import cli, pipeline
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
-from erniem_export.onnx_export import trace
 from erniem_export.options import GraphOptions
 from erniem_export.random_weights import randomize
 
@@ -63,15 +60,6 @@ def contents(folder: Path) -> dict[str, bytes] | None:
     if not folder.exists():
         return None
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Handing work this small to a second thread takes longer than doing it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -154,24 +142,6 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
     return fail
 
 
-@pytest.fixture(scope="session")
-def trace_once() -> Callable[..., ir.Model]:
-    """:func:`trace`, most of what an export takes: the same weights are traced once, and each caller has a copy."""
-    done: dict[str, bytes] = {}
-
-    def once(model: Any, head: str, options: GraphOptions) -> ir.Model:
-        config = {**json.loads(model.config.to_json_string(use_diff=False)), "_name_or_path": ""}
-        key = hashlib.sha256(repr((sorted(config.items()), head, options)).encode())
-        for name, tensor in model.state_dict().items():
-            key.update(name.encode() + tensor.numpy().tobytes())
-        if key.hexdigest() not in done:
-            done[key.hexdigest()] = ir.to_proto(trace(model, head, options)).SerializeToString()
-        # Bytes, for a graph made of a proto keeps its tensors, and gives them other names as its own change.
-        return ir.from_proto(onnx.ModelProto.FromString(done[key.hexdigest()]))
-
-    return once
-
-
 @pytest.fixture(scope="session", autouse=True)
 def exports_trace_once(trace_once: Callable[..., ir.Model]) -> Iterator[None]:
     """Exports too; that tracing twice gives the same is what ``graph/test_onnx_contract.py`` tests."""
@@ -190,4 +160,5 @@ def quick_trace(monkeypatch: pytest.MonkeyPatch, micro_model: Callable[..., Any]
 def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything pass, for tests of what comes before and after the gate."""
     monkeypatch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
+    monkeypatch.setattr(pipeline, "with_bf16", lambda manifest, *_, **__: manifest)
     monkeypatch.setattr(cli, "format_report", str)

@@ -263,12 +263,13 @@ def test_export_into_the_checkpoint_itself(checkpoint: Path, erniem_export: Run)
 @pytest.mark.usefixtures("quick_gate")
 @pytest.mark.parametrize("before", ["nothing", "an export"])
 def test_a_checkpoint_is_not_replaced_by_a_part_of_it(
-    before: str, checkpoint: Path, exported: Path, export_fails: Fails
+    before: str, checkpoint: Path, exported: Path, export_fails: Fails, tmp_path: Path
 ) -> None:
     """Nor where an export that listed the checkpoint's own files went there first."""
     if before == "an export":
         shutil.copytree(exported, checkpoint, dirs_exist_ok=True)
-    message = export_fails(checkpoint, "--languages", "en", output=checkpoint)
+    (tmp_path / "kept.txt").write_text("a few words")
+    message = export_fails(checkpoint, "--keep-tokens", tmp_path / "kept.txt", output=checkpoint)
     assert message.startswith(f"{checkpoint}/")
     assert message.endswith(" is not from an export and would be lost: choose another --output")
 

@@ -270,10 +270,6 @@ def as_uie_pytorch(state: State) -> State:
         (renamed("ernie_m.", "encoder."), "the weights have the names of uie_pytorch, as encoder.embeddings."),
         (as_uie_pytorch, "the weights have the names of uie_pytorch, as encoder.embeddings."),
         (
-            renamed("self_attn.self_attn.", "self_attn."),
-            "the weights have PaddlePaddle's names and layout, as ernie_m.",
-        ),
-        (
             renamed("q_proj.", "q_proj.base_layer."),
             "the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self",
         ),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from erniem_rt import ArtifactError, Session
-from erniem_rt.engines._ort_binding import MOST_GRAPHS
+from erniem_rt.engines.onnxruntime import MOST_GRAPHS
 
 RUN = """
 import sys, numpy as np

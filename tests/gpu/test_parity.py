@@ -14,8 +14,7 @@ import erniem_export
 from erniem_export.errors import ParityError
 from erniem_export.parity.gate import check_parity
 from erniem_rt import Session
-from erniem_rt.manifest import HEADS
-from erniem_rt.plan import FLAVOURS
+from erniem_rt.manifest import FLAVOURS, HEADS
 
 NANO = Path(__file__).resolve().parents[2] / "examples" / "nano" / "checkpoints"
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -33,6 +32,8 @@ class Repeated:
 
     def __init__(self, session: Session) -> None:
         self._session, self.manifest = session, session.manifest
+        self.limits, self.packed = session.limits, session.packed
+        self.engine, self.precision = session.engine, session.precision
 
     def run(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """As ``Session.run``."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from erniem_rt import pipeline
-from erniem_rt.pipelines._entities import Token
-from erniem_rt.pipelines._entities import entities_of_words as words_of
+from erniem_rt.pipelines.token_classification import Token
+from erniem_rt.pipelines.token_classification import entities_of_words as words_of
 from tests.parity.pipeline_reference import (
     LIMIT,
     TOLERANCE,

@@ -28,7 +28,7 @@ CANDIDATES = ["sehr", "hoch"]
 class Answering:
     """A session that gives these logits to rows of one length, in their order."""
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, labels: tuple[str, ...], logits: Any, problem_type: str | None = None) -> None:
         self.manifest = SimpleNamespace(

@@ -22,7 +22,7 @@ TEXT = "The lighthouse keeper wrote 3 letters."
 class ReferenceSession:
     """What pipelines use of a Session, answered by a model of the reference."""
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, model: Any) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS["base"].outputs.items()]

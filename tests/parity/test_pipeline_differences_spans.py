@@ -53,7 +53,7 @@ class ScriptedModel:
 class ScriptedSession:
     """What pipelines use of a Session, answered by a :class:`ScriptedModel`."""
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, scripted: ScriptedModel, head: str) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS[head].outputs.items()]

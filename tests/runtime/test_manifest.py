@@ -13,7 +13,7 @@ from erniem_rt.manifest import FORMAT_VERSION, HEADS, Defaults, FileRecord, Limi
 
 ROWS = ["batch", "sequence"]
 EXAMPLE = {
-    "format_version": 1,
+    "format_version": "1.1",
     "head": "qa",
     "task": "question-answering",
     "labels": None,
@@ -39,7 +39,10 @@ EXAMPLE = {
     "versions": {"erniem_rt": "0.1.0"},
     "engine": None,
     "parity": {"passed": True, "outputs": {"start_logits": {"max": 1e-6}}},
+    "packed": True,
 }
+# As it was written before there was a minor version.
+FIRST = {key: value for key, value in EXAMPLE.items() if key != "packed"} | {"format_version": 1}
 
 
 def write(path, content):
@@ -59,7 +62,8 @@ def refused(path):
 
 def test_the_format_is_read_as_documented(tmp_path):
     manifest = Manifest.load(write(tmp_path / "qa.json", EXAMPLE))
-    assert manifest.format_version == FORMAT_VERSION == 1
+    assert FORMAT_VERSION == "1.1"
+    assert (manifest.packed, manifest.cpu) == (True, None)
     assert (manifest.head, manifest.task, manifest.labels) == ("qa", "question-answering", None)
     assert manifest.limits == Limits(max_length=512, vocab_size=250002, pad_token_id=1)
     assert manifest.inputs[0] == TensorSpec("input_ids", "int64", ("batch", "sequence"))
@@ -68,12 +72,17 @@ def test_the_format_is_read_as_documented(tmp_path):
 
 
 def test_what_is_saved_is_what_was_loaded(tmp_path):
-    example = EXAMPLE | {"labels": ["да", "нет", "不"], "problem_type": "regression", "engine": {"flavour": "x"}}
+    example = EXAMPLE | {
+        "labels": ["да", "нет", "不"],
+        "problem_type": "regression",
+        "engine": {"flavour": "x"},
+        "cpu": "vnni",
+    }
     manifest = Manifest.load(write(tmp_path / "qa.json", example))
     manifest.save(tmp_path / "copy.json")
     text = (tmp_path / "copy.json").read_text("utf-8")
     assert json.loads(text) == example
-    assert list(json.loads(text)) == list(EXAMPLE)
+    assert list(json.loads(text)) == list(example)
     assert "нет" in text
     assert Manifest.load(tmp_path / "copy.json") == manifest
     assert manifest.labels == ("да", "нет", "不")
@@ -149,15 +158,67 @@ def test_every_key_is_needed(tmp_path, key):
     assert f"key {key!r} is missing" in refused(write(tmp_path / "qa.json", content))
 
 
-def test_keys_of_another_version_are_refused(tmp_path):
-    assert "unknown key 'packing'" in refused(write(tmp_path / "qa.json", EXAMPLE | {"packing": True}))
+@pytest.mark.parametrize(
+    ("engine", "packed", "cpu"),
+    [
+        (None, False, None),
+        ({"name": "onnxruntime-cpu", "packed": True}, True, None),
+        ({"packed": False, "int8": {"cpu": "vnni", "products": {}}}, False, "vnni"),
+        ({"name": "tensorrt", "int8": {"products": {}}}, False, None),
+        ({"packed": "yes", "int8": [1]}, False, None),
+    ],
+)
+def test_a_manifest_of_the_first_version_says_it_in_the_engines_record(engine, packed, cpu, tmp_path):
+    manifest = Manifest.load(write(tmp_path / "qa.json", FIRST | {"engine": engine}))
+    assert (manifest.packed, manifest.cpu) == (packed, cpu)
+    manifest.save(tmp_path / "copy.json")
+    assert json.loads((tmp_path / "copy.json").read_text("utf-8"))["format_version"] == "1.1"
+    assert Manifest.load(tmp_path / "copy.json") == manifest
+
+
+@pytest.mark.parametrize("content", [EXAMPLE, FIRST])
+def test_unknown_keys_are_refused(content, tmp_path):
+    assert "unknown key 'packing'" in refused(write(tmp_path / "qa.json", content | {"packing": True}))
+
+
+def test_unknown_keys_of_a_newer_minor_version_are_ignored_with_one_warning(tmp_path):
+    content = BASE | {"format_version": "1.12", "packing": True, "defaults": {"stride": 8, "max_seq_len": 5}}
+    path = write(tmp_path / "base.json", content)
+    with pytest.warns(UserWarning, match="by a newer version") as caught:
+        manifest = Manifest.load(path)
+    assert [str(warning.message) for warning in caught] == [
+        f"{path} was exported by a newer version: 'defaults.stride', 'packing' is not known to erniem-rt "
+        f"{erniem_rt.__version__} and ignored. Update erniem-rt."
+    ]
+    known = BASE | {"defaults": {"max_seq_len": 5}}
+    assert manifest == Manifest.load(write(tmp_path / "base.json", known))
+    assert Manifest.load(write(tmp_path / "base.json", known | {"format_version": "1.12"})) == manifest
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        (2, "update erniem-rt, or export again with this version."),
+        ("2.0", "update erniem-rt, or export again with this version."),
+        (0, "export again with this version."),
+        ("0.9", "export again with this version."),
+    ],
+)
+def test_another_major_version_is_refused(version, remedy, tmp_path):
+    path = write(tmp_path / "qa.json", EXAMPLE | {"format_version": version, "packing": True})
+    with pytest.raises(ArtifactError) as caught:
+        Manifest.load(path)
+    shown = version if isinstance(version, str) else f"{version}.0"
+    reads = f"has format version {shown}, and erniem-rt {erniem_rt.__version__} reads 1.x: {remedy}"
+    assert str(caught.value) == f"{path} {reads}"
 
 
 BAD = [
-    ("format_version", 2, "format_version is 2, and this version of erniem-rt reads 1"),
-    ("format_version", 0, "format_version is 0"),
-    ("format_version", "1", "key 'format_version' must be an integer of at least 0, got \"1\""),
-    ("format_version", True, "key 'format_version' must be an integer"),
+    ("format_version", "1", "key 'format_version' must be a version such as '1.1', got \"1\""),
+    ("format_version", 1.1, "key 'format_version' must be a version such as '1.1', got 1.1"),
+    ("format_version", True, "key 'format_version' must be a version such as '1.1', got true"),
+    ("packed", 1, "key 'packed' must be true or false, got 1"),
+    ("cpu", 1, "key 'cpu' must be a non-empty string, got 1"),
     ("head", "squad", "key 'head' must be 'base' or 'cls' or"),
     ("head", ["qa"], "key 'head' must be"),
     ("task", "text-classification", "key 'task' must be 'question-answering', got \"text-classification\""),
@@ -245,3 +306,14 @@ def test_no_manifest(tmp_path):
 def test_a_folder_in_its_place(tmp_path):
     with pytest.raises(ArtifactError, match="cannot be read: Is a directory"):
         Manifest.load(tmp_path)
+
+
+def test_the_mask_mode_is_there_where_it_is_not_the_usual_one(tmp_path):
+    manifest = Manifest.load(write(tmp_path / "qa.json", EXAMPLE))
+    assert manifest.mask_mode == "padding"
+    manifest.save(tmp_path / "qa.json")
+    assert "mask_mode" not in json.loads((tmp_path / "qa.json").read_text())
+    other = Manifest.load(write(tmp_path / "qa.json", {**EXAMPLE, "mask_mode": "uie-m"}))
+    other.save(tmp_path / "qa.json")
+    assert Manifest.load(tmp_path / "qa.json").mask_mode == "uie-m"
+    assert "mask_mode" in refused(write(tmp_path / "qa.json", {**EXAMPLE, "mask_mode": "none"}))

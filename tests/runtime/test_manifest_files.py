@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from erniem_rt import ArtifactError, _files
-from erniem_rt._files import check_hash
+from erniem_rt import ArtifactError, files
+from erniem_rt.files import check_hash
 from erniem_rt.manifest import FileRecord, Manifest, hash_file
 
 
@@ -65,7 +65,7 @@ def test_hashes_are_those_of_the_whole_content(tmp_path, size):
 
 @pytest.mark.parametrize("extra", [0, 1, 5000])
 def test_a_large_file_is_recorded_and_checked_in_pieces(tmp_path, monkeypatch, extra):
-    monkeypatch.setattr(_files, "PIECE", 4096)
+    monkeypatch.setattr(files, "PIECE", 4096)
     content = os.urandom(8192 + extra)
     pieces = [hashlib.sha256(content[start : start + 4096]).digest() for start in range(0, len(content), 4096)]
     path = tmp_path / "data"
@@ -90,7 +90,7 @@ def test_a_large_file_is_recorded_and_checked_in_pieces(tmp_path, monkeypatch, e
 
 
 def test_a_file_of_one_piece_has_one_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(_files, "PIECE", 4096)
+    monkeypatch.setattr(files, "PIECE", 4096)
     (tmp_path / "data").write_bytes(b"x" * 4096)
     assert hash_file(tmp_path / "data").pieces_sha256 is None
 

@@ -12,10 +12,8 @@ import onnxruntime
 import pytest
 
 from erniem_rt import EngineError, InvalidInputError
-from erniem_rt.engines import _ort_binding
-from erniem_rt.engines._ort_binding import BoundRuns, GraphRuns
 from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.ort import OrtEngine
+from erniem_rt.engines.onnxruntime import BoundRuns, GraphRuns, OrtEngine
 
 PLACE = ("cuda", 1)
 
@@ -173,7 +171,7 @@ def test_other_outputs_or_another_order_are_another_graph(tmp_path, recorder):
 
 
 def test_graphs_are_kept_few(tmp_path, recorder, monkeypatch):
-    monkeypatch.setattr(_ort_binding, "MOST_GRAPHS", 2)
+    monkeypatch.setattr("erniem_rt.engines.onnxruntime.MOST_GRAPHS", 2)
     opened = engine(tmp_path, True)
     for _ in range(3):
         for length in (1, 2, 3):

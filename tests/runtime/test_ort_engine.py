@@ -1,12 +1,16 @@
-"""The ONNX Runtime engine: options, devices, and what is said when a package or a device is not there."""
+"""ONNX Runtime: which package and version, which options, memory that is given back, and what its failures say."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +18,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, _threads
+import erniem_rt
+from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, machine
 from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.ort import OrtEngine
-from erniem_rt.manifest import TensorSpec
+from erniem_rt.engines.onnxruntime import OrtEngine, ShrinkingRuns, version_of
+from erniem_rt.manifest import Manifest, TensorSpec
 
 CPU = Device("cpu")
 
@@ -109,8 +114,9 @@ def test_whatever_a_run_fails_with_is_one_error(heads, failure):
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 2), (1, 1), (3, 3)])
 def test_threads_reach_the_engine(heads, created, monkeypatch, threads, expected):
-    monkeypatch.setattr(_threads, "_affinity", lambda: 2)
-    monkeypatch.setattr(_threads, "_quotas", lambda root: ())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "_affinity", lambda: 2)
+    monkeypatch.setattr(machine, "_quotas", lambda root: ())
     Session(heads["qa"].path, threads=threads).close()
     (call,) = created
     assert call.options.intra_op_num_threads == expected
@@ -245,7 +251,7 @@ def test_a_graph_that_cannot_be_captured_is_not_the_fault_of_the_device(tmp_path
 
 
 def test_a_packed_graph_is_refused_before_anything_is_loaded(artifact, monkeypatch):
-    artifact.edit(lambda manifest: manifest.update(target="onnxruntime-cuda-packed", engine={"packed": True}))
+    artifact.edit(lambda manifest: manifest.update(target="onnxruntime-cuda-packed", packed=True))
     calls = fake_onnxruntime(monkeypatch)
     with pytest.raises(ArtifactError, match="the work of a packed graph depends on the mask: leave out cuda_graphs"):
         Session(artifact.path, device="cuda", cuda_graphs=True)
@@ -298,3 +304,153 @@ def test_a_lack_of_memory_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
     fake_onnxruntime(monkeypatch, failure=MemoryError())
     with pytest.raises(MemoryError):
         OrtEngine(tmp_path / "qa.onnx", device=CPU, options=GraphOptions())
+
+
+ROOT = str(Path(erniem_rt.__file__).parents[1])
+NOTE = "import os; __version__ = {version!r}; seen = os.environ.get('ORT_DISABLE_TELEMETRY')\n"
+PROGRAM = """
+{before}
+from erniem_rt.engines.onnxruntime import import_onnxruntime
+import_onnxruntime()
+print(import_onnxruntime().seen)
+"""
+
+
+def imported(tmp_path, before: str, version: str = "1.31.1", **env: str) -> tuple[str, str]:
+    """What the variable was when a stand-in for onnxruntime was imported, and what was said."""
+    (tmp_path / "onnxruntime.py").write_text(NOTE.format(version=version), "utf-8")
+    known = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before=before)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**known, **env, "PYTHONPATH": os.pathsep.join([str(tmp_path), ROOT])},
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def test_telemetry_is_off_and_nothing_is_said(tmp_path):
+    assert imported(tmp_path, "") == ("1", "")
+
+
+@pytest.mark.parametrize("before", ["", "import onnxruntime"])
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_the_users_own_value_stays(tmp_path, before, value):
+    assert imported(tmp_path, before, ORT_DISABLE_TELEMETRY=value) == (value, "")
+
+
+def test_an_import_before_ours_is_said_once(tmp_path):
+    seen, said = imported(tmp_path, "import onnxruntime, warnings; warnings.simplefilter('always')")
+    assert seen == "None"
+    assert said.count("UserWarning") == 1
+    assert "onnxruntime 1.31.1 was imported before erniem_rt could turn its telemetry off" in said
+
+
+@pytest.mark.parametrize("version", ["1.28.0", "1.20.1", "dev"])
+def test_versions_without_telemetry_need_no_word(tmp_path, version):
+    assert imported(tmp_path, "import onnxruntime", version) == ("None", "")
+
+
+PADDED = np.array([[0, 5, 6, 7, 2, 1, 1, 1], [0, 8, 9, 10, 11, 12, 13, 2]])
+
+
+@pytest.mark.parametrize("head", ["cls", "mc"])
+def test_a_row_in_a_padded_batch_is_the_row_alone(nano_artifact: Callable[[str], Path], head: str) -> None:
+    """onnxruntime 1.20 gives others, for the last layer has one query per row."""
+    with Session(nano_artifact(head)) as session:
+        batch, alone = PADDED, PADDED[:1, :5]
+        if head == "mc":
+            batch, alone = batch[:, None], alone[:, None]
+        found, expected = session.run(input_ids=batch)["logits"][0], session.run(input_ids=alone)["logits"][0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    if head == "cls":
+        np.testing.assert_allclose(found, [-1.52, 2.37, 0.22], atol=0.01)
+
+
+def needs(artifact: Any, version: object) -> None:
+    artifact.edit(lambda manifest: manifest.update(onnxruntime=version))
+
+
+def test_an_older_onnxruntime_is_refused(artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(artifact, "1.21")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
+    with pytest.raises(EngineUnavailableError) as caught:
+        Session(artifact.path)
+    assert str(caught.value) == (
+        f"{artifact.path} needs onnxruntime 1.21 or newer, and 1.20.1 may compute it wrongly: "
+        'pip install --upgrade "onnxruntime>=1.21".'
+    )
+
+
+@pytest.mark.parametrize("found", ["1.21.0", "1.100.0", "2.0.0", "built here"])
+def test_a_newer_one_is_taken(artifact: Any, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    needs(artifact, "1.21")
+    monkeypatch.setattr(onnxruntime, "__version__", found)
+    Session(artifact.path).close()
+
+
+def test_the_manifest_need_not_say(artifact: Any, tmp_path: Path) -> None:
+    manifest = Manifest.load(artifact.manifest)
+    assert manifest.onnxruntime is None
+    manifest.save(tmp_path / "saved.json")
+    assert '"onnxruntime"' not in (tmp_path / "saved.json").read_text()
+    needs(artifact, "1.9")
+    assert Manifest.load(artifact.manifest).onnxruntime == "1.9"
+    assert version_of(onnxruntime) > (1, 9)
+
+
+@pytest.mark.parametrize("version", [1.21, "", "new", "1", "1.21.1"])
+def test_what_is_no_version_is_refused(artifact: Any, version: object) -> None:
+    needs(artifact, version)
+    with pytest.raises(ArtifactError, match=r"'onnxruntime' must be a version such as '1\.21'"):
+        Manifest.load(artifact.manifest)
+
+
+MB = 1 << 20
+STATUS = Path("/proc/self/statm")
+
+
+def resident() -> int:
+    return int(STATUS.read_text().split()[1]) * 4096 // MB
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="no /proc")
+@pytest.mark.parametrize(("shrink", "kept"), [(None, False), (True, False), (False, True)])
+def test_what_a_large_run_took_is_given_back(
+    nano_artifact: Callable[[str], Path], shrink: bool | None, kept: bool
+) -> None:
+    with erniem_rt.Session(nano_artifact("qa"), threads=2, shrink_memory=shrink) as session:
+        small = np.full((1, 8), 5)
+        session.run(input_ids=small)
+        before = resident()
+        session.run(input_ids=np.full((16, 512), 5))  # takes about 250 MB, and of an onnxruntime before 1.30 less
+        session.run(input_ids=small)
+        session.run(input_ids=small)
+        assert (resident() - before > 60) is kept
+
+
+def test_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ort:
+        class RunOptions:
+            def add_run_config_entry(self, name: str, value: str) -> None:
+                assert (name, value) == ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    class Session:
+        def run(self, outputs: list[str], feeds: Any, options: Any) -> list[bool]:
+            return [options is not None]
+
+    def shrinks(shrink: bool | None, sizes: list[int]) -> list[bool]:
+        runs = ShrinkingRuns(Ort, Session(), shrink)
+        return [bool(runs.run([], {"attention_mask": np.ones((1, size))})[0]) for size in sizes]
+
+    sizes = [8192, 8192, 4096, 2048, 2048, 10, 3000, 10, 4096, 1024, 4096, 4096]
+    expected = [False, False, False, True, False, False, False, False, False, True, False, False]
+    assert shrinks(None, sizes) == expected
+    assert shrinks(True, sizes) == [True] * len(sizes)
+    assert shrinks(False, sizes) == [False] * len(sizes)
+
+
+def test_it_is_for_graphs_on_a_cpu(nano_artifact: Callable[[str], Path]) -> None:
+    with pytest.raises(InvalidInputError, match="shrink_memory=True needs device='cpu', got device='cuda:0'"):
+        erniem_rt.Session(nano_artifact("qa"), device="cuda", shrink_memory=True)

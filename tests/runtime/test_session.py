@@ -74,7 +74,7 @@ def test_inputs_come_by_keyword_by_mapping_or_both(heads):
 def test_the_manifest_opens_the_artifact_too(heads):
     with Session(heads["cls"].manifest) as session:
         assert_same(session.run(input_ids=IDS), heads["cls"].answer(IDS))
-    assert repr(session) == f"Session({str(heads['cls'].path)!r}, head='cls', device='cpu')"
+    assert repr(session) == f"Session({str(heads['cls'].path)!r}, head='cls', device='cpu', engine='onnxruntime')"
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -157,8 +157,8 @@ def test_a_session_loads_no_training_library(heads):
     ("cpu", "vnni", "warns"), [("vnni", False, True), ("vnni", True, False), ("avx2", False, False)]
 )
 def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypatch, cpu, vnni, warns):
-    artifact.edit(lambda manifest: manifest.update(engine={"int8": {"cpu": cpu}}))
-    monkeypatch.setattr("erniem_rt._cpu.has_vnni", lambda: vnni)
+    artifact.edit(lambda manifest: manifest.update(cpu=cpu))
+    monkeypatch.setattr("erniem_rt.machine.has_vnni", lambda: vnni)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Session(artifact.path).close()
@@ -167,3 +167,24 @@ def test_int8_for_another_cpu_is_a_warning_when_it_is_loaded(artifact, monkeypat
         "Export it again with --int8 --cpu avx2."
     ]
     assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_many_batches_are_taken_one_by_one_and_answered_in_order(heads):
+    taken, tokens = [], [5, 6, 99, 7]
+    with Session(heads["qa"].path, threads=2) as session:
+        answers = session.run_all({"input_ids": [[0, taken.append(token) or token, 2]]} for token in tokens)
+        assert taken == []
+        for token in tokens[:2]:
+            found = next(answers)
+            assert taken[-1] == token
+            for name, expected in session.run(input_ids=[[0, token, 2]]).items():
+                np.testing.assert_array_equal(found[name], expected)
+        with pytest.raises(InvalidInputError, match=r"input_ids\[0, 1\] is 99"):
+            next(answers)
+    with pytest.raises(InvalidInputError, match="is closed"):
+        next(session.run_all([{"input_ids": [[0, 5, 2]]}]))
+
+
+def test_lanes_are_no_more(heads):
+    with Session(heads["qa"].path) as session, pytest.warns(DeprecationWarning, match="always 1"):
+        assert session.lanes == 1

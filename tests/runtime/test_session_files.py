@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session
-from erniem_rt._onnxruntime import version_of
+from erniem_rt.engines.onnxruntime import version_of
 from erniem_rt.manifest import Manifest
 
 
@@ -144,7 +144,8 @@ def test_arithmetic_in_bfloat16_is_not_a_cpus(artifact, weights):
         refuses(
             artifact.path,
             "qa.onnx is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
-            'device="cuda", or export with --fp16 or in float32.',
+            'device="cuda" or, with pip install "erniem-rt[openvino]", engine="openvino", or export with --fp16 or in '
+            "float32.",
             error=EngineUnavailableError,
         )
 
@@ -178,7 +179,7 @@ def test_a_manifest_of_another_head(heads, tmp_path):
 
 def test_a_manifest_of_another_version(artifact):
     artifact.edit(lambda m: m.update(format_version=2))
-    refuses(artifact.path, "format_version is 2, and this version of erniem-rt reads 1; re-export with this version")
+    refuses(artifact.path, "format version 2.0, and erniem-rt", "reads 1.x: update erniem-rt, or export again with")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_plan_that_is_not_there(artifact):
 
 def test_an_engine_is_closed_when_the_check_fails(artifact, monkeypatch):
     closed = []
-    from erniem_rt.engines.ort import OrtEngine
+    from erniem_rt.engines.onnxruntime import OrtEngine
 
     monkeypatch.setattr(OrtEngine, "close", lambda engine: closed.append(engine))
     flip_a_bit(artifact.data)

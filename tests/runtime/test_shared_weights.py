@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Session
 from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.ort import OrtEngine
+from erniem_rt.engines.onnxruntime import OrtEngine
 from erniem_rt.errors import InvalidInputError
 
 SIZE = 2048  # of a square matrix: 16 MiB of weights
@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.ort import OrtEngine
+from erniem_rt.engines.onnxruntime import OrtEngine
 engine = OrtEngine(Path(sys.argv[1]), device=Device("cpu"), options=GraphOptions(share_weights=sys.argv[2] == "shared"))
 engine.run({"x": np.ones((4, int(sys.argv[3])), np.float32)}, ["y"])
 lines = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])

@@ -1,4 +1,4 @@
-"""How many threads a session, its lanes and its tokenizer take, and whether those that wait use the CPU."""
+"""How many threads a session and its tokenizer take, and whether those that wait use the CPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ import onnxruntime
 import pytest
 
 import erniem_rt
-from erniem_rt import InvalidInputError, Session, Tokenizer
-from erniem_rt import _threads as threads_module
-from erniem_rt._threads import default_threads
+from erniem_rt import InvalidInputError, Session, Tokenizer, machine
+from erniem_rt.machine import default_threads
 
 
 @pytest.fixture(autouse=True)
 def many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads_module, "_affinity", lambda: 64)
+    monkeypatch.setattr(machine, "_affinity", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def engine_options(holder: Any) -> Any:
-    """onnxruntime's options of a session, or of its lanes."""
+    """onnxruntime's options of a session."""
     return holder._engine._run.__self__._session.get_session_options()
 
 
@@ -78,12 +77,12 @@ def test_the_default_keeps_to_omp_num_threads(tmp_path: Path, value: str, count:
     assert default_threads(tmp_path, {"OMP_NUM_THREADS": value}) == count
 
 
-def test_sessions_lanes_and_tokenizers_take_the_default(
+def test_sessions_and_tokenizers_take_the_default(
     heads: Any, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with Session(heads["qa"].path) as session:
-        assert session.lanes == session.threads == 3
+        assert session.threads == 3
         assert engine_options(session).intra_op_num_threads == 3
     tokenizer, taken = Tokenizer.from_dir(tokenizer_dir), []
     encode = tokenizer._model.encode
@@ -144,16 +143,6 @@ def test_how_long_threads_without_work_spin(
             with contextlib.suppress(RuntimeError):
                 found[f"session.intra_op.{name}"] = options.get_session_config_entry(f"session.intra_op.{name}")
     assert found == entries
-
-
-def test_lanes_take_the_options_of_their_session(heads: Any) -> None:
-    with Session(heads["qa"].path, threads=2, spinning=False, shrink_memory=True) as session:
-        list(session.run_all([{"input_ids": [[0, 5, 2]]}] * 3))
-        side = session._side
-        assert side is not None
-        options = engine_options(side)
-        assert options.intra_op_num_threads == 1
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.parametrize("name", ["spinning", "shrink_memory"])

@@ -1,16 +1,21 @@
-"""The tokenizer's interface: rows, batches, vocabulary, and what it refuses."""
+"""The tokenizer: ids of texts, character offsets, and what it refuses."""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from erniem_rt.errors import EngineUnavailableError, InvalidInputError
 from erniem_rt.tokenizer import AddedToken, Tokenizer, TokenizerSettings
@@ -135,7 +140,7 @@ def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
     vocabulary, model = tokenizer.save_vocabulary(tmp_path, "tiny")
     assert Path(vocabulary).name == "tiny-vocab.txt"
     assert Tokenizer(model, vocabulary)("The 2021").input_ids == tokenizer("The 2021").input_ids
-    with pytest.raises(InvalidInputError, match="must be an existing folder; there is none at "):
+    with pytest.raises(InvalidInputError, match="must be an existing folder, got "):
         tokenizer.save_vocabulary(tmp_path / "missing")
 
 
@@ -146,12 +151,15 @@ def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (lambda t: t(b"The"), "text must be str, not bytes"),
         (lambda t: t(["The"]), r"text must be str, not list; batch\(\) takes several texts"),
         (lambda t: t("The", 5), "pair must be str, not int"),
-        (lambda t: t("The", truncation="longest"), "truncation must be one of 'longest_first', .* not 'longest'"),
+        (
+            lambda t: t("The", truncation="longest"),
+            "must be one of longest_first, .* or None, got 'longest'",
+        ),
         (lambda t: t("The", truncation="longest_first"), "truncation needs max_length"),
         (lambda t: t("The", max_length=1), "max_length=1 is less than the 2 special tokens"),
         (lambda t: t("The", "3", truncation="longest_first", max_length=3), "less than the 4 special tokens"),
-        (lambda t: t("The", max_length=0, add_special_tokens=False), "max_length must be a whole number above 0"),
-        (lambda t: t("The", max_length=2.5), "max_length must be a whole number above 0, not 2.5"),
+        (lambda t: t("The", max_length=0, add_special_tokens=False), "max_length must be an integer of at least 1"),
+        (lambda t: t("The", max_length=2.5), "max_length must be an integer of at least 1, got 2.5"),
         (lambda t: t("The lighthouse", max_length=3), "row has 4 tokens, more than max_length=3. Pass truncation="),
         (lambda t: t("The", truncation="only_second", max_length=2), "remove 1 tokens, but the second text has 0"),
         (
@@ -162,17 +170,17 @@ def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (lambda t: t.batch("The"), "texts must be a list of str, not str"),
         (lambda t: t.batch(["The", 3]), "text must be str, not int"),
         (lambda t: t.batch(["The"], ["a", "b"]), "as many pairs as texts, not 2 pairs for 1 texts"),
-        (lambda t: t.batch(["The"], padding=True), "padding must be one of 'longest', 'max_length' or None, not True"),
-        (lambda t: t.batch(["The"], padding_side="top"), "padding_side must be one of 'left', 'right'"),
+        (lambda t: t.batch(["The"], padding=True), "padding must be one of longest, max_length or None, got True"),
+        (lambda t: t.batch(["The"], padding_side="top"), "padding_side must be one of left, right or None"),
         (lambda t: t.batch(["The"], padding="max_length"), "padding='max_length' needs max_length"),
         (lambda t: t.batch(["The", "The letters"], padding=None), "Rows of different lengths"),
         (lambda t: t.batch(["The"], padding=None, pad_to_multiple_of=8), "pad_to_multiple_of needs padding"),
-        (lambda t: t.batch(["The"], pad_to_multiple_of=0), "pad_to_multiple_of must be a whole number above 0"),
+        (lambda t: t.batch(["The"], pad_to_multiple_of=0), "pad_to_multiple_of must be an integer of at least 1"),
         (
             lambda t: t.batch(["The"], truncation="longest_first", max_length=9, pad_to_multiple_of=8),
             "max_length=9 is not a multiple of pad_to_multiple_of=8",
         ),
-        (lambda t: t.batch(["The"], truncation=np.array(["a", "b"])), "truncation must be one of 'longest_first'"),
+        (lambda t: t.batch(["The"], truncation=np.array(["a", "b"])), "truncation must be one of longest_first"),
         (lambda t: t.decode(5), "ids must be a list of integers, not int"),
         (lambda t: t.decode(np.array(5)), "ids must be a list of integers, not ndarray"),
         (lambda t: t.decode([0, 1.5]), "ids must be a list of integers; one is float"),
@@ -199,3 +207,163 @@ def test_a_missing_sentencepiece_is_named(tokenizer_dir: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(EngineUnavailableError, match=r'pip install "erniem-rt\[text\]"'):
         Tokenizer.from_dir(tokenizer_dir)
+
+
+AWKWARD = [
+    *" \t\n\u3000\u200b\u00a0▁\u0000\u0007\u0301\u0327\u200dİΣßﬁ½㍻ﷺ…ｶﾞ🦊中가\u1100\u1161\u11a8，。?1２٣²aAbB\ud800"
+]
+TEXTS = st.lists(st.sampled_from([*AWKWARD, "[MASK]", "The", " wrote "]) | st.characters(), max_size=20).map("".join)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["cased", "lower-cased"])
+def either(tokenizer_dir: Path, request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer(
+        tokenizer_dir / "sentencepiece.bpe.model",
+        tokenizer_dir / "vocab.txt",
+        settings=TokenizerSettings(do_lower_case=request.param),
+    )
+
+
+@pytest.fixture(scope="module")
+def normalizer(tokenizer_dir: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "sentencepiece.bpe.model"))
+
+
+def spans(either: Tokenizer, text: str) -> list[tuple[str, int, int]]:
+    encoding = either(text, add_special_tokens=False)
+    tokens = either.tokenize(text)
+    return [(token, *span) for token, span in zip(tokens, encoding.offsets, strict=True)]
+
+
+def sources(either: Tokenizer, text: str) -> list[tuple[str, str]]:
+    return [(token, text[start:end]) for token, start, end in spans(either, text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The  wrote", [("▁The", 0, 3), ("▁wrote", 5, 10)]),
+        ("\u3000The\u200b\twrote \n", [("▁The", 1, 4), ("▁wrote", 6, 11)]),
+        ("The\u0007\u0007 \u0007wrote\u0007", [("▁The", 0, 3), ("▁wrote", 7, 12)]),
+        ("T\u0007he", [("▁The", 0, 4)]),
+        ("ofﬁce", [("▁office", 0, 5)]),
+        ("…", [(".", 0, 1)] * 3),
+        ("㍿", [("株", 0, 1), ("式", 0, 1), ("会", 0, 1), ("社", 0, 1)]),
+        ("\u1112\u1161\u11ab\u1100\u1161\u11bc에서", [("▁한강에서", 0, 8)]),
+        ("1897,3", [("1897", 0, 4), (",", 4, 5), ("3", 5, 6)]),
+        ("２０２１", [("2021", 0, 4)]),
+        ("u\u0308berraschend u\u0308berraschend", [("▁überraschend", 0, 13), ("▁überraschend", 14, 27)]),
+        ("The[MASK] wrote", [("▁The", 0, 3), ("[MASK]", 3, 9), ("▁wrote", 10, 15)]),
+        ("", []),
+        (" \n\u200b", []),
+    ],
+)
+def test_known_spans(tokenizer_dir: Path, text: str, expected: list[tuple[str, int, int]]) -> None:
+    assert spans(Tokenizer.from_dir(tokenizer_dir), text) == expected
+
+
+def test_a_lone_word_mark_has_the_first_whitespace_character_of_its_run(tokenizer_dir: Path) -> None:
+    assert sources(Tokenizer.from_dir(tokenizer_dir), "The\t \u0007 ever\u3000ž")[1:] == [
+        ("▁ever", "ever"),
+        ("▁", "\u3000"),
+        ("ž", "ž"),
+    ]
+
+
+def test_lower_casing_that_adds_code_points_keeps_positions(tokenizer_dir: Path) -> None:
+    lowering = Tokenizer(
+        tokenizer_dir / "sentencepiece.bpe.model",
+        tokenizer_dir / "vocab.txt",
+        settings=TokenizerSettings(do_lower_case=True),
+    )
+    text = "İİ ΟΔΟΣ [MASK] WROTE"
+    found = sources(lowering, text)
+    assert found[-2:] == [("[MASK]", "[MASK]"), ("▁wrote", "WROTE")]
+    assert "".join(source for _, source in found if source.isalpha() and source > "Ͱ") == "ΟΔΟΣ"
+    assert found[0][1] in ("İ", "İİ")
+
+
+def test_added_tokens_that_swallow_whitespace_do_not_shift_their_neighbours(tokenizer_dir: Path) -> None:
+    greedy = TokenizerSettings(additional_special_tokens=(AddedToken("<ent>", lstrip=True, rstrip=True),))
+    either = Tokenizer(tokenizer_dir / "sentencepiece.bpe.model", tokenizer_dir / "vocab.txt", settings=greedy)
+    assert spans(either, "The  <ent>  wrote") == [("▁The", 0, 3), ("<ent>", 5, 10), ("▁wrote", 12, 17)]
+
+
+def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(tmp_path: Path) -> None:
+    """nmt_nfkc has no rule from several characters to several, but a model's own rules may."""
+    rules = tmp_path / "rules.tsv"
+    rules.write_text("61 62\t78 79\n", encoding="utf-8")  # "ab" becomes "xy"
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["x y xy q"] * 9),
+        model_writer=model,
+        vocab_size=9,
+        model_type="char",
+        normalization_rule_tsv=str(rules),
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    assert spans(Tokenizer.from_dir(tmp_path), "qabq") == [("q", 0, 1), ("x", 1, 3), ("y", 1, 3), ("q", 3, 4)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=TEXTS)
+def test_spans_are_monotone_and_inside_the_text(either: Tokenizer, text: str) -> None:
+    found = spans(either, text)
+    assert all(0 <= start < end <= len(text) for _, start, end in found)
+    for (_, start, end), (_, next_start, next_end) in pairwise(found):
+        assert start <= next_start
+        assert end <= next_end
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=TEXTS)
+def test_spans_cover_exactly_what_normalisation_keeps(
+    tokenizer_dir: Path, normalizer: sentencepiece.SentencePieceProcessor, text: str
+) -> None:
+    """The slow oracle: normalising what tokens cover spells them; normalising the rest leaves nothing."""
+    either = Tokenizer.from_dir(tokenizer_dir)
+    found = spans(either, text)
+    readable = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
+    covered = {i for _, start, end in found for i in range(start, end)}
+    assert not any(normalizer.normalize(char) for i, char in enumerate(readable) if i not in covered)
+    for tokens, start, end in clusters(found):
+        if tokens != "[MASK]":
+            assert normalizer.normalize(readable[start:end]).replace("▁", "") == tokens.replace("▁", "")
+    for token, start, end in found:
+        if token != "▁":
+            assert normalizer.normalize(readable[start])
+            assert normalizer.normalize(readable[end - 1])
+
+
+def clusters(found: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Join tokens that share a character: they can only be checked together."""
+    joined: list[tuple[str, int, int]] = []
+    for token, start, end in found:
+        if joined and start < joined[-1][2]:
+            joined[-1] = (joined[-1][0] + token, joined[-1][1], end)
+        else:
+            joined.append((token, start, end))
+    return joined
+
+
+def test_sentences_are_covered(either: Tokenizer, sentences: tuple[str, ...]) -> None:
+    for sentence in sentences:
+        covered = {i for start, end in either(sentence).offsets for i in range(start, end)}
+        assert all(i in covered or char.isspace() or char == "\u200c" for i, char in enumerate(sentence))
+
+
+def test_pairs_have_offsets_of_their_own_text(tokenizer_dir: Path) -> None:
+    encoding = Tokenizer.from_dir(tokenizer_dir)("The letters", "wrote 3")
+    assert encoding.offsets == [(0, 0), (0, 3), (4, 11), (0, 0), (0, 0), (0, 5), (6, 7), (0, 0)]
+    assert encoding.sequence_ids == [None, 0, 0, None, None, 1, 1, None]
+    assert encoding.special_tokens_mask == [1, 0, 0, 1, 1, 0, 0, 1]
+
+
+def test_a_long_text_takes_time_in_proportion(tokenizer_dir: Path) -> None:
+    """100,000 characters of each awkward kind: anything quadratic would take far longer."""
+    either = Tokenizer.from_dir(tokenizer_dir)
+    for unit in ("The lighthouse ", " ", "\u0007", "x\u0007", "[MASK]", "[MASK", "🦊"):
+        text = unit * (100_000 // len(unit))
+        assert either(text).offsets[-2][1] <= len(text)

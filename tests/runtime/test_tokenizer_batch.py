@@ -118,7 +118,7 @@ def test_the_oracle_and_the_batch_take_different_paths(tokenizer_dir: Path, monk
     """A sentence of known words needs no piece of text; the comparison above would prove little otherwise."""
     tokenizer = Tokenizer.from_dir(tokenizer_dir)
     expected = tokenizer("The lighthouse keeper wrote").input_ids
-    monkeypatch.delattr("erniem_rt.tokenizer._pieces.SentencePieceModel.tokenize")
+    monkeypatch.delattr("erniem_rt.tokenizer.pieces.SentencePieceModel.tokenize")
     assert tokenizer.batch(["The lighthouse keeper wrote"]).input_ids.tolist() == [expected]
     with pytest.raises(AttributeError):
         tokenizer("The lighthouse keeper wrote")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from erniem_rt._workers import Workers
+from erniem_rt.processes import Workers
 
 
 def test_calls_run_beside_each_other_and_no_more_than_wanted():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 
+from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
 from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
 from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
@@ -40,7 +41,6 @@ class Runs(Protocol):
     """What a pipeline needs of a session."""
 
     manifest: Manifest
-    lanes: int
     threads: int
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -52,13 +52,14 @@ class ReferenceSession:
 
     Attributes:
         manifest: The artifact's, without the outputs that no pipeline reads.
-        lanes: 1, for one batch runs after the other.
+        limits: The manifest's.
     """
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, model: ErnieMPreTrainedModel, manifest: Manifest) -> None:
         self._model = model
+        self.limits = manifest.limits
         self.manifest = replace(manifest, outputs=tuple(spec for spec in manifest.outputs if "." not in spec.name))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -67,13 +68,16 @@ class ReferenceSession:
 
     def run(self, *, input_ids: ArrayLike | None, attention_mask: ArrayLike | None) -> dict[str, NDArray[Any]]:
         """Outputs by name; both arrays are int64 ``(batch, sequence)``, for ``mc`` ``(batch, choices, sequence)``."""
+        ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
+        feeds = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if self.manifest.mask_mode == UIE_M:
+            feeds = at_full_width(ids, mask, self._model.config)
         with torch.inference_mode():
-            result = self._model(
-                input_ids=torch.from_numpy(np.asarray(input_ids)),
-                attention_mask=torch.from_numpy(np.asarray(attention_mask)),
-                return_dict=True,
-            )
-        return {spec.name: result[spec.name].numpy() for spec in self.manifest.outputs}
+            result = self._model(**feeds, return_dict=True)
+        found = {spec.name: result[spec.name].numpy() for spec in self.manifest.outputs}
+        if self.manifest.mask_mode == UIE_M:
+            found = {name: array[:, : ids.shape[1]] for name, array in found.items()}
+        return found
 
 
 def answers(task_set: TaskSet, runs: Runs, tokenizer: Tokenizer, told: Told = lambda _: None) -> list[Any]:

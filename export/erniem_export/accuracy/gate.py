@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.accuracy.answers import ReferenceSession, answers
@@ -28,6 +29,9 @@ __all__ = ["Accuracy", "AccuracyGate"]
 FALLS = {"fp32": 0.05, "other": 0.5}
 # For the rounding of differences of percentages: 3 answers of 600 are half a point.
 _ROUNDING = 1e-9
+
+
+_opened = partial(Session, engine="onnxruntime", verify=False)
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,21 @@ class AccuracyGate:
         self._told = told
         self._reference: list[Any] | None = None
 
-    def compare(self, artifact: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    def compare(
+        self,
+        artifact: Path,
+        report: Mapping[str, Any],
+        open_session: Callable[[Path], Session] = _opened,
+    ) -> dict[str, Any]:
         """Ask an artifact that passed the comparison of outputs; return its ``report`` with ``accuracy`` added.
+
+        ``open_session`` opens it, whose files were just verified.
 
         Raises:
             ParityError: A figure falls by more than it may, and the report is attached.
             InvalidInputError: An example cannot be asked, for its question leaves no room for a text.
         """
-        with Session(artifact, verify=False) as session:  # just verified
+        with open_session(artifact) as session:
             accuracy = self._measure(session)
         report = {**report, "accuracy": accuracy.to_json()}
         failures = accuracy.failures()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from erniem_export.errors import ParityError, PrecisionError
+from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.parity.cases import Case, build_cases
 from erniem_export.parity.decisions import compare_decisions
 from erniem_export.parity.diagnosis import diagnose, remedy
@@ -24,7 +27,7 @@ from erniem_export.parity.measures import (
 from erniem_export.parity.rounding import Rounding
 from erniem_export.parity.weights import Weights, compare_weights
 from erniem_rt.errors import EngineError
-from erniem_rt.manifest import HEADS, Manifest
+from erniem_rt.manifest import HEADS
 from erniem_rt.session import Session
 
 if TYPE_CHECKING:
@@ -35,11 +38,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from erniem_export.modeling import ErnieMPreTrainedModel
+    from erniem_rt.manifest import Manifest
 
 __all__ = ["Reference", "check_parity", "reference_outputs"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
+_opened = partial(Session, engine="onnxruntime")
 
 
 class Reference:
@@ -60,9 +65,9 @@ class Reference:
             self._outputs[case.name] = reference_outputs(self.model, manifest, case)
         return dict(self._outputs[case.name])
 
-    def limits(self, manifest: Manifest, cases: list[Case]) -> Thresholds:
+    def limits(self, manifest: Manifest, precision: Mapping[str, str], cases: list[Case]) -> Thresholds:
         """What an artifact of this precision may differ by: a fixed amount, or what rounding does to this model."""
-        precision = {part: manifest.precision.get(part, "") for part in ("weights", "embedding")}
+        precision = {part: precision.get(part, "") for part in ("weights", "embedding")}
         fixed, key = thresholds_of(precision), str(precision)
         if not is_judged_by_rounding(precision):
             return fixed
@@ -83,7 +88,7 @@ def check_parity(
     *,
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
-    open_session: Callable[[Path], AbstractContextManager[Session]] = Session,
+    open_session: Callable[[Path], AbstractContextManager[Session]] = _opened,
     reference: Reference | None = None,
     weights: Weights | None = None,
     unrounded: bool | None = None,
@@ -95,7 +100,7 @@ def check_parity(
         model: The model that it was exported from.
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
-        open_session: Opens the artifact, on the CPU unless it is told otherwise.
+        open_session: Opens the artifact, in ONNX Runtime on the CPU unless it is told otherwise.
         reference: The model's outputs, where they are already there.
         weights: How they compare, if it is known: in what was derived from an artifact they have other forms.
         unrounded: True: this is a graph without its rounding, held to the digits of fp32. False: such a graph has
@@ -109,19 +114,20 @@ def check_parity(
     reference = reference or Reference(model)
     with open_session(artifact) as session:
         manifest = session.manifest
-        cases, named = build_cases(manifest, tokenizer_dir), _named(manifest)
-        limits = THRESHOLDS["fp32"] if unrounded else reference.limits(manifest, cases)
+        precision = _precision(session)
+        cases, named = build_cases(replace(manifest, limits=session.limits), tokenizer_dir), _named(precision)
+        limits = THRESHOLDS["fp32"] if unrounded else reference.limits(manifest, precision, cases)
         report = Report(f"{named} without rounding" if unrounded else named, limits, decides=_decides(manifest))
         results = []
         for case in progress(cases):
             found = _run(session, case.name, case.feeds)  # before PyTorch, which checks no ids
-            expected = _as_promised(manifest, case, reference.outputs(manifest, case))
+            expected = _as_promised(session, case, reference.outputs(manifest, case))
             _compare(report, manifest, case, found, expected)
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
     if weights is None:  # the graph's, where what ran is a plan of another precision
-        weights = compare_weights(artifact, model, Manifest.load(artifact.with_suffix(".json")).precision)
+        weights = compare_weights(artifact, model, manifest.precision)
     report.weights = weights
     problems = report.failures()
     if not problems:
@@ -139,8 +145,17 @@ def check_parity(
     )
 
 
-def _named(manifest: Manifest) -> str:
-    weights, embedding = manifest.precision.get("weights", ""), manifest.precision.get("embedding", "")
+def _precision(session: Session) -> dict[str, str]:
+    """What to judge by: the parts of the graph or plan, and bf16 where that is computed in and not in int8."""
+    plan = session.manifest.plan if session.engine == "tensorrt" else None
+    parts = dict(session.manifest.precision if plan is None else plan.precision)
+    if session.precision == "bf16" and parts.get("weights") == "fp32":
+        parts["weights"] = "bf16"
+    return parts
+
+
+def _named(precision: Mapping[str, str]) -> str:
+    weights, embedding = precision.get("weights", ""), precision.get("embedding", "")
     return weights if weights == embedding else f"{weights}, embedding {embedding},"
 
 
@@ -159,9 +174,12 @@ def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str,
 def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
     """Run the PyTorch model on a case; outputs by the graph's names."""
     names = [spec.name for spec in manifest.outputs]
+    feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
+    if manifest.mask_mode == UIE_M:
+        feeds = at_full_width(case.feeds["input_ids"], case.attend, model.config)
     with torch.no_grad():
         result = model(
-            **{name: torch.from_numpy(array) for name, array in case.feeds.items()},
+            **feeds,
             output_hidden_states=any(name.startswith("hidden_states.") for name in names),
             output_attentions=any(name.startswith("attentions.") for name in names),
             return_dict=True,
@@ -170,6 +188,8 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
     for name in names:
         field_name, _, index = name.partition(".")
         outputs[name] = (result[field_name][int(index)] if index else result[field_name]).numpy()
+        if manifest.mask_mode == UIE_M:
+            outputs[name] = outputs[name][:, : case.attend.shape[1]]
         if not np.isfinite(outputs[name]).all():
             raise ParityError(
                 f"the PyTorch model itself yields NaN or infinity in {name} on the case {case.name!r}: "
@@ -178,14 +198,16 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
     return outputs
 
 
-def _as_promised(manifest: Manifest, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _as_promised(session: Session, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """What the artifact promises to give: a packed graph leaves padding out, and gives zeros there."""
-    if not (manifest.engine or {}).get("packed"):
+    if not session.packed:
         return outputs
     attend = case.attend
     first = np.arange(attend.shape[-1]) == 0
-    kept = attend | first | ~attend.any(axis=-1, keepdims=True)
-    for spec in manifest.outputs:
+    kept = attend | first
+    if session.manifest.mask_mode != UIE_M:
+        kept |= ~attend.any(axis=-1, keepdims=True)
+    for spec in session.manifest.outputs:
         if "sequence" in spec.shape:
             array = outputs[spec.name]
             outputs[spec.name] = np.where(kept.reshape(kept.shape + (1,) * (array.ndim - kept.ndim)), array, 0.0)

@@ -1,6 +1,6 @@
 """Are products in int8 the checkpoint's linear layers, as nearly as rounding leaves them?
 
-Rounding lets one weight make up for the error of another (see :mod:`erniem_export.quantization.rounding`), so none
+Rounding lets one weight make up for the error of another (see :mod:`erniem_export.quantization.products`), so none
 need be the nearest step to its parameter, and the few that would overflow beside their neighbour are further off. Rows
 and columns as a whole are not: those of another matrix, and a scale that is another column's, are tens of steps off.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from erniem_export.passes._casts import uncast
+from erniem_export.passes.rewriter import uncast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ParityError, PrecisionError
 from erniem_export.onnx_export import read, write
+from erniem_export.options import arithmetic_of
 from erniem_export.parity.gate import Reference, check_parity
 from erniem_export.parity.measures import thresholds_of
 from erniem_export.parity.rounding import holding
@@ -62,7 +63,7 @@ def judge(
         ErnieMError: As :func:`check_parity` and :meth:`AccuracyGate.compare`.
     """
     facts = Manifest.load(artifact.with_suffix(".json")).precision
-    precision = facts.get("products", facts.get("weights"))  # of int8 weights, what they are multiplied in
+    precision = arithmetic_of(facts)
     if {facts.get("weights"), facts.get("embedding")} == {"fp32"}:
         report = check_parity(artifact, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()
         return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}

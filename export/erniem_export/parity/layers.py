@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from erniem_export.ort_session import open_session
+from erniem_export.onnx_export import open_session
 from erniem_export.parity.measures import Thresholds, measure
 
 if TYPE_CHECKING:

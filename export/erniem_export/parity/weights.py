@@ -15,6 +15,7 @@ import torch
 
 from erniem_export.modeling import ErnieMForInformationExtraction
 from erniem_export.onnx_export import read
+from erniem_export.options import arithmetic_of
 from erniem_export.parity.int8_weights import compare_products
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Map
     parameters = model.state_dict()
     found = compare_products(graph, {name: parameter.numpy() for name, parameter in parameters.items()})
     for name, parameter in parameters.items():
-        kind = precision["embedding"] if name.endswith(_WORDS) else precision.get("products", precision["weights"])
+        kind = precision["embedding"] if name.endswith(_WORDS) else arithmetic_of(precision)
         results = _compare(name, parameter.contiguous().numpy(), stored, kind)
         if results:
             found[name] = all(results) and found.get(name, True)

@@ -1,12 +1,14 @@
-"""Attention as one node per layer: ONNX Runtime's MultiHeadAttention.
+"""Attention as one node per layer: ONNX Runtime's MultiHeadAttention, or opset 23's Attention for TensorRT.
 
-From the canonical graph's MatMul, Where, Softmax, MatMul between split and merged heads, to
-``com.microsoft.MultiHeadAttention`` with a key padding mask. Its mask value is the lowest float, as in the canonical
-graph, so that a row of padding only keeps its uniform weights.
+Both begin at the canonical graph's MatMul, Where, Softmax, MatMul. A row of padding only has uniform weights there,
+and keeps them: MultiHeadAttention overwrites what the mask hides with the lowest float, as the canonical graph does.
+Attention overwrites it with minus infinity, which would make such a row NaN; :func:`keep_masks_alive` lets it attend
+to everything with queries of zero instead.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,65 +16,113 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, producer, single_use
+from erniem_export.passes.rewriter import CONTRIB, Rewriter, producer, single_use, uncast
 
-__all__ = ["fuse_attention"]
+__all__ = ["ATTENTION_OPSET", "Attention", "fuse_attention", "keep_masks_alive", "to_attention"]
 
-_MASK_NAME = "key_padding_mask"
-_INT32 = int(ir.DataType.INT32)
+ATTENTION_OPSET = 23
+
+_MASK_NAME, _BIAS_NAME = "key_padding_mask", "attention_bias"
+_BOOL, _INT32 = int(ir.DataType.BOOL), int(ir.DataType.INT32)
 
 
 @dataclass(frozen=True)
-class _Attention:
-    """The attention of one layer: ``(batch, sequence, hidden)`` projections, the bool mask, and the merged heads."""
+class Attention:
+    """The nodes of one layer's attention, and its bool mask ``attend (rows, 1, 1, keys)``, True where to attend.
 
-    query: ir.Value
-    key: ir.Value
-    value: ir.Value
+    ``scaled`` divides the query by the root of a head's size, ``scores`` multiplies it by the key, and ``masked``
+    overwrites the scores that the mask hides, for ``softmax``. There may be Casts between them. ``bias (rows, 1, 1,
+    keys)`` is added to the scores, where there is one.
+    """
+
+    place: str
+    scaled: ir.Node
+    scores: ir.Node
+    masked: ir.Node
+    softmax: ir.Node
     attend: ir.Value
-    heads: int
-    head_size: int
-    merged: ir.Node
+    bias: ir.Value | None = None
+
+    @property
+    def context(self) -> ir.Node:
+        """The matmul of the weights with the values; :class:`FusionError` if anything else reads the weights."""
+        return single_use(self.softmax.outputs[0], "MatMul", f"{self.place}, weights")
+
+
+def _find_attentions(graph: ir.Graph, layers: int) -> list[Attention]:
+    anchors = [node for node in graph if node.op_type == "Softmax"]
+    if len(anchors) != layers:
+        raise FusionError(f"found {len(anchors)} attentions in a model of {layers} layers")
+    return [_match(softmax, f"attention of layer {layer}") for layer, softmax in enumerate(anchors)]
+
+
+def _match(softmax: ir.Node, place: str) -> Attention:
+    masked = producer(uncast(softmax.inputs[0]), "Where", f"{place}, mask")
+    attend = producer(masked.inputs[0], "Not", f"{place}, mask").inputs[0]
+    entering, bias = uncast(masked.inputs[2]), None
+    if entering is not None and (added := entering.producer()) is not None and added.op_type == "Add":
+        entering, bias = uncast(added.inputs[0]), uncast(added.inputs[1])
+    scores = producer(entering, "MatMul", f"{place}, scores")
+    scaled = producer(uncast(scores.inputs[0]), "Div", f"{place}, scaled query")
+    if attend is None:
+        raise FusionError(f"{place}: the mask is missing")
+    return Attention(place, scaled, scores, masked, softmax, attend, bias)
 
 
 def fuse_attention(model: ir.Model, layers: int) -> int:
-    """Fuse the attention of every layer, in place; return how many.
+    """Fuse the attention of every layer into MultiHeadAttention with a key padding mask, in place; return how many.
 
     Raises:
         FusionError: A layer's attention is not as in the canonical graph, or there are not as many as ``layers``.
             Names the layer and the reason; the model must not be used then.
     """
-    graph = model.graph
-    anchors = [node for node in graph if node.op_type == "Softmax"]
-    if len(anchors) != layers:
-        raise FusionError(f"found {len(anchors)} attentions in a model of {layers} layers")
-    for layer, softmax in enumerate(anchors):
-        _replace(graph, layer, _match(softmax, f"attention of layer {layer}"))
+    for layer, found in enumerate(_find_attentions(model.graph, layers)):
+        _fuse(model.graph, f"encoder.layers.{layer}.attention", found)
     model.opset_imports[CONTRIB] = 1
     RemoveUnusedNodesPass()(model)
     return layers
 
 
-def _match(softmax: ir.Node, place: str) -> _Attention:
-    masked = producer(softmax.inputs[0], "Where", f"{place}, mask")
-    hidden = producer(masked.inputs[0], "Not", f"{place}, mask")
-    attend = producer(hidden.inputs[0], "Unsqueeze", f"{place}, mask").inputs[0]
-    scores = producer(masked.inputs[2], "MatMul", f"{place}, scores")
-    scaled = producer(scores.inputs[0], "Div", f"{place}, scaled query")
-    context = single_use(softmax.outputs[0], "MatMul", f"{place}, weights")
-    query, heads, head_size = _split(scaled.inputs[0], f"{place}, query")
-    swapped = single_use(context.outputs[0], "Transpose", f"{place}, context")
+def _fuse(graph: ir.Graph, name: str, found: Attention) -> None:
+    rewriter, place, context = Rewriter(graph), found.place, found.context
+    attend = producer(found.attend, "Unsqueeze", f"{place}, mask").inputs[0]
     if attend is None:
         raise FusionError(f"{place}: the mask is missing")
-    return _Attention(
-        query=query,
-        key=_split(scores.inputs[1], f"{place}, key")[0],
-        value=_split(context.inputs[1], f"{place}, value")[0],
-        attend=attend,
-        heads=heads,
-        head_size=head_size,
-        merged=single_use(swapped.outputs[0], "Reshape", f"{place}, context"),
+    query, heads, head_size = _split(found.scaled.inputs[0], f"{place}, query")
+    key, _, _ = _split(found.scores.inputs[1], f"{place}, key")
+    value, _, _ = _split(context.inputs[1], f"{place}, value")
+    swapped = single_use(context.outputs[0], "Transpose", f"{place}, context")
+    merged = single_use(swapped.outputs[0], "Reshape", f"{place}, context")
+    mask = next((use.node.outputs[0] for use in attend.uses() if use.node.name == _MASK_NAME), None)
+    if mask is None:
+        mask = rewriter.op("Cast", attend, name=_MASK_NAME, to=_INT32)
+    fused = rewriter.op(
+        "MultiHeadAttention",
+        query,
+        key,
+        value,
+        None,
+        mask,
+        *([] if found.bias is None else [_bias_per_query(rewriter, found.bias)]),
+        name=name,
+        domain=CONTRIB,
+        num_heads=heads,
+        scale=float(1 / np.sqrt(head_size)),
+        mask_filter_value=float(np.finfo(np.float32).min),
     )
+    fused.shape = merged.outputs[0].shape
+    rewriter.insert_before(merged)
+    ir.convenience.replace_all_uses_with(merged.outputs[0], fused, replace_graph_outputs=True)
+
+
+def _bias_per_query(rewriter: Rewriter, bias: ir.Value) -> ir.Value:
+    """``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``, once for all layers."""
+    if known := next((use.node.outputs[0] for use in bias.uses() if use.node.name == _BIAS_NAME), None):
+        return known
+    rows = rewriter.op("Shape", bias, name="attention_bias.rows", start=0, end=2)
+    keys = rewriter.op("Shape", bias, name="attention_bias.keys", start=3)
+    grid = rewriter.op("Concat", rows, keys, keys, name="attention_bias.grid", axis=0)
+    return rewriter.op("Expand", bias, grid, name=_BIAS_NAME)
 
 
 def _split(value: ir.Value | None, place: str) -> tuple[ir.Value, int, int]:
@@ -88,25 +138,122 @@ def _split(value: ir.Value | None, place: str) -> tuple[ir.Value, int, int]:
     return projection, int(shape[2]), int(shape[3])  # type: ignore[arg-type]
 
 
-def _replace(graph: ir.Graph, layer: int, found: _Attention) -> None:
+@dataclass(frozen=True)
+class _Mask:
+    """``safe (rows, 1, 1, keys)``: True where to attend, anywhere in every row; ``live (rows, 1, 1, 1)``."""
+
+    safe: ir.Value
+    live: ir.Value
+
+
+def keep_masks_alive(model: ir.Model, layers: int) -> list[Attention]:
+    """Rewrite the mask and the scale of every layer's attention, in place; return the attentions.
+
+    Every row of a mask has something to attend to then. The queries are multiplied by the scale before the matmul,
+    where no type can overflow and where TensorRT wants it, and by 0 in rows of padding only. The graph may compute in
+    any type, or in two.
+
+    Raises:
+        FusionError: A layer's attention is not as in the canonical graph, or there are not as many as ``layers``.
+    """
+    graph = model.graph
+    found = _find_attentions(graph, layers)
+    masks: dict[ir.Value, _Mask] = {}
+    for attention in found:
+        masked = attention.masked
+        if attention.bias is not None:
+            raise FusionError(f"{attention.place}: its keys have a bias, which no plan can have")
+        if attention.attend not in masks:
+            masks[attention.attend] = _keep_alive(graph, attention)
+        mask = masks[attention.attend]
+        overwritten, kept = masked.inputs[1:3]
+        for position, value in enumerate((mask.safe, kept, overwritten)):
+            masked.replace_input_with(position, value)
+        _scale(graph, attention, mask)
+    RemoveUnusedNodesPass()(model)
+    return found
+
+
+def _keep_alive(graph: ir.Graph, attention: Attention) -> _Mask:
+    rewriter, attend = Rewriter(graph), attention.attend
+    counted = rewriter.op("Cast", attend, name="mask.int32", to=_INT32)
+    most = rewriter.op("ReduceMax", counted, rewriter.int64([-1]), name="mask.most", keepdims=1)
+    live = rewriter.op("Cast", most, name="mask.live", to=_BOOL)
+    safe = rewriter.op("Or", attend, rewriter.op("Not", live, name="mask.dead"), name="mask.safe")
+    safe.shape = attend.shape
+    for value in (live, safe):
+        value.type = ir.TensorType(ir.DataType.BOOL)
+    rewriter.insert_before(producer(attention.masked.inputs[0], "Not", attention.place))
+    return _Mask(safe, live)
+
+
+def _scale(graph: ir.Graph, attention: Attention, mask: _Mask) -> None:
+    scaled = attention.scaled
+    result = scaled.outputs[0]
+    shape, dtype = result.shape, result.dtype
+    if shape is None or not isinstance(shape[-1], int) or dtype is None:
+        raise FusionError(f"{attention.place}: the size of a head is not known, shape {shape}")
     rewriter = Rewriter(graph)
-    mask = next((use.node.outputs[0] for use in found.attend.uses() if use.node.name == _MASK_NAME), None)
-    if mask is None:
-        mask = rewriter.op("Cast", found.attend, name=_MASK_NAME, to=_INT32)
-    fused = rewriter.op(
-        "MultiHeadAttention",
-        found.query,
-        found.key,
-        found.value,
-        None,
-        mask,
-        name=f"encoder.layers.{layer}.attention",
-        domain=CONTRIB,
-        num_heads=found.heads,
-        scale=float(1 / np.sqrt(found.head_size)),
-        mask_filter_value=float(np.finfo(np.float32).min),
-    )
-    merged = found.merged.outputs[0]
-    fused.shape = merged.shape
-    rewriter.insert_before(found.merged)
-    ir.convenience.replace_all_uses_with(merged, fused, replace_graph_outputs=True)
+    name = f"mask.scale.{shape[-1]}.{dtype.name.lower()}"
+    scale = next((use.node.outputs[0] for use in mask.live.uses() if use.node.name == name), None)
+    if scale is None:
+        factor, zero = rewriter.scalar(1 / math.sqrt(shape[-1]), dtype), rewriter.scalar(0.0, dtype)
+        scale = rewriter.op("Where", mask.live, factor, zero, name=name)
+        scale.type = ir.TensorType(dtype)
+    query = rewriter.op("Mul", scaled.inputs[0], scale, name=f"{scaled.name}.multiplied")
+    query.type, query.shape = result.type, shape
+    rewriter.insert_before(scaled)
+    ir.convenience.replace_all_uses_with(result, query)
+
+
+def to_attention(model: ir.Model, found: list[Attention]) -> tuple[int, dict[str, str]]:
+    """Replace what :func:`keep_masks_alive` found by opset 23's Attention, which TensorRT runs as one kernel, in place.
+
+    It takes a bool mask ``(rows, 1, queries, keys)`` and queries that are scaled already. A layer that computes its
+    attention in two types, because half precision could not hold its scores, is left as it is.
+
+    Returns:
+        How many were replaced, and why others were not, by the layer.
+    """
+    declined: dict[str, str] = {}
+    full: dict[ir.Value, ir.Value] = {}
+    for layer, attention in enumerate(found):
+        try:
+            _replace(model.graph, attention, f"encoder.layers.{layer}.attention", full)
+        except FusionError as error:
+            declined[f"layer {layer}"] = str(error)
+    model.opset_imports[""] = ATTENTION_OPSET
+    RemoveUnusedNodesPass()(model)
+    return len(found) - len(declined), declined
+
+
+def _replace(graph: ir.Graph, attention: Attention, name: str, full: dict[ir.Value, ir.Value]) -> None:
+    mask, scores = attention.masked.inputs[:2]
+    if scores is not attention.scores.outputs[0]:
+        raise FusionError(f"{name}: it is computed in two types")
+    swapped, context = producer(attention.scores.inputs[1], "Transpose", f"{name}, key"), attention.context
+    query, value, result = attention.scores.inputs[0], context.inputs[1], context.outputs[0]
+    if mask is None or query is None or value is None:
+        raise FusionError(f"{name}: an input is missing")
+    if len({one.dtype for one in (query, swapped.outputs[0], value, result)}) > 1:
+        raise FusionError(f"{name}: it is computed in two types")
+    if mask not in full:
+        full[mask] = _per_query(graph, mask, attention.softmax)
+    rewriter = Rewriter(graph)
+    key = rewriter.op("Transpose", swapped.inputs[0], name=f"{name}.key", perm=[0, 2, 1, 3])
+    key.type, key.shape = query.type, query.shape
+    fused = rewriter.op("Attention", query, key, value, full[mask], name=name, scale=1.0)
+    fused.type, fused.shape = result.type, result.shape
+    rewriter.insert_before(context)
+    ir.convenience.replace_all_uses_with(result, fused)
+
+
+def _per_query(graph: ir.Graph, mask: ir.Value, before: ir.Node) -> ir.Value:
+    """``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``: all that onnxruntime takes and TensorRT documents."""
+    rewriter = Rewriter(graph)
+    shape = rewriter.op("Shape", mask, name="mask.length", start=3, end=4)
+    grid = rewriter.op("Concat", rewriter.int64([1, 1]), shape, rewriter.int64([1]), name="mask.grid", axis=0)
+    expanded = rewriter.op("Expand", mask, grid, name="mask.per_query")
+    expanded.type = ir.TensorType(ir.DataType.BOOL)
+    rewriter.insert_before(before)
+    return expanded

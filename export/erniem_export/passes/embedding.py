@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from erniem_export.errors import ExportError
 from erniem_export.passes.half import HALF_TYPES, LARGEST
+from erniem_export.passes.rewriter import store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def store_embedding(model: ir.Model, precision: str) -> int:
     rows = cast.outputs[0]
     if dtype == ir.DataType.INT8:
         stored, scales = quantize_rows(numbers)
-        scale = _initializer(graph, f"{table.name}.scale", scales)
+        scale = store(graph, f"{table.name}.scale", scales)
         picked = _node(graph, lookup, "Gather", [scale, lookup.inputs[1]], None, f"{words.name}.scale", axis=0)
         rows = _node(graph, cast, "Mul", [rows, picked.outputs[0]], axes, f"{words.name}.scaled").outputs[0]
     else:
@@ -91,7 +92,7 @@ def _lookup(graph: ir.Graph) -> tuple[ir.Node, ir.Value, NDArray[Any]]:
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and table.const_value is not None and str(table.name).endswith(_TABLE):
             return node, table, table.const_value.numpy()
-    raise ExportError("the graph takes embeddings and holds none: --embedding has nothing to store")
+    raise ExportError("the graph takes inputs_embeds and has no word embeddings: leave out --embedding")
 
 
 def _rounded(numbers: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
@@ -116,14 +117,3 @@ def _node(
     node.outputs[0].shape = shape
     graph.insert_after(after, node)
     return node
-
-
-def _initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(array.shape),
-        const_value=ir.tensor(array, name=name),
-    )
-    graph.register_initializer(value)
-    return value

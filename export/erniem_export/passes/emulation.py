@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from erniem_export.passes._casts import cast_uses
+from erniem_export.passes.rewriter import cast_uses
 
 __all__ = ["emulate_half"]
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from erniem_export.options import HALVES
-from erniem_export.passes._casts import cast_uses
+from erniem_export.passes.rewriter import cast_uses
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -1,14 +1,18 @@
-"""Products in int8 for ONNX Runtime on a CPU: QuantizeLinear, then MatMulIntegerToFloat with its bias.
+"""The encoder's matmuls in int8: in ONNX Runtime's own operators for a CPU, in standard operators for TensorRT.
 
-Inputs are uint8 with a fixed scale and zero point, weights int8 with a scale per column: on AVX2 onnxruntime's kernel
-for that pairing was about 1.3 times as fast as the one for two unsigned operands. Without VNNI it adds two products in
-16 bits; the weights were rounded for that.
-Products that read the same value share one QuantizeLinear. Outlier channels, kept in float32, have weights of zero in
-int8, and a matmul of their own that is added.
+For a CPU, QuantizeLinear, then MatMulIntegerToFloat with its bias. Activations are uint8 with a static scale and zero
+point, weights int8 with a scale per column: on AVX2 onnxruntime's kernel for that pairing was about 1.3 times as fast
+as the one for two unsigned operands. Without VNNI it adds two products in 16 bits; the weights were rounded for that.
+Outlier channels, kept in float32, have weights of zero in int8, and a matmul of their own that is added.
+
+For TensorRT, DequantizeLinear in front of each matmul. TensorRT for RTX takes int8 weights only. Full TensorRT
+multiplies in int8 what has QuantizeLinear and DequantizeLinear on both sides, with zero points of 0. Everything between
+the matmuls stays in the type that it has.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,20 +20,23 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, single_use
+from erniem_export.passes.rewriter import CONTRIB, Rewriter, single_use, store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from erniem_export.quantization.products import Int8Product, QuantizedInput
+    from erniem_export.quantization.products import Int8Product
 
-__all__ = ["to_int8"]
+__all__ = ["int8_products", "int8_weights", "to_int8"]
+
+_WEIGHT = re.compile(r"(?P<name>(?:ernie_m\.)?encoder\.layers\.\d+\..+)\.weight\.T(\.float16|\.bfloat16)?$")
+_STEPS = 127
 
 
 class _Entry(NamedTuple):
-    """What enters: in uint8 with its scale and zero point, and the outlier channels in float32."""
+    """The input: in uint8 with its scale and zero point, and its outlier channels in float32."""
 
     steps: ir.Value
     scale: ir.Value
@@ -38,22 +45,21 @@ class _Entry(NamedTuple):
 
 
 def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
-    """Replace the products of linear layers by their int8 form, in place; return how many.
+    """Put the matmuls of linear layers into int8 for ONNX Runtime on a CPU, in place; return how many.
+
+    Matmuls that read the same value share one QuantizeLinear.
 
     Args:
         model: The canonical graph, or one derived from it by fusing attention and packing tokens.
         products: By the name of the linear layer.
 
     Raises:
-        FusionError: A layer's product is not in the graph, or is not followed by its bias.
+        FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
     """
-    graph = model.graph
+    graph, nodes = model.graph, _matmuls(model.graph)
     entries: dict[tuple[ir.Value, int], _Entry] = {}
     for name, product in products.items():
-        node = _product(graph, name)
-        entering = node.inputs[0]
-        if entering is None:
-            raise FusionError(f"{name}: the product has no input")
+        node, entering = _matmul(nodes, name)
         # Folded or not, products of one group hold the same object.
         key = (entering, id(product.entering))
         if key not in entries:
@@ -64,27 +70,48 @@ def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
     return len(products)
 
 
-def _product(graph: ir.Graph, name: str) -> ir.Node:
-    weight = graph.initializers.get(f"{name}.weight.T")
-    nodes = [] if weight is None else [use.node for use in weight.uses() if use.node.op_type == "MatMul"]
-    if len(nodes) != 1:
-        raise FusionError(f"{name}: expected one product with its weight, found {len(nodes)}")
-    return nodes[0]
+def _matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
+    """Those of the encoder's linear layers, by the layer's name."""
+    found = {}
+    for node in graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        match = None if weight is None else _WEIGHT.match(str(weight.name))
+        if match:
+            found[match["name"]] = node
+    if not found:
+        raise FusionError("found no matmul of a layer to put into int8")
+    return found
+
+
+def _matmul(nodes: Mapping[str, ir.Node], name: str) -> tuple[ir.Node, ir.Value]:
+    """A layer's matmul and its input."""
+    entering = nodes[name].inputs[0] if name in nodes else None
+    if entering is None:
+        raise FusionError(f"{name}: expected one matmul with its weight, found none")
+    return nodes[name], entering
+
+
+def _smoothed(rewriter: Rewriter, entering: ir.Value, product: Int8Product, dtype: ir.DataType) -> ir.Value:
+    """The input times the factors of smoothed channels, unless these are in the layer before."""
+    factors = product.entering.factors
+    if factors is None or product.fold:
+        return entering
+    stored = store(rewriter.graph, f"{product.name}.input_factors", factors.numpy().astype(dtype.numpy()))
+    values = rewriter.op("Mul", entering, stored, name=f"{product.name}.input_smoothed")
+    values.type = ir.TensorType(dtype)
+    return values
 
 
 def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product) -> _Entry:
     rewriter, quantization = Rewriter(graph), product.entering
-    values = entering
-    if quantization.factors is not None and not product.fold:
-        factors = _stored(graph, f"{product.name}.input_factors", quantization.factors.numpy())
-        values = rewriter.op("Mul", entering, factors, name=f"{product.name}.input_smoothed")
-        values.type = ir.TensorType(ir.DataType.FLOAT)
-    scale, zero_point = _input_scale(graph, product.name, quantization)
+    values = _smoothed(rewriter, entering, product, ir.DataType.FLOAT)
+    scale = store(graph, f"{product.name}.input_scale", np.array(quantization.scale, dtype=np.float32))
+    zero_point = store(graph, f"{product.name}.input_zero_point", np.array(quantization.zero_point, dtype=np.uint8))
     result = rewriter.op("QuantizeLinear", values, scale, zero_point, name=f"{product.name}.input_uint8")
     result.type = ir.TensorType(ir.DataType.UINT8)
     exact = None
     if len(quantization.exact):
-        channels = _stored(graph, f"{product.name}.exact_channels", quantization.exact.numpy())
+        channels = store(graph, f"{product.name}.exact_channels", quantization.exact.numpy())
         exact = rewriter.op("Gather", values, channels, name=f"{product.name}.input_exact", axis=-1)
     rewriter.insert_before(node)
     return _Entry(result, scale, zero_point, exact)
@@ -97,40 +124,108 @@ def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product
     result = rewriter.op(
         "MatMulIntegerToFloat",
         entry.steps,
-        _stored(graph, f"{place}.weight.int8", product.weight.numpy()),
+        store(graph, f"{place}.weight.int8", product.weight.numpy()),
         entry.scale,
-        _stored(graph, f"{place}.weight.scale", product.scales.numpy()),
+        store(graph, f"{place}.weight.scale", product.scales.numpy()),
         entry.zero_point,
         None,
-        _stored(graph, f"{place}.bias.int8", product.bias.numpy()),
+        store(graph, f"{place}.bias.int8", product.bias.numpy()),
         name=f"{place}.int8",
         domain=CONTRIB,
     )
     result.type = ir.TensorType(ir.DataType.FLOAT)
     if entry.exact is not None:
-        exact_weight = _stored(graph, f"{place}.weight.exact", product.exact_weight.numpy())
-        result = _add_product(rewriter, place, entry.exact, exact_weight, result)
+        exact_weight = store(graph, f"{place}.weight.exact", product.exact_weight.numpy())
+        exact = rewriter.op("MatMul", entry.exact, exact_weight, name=f"{place}.exact")
+        result = rewriter.op("Add", result, exact, name=f"{place}.with_exact")
     replaced = added.outputs[0]
     result.shape, result.type = replaced.shape, ir.TensorType(ir.DataType.FLOAT)
     rewriter.insert_before(added)
     ir.convenience.replace_all_uses_with(replaced, result, replace_graph_outputs=True)
 
 
-def _add_product(rewriter: Rewriter, place: str, exact: ir.Value, weight: ir.Value, result: ir.Value) -> ir.Value:
-    """``exact @ weight + result``."""
-    product = rewriter.op("MatMul", exact, weight, name=f"{place}.exact")
-    return rewriter.op("Add", result, product, name=f"{place}.with_exact")
+def int8_weights(model: ir.Model, parameters: Mapping[str, NDArray[np.float32]]) -> int:
+    """Store the weights of the encoder's matmuls as int8, in place; return how many.
+
+    ``parameters`` are the model's, by name: the graph may hold them rounded already.
+
+    Raises:
+        FusionError: There are none.
+    """
+    products = _matmuls(model.graph)
+    for name, node in products.items():
+        weight = parameters[f"{name}.weight"].T
+        scales = _scales(np.abs(weight).max(axis=0) / _STEPS, _dtype(node, name))
+        steps = np.clip(np.rint(weight / scales.astype(np.float32)), -_STEPS, _STEPS).astype(np.int8)
+        _dequantize_weight(model.graph, node, name, steps, scales)
+    RemoveUnusedNodesPass()(model)
+    return len(products)
 
 
-def _input_scale(graph: ir.Graph, name: str, entering: QuantizedInput) -> tuple[ir.Value, ir.Value]:
-    return (
-        _stored(graph, f"{name}.input_scale", np.array(entering.scale, dtype=np.float32)),
-        _stored(graph, f"{name}.input_zero_point", np.array(entering.zero_point, dtype=np.uint8)),
-    )
+def int8_products(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
+    """Put the encoder's matmuls behind QuantizeLinear and DequantizeLinear, in place; return how many.
+
+    ``products`` have zero points of 0, by the name of the linear layer.
+
+    Raises:
+        FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
+    """
+    graph, nodes = model.graph, _matmuls(model.graph)
+    entered: dict[tuple[ir.Value, int], ir.Value] = {}
+    for name, product in products.items():
+        node, entering = _matmul(nodes, name)
+        dtype = _dtype(node, name)
+        added = single_use(node.outputs[0], "Add", name)
+        key = (entering, id(product.entering))
+        if key not in entered:
+            entered[key] = _round_input(graph, node, entering, product, dtype)
+        node.replace_input_with(0, entered[key])
+        scales = _scales(product.scales.numpy(), dtype)
+        _dequantize_weight(graph, node, name, product.weight.numpy(), scales)
+        bias = store(graph, f"{name}.bias.int8", product.bias.numpy().astype(dtype.numpy()))
+        position = next(i for i, value in enumerate(added.inputs) if value is not node.outputs[0])
+        added.replace_input_with(position, bias)
+    RemoveUnusedNodesPass()(model)
+    return len(products)
 
 
-def _stored(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+def _dtype(node: ir.Node, name: str) -> ir.DataType:
+    dtype = node.outputs[0].dtype
+    if dtype is None:
+        raise FusionError(f"{name}: the type of the matmul is not known")
+    return dtype
+
+
+def _scales(scales: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
+    """In the type of the matmuls; none may round to zero."""
+    smallest = np.float32(np.finfo(np.float16).smallest_subnormal)
+    rounded: NDArray[Any] = np.maximum(scales, smallest).astype(dtype.numpy())
+    return rounded
+
+
+def _dequantize_weight(
+    graph: ir.Graph, node: ir.Node, name: str, steps: NDArray[np.int8], scales: NDArray[Any]
+) -> None:
+    rewriter = Rewriter(graph)
+    stored = store(graph, f"{name}.weight.int8", steps)
+    scale = store(graph, f"{name}.weight.scale", scales)
+    weight = rewriter.op("DequantizeLinear", stored, scale, name=f"{name}.weight.dequantized", axis=1)
+    weight.type, weight.shape = ir.TensorType(ir.DataType.from_numpy(scales.dtype)), ir.Shape(steps.shape)
+    rewriter.insert_before(node)
+    node.replace_input_with(1, weight)
+
+
+def _round_input(
+    graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product, dtype: ir.DataType
+) -> ir.Value:
+    rewriter, name = Rewriter(graph), product.name
+    values = _smoothed(rewriter, entering, product, dtype)
+    values.shape = entering.shape
+    scale = store(graph, f"{name}.input_scale", _scales(np.array(product.entering.scale), dtype))
+    zero = store(graph, f"{name}.input_zero_point", np.array(0, dtype=np.int8))
+    steps = rewriter.op("QuantizeLinear", values, scale, zero, name=f"{name}.input_int8")
+    steps.type, steps.shape = ir.TensorType(ir.DataType.INT8), entering.shape
+    result = rewriter.op("DequantizeLinear", steps, scale, zero, name=f"{name}.input_dequantized")
+    result.type, result.shape = ir.TensorType(dtype), entering.shape
+    rewriter.insert_before(node)
+    return result

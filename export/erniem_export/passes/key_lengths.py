@@ -1,4 +1,4 @@
-"""Any mask as one number per row, for the attention kernels of a GPU.
+"""Any mask as one length per row, for the attention kernels of a GPU.
 
 ONNX Runtime's CUDA provider takes its fast attention kernels only without a mask, or with one that says how many keys
 at the beginning of each row count. Attention does not care for the order of its keys, so every row's tokens are put
@@ -12,13 +12,18 @@ and its queries are zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter
+from erniem_export.passes.rewriter import Rewriter, forget_shapes, fused_attentions, matmul_of, residual_of, width_of
 
-__all__ = ["Order", "attentions", "mask_by_length", "order_tokens"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Order", "align_rows", "mask_by_length", "order_tokens"]
 
 _BOOL, _FLOAT = int(ir.DataType.BOOL), int(ir.DataType.FLOAT)
 _INT32, _INT64 = int(ir.DataType.INT32), int(ir.DataType.INT64)
@@ -40,18 +45,6 @@ class Order:
     live: ir.Value
 
 
-def attentions(graph: ir.Graph) -> list[ir.Node]:
-    """The fused attentions, layer by layer.
-
-    Raises:
-        FusionError: There are none.
-    """
-    found = [node for node in graph if node.op_type == "MultiHeadAttention" and node.domain == CONTRIB]
-    if not found:
-        raise FusionError("key lengths: the graph has no fused attention")
-    return found
-
-
 def order_tokens(graph: ir.Graph) -> Order:
     """Add to the graph what finds the order, from the mask of its fused attention.
 
@@ -61,8 +54,10 @@ def order_tokens(graph: ir.Graph) -> Order:
     Raises:
         FusionError: There is no fused attention, or none with a key padding mask.
     """
-    first = attentions(graph)[0]
-    mask = first.inputs[4]
+    found = fused_attentions(graph)
+    if not found:
+        raise FusionError("key lengths: the graph has no fused attention")
+    first, mask = found[0], found[0].inputs[4]
     if mask is None:
         raise FusionError("key lengths: the attention of layer 0 has no key padding mask")
     rewriter = Rewriter(graph)
@@ -89,7 +84,7 @@ def order_tokens(graph: ir.Graph) -> Order:
 
 def mask_by_length(graph: ir.Graph, order: Order) -> int:
     """Mask every fused attention by ``order.lengths``; returns how many. Its keys must be in that order."""
-    found = attentions(graph)
+    found = fused_attentions(graph)
     for attention in found:
         rewriter = Rewriter(graph)
         query = rewriter.op("Mul", attention.inputs[0], order.live, name=f"{attention.name}.live_query")
@@ -120,3 +115,87 @@ def _lengths(rewriter: Rewriter, column: ir.Value, count: ir.Value) -> tuple[ir.
         rewriter.op("Cast", length, name="key_lengths", to=_INT32),
         rewriter.op("Cast", live, name="live_rows", to=_FLOAT),
     )
+
+
+def align_rows(model: ir.Model, *, pooled: bool) -> int:
+    """Put every row's tokens in order from the embeddings to the end of the encoder, and mask by length, in place.
+
+    All shapes stay those of the batch, padding is computed as well, and every output is the canonical graph's, at
+    padding too: a CUDA graph is captured for one shape, whatever the mask. Returns how many attentions were masked.
+
+    ``pooled``: nothing but the pooler reads the last layer, so all of it but keys and values is computed of the first
+    token alone.
+
+    Raises:
+        FusionError: The graph is not as expected.
+    """
+    graph = model.graph
+    order = order_tokens(graph)
+    found = fused_attentions(graph)
+    norms = [node.outputs[0] for node in graph if node.op_type == "LayerNormalization"]
+    for layer, attention in enumerate(found):  # two norms each, behind that of the embeddings
+        if matmul_of(attention.inputs[0], f"{attention.name}, query").inputs[0] is not norms[2 * layer]:
+            raise FusionError(f"alignment: layer {layer} does not read the norm before it")
+    embedded, last = norms[0], norms[-1]
+    if pooled:
+        _keep_first(graph, found[-1], order)
+    else:
+        _restore(graph, last, order, lambda _: True)
+    for value in norms[1:-1]:
+        if value.is_graph_output():
+            _restore(graph, value, order, lambda _: False)
+    _move(graph, embedded, order.source, "aligned.embeddings", lambda _: True)
+    count = mask_by_length(graph, order)
+    if pooled:
+        forget_shapes(graph)
+    TopologicalSortPass()(model)
+    RemoveUnusedNodesPass()(model)
+    return count
+
+
+def _move(graph: ir.Graph, value: ir.Value, index: ir.Value, name: str, where: Callable[[ir.Node], bool]) -> ir.Value:
+    """Let the nodes that ``where`` picks read ``value (rows, sequence, hidden)`` with its slots taken by ``index``."""
+    uses = [use for use in value.uses() if where(use.node)]
+    node = value.producer()
+    if node is None:
+        raise FusionError(f"alignment: nothing makes {value.name}")
+    rewriter = Rewriter(graph)
+    flat = rewriter.op("Reshape", value, rewriter.int64([-1, width_of(value, "alignment")]), name=f"{name}.flat")
+    taken = rewriter.op("Gather", flat, index, name=f"{name}.moved", axis=0)
+    shape = rewriter.op("Shape", value, name=f"{name}.shape")
+    moved = rewriter.op("Reshape", taken, shape, name=name)
+    moved.shape = value.shape
+    rewriter.insert_after(node)
+    for use in uses:
+        use.node.replace_input_with(use.idx, moved)
+    return moved
+
+
+def _restore(graph: ir.Graph, value: ir.Value, order: Order, where: Callable[[ir.Node], bool]) -> None:
+    """The old order for an output of the graph, and for the nodes that ``where`` picks; under the value's name."""
+    name = str(value.name)
+    is_output = value.is_graph_output()
+    restored = _move(graph, value, order.target, f"{name}.restored", where)
+    if is_output:
+        value.name, restored.name = f"{name}.aligned", name
+        restored.type = value.type
+        graph.outputs[list(graph.outputs).index(value)] = restored
+
+
+def _keep_first(graph: ir.Graph, attention: ir.Node, order: Order) -> None:
+    """In the last layer, compute queries and what follows of the rows' first tokens: ``(rows, 1, hidden)``."""
+    place = str(attention.name)
+    product = matmul_of(attention.inputs[0], f"{place}, query")
+    entering = product.inputs[0]
+    if entering is None or entering.is_graph_output():
+        raise FusionError(f"{place}: the input of the last layer is an output of the graph too")
+    residual, position = residual_of(entering, place)
+    rewriter = Rewriter(graph)
+    shape = rewriter.op("Shape", attention.inputs[4], name="first.shape")
+    laid = rewriter.op("Reshape", order.target, shape, name="first.targets")
+    index = rewriter.op("Gather", laid, rewriter.int64([0]), name="first.index", axis=1)
+    flat = rewriter.op("Reshape", entering, rewriter.int64([-1, width_of(entering, place)]), name="first.flat")
+    first = rewriter.op("Gather", flat, index, name="first.tokens", axis=0)
+    rewriter.insert_before(product)
+    product.replace_input_with(0, first)
+    residual.replace_input_with(position, first)

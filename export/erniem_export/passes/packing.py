@@ -8,8 +8,7 @@ padding); and all tokens of a row that attends to nothing, whose weights are uni
 the positions left out.
 
 For attention that is masked by key lengths, tokens are laid out in the order of :mod:`key_lengths` instead of their
-own, by one Gather each: what stands in the slots left over is any token, as no key there counts and nobody reads the
-queries.
+own, by one Gather each. The slots left over hold any token: no key there counts, and the queries are not read.
 """
 
 from __future__ import annotations
@@ -22,16 +21,28 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import FusionError
+from erniem_export.mask_mode import cut_padding_key, uncut
 from erniem_export.passes.key_lengths import mask_by_length, order_tokens
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, single_use
+from erniem_export.passes.rewriter import (
+    Rewriter,
+    forget_shapes,
+    fused_attentions,
+    matmul_of,
+    producer,
+    residual_of,
+    single_use,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from erniem_export.passes.key_lengths import Order
 
-__all__ = ["FIRST_TOKENS", "pack_tokens"]
+__all__ = ["keep_first_tokens", "pack_tokens"]
 
-# The value with the state of each row's first token, for the pass that needs nothing else of the last layer.
-FIRST_TOKENS = "packed.first_tokens"
+# The value with the state of each row's first token.
+_FIRST_TOKENS = "packed.first_tokens"
+# By what tokens are laid out, and which input has them.
+_LAID = {"ScatterND": 2, "Gather": 0}
 
 _ROLES = ("query", "key", "value")
 
@@ -59,12 +70,13 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
         FusionError: The graph has no fused attention, or an input that belongs to positions, which packing moves.
     """
     graph = model.graph
-    attentions = [node for node in graph if node.op_type == "MultiHeadAttention" and node.domain == CONTRIB]
+    attentions = fused_attentions(graph)
     inputs = {value.name: value for value in graph.inputs}
     if not attentions or set(inputs) != {"input_ids", "attention_mask"}:
         raise FusionError(f"packing needs fused attention and ids alone, found inputs {', '.join(map(str, inputs))}")
     last = [node for node in graph if node.op_type == "LayerNormalization"][-1].outputs[0]
-    layout = _pack_embeddings(graph, attentions[0], inputs["input_ids"])
+    has_padding_key = uncut(graph)
+    layout = _pack_embeddings(graph, attentions[0], inputs["input_ids"], has_padding_key)
     if by_length:
         order = order_tokens(graph)
         place, inverse = _ordered(graph, attentions[0], layout, order)
@@ -81,28 +93,38 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
     for position, output in enumerate(list(graph.outputs)):
         if output.shape is not None and "sequence" in [str(getattr(size, "value", size)) for size in output.shape]:
             _unpack_output(graph, position, layout)
-    _forget_shapes(graph)
+            if has_padding_key:
+                cut_padding_key(graph, position)
+    forget_shapes(graph)
     TopologicalSortPass()(model)
     RemoveUnusedNodesPass()(model)
     return len(attentions)
 
 
-def _pack_embeddings(graph: ir.Graph, attention: ir.Node, input_ids: ir.Value) -> _Layout:
-    """Look up only the tokens that count."""
-    words = _lookup(graph, "word_embeddings.weight")
+def _pack_embeddings(
+    graph: ir.Graph, attention: ir.Node, input_ids: ir.Value, has_padding_key: bool = False
+) -> _Layout:
+    """Look up only the tokens that count; with a key for the padding, ids and positions are those of the graph."""
+    words, places = (_lookup(graph, f"{table}_embeddings.weight") for table in ("word", "position"))
     added = single_use(words.outputs[0], "Add", "embeddings")
     rewriter = Rewriter(graph)
     mask = attention.inputs[4]
     if mask is None:
         raise FusionError("packing needs attention with a key padding mask")
-    layout = _layout(rewriter, mask)
-    ids = rewriter.op("Reshape", input_ids, rewriter.int64([-1]), name="packed.all_ids")
+    all_ids = words.inputs[1] if has_padding_key else input_ids
+    # Id 0 is no key there, and has outputs nevertheless.
+    hidden = rewriter.op("Equal", all_ids, rewriter.int64(0), name="packed.is_hidden") if has_padding_key else None
+    layout = _layout(rewriter, mask, hidden)
+    ids = rewriter.op("Reshape", all_ids, rewriter.int64([-1]), name="packed.all_ids")
     ids = rewriter.op("Gather", ids, layout.index, name="packed.input_ids")
-    positions = rewriter.op("Mod", layout.index, layout.sequence, name="packed.columns")
-    positions = rewriter.op("Add", positions, rewriter.int64(POSITION_OFFSET), name="packed.position_ids")
+    if has_padding_key:
+        positions = rewriter.op("Reshape", places.inputs[1], rewriter.int64([-1]), name="packed.all_positions")
+        positions = rewriter.op("Gather", positions, layout.index, name="packed.position_ids")
+    else:
+        positions = rewriter.op("Mod", layout.index, layout.sequence, name="packed.columns")
+        positions = rewriter.op("Add", positions, rewriter.int64(POSITION_OFFSET), name="packed.position_ids")
     word = rewriter.op("Gather", words.inputs[0], ids, name="packed.words")
-    place = _lookup(graph, "position_embeddings.weight").inputs[0]
-    position = rewriter.op("Gather", place, positions, name="packed.positions")
+    position = rewriter.op("Gather", places.inputs[0], positions, name="packed.positions")
     embeddings = rewriter.op("Add", word, position, name="packed.embeddings")
     rewriter.insert_before(added)
     ir.convenience.replace_all_uses_with(added.outputs[0], embeddings)
@@ -120,8 +142,8 @@ def _lookup(graph: ir.Graph, table: str) -> ir.Node:
     return found[0]
 
 
-def _layout(rewriter: Rewriter, mask: ir.Value) -> _Layout:
-    """From the key padding mask ``(rows, sequence)`` int32."""
+def _layout(rewriter: Rewriter, mask: ir.Value, hidden: ir.Value | None = None) -> _Layout:
+    """From the key padding mask ``(rows, sequence)`` int32, and tokens that count though it hides them, bool."""
     shape = rewriter.op("Shape", mask, name="packed.shape")
     rows = rewriter.op("Gather", shape, rewriter.int64([0]), name="packed.rows")
     sequence = rewriter.op("Gather", shape, rewriter.int64([1]), name="packed.sequence")
@@ -134,6 +156,8 @@ def _layout(rewriter: Rewriter, mask: ir.Value) -> _Layout:
     first = rewriter.op("Equal", columns, rewriter.int64(0), name="packed.is_first")
     kept = rewriter.op("Or", attended, empty, name="packed.attended_or_empty")
     kept = rewriter.op("Or", kept, first, name="packed.kept_slots")
+    if hidden is not None:
+        kept = rewriter.op("Or", kept, hidden, name="packed.kept_with_hidden")
     flat = rewriter.op("Reshape", kept, rewriter.int64([-1]), name="packed.kept")
     index = rewriter.op("NonZero", flat, name="packed.nonzero")
     index = rewriter.op("Squeeze", index, rewriter.int64([0]), name="packed.index")
@@ -144,7 +168,7 @@ def _layout(rewriter: Rewriter, mask: ir.Value) -> _Layout:
 def _lay_around(graph: ir.Graph, attention: ir.Node, layout: _Layout) -> None:
     """Scatter queries, keys and values over the slots that their tokens came from."""
     rewriter = Rewriter(graph)
-    hidden = _width(attention.inputs[0])
+    hidden = width_of(attention.inputs[0], str(attention.name))
     empty = rewriter.zeros(
         rewriter.op("Concat", layout.slots, rewriter.int64([hidden]), name=f"{attention.name}.slots", axis=0),
         f"{attention.name}.empty",
@@ -170,7 +194,7 @@ def _ordered(graph: ir.Graph, attention: ir.Node, layout: _Layout, order: Order)
 
 def _lay_in_order(graph: ir.Graph, attention: ir.Node, layout: _Layout, inverse: ir.Value) -> None:
     rewriter = Rewriter(graph)
-    grid = _grid(rewriter, attention, layout, _width(attention.inputs[0]))
+    grid = _grid(rewriter, attention, layout, width_of(attention.inputs[0], str(attention.name)))
     for i, role in enumerate(_ROLES):
         laid = rewriter.op("Gather", attention.inputs[i], inverse, name=f"{attention.name}.{role}.laid", axis=0)
         attention.replace_input_with(i, rewriter.op("Reshape", laid, grid, name=f"{attention.name}.{role}"))
@@ -186,20 +210,13 @@ def _grid(rewriter: Rewriter, attention: ir.Node, layout: _Layout, hidden: int) 
 def _gather_behind(graph: ir.Graph, attention: ir.Node, index: ir.Value) -> None:
     """Back to the packed tokens, by the slots that they were laid out in."""
     rewriter = Rewriter(graph)
-    hidden = _width(attention.outputs[0])
+    hidden = width_of(attention.outputs[0], str(attention.name))
     readers = list(attention.outputs[0].uses())
     flat = rewriter.op("Reshape", attention.outputs[0], rewriter.int64([-1, hidden]), name=f"{attention.name}.flat")
     packed = rewriter.op("Gather", flat, index, name=f"{attention.name}.packed")
     rewriter.insert_before(readers[0].node)
     for use in readers:
         use.node.replace_input_with(use.idx, packed)
-
-
-def _width(value: ir.Value | None) -> int:
-    size = None if value is None or value.shape is None else value.shape[-1]
-    if not isinstance(size, int):
-        raise FusionError(f"attention: the hidden size is not known, {value}")
-    return size
 
 
 def _read_first_tokens(graph: ir.Graph, states: ir.Value, layout: _Layout) -> None:
@@ -210,7 +227,7 @@ def _read_first_tokens(graph: ir.Graph, states: ir.Value, layout: _Layout) -> No
         counted = rewriter.op("Cast", layout.kept, name="packed.kept_int64", to=_INT64)
         counts = rewriter.op("ReduceSum", counted, rewriter.int64([1]), name="packed.kept_in_row", keepdims=0)
         firsts = rewriter.op("CumSum", counts, rewriter.int64(0), name="packed.first_index", exclusive=1)
-        first = rewriter.op("Gather", states, firsts, name=FIRST_TOKENS)
+        first = rewriter.op("Gather", states, firsts, name=_FIRST_TOKENS)
         rewriter.insert_before(pick)
         ir.convenience.replace_all_uses_with(pick.outputs[0], first, replace_graph_outputs=True)
 
@@ -246,10 +263,64 @@ def _unpack_output(graph: ir.Graph, position: int, layout: _Layout) -> None:
     graph.outputs[position] = output
 
 
-def _forget_shapes(graph: ir.Graph) -> None:
-    """The shapes that were inferred for padded batches hold no more; those of outputs do."""
-    outputs = set(graph.outputs)
-    for node in graph:
-        for value in node.outputs:
-            if value not in outputs:
-                value.shape = None
+def keep_first_tokens(model: ir.Model) -> int:
+    """In the last layer of a packed ``cls`` or ``mc``, compute only what the pooler reads, in place.
+
+    Keys and values are still needed of every token; queries, the output projection, the feed-forward network and both
+    norms only of the first of each row. The result is the same. Returns how many matmuls that are.
+
+    Raises:
+        FusionError: The graph is not packed, or something else reads the last layer too.
+    """
+    graph = model.graph
+    pick = next((node for node in graph if node.name == _FIRST_TOKENS), None)
+    if pick is None:
+        raise FusionError("first tokens: the graph is not packed, or has no pooler")
+    states, index = pick.inputs
+    if states is None or len(list(states.uses())) != 1:
+        raise FusionError("first tokens: more than the pooler reads the last layer")
+    attention = fused_attentions(graph)[-1]
+    reader, query = _query(attention)
+    product = matmul_of(query, "last query")
+    entering = product.inputs[0]
+    if entering is None:
+        raise FusionError("first tokens: the last query has no input")
+    count = 1 + _products_between(graph, attention, states)
+    residual, position = residual_of(entering, str(attention.name))
+
+    first, row = Rewriter(graph), Rewriter(graph)
+    tokens = first.op("Gather", entering, index, name="packed.last_layer_first_tokens")
+    first.insert_before(product)
+    product.replace_input_with(0, tokens)
+    reader.replace_input_with(0, row.op("Unsqueeze", query, row.int64([1]), name="packed.last_query"))
+    row.insert_before(reader)
+    # Behind the attention there is one token per row: nothing to gather, and what entered for that token to add.
+    flat = next(use.node for use in attention.outputs[0].uses())
+    packed = next(use.node for use in flat.outputs[0].uses())
+    ir.convenience.replace_all_uses_with(packed.outputs[0], flat.outputs[0])
+    residual.replace_input_with(position, tokens)
+    ir.convenience.replace_all_uses_with(pick.outputs[0], states)
+    TopologicalSortPass()(model)
+    RemoveUnusedNodesPass()(model)
+    return count
+
+
+def _products_between(graph: ir.Graph, start: ir.Node, end: ir.Value) -> int:
+    nodes = list(graph)
+    last = end.producer()
+    stop = len(nodes) if last is None else nodes.index(last)
+    return sum(node.op_type == "MatMul" for node in nodes[nodes.index(start) : stop])
+
+
+def _query(attention: ir.Node) -> tuple[ir.Node, ir.Value]:
+    """The node that reads the laid out queries as its first input, and the queries while they were packed."""
+    reader = attention
+    scaled = attention.inputs[0].producer() if attention.inputs[0] is not None else None
+    if scaled is not None and scaled.op_type == "Mul":  # masked by key lengths
+        reader = scaled
+    laid = producer(reader.inputs[0], "Reshape", "last query").inputs[0]
+    node = laid.producer() if laid is not None else None
+    query = node.inputs[_LAID[node.op_type]] if node is not None and node.op_type in _LAID else None
+    if query is None:
+        raise FusionError("first tokens: the last query is not laid out as packing does it")
+    return reader, query

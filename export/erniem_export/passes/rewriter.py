@@ -1,7 +1,8 @@
-"""Adding nodes to a graph, in front of a place, with their types and the constants they need."""
+"""What all passes share: finding nodes in a graph, and adding nodes, constants and Casts to it."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,27 @@ import onnx_ir as ir
 from erniem_export.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Rewriter", "producer", "single_use"]
+    from numpy.typing import NDArray
 
+__all__ = [
+    "CONTRIB",
+    "Rewriter",
+    "cast_uses",
+    "forget_shapes",
+    "fused_attentions",
+    "matmul_of",
+    "name_products",
+    "producer",
+    "residual_of",
+    "single_use",
+    "store",
+    "uncast",
+    "width_of",
+]
+
+# The domain of ONNX Runtime's own operators.
 CONTRIB = "com.microsoft"
 
 # Results that are not of the type of the first input.
@@ -27,7 +45,7 @@ class Rewriter:
     """Collects new nodes; :meth:`insert_before` puts them into the graph. Names of values are names of nodes."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
+        self.graph = graph
         self._nodes: list[ir.Node] = []
 
     def op(self, op_type: str, *inputs: ir.Value | None, name: str, domain: str = "", **attributes: Any) -> ir.Value:
@@ -56,26 +74,22 @@ class Rewriter:
 
     def insert_before(self, anchor: ir.Node) -> None:
         """Put what was added in front of ``anchor``."""
-        self._graph.insert_before(anchor, self._nodes)
+        self.graph.insert_before(anchor, self._nodes)
         self._nodes = []
 
     def insert_after(self, anchor: ir.Node) -> None:
         """Put what was added right behind ``anchor``."""
-        self._graph.insert_after(anchor, self._nodes)
+        self.graph.insert_after(anchor, self._nodes)
         self._nodes = []
 
     def append(self) -> None:
         """Put what was added at the end of the graph."""
-        self._graph.extend(self._nodes)
+        self.graph.extend(self._nodes)
         self._nodes = []
 
-    def _constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        if name not in self._graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, const_value=tensor)
-            value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
-            self._graph.register_initializer(value)
-        return self._graph.initializers[name]
+    def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        found = self.graph.initializers.get(name)
+        return store(self.graph, name, array) if found is None else found
 
 
 def _result_type(op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]) -> ir.DataType | None:
@@ -86,6 +100,52 @@ def _result_type(op_type: str, inputs: Sequence[ir.Value | None], attributes: Ma
         return ir.DataType(attributes["value"].dtype)
     source = inputs[1 if op_type == "Where" else 0]
     return _RESULTS.get(op_type) or (source.dtype if source is not None else None)
+
+
+def store(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer."""
+    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def cast_uses(
+    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, where: Callable[[ir.Node], bool], name: str
+) -> ir.Value | None:
+    """Let the consumers of ``value`` that ``where`` picks read it as ``dtype``; returns the cast value, if any do.
+
+    The Cast stands right behind the node that makes ``value``, or at the start of the graph.
+    """
+    uses = [use for use in value.uses() if where(use.node)]
+    if not uses:
+        return None
+    cast = ir.node("Cast", [value], {"to": dtype}, name=f"{name}.cast")
+    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(dtype), value.shape
+    for use in uses:
+        use.node.replace_input_with(use.idx, cast.outputs[0])
+    made_by = value.producer()
+    if made_by is None:
+        graph.insert_before(graph[0], cast)
+    else:
+        graph.insert_after(made_by, cast)
+    return cast.outputs[0]
+
+
+def uncast(value: ir.Value | None) -> ir.Value | None:
+    """The value before the Casts that made ``value``."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    return value
+
+
+def forget_shapes(graph: ir.Graph) -> None:
+    """Drop the inferred shapes, which are wrong once tokens are packed or left out; the outputs keep theirs."""
+    outputs = set(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape = None
 
 
 def producer(value: ir.Value | None, op_type: str, place: str) -> ir.Node:
@@ -104,3 +164,53 @@ def single_use(value: ir.Value, op_type: str, place: str) -> ir.Node:
         readers = ", ".join(use.node.op_type for use in uses) or "nothing"
         raise FusionError(f"{place}: expected {op_type} alone to read it, found {readers}")
     return uses[0].node
+
+
+def fused_attentions(graph: ir.Graph) -> list[ir.Node]:
+    """ONNX Runtime's MultiHeadAttention nodes, layer by layer; none in a graph of standard operators."""
+    return [node for node in graph if node.op_type == "MultiHeadAttention" and node.domain == CONTRIB]
+
+
+def matmul_of(value: ir.Value | None, place: str) -> ir.Node:
+    """The MatMul of the linear layer that makes ``value``: MatMul, then Add of the bias."""
+    biased = producer(value, "Add", place)
+    product = next((value for value in biased.inputs if value is not None and value.producer() is not None), None)
+    return producer(product, "MatMul", place)
+
+
+def residual_of(value: ir.Value, place: str) -> tuple[ir.Node, int]:
+    """The one Add that reads ``value``, the sum behind the attention, and which of its inputs that is."""
+    found = [use for use in value.uses() if use.node.op_type == "Add"]
+    if len(found) != 1:
+        raise FusionError(f"{place}: expected one residual around the attention, found {len(found)}")
+    return found[0].node, found[0].idx
+
+
+def width_of(value: ir.Value | None, place: str) -> int:
+    """The last axis of ``value``, the hidden size; :class:`FusionError` if it is not known."""
+    size = None if value is None or value.shape is None else value.shape[-1]
+    if not isinstance(size, int):
+        raise FusionError(f"{place}: the hidden size of {None if value is None else value.name} is not known")
+    return size
+
+
+# encoder.layers.0.linear1.weight.T.float16: the module is all before the weight.
+_WEIGHT = re.compile(r"(?:ernie_m\.)?(?P<module>.+)\.weight(\.(T|int8|float16|bfloat16))*$")
+_CARRIERS = frozenset({"Cast", "DequantizeLinear"})
+
+
+def name_products(model: ir.Model) -> dict[str, ir.Node]:
+    """Name each matmul after its linear layer, such as ``encoder.layers.0.linear1``, in place; return them by name.
+
+    Error messages and the proof of a plan's precision go by these names.
+    """
+    products: dict[str, ir.Node] = {}
+    for node in model.graph:
+        source = node.inputs[1] if node.op_type == "MatMul" else None
+        while source is not None and (maker := source.producer()) is not None and maker.op_type in _CARRIERS:
+            source = maker.inputs[0]
+        found = None if source is None else _WEIGHT.match(str(source.name))
+        if found:
+            node.name = found["module"]
+            products[node.name] = node
+    return products

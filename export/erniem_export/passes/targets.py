@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import FusionError
 from erniem_export.options import PORTABLE
-from erniem_export.passes.alignment import align_rows
 from erniem_export.passes.attention import fuse_attention
-from erniem_export.passes.first_token import keep_first_tokens
-from erniem_export.passes.packing import pack_tokens
+from erniem_export.passes.key_lengths import align_rows
+from erniem_export.passes.packing import keep_first_tokens, pack_tokens
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,10 +30,6 @@ def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: 
     """
     if target == PORTABLE:
         return None
-    if options.head_mask or options.attentions:
-        raise FusionError(
-            "attention weights that are an output, or masked by head, cannot be fused: use --target portable"
-        )
     done: dict[str, Any] = {"name": target, "fused_attention": fuse_attention(model, layers)}
     moves = options.position_ids or options.inputs_embeds or options.hidden_states
     pooled = head in _POOLED_HEADS and not options.hidden_states

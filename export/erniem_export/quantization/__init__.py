@@ -1,1 +1,1 @@
-"""int8 products with fixed scales: what they are, and how they are found on calibration text."""
+"""int8 matmuls with static activation scales, calibrated on text."""

@@ -8,7 +8,9 @@ range wider than most are smoothed: divided beforehand, and their weights multip
 
 A CPU without VNNI adds pairs of products in 16 bits, which two large weights overflow. The stock remedy halves all
 weights. Here the inputs leave some of their range unused instead, and the few weights are rounded down that could
-still overflow with what was seen to enter through their pair. Further inputs saturate, as they do when clipped.
+still overflow with the inputs of their pair in calibration. Larger inputs saturate, as they do when clipped.
+
+Weights are rounded one row after another, each row's error made up for by the rows that are still to come (GPTQ).
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from erniem_export.quantization.rounding import hold_pairs, round_against
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -34,6 +34,7 @@ __all__ = [
     "Int8Product",
     "QuantizedInput",
     "choose_input",
+    "round_against",
     "round_product",
 ]
 
@@ -44,37 +45,42 @@ INPUT_STEPS, WEIGHT_STEPS = 255, 127
 # The zero point of symmetric inputs: what is uint8 about it is int8 about zero.
 MIDDLE = 128
 
-# What computes the products. ``exact``: sums never overflow; ``pairs``: pairs are added in 16 bits; ``symmetric``: it
-# knows no zero points, and no outlier channels in float32.
+# What computes the matmuls. ``exact``: sums never overflow; ``pairs``: pairs are added in 16 bits; ``symmetric``:
+# zero points are 0, and no outlier channels are in float32.
 Form = Literal["exact", "pairs", "symmetric"]
 
-# Up to which channel, in the order of their reach, all keep their range; None: no factors, and nothing to multiply.
+# Channels with a range up to this quantile are left alone, those with a wider one are smoothed; None: none is.
 _CAPS = (None, 0.99, 0.95, 0.85, 0.7)
-# Of the range of all tokens that were seen. Others go further, which the text that ranges are chosen on cannot show: a
-# narrower range wins there and loses on other text. In pairs, inputs leave steps unused, and so have that room already.
+# The range, in terms of that of the calibration tokens. Other tokens go further: a narrower range wins on the
+# calibration text and loses on other text. In pairs, inputs leave steps unused, which is the same room.
 _CLIPPED_TO: dict[Form, tuple[float, ...]] = {"exact": (1.25,), "pairs": (1.25, 1.05), "symmetric": (1.25,)}
 # How many outlier channels may be kept in float32, if there are enough for that to be few.
 _EXACT, _WIDE = 4, 32
-# What a multiplication before the product, or an addition behind it, must be worth in its squared error.
+# By how much a multiplication before the matmul, or an addition behind it, must lower the squared error to be used.
 _MULTIPLICATION, _ADDITION = 1.1, 1.1
-# Of a column's largest weight, what int8 reaches to; further where pairs are held to 16 bits.
+# The largest int8 step, in terms of a column's largest weight; larger ones where pairs are held to 16 bits.
 _SHARES, _WIDER_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8), (1.1, 1.25, 1.5)
-# How much further than any token seen another one may reach before sums of 16 bits saturate.
+# Inputs may be this much larger than the largest in calibration before sums of 16 bits saturate.
 _ROOM = 1.1
 _DIRECTIONS = 5
-# How firmly fitted weights are held to the given ones, relative to what enters.
+# How firmly fitted weights are held to the given ones, relative to the mean square of the inputs.
 _RIDGE = 3.0
-# What inputs on both sides of zero use of the 255 steps where sums of 16 bits may overflow. For most products
+# How many of the 255 steps inputs on both sides of zero use where sums of 16 bits may overflow. For most matmuls
 # of MiniLM's first three layers the best of 150, 176, 208 and 255.
 _HELD_STEPS = 208
+# Rows that are rounded before their errors go to all the rows behind them.
+_BLOCK = 128
+# Of GPTQ: inputs that the calibration text never showed must not be relied on.
+_DAMPING = 0.02
+_INT16 = 2**15 - 1
 
 
 @dataclass(frozen=True)
 class QuantizedInput:
     """``round(x * factors / scale) + zero_point``, clipped to uint8; ``factors (in,)`` or None for ones.
 
-    The channels ``exact (few,)`` are kept in float32 instead. ``reach (in / 2, corners, 2)``: how far, in uint8, each
-    pair of neighbours was seen to reach together, where that matters.
+    The channels ``exact (few,)`` are kept in float32 instead. ``reach (in / 2, corners, 2)``: the
+    largest uint8 values that each pair of neighbours had together in calibration, where sums are of 16 bits.
     """
 
     scale: float
@@ -84,12 +90,12 @@ class QuantizedInput:
     reach: Tensor | None = None
 
     def rounded(self, values: Tensor) -> Tensor:
-        """What is left of ``values (..., in)``, already multiplied by the factors."""
+        """``values (..., in)``, already multiplied by the factors, after quantizing and dequantizing."""
         steps = torch.round(values / self.scale) + self.zero_point
         return (steps.clamp(0, INPUT_STEPS) - self.zero_point) * self.scale
 
     def inner(self, values: Tensor) -> Tensor:
-        """``values (..., in)`` with zeros for what enters in float32."""
+        """``values (..., in)`` with zeros in the outlier channels."""
         return values.index_fill(-1, self.exact, 0.0) if len(self.exact) else values
 
     def scaled(self, values: Tensor) -> Tensor:
@@ -97,12 +103,12 @@ class QuantizedInput:
         return values if self.factors is None else values * self.factors
 
     def inner_weights(self, weights: Tensor) -> Tensor:
-        """``weights (in, out)`` divided by the factors, with zeros for what enters in float32."""
+        """``weights (in, out)`` divided by the factors, with zeros in the outlier channels."""
         moved = weights if self.factors is None else weights / self.factors[:, None]
         return moved.index_fill(0, self.exact, 0.0) if len(self.exact) else moved
 
     def corners(self, inputs: Tensor) -> Tensor:
-        """``(in / 2, corners, 2)``: how far, in uint8, each pair of neighbours reaches together, with some room."""
+        """``(in / 2, corners, 2)``: the largest uint8 values of each pair of neighbours together, with some room."""
         steps = torch.round(self.inner(self.scaled(inputs)) * (_ROOM / self.scale)) + self.zero_point
         steps = functional.pad(steps.clamp(1, INPUT_STEPS), (0, len(inputs[0]) % 2), value=1.0)
         pairs = steps.reshape(len(steps), -1, 2)
@@ -118,8 +124,8 @@ class Int8Product:
     """``name`` of the linear layer; ``weight (in, out)`` int8, ``scales (out,)``, ``bias (out,)`` float32, and
     ``exact_weight (few, out)`` float32 of the outlier channels in float32.
 
-    ``entering`` is shared between products that read the same input. ``fold`` says that the factors are in the
-    product before, and need no multiplication. ``error`` is relative to the product, on the calibration text.
+    ``entering`` is shared between matmuls that read the same input. ``fold`` says that the factors are in the
+    layer before, and need no multiplication. ``error`` is relative to the result, on the calibration text.
     """
 
     name: str
@@ -132,7 +138,7 @@ class Int8Product:
     error: float = 0.0
 
     def smoothed_channels(self) -> int:
-        """How many input channels are divided down."""
+        """How many input channels are smoothed."""
         factors = self.entering.factors
         return 0 if factors is None else int((factors < 1).sum())
 
@@ -158,14 +164,14 @@ class Int8Linear(nn.Module):
 def choose_input(
     inputs: Tensor, sample: Tensor, weights: Tensor, *, folds: bool = False, form: Form = "exact"
 ) -> QuantizedInput:
-    """Find the factors, the range and the channels to leave out of it with the smallest error of the product.
+    """Find the factors, the range and the outlier channels with the smallest error of the matmul.
 
     Args:
-        inputs: ``(tokens, in)``, all that enters: for the ranges.
+        inputs: ``(tokens, in)``, all inputs, for the ranges.
         sample: ``(fewer tokens, in)`` of it, to compute the error on.
         weights: ``(in, out)`` of everything that reads it.
-        folds: Whether factors cost nothing, since the product before takes them.
-        form: What computes the product.
+        folds: Whether factors cost nothing, since the layer before takes them.
+        form: What computes the matmul.
     """
     expected = sample @ weights
     importance = _importance(expected)
@@ -203,7 +209,7 @@ def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor
     for share in _SHARES if reach is None else _SHARES + _WIDER_SHARES:
         candidate = largest * share / WEIGHT_STEPS
         steps = torch.round(weights / candidate).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-        error = ((steps if reach is None else hold_pairs(steps, reach)) * candidate - weights).square().sum(0)
+        error = ((steps if reach is None else _hold_pairs(steps, reach)) * candidate - weights).square().sum(0)
         better = error < best_error
         best_error, scales = torch.where(better, error, best_error), torch.where(better, candidate, scales)
     return torch.round(weights / scales).clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8), scales
@@ -212,8 +218,8 @@ def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor
 def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs: tuple[Tensor, Tensor]) -> Int8Product:
     """Quantize a linear layer's weights for an input.
 
-    ``inputs`` are ``(tokens, in)`` each: what enters in float32, and what enters when all before it is quantized.
-    What rounding changes on average goes back into the bias.
+    ``inputs`` are ``(tokens, in)`` each: those of the float32 model, and those behind the quantized layers. The mean
+    error of rounding goes into the bias.
     """
     exact, found = inputs
     weights = linear.weight.T
@@ -236,13 +242,13 @@ def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs
 
 
 def _fit(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights that make up for what came before, held to the given ones; and the moments of ``values``.
+    """Weights that correct the errors of the layers before, held to the given ones; and the moments of ``values``.
 
-    What enters differs from float32 by all rounding before it. The part that a linear layer can foresee is undone by
-    ridge regression (as in GPTAQ, Li et al. 2025), before weights are rounded.
+    The inputs differ from float32 by all rounding before them. The part that is linear in them is undone by ridge
+    regression (as in GPTAQ, Li et al. 2025), before weights are rounded.
     """
     moments = values.T @ values
-    ridge = moments.diagonal().mean() * _RIDGE or 1.0  # nothing enters, so nothing is to be undone
+    ridge = moments.diagonal().mean() * _RIDGE or 1.0  # the inputs are all zero
     held = moments + ridge * torch.eye(len(moments))
     return weights + torch.cholesky_solve(values.T @ (wanted - values @ weights), torch.linalg.cholesky(held)), moments
 
@@ -254,7 +260,7 @@ def _importance(expected: Tensor) -> Tensor:
     (first and last of a text) would decide the ranges for all.
     """
     energy = expected.square().sum(1)
-    if not energy.any():  # nothing comes out, of any token
+    if not energy.any():  # every output is zero
         return torch.full_like(energy, 1 / len(energy))
     usual = energy.median() or energy.mean()
     importance = 1 / (energy + usual / 10)
@@ -280,3 +286,64 @@ def _ranges(low: float, high: float, form: Form) -> Sequence[tuple[float, int]]:
         scale = max((top - bottom) / used, _TINY)
         found.append((scale, round(-bottom / scale)))
     return found
+
+
+def round_against(weights: Tensor, scales: Tensor, steps: int, moments: Tensor, reach: Tensor | None = None) -> Tensor:
+    """Round weights to int8 such that the error of the matmul is small, not that of the weights.
+
+    Frantar et al. 2022, "GPTQ". Rows are taken in the order of the size of their inputs, the largest first.
+
+    Args:
+        weights: ``(in, out)``.
+        scales: ``(out,)``.
+        steps: The largest magnitude of a rounded weight.
+        moments: ``(in, in)``, the sum over tokens of the outer products of the inputs.
+        reach: ``(in / 2, corners, 2)``, the largest uint8 inputs of each pair of rows together, where pairs are
+            added in 16 bits: weights are then held to what does not overflow.
+
+    Returns:
+        ``(in, out)`` int8.
+    """
+    order = torch.argsort(moments.diagonal(), descending=True)
+    moments = moments[order][:, order].clone()
+    moments.diagonal().add_(_DAMPING * moments.diagonal().mean() or 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    carry = torch.linalg.cholesky(inverse, upper=True)
+    left = weights[order].clone()
+    rounded = torch.zeros(weights.shape, dtype=torch.int8)
+    for start in range(0, len(left), _BLOCK):
+        stop = min(start + _BLOCK, len(left))
+        errors = torch.empty(stop - start, weights.shape[1])
+        for row in range(start, stop):
+            whole = torch.round(left[row] / scales).clamp(-steps, steps)
+            if reach is not None:
+                whole = _without_overflow(whole, int(order[row]), rounded, reach)
+            rounded[order[row]] = whole.to(torch.int8)
+            errors[row - start] = (left[row] - whole * scales) / carry[row, row]
+            left[row:stop] -= carry[row, row:stop, None] * errors[row - start]
+        left[stop:] -= carry[start:stop, stop:].T @ errors
+    return rounded
+
+
+def _hold_pairs(steps: Tensor, reach: Tensor) -> Tensor:
+    """Round the second row of each pair of ``steps (in, out)`` down to what the first leaves of 16 bits."""
+    held = steps.clone()
+    count = len(steps) // 2
+    held[1::2] = _within(steps[1::2], steps[0 : 2 * count : 2], reach[:count, :, 1].T, reach[:count, :, 0].T)
+    return held
+
+
+def _without_overflow(whole: Tensor, row: int, rounded: Tensor, reach: Tensor) -> Tensor:
+    """Hold a row to what the one that it is paired with leaves of 16 bits."""
+    pair = row ^ 1
+    if pair >= len(rounded):
+        return whole
+    return _within(whole, rounded[pair].float(), reach[row // 2, :, row % 2], reach[row // 2, :, pair % 2])
+
+
+def _within(steps: Tensor, pair: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Hold ``steps (..., out)`` beside ``pair (..., out)``; the inputs of both are ``(corners, ...)`` each."""
+    own, other = own[..., None], other[..., None]
+    above = ((_INT16 - other * pair.clamp_min(0)) / own).amin(0).floor()
+    below = ((_INT16 + other * pair.clamp_max(0)) / own).amin(0).floor()
+    return torch.minimum(torch.maximum(steps, -below), above)

@@ -1,32 +1,51 @@
-"""``--int8``: calibrate, rewrite the graph, say what was done."""
+"""``--int8``: calibrate, quantize layer by layer, rewrite the graph, say what was done.
+
+Each layer is quantized on the outputs of the quantized layers before it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
 
 from erniem_export.errors import ExportError
-from erniem_export.passes.int8 import to_int8
-from erniem_export.passes.int8_standard import int8_products, int8_weights
+from erniem_export.mask_mode import PADDING, with_padding_key
+from erniem_export.modeling import ErnieMModel
+from erniem_export.passes.int8 import int8_products, int8_weights, to_int8
 from erniem_export.quantization.calibration import calibration_for, read_texts
-from erniem_export.quantization.encoder import quantize_encoder
-from erniem_rt._cpu import cpu_flags, has_vnni
+from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
+from erniem_rt.machine import cpu_flags, has_vnni
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
 
     from erniem_export.checkpoint import Checkpoint
+    from erniem_export.encoder import ErnieMEncoderLayer
+    from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.options import Int8
     from erniem_export.progress import Progress
     from erniem_export.quantization.calibration import Calibration
-    from erniem_export.quantization.encoder import Quantization
     from erniem_rt.manifest import Limits
 
-__all__ = ["check_int8", "cpu_for", "quantize", "quantize_for_engine"]
+__all__ = ["Quantization", "check_int8", "cpu_for", "quantize", "quantize_encoder", "quantize_for_engine"]
 
-# The flavour that takes int8 weights and no products, and so needs no calibration.
+# The flavour that takes int8 weights but no int8 matmuls, and so needs no calibration.
 _WEIGHTS_ONLY = "tensorrt-rtx"
+
+_ATTENTION = "self_attn.self_attn."
+_VALUE, _OUT = f"{_ATTENTION}v_proj", "self_attn.out_proj"
+# Matmuls that read the same input share its quantization.
+_GROUPS = ((f"{_ATTENTION}q_proj", f"{_ATTENTION}k_proj", _VALUE), (_OUT,), ("linear1",), ("linear2",))
+# Tokens that ranges are chosen on; the search runs every candidate on all of them.
+_SAMPLE = 768
+_SEED = 0
 
 
 def cpu_for(options: Int8) -> str:
@@ -42,7 +61,7 @@ def cpu_for(options: Int8) -> str:
 
 
 def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> None:
-    """Refuse, before the long work, what :func:`quantize` and :func:`quantize_for_engine` would.
+    """Refuse early what :func:`quantize` and :func:`quantize_for_engine` would refuse later.
 
     Args:
         options: For which CPU, and on what text.
@@ -60,9 +79,16 @@ def check_int8(options: Int8, flavour: str | None, own: Path | None = None) -> N
 
 
 def quantize(
-    graph: ir.Model, checkpoint: Checkpoint, folder: Path, options: Int8, limits: Limits, progress: Progress
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: Int8,
+    limits: Limits,
+    progress: Progress,
+    *,
+    mask_mode: str = PADDING,
 ) -> dict[str, Any]:
-    """Put the encoder's products into int8, in place; return what was done, for the manifest.
+    """Put the encoder's matmuls into int8, in place; return what was done, for the manifest.
 
     Args:
         graph: The checkpoint's graph.
@@ -70,11 +96,12 @@ def quantize(
         folder: Where the checkpoint is, for a tokenizer of another kind than ErnieM's.
         options: For which CPU, and on what text.
         limits: Of the ids.
-        progress: Is told of the layers.
+        progress: Shows the layers.
+        mask_mode: The manifest's.
 
     Raises:
         ExportError: The calibration text cannot be used, or the CPU is not fit.
-        FusionError: A product is not in the graph.
+        FusionError: A matmul is not in the graph.
     """
     cpu = cpu_for(options)
     calibration = _calibration(checkpoint, folder, options, limits)
@@ -84,6 +111,7 @@ def quantize(
         calibration,
         lambda layers: progress.track(layers, "layer"),
         form="exact" if cpu == "vnni" else "pairs",
+        mask_mode=mask_mode,
     )
     to_int8(graph, found.products)
     return {"cpu": cpu, **_described(found, calibration.source)}
@@ -98,7 +126,7 @@ def quantize_for_engine(
     flavour: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """As :func:`quantize`, in the form that this flavour of TensorRT takes; ``graph`` computes in what is left.
+    """As :func:`quantize`, in the form that this flavour of TensorRT takes; elsewhere ``graph`` keeps its types.
 
     Raises:
         ExportError: The calibration text cannot be used, or there is no tokenizer to read one with.
@@ -141,3 +169,142 @@ def _described(found: Quantization, source: str) -> dict[str, Any]:
             for name, product in found.products.items()
         },
     }
+
+
+@dataclass
+class Quantization:
+    """``products`` by the name of their linear layer; ``error``, the relative L2 of the last hidden state to float32
+    on the calibration text.
+    """
+
+    products: dict[str, Int8Product] = field(default_factory=dict)
+    error: float = 0.0
+
+
+@torch.no_grad()
+def quantize_encoder(
+    model: ErnieMPreTrainedModel,
+    calibration: Calibration,
+    track: Callable[[Sequence[ErnieMEncoderLayer]], Iterable[ErnieMEncoderLayer]] = iter,
+    *,
+    form: Form = "exact",
+    mask_mode: str = PADDING,
+) -> Quantization:
+    """Quantize the matmuls of every encoder layer; ``model`` is left as it is.
+
+    Args:
+        model: The float32 model.
+        calibration: The text to run it on.
+        track: Wraps the layers, for a progress bar.
+        form: What computes the matmuls.
+        mask_mode: The manifest's.
+    """
+    base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
+    prefix = "" if base is model else "ernie_m."
+    batches = [_batch(ids, attend, base, mask_mode) for ids, attend in calibration.batches]
+    exact, masks, attends = ([batch[i] for batch in batches] for i in range(3))
+    found, result = exact, Quantization()
+    for index, layer in enumerate(track(cast("list[ErnieMEncoderLayer]", list(base.encoder.layers)))):
+        pair = _Pair(layer, masks, attends, exact, found, form)
+        for group in _GROUPS:
+            products = pair.quantize(group, f"{prefix}encoder.layers.{index}.")
+            result.products |= {product.name: product for product in products}
+        exact, found = pair.outputs()
+    reference = torch.cat([states[mask] for states, mask in zip(exact, masks, strict=True)])
+    states = torch.cat([states[mask] for states, mask in zip(found, masks, strict=True)])
+    result.error = float((states - reference).norm() / reference.norm())
+    return result
+
+
+class _Pair:
+    """A layer in float32 and the copy that is quantized, each on its own inputs."""
+
+    def __init__(
+        self,
+        layer: ErnieMEncoderLayer,
+        masks: list[Tensor],
+        attends: list[Tensor],
+        exact: list[Tensor],
+        found: list[Tensor],
+        form: Form,
+    ) -> None:
+        self.form = form
+        self.layer, self.quantized = layer, copy.deepcopy(layer)
+        self.masks, self.attends, self.exact, self.found = masks, attends, exact, found
+        first = [group[0] for group in _GROUPS]
+        self.exact_inputs, self.exact_outputs = _run(layer, first, exact, masks, attends)
+
+    def quantize(self, group: Sequence[str], prefix: str) -> list[Int8Product]:
+        """Replace some linear layers by their int8 form."""
+        first = group[0]
+        inputs = _run(self.quantized, [first], self.found, self.masks, self.attends)[0][first]
+        linears = {name: cast("nn.Linear", self.layer.get_submodule(name)) for name in group}
+        weights = torch.cat([linear.weight.T for linear in linears.values()], dim=1)
+        entering = choose_input(inputs, _sample(inputs), weights, folds=first == _OUT, form=self.form)
+        products = []
+        for name, linear in linears.items():
+            product = round_product(prefix + name, linear, entering, (self.exact_inputs[first], inputs))
+            products.append(product)
+            self._put(name, product)
+        if first == _OUT and entering.factors is not None:
+            self._fold(products[0], entering.factors)
+        return products
+
+    def outputs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs of both."""
+        return self.exact_outputs, _run(self.quantized, [], self.found, self.masks, self.attends)[1]
+
+    def _put(self, name: str, product: Int8Product) -> None:
+        parent, _, attribute = name.rpartition(".")
+        setattr(self.quantized.get_submodule(parent), attribute, Int8Linear(product))
+
+    def _fold(self, out: Int8Product, factors: Tensor) -> None:
+        """The context is a mean of values: factors on it are factors on the values' scales, and cost nothing."""
+        value = cast("Int8Linear", self.quantized.get_submodule(_VALUE)).product
+        value.scales *= factors
+        value.bias *= factors
+        value.exact_weight *= factors
+        out.fold = True
+
+
+def _batch(ids: Tensor, attend: Tensor, base: ErnieMModel, mask_mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The embeddings, which tokens count ``(batch, sequence)`` bool, and what attention is masked by."""
+    if mask_mode == PADDING:
+        return base.embeddings(ids, None, None), attend, attend[:, None, None]
+    inputs, bias = with_padding_key(ids, attend, base.config)
+    states = base.embeddings(inputs["input_ids"], inputs["position_ids"], None)
+    hidden = ~inputs["attention_mask"][:, None, None]
+    counts = torch.cat([attend, torch.ones_like(attend[:, :1])], dim=1)
+    return states, counts, bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
+
+
+def _run(
+    layer: ErnieMEncoderLayer,
+    names: Sequence[str],
+    states: list[Tensor],
+    masks: list[Tensor],
+    attends: list[Tensor],
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Run a layer; return its outputs, and before them the inputs of some linear layers, ``(tokens, in)`` each."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    hooks = [
+        layer.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
+        for name in names
+    ]
+    try:
+        outputs = [layer(batch, attend, None, False)[0] for batch, attend in zip(states, attends, strict=True)]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: torch.cat([batch[mask] for batch, mask in zip(batches, masks, strict=True)])
+        for name, batches in seen.items()
+    }, outputs
+
+
+def _sample(inputs: Tensor) -> Tensor:
+    """Some of the tokens, at random."""
+    if len(inputs) <= _SAMPLE:
+        return inputs
+    chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(_SEED))[:_SAMPLE]
+    return inputs[chosen]

@@ -1,27 +1,30 @@
-"""Building: the configuration, and the call that takes long."""
+"""From an ONNX file to a plan: the network, the builder's configuration, and the call that takes long.
+
+Networks are strongly typed: what they compute in is what the graph says, nothing else.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from erniem_export.errors import EngineBuildError, ExportError
-from erniem_export.tensorrt.monitor import monitor_for
-from erniem_export.tensorrt.network import blamed
 from erniem_export.tensorrt.profiles import input_shapes
+from erniem_rt.files import replacing
 from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from erniem_export.options import EngineOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
-    from erniem_rt.manifest import Manifest, Profile
+    from erniem_rt.files import replacing
+from erniem_rt.manifest import Manifest, Profile
 
-__all__ = ["build", "configure", "make_builder"]
+__all__ = ["add_profiles", "build", "configure", "layers_of", "make_builder", "parse"]
 
 _OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|bad_alloc|MEM_ALLOC|insufficient memory|within workspace limit", re.IGNORECASE
@@ -31,7 +34,7 @@ _HINT = "; try without --version-compatible"
 
 
 def make_builder(library: Library) -> Any:
-    """Return a builder; :class:`EngineBuildError` if the library makes none, for want of a driver that it can use."""
+    """Return a builder; :class:`EngineBuildError` if the library makes none, as without a driver that it can use."""
     with library.listening() as messages:
         try:
             return library.module.Builder(library.logger)
@@ -42,11 +45,41 @@ def make_builder(library: Library) -> Any:
             ) from error
 
 
+def parse(library: Library, builder: Any, path: Path) -> Any:
+    """Return the network; :class:`EngineBuildError` names the first node that the parser does not take."""
+    module = library.module
+    flags = 0
+    if hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # every network is, where the flag is gone
+        flags = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = module.OnnxParser(network, library.logger)
+    with library.listening() as messages:
+        taken = parser.parse_from_file(str(path))
+    if not taken:
+        raise EngineBuildError(f"{library} cannot take {path.name}: {_reason(parser, messages)}")
+    return network
+
+
+def _reason(parser: Any, messages: list[str]) -> str:
+    if not parser.num_errors:
+        return "; ".join(messages) or "the parser gives no reason"
+    error = parser.get_error(0)
+    name, operator = error.node_name(), error.node_operator()
+    more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
+    node = f"node {name} ({operator}): " if name or operator else ""
+    return f"{node}{' '.join(str(error.desc()).split())}{more}"
+
+
+def layers_of(network: Any) -> list[Any]:
+    """All layers, in the network's order."""
+    return [network.get_layer(i) for i in range(network.num_layers)]
+
+
 def configure(library: Library, builder: Any, options: EngineOptions) -> Any:
     """Return the builder's configuration, without profiles.
 
     Raises:
-        EngineBuildError: The library has not what an option asks for, or refuses it.
+        EngineBuildError: The library lacks what an option asks for, or refuses it.
     """
     module, config = library.module, builder.create_builder_config()
     if hasattr(module, "ProfilingVerbosity"):  # or the inspector would not tell types
@@ -90,9 +123,9 @@ def build(
 
     Raises:
         EngineBuildError: With the library's reason and, where it tells, the node; or it ran out of memory.
-        KeyboardInterrupt: Somebody interrupted.
+        KeyboardInterrupt: The build was interrupted.
     """
-    monitor = monitor_for(library.module, progress)
+    monitor = _monitor_for(library.module, progress)
     if monitor is not None and hasattr(config, "progress_monitor"):
         config.progress_monitor = monitor
     with library.listening() as messages:
@@ -119,7 +152,7 @@ def _why(library: Library, network: Any, messages: Sequence[str]) -> str:
             f"{library} ran out of memory while building ({reason}): allow more with --workspace, or ask for a "
             "--profile with a smaller MAX"
         )
-    return f"{library} cannot build this graph: {blamed(network, messages)}{reason}"
+    return f"{library} cannot build this graph: {_blamed(network, messages)}{reason}"
 
 
 def _target(library: Library, config: Any, capabilities: Sequence[str]) -> None:
@@ -173,15 +206,72 @@ def _save_timing_cache(config: Any, options: EngineOptions) -> None:
     cache = config.get_timing_cache()
     if path is None or cache is None:
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(memoryview(cache.serialize()))
-        part.replace(path)  # never half a file, which the next build would refuse
+        with replacing(path) as file:  # never half a file, which the next build would refuse
+            file.write(memoryview(cache.serialize()))
     except OSError as error:
         raise ExportError(f"--timing-cache {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _lacking(library: Library, option: str, what: str) -> EngineBuildError:
     return EngineBuildError(f"{library} has no {what}: leave out {option}")
+
+
+def _blamed(network: Any, messages: Iterable[str]) -> str:
+    """The node that the messages of a failed build name, as the beginning of a sentence; empty if they name none."""
+    text = " ".join(messages)
+    found = [
+        layer.name
+        for layer in layers_of(network)
+        # Some messages go by the tensor that a node makes.
+        for name in (layer.name, *(layer.get_output(i).name for i in range(layer.num_outputs)))
+        if name and re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text.replace("node_of_", ""))
+    ]
+    return f"node {max(found, key=len)}: " if found else ""
+
+
+class _Monitor(Protocol):
+    """``interrupted``: what Ctrl-C raised; the build was then told to stop."""
+
+    interrupted: KeyboardInterrupt | None
+
+    def close(self) -> None:
+        """Take the progress away."""
+
+
+def _monitor_for(module: Any, progress: Progress) -> _Monitor | None:
+    """An ``IProgressMonitor`` of this library that shows the phase on ``progress``; None where there is no such thing.
+
+    An exception must not leave a call that the library makes, so an interruption becomes the answer to go no further.
+    """
+    if not hasattr(module, "IProgressMonitor"):
+        return None
+
+    class Watcher(module.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.interrupted: KeyboardInterrupt | None = None
+            self._phases: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = num_steps
+            self._show(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._show(phase_name, step + 1)
+            return self.interrupted is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+        def close(self) -> None:
+            progress.phase("", 0, 0)
+
+        def _show(self, phase: str, done: int) -> None:
+            try:
+                progress.phase(phase, done, self._phases.get(phase, 0))
+            except KeyboardInterrupt as error:
+                self.interrupted = error
+
+    watcher: _Monitor = Watcher()
+    return watcher

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import EngineBuildError
-from erniem_rt.engines.trt_log import listening, logger_of
-from erniem_rt.plan import FLAVOURS
+from erniem_rt.engines.tensorrt_plan import listening, logger_of
+from erniem_rt.manifest import FLAVOURS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -25,7 +25,7 @@ _REMEDY = 'pip install "erniem-rt[{flavour}]", or say --engine none'
 
 @dataclass(frozen=True)
 class Library:
-    """A builder: ``flavour`` is a key of :data:`erniem_rt.plan.FLAVOURS`, ``module`` what its package installs."""
+    """A builder: ``flavour`` is a key of :data:`erniem_rt.manifest.FLAVOURS`, ``module`` what its package installs."""
 
     flavour: str
     version: str

@@ -1,4 +1,4 @@
-"""That a plan computes in what was asked for: read from the network that it was built from, and from the engine."""
+"""Proves the types that a plan computes in, from the network that it was built from and from the engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import EngineBuildError
-from erniem_export.tensorrt.network import layers_of
+from erniem_export.options import arithmetic_of
+from erniem_export.tensorrt.builder import layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect", "prove"]
 
-# The names that TensorRT gives the types of what a product computes in.
+# The names that TensorRT gives the types that a matmul computes in.
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 # As the inspector writes them, somewhere in a tensor's format.
 _INSPECTED = {
@@ -34,31 +35,31 @@ _LAYER = re.compile(r"encoder\.layers\.\d+\.")
 def prove(
     network: Any, precision: Mapping[str, str], products: Collection[str], layers: int, *, whole: bool = False
 ) -> dict[str, Any]:
-    """Check the type of every product of the encoder's layers, and of inputs and outputs; return the findings.
+    """Check the type of every matmul of the encoder's layers, and of inputs and outputs; return the findings.
 
     Args:
         network: What will be built, strongly typed: no builder may change its types.
         precision: The manifest's.
-        products: The names of the graph's products, which the network's layers have too.
+        products: The names of the graph's matmuls, which the network's layers have too.
         layers: How many the encoder has.
-        whole: In int8, the products must be, and not the weights only.
+        whole: In int8, the matmuls must be in int8 too, not the weights only.
 
     Raises:
-        EngineBuildError: A product computes in another type, or is not there.
+        EngineBuildError: A matmul computes in another type, or is not there.
     """
-    wanted = _TYPES[precision.get("products", precision["weights"])]
+    wanted = _TYPES[arithmetic_of(precision)]
     kept = set(precision.get("kept_in_fp32", "").split(", "))
     expected = {name for name in products if _LAYER.match(name)}
     found = {layer.name: layer for layer in layers_of(network) if layer.type.name == "MATRIX_MULTIPLY"}
     if len(expected) != 6 * layers or expected - found.keys():
         missing = ", ".join(sorted(expected - found.keys())[:3]) or f"{6 * layers - len(expected)} of them"
-        raise EngineBuildError(f"the precision cannot be proven: the network lacks products of the layers, {missing}")
+        raise EngineBuildError(f"the precision cannot be proven: the network lacks matmuls of the layers, {missing}")
     counted: Counter[str] = Counter()
     for name in sorted(expected):
         types, right = _types(found[name]), "FLOAT" if name in kept else wanted
         if types != {right}:
             raise EngineBuildError(
-                f"asked for {precision['weights']}, but the product {name} computes in {' and '.join(sorted(types))}"
+                f"asked for {precision['weights']}, but the matmul {name} computes in {' and '.join(sorted(types))}"
             )
         counted[right] += 1
     int8 = _prove_int8(network, [found[name] for name in expected], whole) if precision["weights"] == "int8" else {}
@@ -82,7 +83,7 @@ def _prove_int8(network: Any, products: Sequence[Any], whole: bool) -> dict[str,
     inputs, weights = (sum(_comes_from_int8(product.get_input(i), makers) for product in products) for i in (0, 1))
     if (weights, inputs) != (len(products), whole * len(products)):
         raise EngineBuildError(
-            f"asked for int8 {'products' if whole else 'weights'}, but of {len(products)} products {weights} have int8 "
+            f"asked for int8 {'matmuls' if whole else 'weights'}, but of {len(products)} matmuls {weights} have int8 "
             f"weights and {inputs} int8 inputs"
         )
     return {"weights": weights, "inputs": inputs}
@@ -115,7 +116,7 @@ def _weight_bytes(network: Any) -> dict[str, int]:
 def inspect(library: Library, plan: memoryview, precision: Mapping[str, str], *, whole: bool = False) -> dict[str, Any]:
     """Ask the engine itself, which needs a GPU that can load it; without one, say why not.
 
-    ``whole``: in int8, the products must be, and not the weights only.
+    ``whole``: in int8, the matmuls must be in int8 too, not the weights only.
 
     Raises:
         EngineBuildError: No layer of the engine computes in a type that was asked for.
@@ -134,7 +135,7 @@ def inspect(library: Library, plan: memoryview, precision: Mapping[str, str], *,
     layers = json.loads(information).get("Layers", [])
     text = [layer if isinstance(layer, str) else json.dumps(layer) for layer in layers]
     types = [layer if isinstance(layer, str) else json.dumps(_without_names(layer)) for layer in layers]
-    wanted = [_TYPES[precision.get("products", precision["weights"])]]
+    wanted = [_TYPES[arithmetic_of(precision)]]
     wanted += ["INT8"] * (whole and precision["weights"] == "int8")
     computing = {name: sum(bool(_INSPECTED[name].search(layer)) for layer in types) for name in wanted}
     for name, count in computing.items():

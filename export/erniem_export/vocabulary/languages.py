@@ -1,10 +1,15 @@
-"""The languages that ``--languages`` knows, by what a vocabulary shows of them: their scripts and alphabets."""
+"""The languages that ``--languages`` knows: their scripts, alphabets and, where wordfreq is installed, words."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LANGUAGES", "Language"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ALPHABET", "LANGUAGES", "WORDS", "Language", "rule_for", "texts_of", "why_alphabet"]
 
 
 @dataclass(frozen=True)
@@ -68,53 +73,98 @@ _LATIN = {
     "vi": "àảãáạăằẳẵắặâầẩẫấậđèẻẽéẹêềểễếệìỉĩíịòỏõóọôồổỗốộơờởỡớợùủũúụưừửữứựỳỷỹýỵ",
     "xh": "",
 }
+# Languages of other scripts, by their scripts.
 _OTHER = {
-    "am": ("Ethiopic",),
-    "ar": ("Arabic",),
-    "as": ("Bengali",),
-    "be": ("Cyrillic",),
-    "bg": ("Cyrillic",),
-    "bn": ("Bengali",),
-    "el": ("Greek",),
-    "fa": ("Arabic",),
-    "gu": ("Gujarati",),
-    "he": ("Hebrew",),
-    "hi": ("Devanagari",),
-    "hy": ("Armenian",),
-    "ja": ("Han", "Hiragana", "Katakana"),
-    "ka": ("Georgian",),
-    "kk": ("Cyrillic",),
-    "km": ("Khmer",),
-    "kn": ("Kannada",),
-    "ko": ("Hangul",),
-    "ky": ("Cyrillic",),
-    "lo": ("Lao",),
-    "mk": ("Cyrillic",),
-    "ml": ("Malayalam",),
-    "mn": ("Cyrillic",),
-    "mr": ("Devanagari",),
-    "my": ("Myanmar",),
-    "ne": ("Devanagari",),
-    "or": ("Oriya",),
-    "pa": ("Gurmukhi",),
-    "ps": ("Arabic",),
-    "ru": ("Cyrillic",),
-    "sa": ("Devanagari",),
-    "sd": ("Arabic",),
-    "si": ("Sinhala",),
-    "ta": ("Tamil",),
-    "te": ("Telugu",),
-    "th": ("Thai",),
-    "ug": ("Arabic",),
-    "uk": ("Cyrillic",),
-    "ur": ("Arabic",),
-    "yi": ("Hebrew",),
-    "zh": ("Han", "Bopomofo"),
+    ("Ethiopic",): "am",
+    ("Arabic",): "ar fa ps sd ug ur",
+    ("Bengali",): "as bn",
+    ("Cyrillic",): "be bg kk ky mk mn ru uk",
+    ("Greek",): "el",
+    ("Gujarati",): "gu",
+    ("Hebrew",): "he yi",
+    ("Devanagari",): "hi mr ne sa",
+    ("Armenian",): "hy",
+    ("Han", "Hiragana", "Katakana"): "ja",
+    ("Georgian",): "ka",
+    ("Khmer",): "km",
+    ("Kannada",): "kn",
+    ("Hangul",): "ko",
+    ("Lao",): "lo",
+    ("Malayalam",): "ml",
+    ("Myanmar",): "my",
+    ("Oriya",): "or",
+    ("Gurmukhi",): "pa",
+    ("Sinhala",): "si",
+    ("Tamil",): "ta",
+    ("Telugu",): "te",
+    ("Thai",): "th",
+    ("Han", "Bopomofo"): "zh",
 }
 
 LANGUAGES: dict[str, Language] = {
     **{code: Language(("Latin",), letters) for code, letters in _LATIN.items()},
-    **{code: Language(scripts) for code, scripts in _OTHER.items()},
+    **{code: Language(scripts) for scripts, codes in _OTHER.items() for code in codes.split()},
     "sr": Language(("Cyrillic", "Latin"), "čćđšž"),
     "uz": Language(("Latin", "Cyrillic")),
 }
+
+# How the tokens of a language are told from those of others.
+WORDS, ALPHABET = "words", "alphabet"
+# Scripts that many languages share: a script alone does not tell them apart. For other scripts lists of words do not
+# help: they are for one script and, in languages written without spaces, depend on a tokenizer of their own.
+_SHARED_SCRIPTS = {"Latin", "Cyrillic"}
+# wordfreq's codes where they are not ours: it has one list for the languages that were Serbo-Croatian, in Latin script.
+_CODES = {"bs": "sh", "hr": "sh", "no": "nb", "tl": "fil"}
+# The least frequency of a word: three in a hundred million. Rarer ones are mostly names and other languages' words.
+_LEAST = 10**-7.5
+_WORDS_IN_A_TEXT = 500
+
+
+def rule_for(code: str) -> str:
+    """:data:`WORDS` if there is a list of this language's words at hand and the script does not do, or else
+    :data:`ALPHABET`.
+    """
+    if not _SHARED_SCRIPTS.issuperset(LANGUAGES[code].scripts):
+        return ALPHABET
+    library = _library()
+    return WORDS if library is not None and _CODES.get(code, code) in _available(library) else ALPHABET
+
+
+def why_alphabet(code: str) -> str | None:
+    """What is missing to keep less of this language; None where there is nothing: its script tells it from others."""
+    if not _SHARED_SCRIPTS.issuperset(LANGUAGES[code].scripts) or rule_for(code) == WORDS:
+        return None
+    if _library() is None:
+        return 'for fewer tokens: pip install "erniem-rt[languages]"'
+    return "wordfreq has no words of it"
+
+
+def texts_of(code: str) -> Iterator[list[str]]:
+    """Yield lists of texts in which every word of the language stands in lower case, capitalised and in capitals, each
+    at the start of a word and after punctuation: a tokenizer has different pieces for these.
+    """
+    frequencies: dict[str, float] = _library().get_frequency_dict(_CODES.get(code, code), "best")
+    words = [word for word, frequency in frequencies.items() if frequency >= _LEAST]
+    for start in range(0, len(words), _WORDS_IN_A_TEXT):
+        some = words[start : start + _WORDS_IN_A_TEXT]
+        forms = (some, [_capitalized(word, code) for word in some], [_upper(word, code) for word in some])
+        yield [" ".join(before + word for word in form) for form in forms for before in ("", '"')]
+
+
+def _upper(word: str, code: str) -> str:
+    return (word.replace("i", "İ") if code == "tr" else word).upper()
+
+
+def _capitalized(word: str, code: str) -> str:
+    return _upper(word[:1], code) + word[1:]
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("wordfreq")
+    except ImportError:
+        return None
+
+
+def _available(library: Any) -> frozenset[str]:
+    return frozenset(library.available_languages("best"))

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import regex
 
-from erniem_export.vocabulary.languages import LANGUAGES
-from erniem_export.vocabulary.words import ALPHABET, WORDS, rule_for, texts_of
+from erniem_export.vocabulary.languages import ALPHABET, LANGUAGES, WORDS, rule_for, texts_of
 from erniem_rt.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from erniem_export.heads import graph_inputs
 from erniem_export.options import GraphOptions
 from erniem_export.parity.cases import TEXTS, Case, build_cases
-from erniem_rt._inputs import prepare
+from erniem_rt.inputs import prepare
 from erniem_rt.manifest import Limits
 from erniem_rt.tokenizer import Tokenizer
 

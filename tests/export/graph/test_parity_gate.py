@@ -439,7 +439,7 @@ def judged_as(precision: str) -> Callable[[Path], contextlib.AbstractContextMana
     def opened(path: Path) -> Iterator[Session]:
         with Session(path) as session:
             parts = {"weights": precision, "embedding": precision}
-            session.manifest = dataclasses.replace(session.manifest, precision=parts)
+            session.precision = parts
             yield session
 
     return opened
@@ -552,7 +552,7 @@ def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(
     @contextlib.contextmanager
     def opened(path: Path) -> Iterator[Session]:
         with Session(path) as session:
-            session.manifest = dataclasses.replace(session.manifest, precision=half)
+            session.precision = half
             yield session
 
     compare, asked = gate.compare_weights, []

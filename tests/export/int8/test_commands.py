@@ -16,7 +16,7 @@ from erniem_export.checkpoint import Checkpoint
 from erniem_export.options import GraphOptions, Int8
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
-from erniem_rt import Session, _cpu
+from erniem_rt import Session, machine
 from erniem_rt.manifest import Limits
 
 Command = Callable[..., Any]
@@ -34,7 +34,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
     assert manifest["target"] == "onnxruntime-cpu"
     done = manifest["engine"]["int8"]
-    assert done["cpu"] == ("avx2" if cpu == "avx2" or not _cpu.has_vnni() else "vnni")
+    assert manifest["cpu"] == ("avx2" if cpu == "avx2" or not machine.has_vnni() else "vnni")
     assert done["calibration"].startswith("random ids")
     assert 0 < done["relative_l2"] < 0.1
     products = done["products"]
@@ -42,7 +42,7 @@ def test_an_export_passes_the_gate_and_says_what_was_done(
     assert all(0 < product["error"] < 0.2 for product in products.values())
     assert all(product["input_scale"] > 0 for product in products.values())
     assert "int8 against PyTorch" in result.out
-    line = f"12 products in int8, 0 of them with channels in fp32; relative L2 {done['relative_l2']:.1e}"
+    line = f"12 matmuls in int8, 0 of them with outlier channels in fp32; relative L2 {done['relative_l2']:.1e}"
     assert f"{line}, {done['calibration']}\n" in result.out
     with Session(tmp_path / "out" / "ner.onnx") as session:
         assert np.isfinite(session.run(input_ids=np.full((1, 5), 7))["logits"]).all()
@@ -54,7 +54,7 @@ def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
     model = write_checkpoint(tmp_path / "model", "ner")
     shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
     (model / "calibration.txt").write_text("Guten Morgen, Herr Schneider.\nGood morning.\nWie geht es Ihnen?\n")
-    options = ("--int8", "--languages", "en,de", "--output", tmp_path / "out")
+    options = ("--int8", "--keep-tokens", model / "calibration.txt", "--output", tmp_path / "out")
     result = erniem_export("--model", model, *options)
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
@@ -73,8 +73,8 @@ def test_what_was_decided_for_each_product_is_told(outlying_model: Any, trace_on
     assert all(FAR in products[f"{layer}.linear1"]["channels_in_fp32"] for layer in range(2))
     assert FAR not in products["0.self_attn.self_attn.q_proj"]["channels_in_fp32"], "before the norm that reaches far"
     assert products["0.linear2"]["input_zero_point"] < 30, "what Gelu gives is hardly below zero"
-    line = f"12 products in int8, 12 of them with channels in fp32; relative L2 {done['relative_l2']:.1e}, random ids"
-    assert cli._int8_line(done)[0].startswith(line)
+    line = "12 matmuls in int8, 12 of them with outlier channels in fp32; "
+    assert cli._int8_line(done)[0].startswith(f"{line}relative L2 {done['relative_l2']:.1e}, random ids")
     assert cli._int8_line({"weights_only": 12}) == cli._int8_line({}) == []
 
 
@@ -118,13 +118,13 @@ def test_a_cpu_that_is_not_fit_is_one_clear_error(
 def test_flags_are_read_as_linux_lists_them(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert _cpu.cpu_flags(path) == {"fpu", "avx2", "avx_vnni"}
-    assert _cpu.cpu_flags(tmp_path / "missing") == frozenset()
+    assert machine.cpu_flags(path) == {"fpu", "avx2", "avx_vnni"}
+    assert machine.cpu_flags(tmp_path / "missing") == frozenset()
 
 
 def test_an_artifact_for_vnni_warns_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cpu, "has_vnni", lambda: False)
+    monkeypatch.setattr(machine, "has_vnni", lambda: False)
     with pytest.warns(UserWarning, match="again with --int8 --cpu avx2"):
-        _cpu.warn_of_cpu({"int8": {"cpu": "vnni"}})
-    for engine in (None, {}, {"int8": {"cpu": "avx2"}}):
-        _cpu.warn_of_cpu(engine)
+        machine.warn_of_cpu("vnni")
+    for other in (None, "avx2"):
+        machine.warn_of_cpu(other)

@@ -1,4 +1,4 @@
-"""The graph with int8 products, against the float32 simulation of the same products."""
+"""The graph with int8 matmuls, against the float32 simulation of the same matmuls."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.targets import optimize_for
 from erniem_export.quantization.calibration import calibration_for
-from erniem_export.quantization.encoder import Quantization, quantize_encoder
 from erniem_export.quantization.products import Int8Linear
+from erniem_export.quantization.quantize import Quantization, quantize_encoder
 from erniem_rt.manifest import Limits
 
 LAYERS, PRODUCTS = 2, 12
@@ -102,5 +102,5 @@ def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path) -> 
 def test_a_product_that_is_not_there_is_named(model: Any, quantization: Quantization, trace_once: Any) -> None:
     graph = trace_once(model, "cls", GraphOptions())
     name, product = next(iter(quantization.products.items()))
-    with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one product"):
+    with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one matmul"):
         to_int8(graph, {name.replace("layers.0.self_attn.self_attn.q_proj", "layers.9.linear1"): product})

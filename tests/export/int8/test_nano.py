@@ -20,8 +20,8 @@ from erniem_export.passes.rewriter import Rewriter
 from erniem_export.pipeline import export
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
-from erniem_export.quantization.encoder import Quantization, quantize_encoder
-from erniem_rt import Session, _cpu
+from erniem_export.quantization.quantize import Quantization, quantize_encoder
+from erniem_rt import Session, machine
 from erniem_rt.manifest import HEADS, Manifest, hash_file
 
 CHECKPOINTS = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
@@ -135,7 +135,7 @@ def test_every_head_passes_the_gate(exported: Any, head: str, cpu: str) -> None:
 
 
 def test_what_is_emulated_is_what_this_machine_computes(exported: Any) -> None:
-    vnni = _cpu.has_vnni()
+    vnni = machine.has_vnni()
     if vnni is None:
         pytest.skip("whether this CPU has VNNI cannot be told")
     artifact, emulated = exported("ie", "vnni" if vnni else "avx2")

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
-from erniem_export.quantization.rounding import round_against
+from erniem_export.quantization.products import (
+    Form,
+    Int8Linear,
+    Int8Product,
+    choose_input,
+    round_against,
+    round_product,
+)
 
 TOKENS, WIDTH, OUT = 600, 48, 32
 

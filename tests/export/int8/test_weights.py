@@ -16,7 +16,7 @@ from erniem_export.parity.weights import Weights, compare_weights
 from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.int8 import to_int8
 from erniem_export.quantization.calibration import calibration_for
-from erniem_export.quantization.encoder import quantize_encoder
+from erniem_export.quantization.quantize import quantize_encoder
 from erniem_rt.manifest import Limits
 
 INT8 = {"weights": "int8", "embedding": "int8"}

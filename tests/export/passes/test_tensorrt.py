@@ -9,11 +9,10 @@ import pytest
 
 from erniem_export.errors import FusionError
 from erniem_export.options import GraphOptions
-from erniem_export.passes.attention_op import ATTENTION_OPSET, to_attention
+from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.half import to_half
-from erniem_export.passes.int8_standard import int8_weights
-from erniem_export.passes.live_mask import keep_masks_alive
-from erniem_export.passes.naming import name_products
+from erniem_export.passes.int8 import int8_weights
+from erniem_export.passes.rewriter import name_products
 
 LAYERS = 2
 
@@ -49,9 +48,10 @@ def kinds(model):
 @pytest.mark.parametrize("form", ["primitives", "attention"])
 def test_the_numbers_stay(canonical, head, form):
     model, plain = canonical(head), canonical(head)
-    assert keep_masks_alive(model, LAYERS) == LAYERS
+    attentions = keep_masks_alive(model, LAYERS)
+    assert len(attentions) == LAYERS
     if form == "attention":
-        assert to_attention(model) == (LAYERS, {})
+        assert to_attention(model, attentions) == (LAYERS, {})
         assert kinds(model).count("Attention") == LAYERS
         assert "Softmax" not in kinds(model)
         assert model.opset_imports[""] == ATTENTION_OPSET
@@ -79,8 +79,8 @@ def test_no_scale_stands_on_scores_and_no_row_of_a_mask_is_empty(canonical):
 def test_in_half_a_row_of_padding_only_is_no_nan(canonical):
     model = canonical("ner")
     to_half(model, "fp16", {})
-    keep_masks_alive(model, LAYERS)
-    assert to_attention(model) == (LAYERS, {})
+    attentions = keep_masks_alive(model, LAYERS)
+    assert to_attention(model, attentions) == (LAYERS, {})
     (logits,) = run(model, feeds("ner"))
     assert np.isfinite(logits).all()
 
@@ -89,8 +89,8 @@ def test_a_layer_in_two_types_keeps_its_primitives_and_says_why(canonical):
     model = canonical()
     softmax = next(node for node in model.graph if node.op_type == "Softmax")
     to_half(model, "fp16", {str(softmax.inputs[0].name): 1e9})
-    keep_masks_alive(model, LAYERS)
-    count, declined = to_attention(model)
+    attentions = keep_masks_alive(model, LAYERS)
+    count, declined = to_attention(model, attentions)
     assert count == LAYERS - 1
     assert list(declined) == ["layer 0"]
     assert kinds(model).count("Softmax") == 1
@@ -99,8 +99,8 @@ def test_a_layer_in_two_types_keeps_its_primitives_and_says_why(canonical):
 
 def test_attention_weights_that_are_an_output_stay(canonical):
     model = canonical(attentions=True)
-    keep_masks_alive(model, LAYERS)
-    count, declined = to_attention(model)
+    attentions = keep_masks_alive(model, LAYERS)
+    count, declined = to_attention(model, attentions)
     assert count == 0
     assert all("MatMul alone" in reason for reason in declined.values())
     assert kinds(model).count("Softmax") == LAYERS
@@ -144,5 +144,5 @@ def test_int8_weights_need_products(canonical, micro_model):
     model = canonical()
     for value in list(model.graph.initializers.values()):
         value.name = f"other.{value.name}"
-    with pytest.raises(FusionError, match="found no product"):
+    with pytest.raises(FusionError, match="found no matmul"):
         int8_weights(model, {})

@@ -27,7 +27,6 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
-    "max_position_embeddings": 66,
 }
 
 Feeds = dict[str, NDArray[Any]]

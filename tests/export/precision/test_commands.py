@@ -135,7 +135,7 @@ def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Com
     ("options", "message"),
     [
         (("--languages", "en"), "random:tiny has no tokenizer; without one it cannot be told which tokens to keep"),
-        (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes embeddings and holds none"),
+        (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes inputs_embeds and has no word embeddings"),
     ],
 )
 def test_what_cannot_be_done_leaves_nothing(

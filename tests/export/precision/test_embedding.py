@@ -92,7 +92,7 @@ def test_fp32_changes_nothing(small_model: Any, graph_of: Any) -> None:
 
 
 def test_a_graph_of_embeddings_has_no_table(small_model: Any, graph_of: Any) -> None:
-    with pytest.raises(ExportError, match="takes embeddings and holds none"):
+    with pytest.raises(ExportError, match="takes inputs_embeds and has no word embeddings"):
         store_embedding(graph_of(small_model(), inputs_embeds=True), "int8")
 
 

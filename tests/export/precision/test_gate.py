@@ -93,6 +93,7 @@ def artifact(tmp_path: Path, graph_of: Callable[..., ir.Model]) -> Callable[...,
         engine = optimize_for(
             "onnxruntime-cuda" if precision in HALF_TYPES else "onnxruntime-cpu", graph, head, 2, options
         )
+        packed = bool(engine and engine.pop("packed"))
         checkpoint = Checkpoint(model, head, "test", model.config.to_json_string(use_diff=False), None)
         manifest = build_manifest(checkpoint, options, tmp_path)
         if precision == "int8":
@@ -104,9 +105,9 @@ def artifact(tmp_path: Path, graph_of: Callable[..., ir.Model]) -> Callable[...,
         damage(graph.graph)
         path = tmp_path / f"{head}.onnx"
         write(graph, path)
-        dataclasses.replace(manifest, precision=facts, files=files_of(tmp_path), engine=engine).save(
-            path.with_suffix(".json")
-        )
+        files = files_of(tmp_path)
+        manifest = dataclasses.replace(manifest, precision=facts, files=files, engine=engine, packed=packed)
+        manifest.save(path.with_suffix(".json"))
         return path
 
     return make

@@ -18,7 +18,7 @@ from erniem_export.heads import CLASSES
 from erniem_export.onnx_export import write
 from erniem_export.parity.measures import THRESHOLDS, measure
 from erniem_export.passes.half import HALF_TYPES, LARGEST, to_half
-from erniem_export.ranges import measure_ranges
+from erniem_export.precision import measure_ranges
 
 PRECISIONS = sorted(HALF_TYPES)
 LAYERS = 2

@@ -14,7 +14,7 @@ import pytest
 
 from erniem_export.bundle import files_of
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.onnx_export import trace, write
+from erniem_export.onnx_export import write
 from erniem_export.options import PORTABLE, EngineOptions, GraphOptions, Int8, Precision
 from erniem_export.parity.cases import build_cases
 from erniem_export.precision import apply_precision
@@ -56,24 +56,21 @@ def small_profile() -> Callable[[str], Profile]:
 
 
 @pytest.fixture(scope="session")
-def stage(nano_artifact: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def stage(
+    nano_artifact: Callable[[str], Path],
+    trace_once: Callable[..., ir.Model],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Any]:
     """``stage(head, precision)``: nano's graph in standard operators, as plans are built from it, its manifest and its
     checkpoint.
     """
     folder = tmp_path_factory.mktemp("staged")
 
-    def portable(head: str, checkpoint: Any) -> ir.Model:
-        path = folder / "portable" / f"{head}.onnx"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write(trace(checkpoint.model, head, GraphOptions()), path)
-        return ir.load(path)
-
     def make(head: str, precision: str) -> tuple[Path, Manifest, Any]:
         target = folder / precision / head
         shutil.copytree(nano_artifact(head).parent, target)
         manifest, checkpoint = Manifest.load(target / f"{head}.json"), load_checkpoint(str(NANO / head), head)
-        graph = portable(head, checkpoint)
+        graph = trace_once(checkpoint.model, head, GraphOptions())
         cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=1)
         facts = apply_precision(graph, Precision("fp16" if precision == "int8" else precision), cases, target)
         if precision == "int8":
@@ -82,7 +79,9 @@ def stage(nano_artifact: Callable[[str], Path], tmp_path_factory: pytest.TempPat
             facts |= {"weights": "int8", "products": "fp16"}
         write(graph, target / f"{head}.onnx")
         (target / f"{head}.json").unlink()
-        manifest = dataclasses.replace(manifest, precision=facts, files=files_of(target), target=PORTABLE, engine=None)
+        manifest = dataclasses.replace(
+            manifest, precision=facts, files=files_of(target), target=PORTABLE, engine=None, packed=False
+        )
         manifest.save(target / f"{head}.json")
         return target, manifest, checkpoint
 

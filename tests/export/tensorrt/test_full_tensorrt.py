@@ -12,11 +12,11 @@ import pytest
 from erniem_export import pipeline
 from erniem_export.errors import EngineBuildError
 from erniem_export.options import HALVES
-from erniem_export.passes.int8_standard import int8_weights
+from erniem_export.passes.int8 import int8_weights
 from erniem_export.tensorrt import library, plan
 from erniem_export.tensorrt.proof import inspect, prove
-from erniem_rt._signals import Terminated
 from erniem_rt.manifest import Manifest, Profile
+from erniem_rt.signals import Terminated
 
 VERSIONS = ("10.4.0", "11.4.0.106")
 RUNS = [(version, precision) for version in VERSIONS for precision in ("fp32", "fp16", "bf16")]
@@ -156,7 +156,7 @@ def test_a_network_that_lacks_a_product_is_not_proven(tensorrt, build, monkeypat
     monkeypatch.setattr(plan, "prove", without_one)
     result, _ = build("--fp16")
     expected = (
-        "error: the precision cannot be proven: the network lacks products of the layers, encoder.layers.1.linear2"
+        "error: the precision cannot be proven: the network lacks matmuls of the layers, encoder.layers.1.linear2"
     )
     assert (result.code, result.err.splitlines()[-1]) == (1, expected)
     assert not (tmp_path / "out").exists()
@@ -310,12 +310,12 @@ def test_a_network_of_another_precision_is_refused(tensorrt, build, monkeypatch)
     monkeypatch.setattr("erniem_export.pipeline.apply_precision", lambda *_: {"weights": "fp16", "embedding": "fp16"})
     result, _ = build("--fp16")
     assert result.code == 1
-    assert "asked for fp16, but the product encoder.layers.0.linear1 computes in FLOAT" in result.err
+    assert "asked for fp16, but the matmul encoder.layers.0.linear1 computes in FLOAT" in result.err
 
 
 @pytest.mark.parametrize(("whole", "expected"), [(True, "12 have int8 weights and 0 int8 inputs"), (False, None)])
 def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, whole, expected):
-    """Full TensorRT is asked for products in int8; weights alone are another precision."""
+    """Full TensorRT is asked for matmuls in int8; weights alone are another precision."""
     tensorrt(VERSIONS[0]).inspected = ["Half", "Int8"]
 
     def weights_only(graph, checkpoint, *_):
@@ -328,7 +328,7 @@ def test_int8_weights_alone_are_no_int8_products(tensorrt, build, monkeypatch, w
     result, manifest = build("--int8")
     if expected:
         assert result.code == 1
-        assert f"asked for int8 products, but of 12 products {expected}" in result.err
+        assert f"asked for int8 matmuls, but of 12 matmuls {expected}" in result.err
     else:
         assert manifest.plan.proof["int8"] == {"weights": 12, "inputs": 0}
 

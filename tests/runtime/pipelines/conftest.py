@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Tokenizer
-from erniem_rt._cli import main
-from erniem_rt._inputs import prepare
+from erniem_rt.cli import main
+from erniem_rt.inputs import prepare
 from erniem_rt.manifest import HEADS, Defaults, Limits, Manifest, TensorSpec, hash_file
 
 HIDDEN, VOCAB, PAD = 4, 2000, 1
@@ -37,13 +37,13 @@ class ScriptedSession:
     Attributes:
         batches: The ids of each run, as they came.
         closed: Whether ``close`` was called.
-        lanes, threads: As a Session's; batches run one after the other whatever they are.
+        threads: As a Session's.
     """
 
-    lanes = threads = 1
+    threads = 1
 
     def __init__(self, manifest: Manifest, function: Function) -> None:
-        self.manifest = manifest
+        self.manifest, self.limits = manifest, manifest.limits
         self.batches: list[np.ndarray] = []
         self.closed = False
         self._function = function

@@ -14,7 +14,8 @@ import pytest
 
 import erniem_rt
 from erniem_rt import ArtifactError, InvalidInputError, Session, Tokenizer, pipeline, pipelines
-from erniem_rt.pipelines.base import Job, Pipeline, require_mapping, require_text
+from erniem_rt.pipelines.base import Job, Pipeline
+from erniem_rt.pipelines.inputs import require_mapping, require_text
 
 OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
 BATCH, CHUNK = 2, 16
@@ -43,7 +44,7 @@ class Sums(Pipeline):
                 raise InvalidInputError("text is empty.")
             return job([[int(word) for word in row.split()] for row in item.split(",")])
 
-        return self._answer(inputs, prepare, options)
+        return self._answer(inputs, prepare, self._called(options))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_job_without_rows_is_finished(scripted_session):
         task = "nothing"
 
         def __call__(self, inputs):
-            return self._answer(inputs, lambda item: Job([], lambda outputs: (item, len(outputs))), {})
+            return self._answer(inputs, lambda item: Job([], lambda outputs: (item, len(outputs))), self._options)
 
     session = scripted_session("cls", None, labels=("a",))
     assert Nothing(session, None)(["a", "b"]) == [("a", 0), ("b", 0)]
@@ -154,7 +155,7 @@ def test_an_error_about_an_answer_names_the_input_too(scripted_session):
         task = "deep"
 
         def __call__(self, inputs):
-            return self._answer(inputs, lambda depth: self.job(depth), {})
+            return self._answer(inputs, lambda depth: self.job(depth), self._options)
 
         def job(self, depth):
             def finish(outputs):

@@ -1,4 +1,4 @@
-"""``python -m erniem_rt``: lines in, lines out, and what happens to bad ones."""
+"""The command line: lines in, lines out, every option of every task, and bad ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
-from erniem_rt import _cli
-from erniem_rt._cli import main
+from erniem_rt import cli, pipelines
+from erniem_rt.cli import main
 from erniem_rt.pipelines import pipeline
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -74,23 +75,24 @@ def test_a_line_over_the_limit_is_an_error_of_its_own(make_text_artifact, answer
 def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
     texts = ["x"] * 20
+    engine = "engine: onnxruntime, computing in fp32\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
-    assert (code, errors) == (0, "\r8 lines\r16 lines\r20 lines\n")
+    assert (code, errors) == (0, f"{engine}\r8 lines\r16 lines\r20 lines\n")
 
     texts[9] = ""
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
     assert code == 1
     clear = "\r\x1b[K"
     assert errors == (
-        f"\r8 lines{clear}line 10: text is empty: expected text.\n\r16 lines\r20 lines\n"
+        f"{engine}\r8 lines{clear}line 10: text is empty: expected text.\n\r16 lines\r20 lines\n"
         f"{clear}error: 1 of 20 lines could not be answered\n"
     )
 
-    monkeypatch.setattr(_cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
+    monkeypatch.setattr(cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
-    assert (code, errors) == (1, f"\r8 lines{clear}error: interrupted\n")
+    assert (code, errors) == (1, f"{engine}\r8 lines{clear}error: interrupted\n")
 
 
 def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
@@ -122,3 +124,171 @@ def test_usage_errors_exit_with_2(capsys) -> None:
             main(arguments)
         assert exit_.value.code == 2
     assert "expected JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "options", "key"),
+    [
+        ("qa", {"question": "Who?", "context": "Maria wrote it."}, ["--top-k", "2"], "answer"),
+        ("ner", "Maria wrote it.", ["--aggregation-strategy", "simple"], "entity_group"),
+        ("mc", {"prompt": "Maria wrote it.", "choices": ["yes", "no"]}, [], "index"),
+        ("ie", "Maria wrote it.", ["--schema", '["Person"]', "--threshold", "0"], "Person"),
+        ("cls", "Maria wrote it.", ["--candidate-labels", "art,sport"], "scores"),
+        ("cls", "Maria wrote it.", ["--function-to-apply", "none", "--top-k", "3"], "score"),
+        ("ner", "Maria wrote it.", ["--ignore-labels", "B-PER, ", "--stride", "0"], "entity"),
+        (
+            "qa",
+            {"question": "Who?", "context": "Maria wrote it."},
+            ["--max-answer-len", "1", "--align-to-words", "--max-seq-len", "32", "--doc-stride", "3"],
+            "answer",
+        ),
+    ],
+)
+def test_every_task_has_its_options(make_text_artifact, answer, head, line, options, key) -> None:
+    labels = {"ner": ("O", "B-PER"), "cls": NLI}.get(head)
+    artifact = make_text_artifact(head, labels=labels).path
+
+    code, answers, errors = answer(artifact, [line], *options)
+
+    assert (code, errors) == (0, "")
+    first = answers[0][0] if isinstance(answers[0], list) else answers[0]
+    assert key in first
+
+
+def test_options_do_something(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("qa").path
+    line = {"question": "Who?", "context": "Maria wrote it and Jo read it."}
+
+    def lengths(*options: str) -> list[int]:
+        _, answers, _ = answer(artifact, [line], "--top-k", "9", *options)
+        return [len(found["answer"].split()) for found in answers[0]]
+
+    assert 0 in lengths("--handle-impossible-answer", "--top-k", "99")
+    assert 0 not in lengths("--top-k", "99")
+    assert max(lengths("--align-to-words", "--max-answer-len", "1")) == 1
+
+    artifact = make_text_artifact("ner", labels=("O", "B-PER")).path
+    found = {entity["entity"] for entity in answer(artifact, ["Maria wrote it."], "--ignore-labels", "")[1][0]}
+    ignored = {entity["entity"] for entity in answer(artifact, ["Maria wrote it."], "--ignore-labels", "O,X")[1][0]}
+    assert (found, ignored) == ({"O", "B-PER"}, {"B-PER"})
+
+
+@pytest.mark.parametrize("comma", [",", "，", "、", "،"])
+def test_lists_have_commas_of_any_script(make_text_artifact, answer, comma) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+    _, [found], _ = answer(artifact, ["Maria wrote it."], "--candidate-labels", f"art{comma} sport")
+    assert sorted(found["labels"]) == ["art", "sport"]
+
+    artifact = make_text_artifact("ner", labels=("O", "B-PER")).path
+    _, [found], _ = answer(artifact, ["Maria wrote it."], "--ignore-labels", f"O{comma}B-PER")
+    assert found == []
+
+
+def test_options_of_zero_shot_classification_do_something(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+    template, several = ("--hypothesis-template", "{} {}"), ("--multi-label",)
+
+    def scores(*options: str) -> dict[str, float]:
+        code, [found], _ = answer(artifact, ["Maria wrote it."], "--candidate-labels", "art, sport", *options)
+        assert code == 0
+        return dict(zip(found["labels"], found["scores"], strict=True))
+
+    with pipeline("zero-shot-classification", artifact) as classify:
+        for flags, options in (
+            ((), {}),
+            (template, {"hypothesis_template": "{} {}"}),
+            (several, {"multi_label": True}),
+            ((*template, *several), {"hypothesis_template": "{} {}", "multi_label": True}),
+        ):
+            expected = classify("Maria wrote it.", ["art", "sport"], **options)
+            assert scores(*flags) == pytest.approx(dict(zip(expected["labels"], expected["scores"], strict=True)))
+    assert sum(scores(*template).values()) == pytest.approx(1)
+    assert sum(scores(*several).values()) != pytest.approx(1)
+    assert scores(*template) != pytest.approx(scores())
+
+
+def test_schema_lang_says_how_to_ask(make_text_artifact, answer) -> None:
+    """Rows of 8 tokens have room for "Z的I" and a text, not for "I of Z"."""
+    artifact = make_text_artifact("ie", max_length=8).path
+    asked = ("--schema", '{"I": "I"}', "--threshold", "0")
+
+    code, [found], _ = answer(artifact, ["Z"], *asked, "--schema-lang", "zh")
+    assert (code, [found["I"][0]["relations"]["I"][0]["text"]]) == (0, ["Z"])
+    for options in ((), ("--schema-lang", "en")):
+        code, [found], _ = answer(artifact, ["Z"], *asked, *options)
+        assert code == 1
+        assert "the prompt 'I of Z'" in found["error"]
+
+
+def test_pooling_says_which_vector(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("base").path
+
+    for pooling in ("mean", "cls", "pooler", "none"):
+        code, [found], _ = answer(artifact, ["Maria wrote it."], "--pooling", pooling)
+        with pipeline(artifact, pooling=pooling) as embed:
+            assert found == pytest.approx(embed("Maria wrote it."))
+        assert code == 0
+        assert found != answer(artifact, ["Maria wrote it."])[1][0] or pooling == "mean"
+
+
+def test_vectors_are_lists_of_numbers(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("base").path
+
+    code, answers, _ = answer(artifact, ["Maria wrote it."], "--normalize")
+
+    assert code == 0
+    assert np.linalg.norm(answers[0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top-k", "1"], "zero-shot-classification takes no --top-k"),
+        (["--task", "zero-shot"], "task 'zero-shot' is not known"),
+        (["--threads", "0"], "threads must be a positive integer"),
+        (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
+        (["--device", "tpu"], "device"),
+        (["--stride", "3"], "zero-shot-classification takes no --stride"),
+        (["--align-to-words"], "zero-shot-classification takes no --align-to-words"),
+        (["--hypothesis-template", "no place"], "hypothesis_template must be text with {}"),
+        (["--candidate-labels", ""], "candidate_labels is empty: expected at least one label"),
+    ],
+)
+def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+
+    code, answers, errors = answer(artifact, ["text"], "--candidate-labels", "a,b", *options)
+
+    assert (code, answers) == (1, ["from before"])
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
+    artifact = make_text_artifact("cls", labels=NLI).path
+
+    code, answers, errors = answer(artifact, ["text"], "--task", "zero-shot-classification")
+
+    assert (code, answers) == (1, ["from before"])
+    assert "needs --candidate-labels" in errors
+
+
+def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch) -> None:
+    taken = []
+
+    class Watched(pipelines.Session):
+        def __init__(self, path, **options):
+            taken.append(options)
+            super().__init__(path, **options)
+
+    monkeypatch.setattr(pipelines, "Session", Watched)
+    artifact = make_text_artifact("base").path
+    for options in ([], ["--spinning", "--no-shrink-memory"], ["--no-spinning", "--shrink-memory", "--threads", "1"]):
+        assert answer(artifact, ["Maria"], *options)[0] == 0
+    names = ("threads", "spinning", "shrink_memory")
+    assert [[options[name] for name in names] for options in taken] == [
+        [None, None, None],
+        [None, True, False],
+        [1, False, True],
+    ]

@@ -103,7 +103,7 @@ def test_a_model_without_pooler(artifact, scripted_session, tokenizer, pooling):
     with pytest.raises(InvalidInputError) as caught:
         FeatureExtractionPipeline(session, tokenizer, pooling="pooler")
     assert str(caught.value) == (
-        "pooling='pooler' needs pooler_output, which base.onnx does not give, for its checkpoint had no pooler: take "
+        "pooling='pooler' needs pooler_output, which base.onnx lacks, because its checkpoint had no pooler: use "
         "pooling='mean' or 'cls'."
     )
 

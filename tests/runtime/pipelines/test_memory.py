@@ -96,7 +96,6 @@ def test_a_tokenizer_that_is_dropped_is_freed_at_once(tokenizer_dir: Path) -> No
 @pytest.mark.parametrize("good", [0, 1, 3])
 def test_a_source_that_fails_keeps_no_session_alive(make_text_artifact: Callable[..., Any], good: int) -> None:
     session = erniem_rt.Session(make_text_artifact("qa").path, threads=2)
-    assert session.lanes == 2
 
     def source() -> Iterator[dict[str, Any]]:
         yield from [{"input_ids": [[0, 5, 2]]}] * good
@@ -107,3 +106,18 @@ def test_a_source_that_fails_keeps_no_session_alive(make_text_artifact: Callable
     parts = {"session": weakref.ref(session), "engine": weakref.ref(session._engine)}
     del session
     assert alive(parts) == []
+
+
+def test_the_pipelines_of_a_session_share_a_tokenizer_and_let_go_of_it(make_text_artifact: Callable[..., Any]) -> None:
+    with erniem_rt.Session(make_text_artifact("cls", labels=LABELS).path) as session:
+        classify = erniem_rt.pipeline("text-classification", session)
+        zero_shot = erniem_rt.pipeline("zero-shot-classification", session)
+        assert classify.tokenizer is zero_shot.tokenizer
+        tokenizer = weakref.ref(classify.tokenizer)
+        classify.close()
+        assert len(zero_shot("The office", "lake,office")["labels"]) == 2
+        zero_shot.close()
+        assert tokenizer() is None
+        assert erniem_rt.pipeline("text-classification", session)("The office")
+    owner = erniem_rt.pipeline("text-classification", session.path)
+    assert erniem_rt.pipeline("zero-shot-classification", owner.session).tokenizer is owner.tokenizer

@@ -1,16 +1,22 @@
-"""One pipeline, many processes: forked, spawned, in pools. Each child answers, on all threads, and ends."""
+"""One pipeline in many processes: forked, spawned, in pools, pickled, and at the interpreter's end."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+import erniem_rt
+from erniem_rt import ArtifactError, InvalidInputError, Session, Tokenizer
 
 # ``forked(work)`` makes a child that does ``work`` and then ends as programs do; ``well(pid)`` is that it did.
 HEAD = """
@@ -54,6 +60,8 @@ texts = [f"{i} Haus und Hof " * (1 + i % 5) for i in range(40)]
 
 def runs(script: str, folder: Path, *arguments: object) -> str:
     """What a program says that ends with 0."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork")
     file = folder / "program.py"
     file.write_text(HEAD + textwrap.dedent(script), "utf-8")
     env = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
@@ -125,7 +133,7 @@ def test_children_forked_while_other_threads_run_answer_too(cls, tmp_path):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(20):
+        for _ in range(12):
             well(forked(child))
     finally:
         stop.set()
@@ -135,7 +143,7 @@ def test_children_forked_while_other_threads_run_answer_too(cls, tmp_path):
 
 def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path):
     script = """
-    from erniem_rt._processes import no_fork
+    from erniem_rt.processes import no_fork
     pipe = erniem_rt.pipeline(path, threads=2)
     expected = pipe(texts)
     reached, finish = threading.Event(), threading.Event()
@@ -149,7 +157,7 @@ def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path
     text._locate = located
 
     def learn():
-        with pipe.tokenizer._tokenize_batch._table._lock:
+        with pipe.tokenizer._table._lock:
             located()
 
     def open_session():
@@ -261,3 +269,135 @@ def test_pools_and_processes_take_a_pipeline(cls, tmp_path, method):
         assert process.exitcode == 0, process.exitcode
     """
     runs(script, tmp_path, cls, method)
+
+
+QUESTION = {"question": "Wo ist das Haus?", "context": "Das Haus steht am See, der Hof im Dorf."}
+CHOICE = {"prompt": "Was steht am See?", "choices": ["das Haus", "der Hof"]}
+TEXT = "Das Haus steht am See."
+CASES = [
+    ("base", None, {"pooling": "cls", "normalize": True}, TEXT, {}),
+    ("cls", None, {"batch_size": 3}, TEXT, {}),
+    ("cls", "zero-shot-classification", {}, TEXT, {"candidate_labels": ["Haus", "Hof"]}),
+    ("ner", None, {"aggregation_strategy": "simple"}, TEXT, {}),
+    ("mc", None, {}, CHOICE, {}),
+    ("qa", None, {"top_k": 2, "max_seq_len": 24, "doc_stride": 8}, QUESTION, {}),
+    ("ie", None, {"schema": ["Haus", {"Hof": ["See[a,b]"]}], "threshold": 0.1}, TEXT, {}),
+]
+LABELS = {"cls": ("contradiction", "entailment"), "ner": ("O", "B-PER", "I-PER")}
+
+
+def copied(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize(("head", "task", "options", "given", "call"), CASES)
+def test_a_pipeline_comes_with_its_options_and_answers(make_text_artifact, head, task, options, given, call):
+    artifact = make_text_artifact(head, **({"labels": LABELS[head]} if head in LABELS else {}))
+    pipe = erniem_rt.pipeline(task, artifact.path, threads=1, **{"batch_size": 5, **options})
+    expected = pipe(given, **call)
+    again = copied(pipe)
+    pipe.close()
+    assert type(again) is type(pipe)
+    assert again.batch_size == pipe.batch_size != 16
+    assert again.session is not pipe.session
+    np.testing.assert_equal(again(given, **call), expected)
+    again.close()
+
+
+def test_a_session_takes_all_its_options_along(heads, monkeypatch):
+    path = heads["qa"].path
+    monkeypatch.chdir(path.parent)
+    session = Session(path.name, threads=2, share_weights=True, verify=False)
+    monkeypatch.chdir("/")
+    again = copied(session)
+    np.testing.assert_array_equal(*(s.run(input_ids=[[0, 5, 2]])["start_logits"] for s in (session, again)))
+    assert (again._options, again._graph_options) == (session._options, session._graph_options)
+    assert set(session._options) == {*inspect.signature(Session).parameters} - {"path"}
+    assert again._options["verify"] is False
+    assert copied(session.manifest) == session.manifest
+
+
+def test_a_closed_session_and_another_artifact_are_refused(make_artifact, tmp_path):
+    artifact = make_artifact("qa")
+    session = Session(artifact.path)
+    pickled = pickle.dumps(session)
+    session.close()
+    with pytest.raises(InvalidInputError, match="is closed; open it again"):
+        pickle.dumps(session)
+    (artifact.folder / "config.json").write_text("{}\n", "utf-8")
+    artifact.rehash()
+    with pytest.raises(ArtifactError, match="is not the artifact whose session was pickled"):
+        pickle.loads(pickled)
+    shutil.rmtree(artifact.folder)
+    with pytest.raises(ArtifactError, match="is missing"):
+        pickle.loads(pickled)
+
+
+def test_a_tokenizer_and_its_results_need_no_file(tokenizer_dir, tmp_path, sentences):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, folder)
+    tokenizer = Tokenizer.from_dir(folder)
+    shutil.rmtree(folder)
+    for again in (copied(tokenizer), copy.deepcopy(tokenizer)):
+        assert again("a", sentences[0]) == tokenizer("a", sentences[0])
+        assert again.get_vocab() == tokenizer.get_vocab()
+        assert_same(again.batch(sentences, threads=2), tokenizer.batch(sentences))
+    row = tokenizer(sentences[1])
+    assert copied(row) == row
+    for pairs in (None, sentences[::-1]):
+        rows = tokenizer.batch([*sentences[:-1], "x [MASK] y"], pairs, truncation="longest_first", max_length=20)
+        assert_same(copied(rows), rows)
+        assert len(pickle.dumps(rows)) < 100_000  # without the model
+
+
+def assert_same(found, expected):
+    for name in ("input_ids", "attention_mask", "offsets", "text_sizes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.encodings == expected.encodings
+
+
+@pytest.mark.parametrize("kind", ["InvalidInputError", "ArtifactError", "EngineUnavailableError", "EngineError"])
+def test_errors_cross_processes(kind):
+    error = copied(getattr(erniem_rt, kind)("what to do"))
+    assert (type(error).__name__, str(error)) == (kind, "what to do")
+
+
+PROGRAM = """
+import atexit, sys, threading
+import erniem_rt
+
+path, when = sys.argv[1:]
+texts = [f"{i} Haus und Hof" for i in range(40)]
+kept = erniem_rt.pipeline(path, threads=2, batch_size=4)
+expected = kept(texts)
+batches = kept.session.run_all({"input_ids": [[0, 5, 2]]} for _ in range(9))
+next(batches)  # and left so: no thread that waits may keep the interpreter from ending
+
+def late():
+    assert kept(texts) == expected
+    with erniem_rt.pipeline(path, threads=2, batch_size=4) as pipe:
+        assert pipe(texts) == expected
+        assert pipe.tokenizer.batch(texts, threads=2).input_ids.shape[0] == 40
+    erniem_rt.Session(path, threads=2).close()
+    print("done", flush=True)
+
+def after_main():
+    threading.main_thread().join()
+    late()
+
+if when == "atexit":
+    atexit.register(late)
+elif when == "thread":
+    threading.Thread(target=after_main).start()
+else:
+    late()
+"""
+
+
+@pytest.mark.parametrize("when", ["now", "thread", "atexit"])
+def test_it_answers_to_the_end(make_text_artifact, when):
+    path = make_text_artifact("cls", labels=("good", "bad")).path
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), when], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -83,6 +83,15 @@ def made(session: e.Session) -> None:
     assert_type(e.pipeline("feature-extraction", "out", errors="return"), e.FeatureExtractionPipeline[Any, Any])
 
 
+def built(session: e.Session, tokenizer: e.Tokenizer) -> None:
+    assert_type(e.QuestionAnsweringPipeline(session, tokenizer, max_answer_len=3), e.QuestionAnsweringPipeline)
+    assert_type(e.QuestionAnsweringPipeline(session, tokenizer, top_k=3), e.QuestionAnsweringPipeline[Any])
+    assert_type(e.TextClassificationPipeline(session, tokenizer, top_k=None), e.TextClassificationPipeline[Any, Any])
+    assert_type(e.FeatureExtractionPipeline(session, tokenizer, pooling="none"), e.FeatureExtractionPipeline[Any, Any])
+    assert_type(e.MultipleChoicePipeline(session, tokenizer, errors="return"), e.MultipleChoicePipeline[Any])
+    assert_type(e.MultipleChoicePipeline(session, tokenizer, batch_size=2), e.MultipleChoicePipeline)
+
+
 def wrong(qa: e.QuestionAnsweringPipeline) -> None:
     qa(question="Who?", context="Ada.")["text"]  # expected: no such key
     qa(question="Who?", context="Ada.", topk=3)  # expected: no such option

@@ -9,7 +9,7 @@ from threading import Barrier
 
 import pytest
 
-import erniem_rt._processes
+import erniem_rt.processes
 from erniem_rt import EngineError, EngineUnavailableError, Session
 
 from .fake_cuda import cudaError_t
@@ -74,7 +74,7 @@ def test_a_forked_child_is_told_and_touches_no_gpu(machine, heads, plan_of, monk
     session = Session(path)
     session.run(input_ids=[[5, 6]])
     engine, pool, alive = session._engine, session._engine._pool, dict(machine.trt.alive)
-    monkeypatch.setattr(erniem_rt._processes, "_gpu_process", erniem_rt._processes._gpu_process + 1)
+    monkeypatch.setattr(erniem_rt.processes, "_gpu_process", erniem_rt.processes._gpu_process + 1)
     engine.after_fork()
     session.after_fork()
     refused = pytest.raises(EngineUnavailableError, match="cuda:0 cannot be used here: this process was forked from")

@@ -63,7 +63,7 @@ def plan(exported, monkeypatch):
 def test_the_plan_answers_as_the_graph_beside_it(exported, plan):
     rng = np.random.default_rng(0)
     with Session(plan) as session:
-        limits = session.manifest.limits
+        limits = session.limits
         assert limits.max_length == 128
         for shape in ((1, 7), (2, 128), (5, 33)):
             ids = rng.integers(4, limits.vocab_size, shape)

@@ -217,23 +217,23 @@ def test_a_plan_whose_hash_is_not_in_the_manifest(machine, heads, plan):
         )
     assert machine.trt.deserialized == []
     with Session(plan, trust_plan=True) as session:
-        assert session.manifest.limits.max_length == 9
+        assert session.limits.max_length == 9
         assert session.run(input_ids=[[5, 6]])["start_logits"].shape == (1, 2)
 
 
 def test_what_is_checked_is_what_is_run(machine, plan, monkeypatch):
     """Another file that takes the plan's place after the check is not seen."""
-    from erniem_rt.engines import trt_library
+    from erniem_rt.engines import tensorrt_plan
 
     good = plan.read_bytes()
-    real = trt_library.read_plan
+    real = tensorrt_plan.read_plan
 
     def swap(*arguments, **options):
         content = real(*arguments, **options)
         plan.write_bytes(b"another")
         return content
 
-    monkeypatch.setattr(trt_library, "read_plan", swap)
+    monkeypatch.setattr(tensorrt_plan, "read_plan", swap)
     Session(plan).close()
     assert machine.trt.deserialized == [good]
 

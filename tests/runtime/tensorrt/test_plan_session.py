@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from erniem_rt import EngineError, InvalidInputError, Session, pipeline
-from erniem_rt.engines import trt_lane, trt_pool
+from erniem_rt.engines import tensorrt
 from erniem_rt.manifest import HEADS, Manifest
 
 from .support import assert_same, expected
@@ -121,25 +121,27 @@ def test_the_profile_is_chosen_by_request(machine, heads, plan_of):
     assert [profile for profile, _ in machine.trt.executions] == [0, 1, 1, 0]
 
 
-def test_the_precision_is_the_plans(machine, heads, plan_of):
+def test_precision_and_zeros_at_padding_are_the_plans(machine, heads, plan_of):
     half = {"weights": "fp16", "embedding": "fp16"}
     plan = plan_of(heads["qa"].path, precision=half)
     with Session(plan) as session, Session(plan.with_suffix(".onnx")) as graph:
-        assert session.manifest.precision == half
-        assert graph.manifest.precision == {"weights": "fp32", "embedding": "fp32"}
+        assert (session.engine, session.precision) == ("tensorrt", "fp16")
+        assert (graph.engine, graph.precision) == ("onnxruntime", "fp32")
+        assert (session.packed, graph.packed, session.manifest.packed) == (True, False, False)
 
 
 def test_padding_gives_zeros_but_in_the_first_place_and_in_rows_of_nothing_else(machine, nano_artifact, plan_of):
     mask = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     with Session(plan_of(nano_artifact("qa"))) as session:
         found = session.run(input_ids=np.full((3, 6), 9), attention_mask=mask)["start_logits"]
-        assert session.manifest.engine["packed"] is True
+        assert session.packed
     np.testing.assert_array_equal(found != 0, [[1, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0], [1] * 6])
 
 
 def test_the_longest_row_is_that_of_the_profiles(machine, heads, plan_of):
     with Session(plan_of(heads["qa"].path, [[[1, 1], [1, 8], [4, 12]]])) as session:
-        assert session.manifest.limits.max_length == 12
+        assert session.limits.max_length == 12
+        assert session.manifest.limits.max_length == 16
         assert session.run(input_ids=np.full((9, 12), 7))["start_logits"].shape == (9, 12)
         with pytest.raises(InvalidInputError) as caught:
             session.run(input_ids=np.full((1, 13), 7))
@@ -173,7 +175,7 @@ def test_shapes_seen_again_are_replayed(request, heads, plan_of, rtx_too):
 
 
 def test_few_graphs_are_kept(machine, heads, plan_of, monkeypatch):
-    monkeypatch.setattr(trt_lane, "GRAPHS", 2)
+    monkeypatch.setattr(tensorrt, "GRAPHS", 2)
     with Session(plan_of(heads["qa"].path)) as session:
         for rows in (1, 1, 1, 2, 2, 2, 3, 3, 3, 2, 1):
             ids = np.full((rows, 5), 7)
@@ -183,7 +185,7 @@ def test_few_graphs_are_kept(machine, heads, plan_of, monkeypatch):
 
 
 def test_the_graph_that_was_not_used_for_longest_goes_first(machine, heads, plan_of, monkeypatch):
-    monkeypatch.setattr(trt_lane, "GRAPHS", 2)
+    monkeypatch.setattr(tensorrt, "GRAPHS", 2)
     with Session(plan_of(heads["qa"].path)) as session:
         for rows in (1, 1, 2, 2, 1, 3, 3):  # Three rows take the place of two, for one came in between.
             session.run(input_ids=np.full((rows, 5), 7))
@@ -223,7 +225,7 @@ def test_threads_do_not_wait_for_one_another(machine, heads, plan_of):
 def test_lanes_are_few_and_used_again(machine, heads, plan_of):
     with Session(plan_of(heads["qa"].path)) as session, ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: session.run(input_ids=IDS), range(64)))
-    assert 1 <= machine.gpu.calls.count("cudaStreamCreateWithFlags") <= trt_pool.LANES
+    assert 1 <= machine.gpu.calls.count("cudaStreamCreateWithFlags") <= tensorrt.LANES
 
 
 def test_closing_lets_runs_finish_and_refuses_new_ones(machine, heads, plan_of):

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from erniem_rt import EngineError, Session
-from erniem_rt.engines import trt_rows
+from erniem_rt.batching import RowBatch
 from erniem_rt.engines.cuda import Cuda
-from erniem_rt.engines.trt_lane import Lane
-from erniem_rt.engines.trt_library import LoadedPlan
-from erniem_rt.engines.trt_pool import LanePool
+from erniem_rt.engines.tensorrt import Lane, LanePool
+from erniem_rt.engines.tensorrt_plan import LoadedPlan
 
 from .support import assert_same, expected, install
 
@@ -148,7 +147,7 @@ FAULTS = {
         ),
     ),
     "rows are not cut to their length": around(
-        trt_rows.RowBatch, "collect", lambda original: lambda batch, run, name, buffer: None
+        RowBatch, "collect", lambda original: lambda batch, run, name, buffer: None
     ),
 }
 

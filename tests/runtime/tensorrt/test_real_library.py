@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from erniem_rt import ArtifactError, EngineUnavailableError, Session
-from erniem_rt.engines.trt_checks import check_header
-from erniem_rt.engines.trt_log import logger_of, reason
+from erniem_rt.engines.tensorrt_plan import check_header, logger_of, reason
 from erniem_rt.manifest import hash_file
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -57,7 +56,7 @@ def test_without_a_gpu_the_driver_is_what_is_missing(plan):
 
 @no_gpu
 def test_on_the_command_line_too(plan, capsys):
-    from erniem_rt._cli import main
+    from erniem_rt.cli import main
 
     assert main([str(plan)]) == 1
     assert capsys.readouterr().err.startswith("error: a TensorRT plan needs an NVIDIA ")
@@ -101,7 +100,7 @@ TOGETHER = """
 import numpy as np, tensorrt_rtx as trt
 from erniem_export.tensorrt.builder import make_builder
 from erniem_export.tensorrt.library import load_library
-from erniem_rt.engines.trt_log import logger_of, reason
+from erniem_rt.engines.tensorrt_plan import logger_of, reason
 
 library = load_library("tensorrt-rtx")
 make_builder(library)

@@ -1,0 +1,352 @@
+"""The command line of the pipelines: JSON lines in, JSON lines out, in the same order.
+
+A line that cannot be answered gives ``{"error": ..., "line": ...}`` in its place and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import operator
+import os
+import select
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from erniem_rt import __version__
+from erniem_rt.errors import ErnieMError, InvalidInputError
+from erniem_rt.signals import Terminated, stopped_by_signals
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import TextIO
+
+    from erniem_rt.pipelines.base import Pipeline
+
+__all__ = ["main", "run"]
+
+# How many batches of lines are read before they are sorted by length and answered.
+_BATCHES_PER_CHUNK = 4
+_BLOCK = 1 << 20
+
+
+def run() -> int:
+    """Run the command; SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129."""
+    with stopped_by_signals():
+        return main()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer lines. Return 0, or 1 after an error of the artifact or of a line; exit with 2 on wrong usage."""
+    arguments = _make_parser().parse_args(argv)
+    try:
+        _refuse_same_file(arguments.input, arguments.output)
+        with _load(arguments) as pipeline:
+            _show_progress(f"engine: {pipeline.session.engine}, computing in {pipeline.session.precision}\n")
+            options = _call_options(pipeline, arguments)
+            with _opened(arguments) as (source, target):
+                return _answer_lines(pipeline, options, source, target)
+    except (ErnieMError, OSError) as error:
+        _drop_what_cannot_be_written()
+        _say(f"error: {' '.join(str(error).split())}")
+        return 1
+    except Terminated:
+        _discard_output()
+        raise
+    except KeyboardInterrupt:
+        _say("error: interrupted")
+        return 1
+
+
+def _load(arguments: argparse.Namespace) -> Pipeline:
+    from erniem_rt.pipelines import pipeline
+
+    return pipeline(
+        arguments.task or ("zero-shot-classification" if arguments.candidate_labels is not None else None),
+        arguments.artifact,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        cache=arguments.cache,
+        device=arguments.device,
+        threads=arguments.threads,
+        spinning=arguments.spinning,
+        shrink_memory=arguments.shrink_memory,
+        batch_size=arguments.batch_size,
+    )
+
+
+@contextlib.contextmanager
+def _opened(arguments: argparse.Namespace) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
+    """Yield input and output as bytes: lines are UTF-8 whatever the locale says."""
+    with contextlib.ExitStack() as stack:
+        read, write = arguments.input, arguments.output
+        source = _buffer(sys.stdin, "input") if read == "-" else stack.enter_context(Path(read).open("rb"))
+        target = _buffer(sys.stdout, "output") if write == "-" else stack.enter_context(_replaced(Path(write)))
+        yield source, target
+
+
+def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.BufferedReader, target: IO[bytes]) -> int:
+    done = failed = 0
+    for chunk in _chunks(source, _BATCHES_PER_CHUNK * pipeline.batch_size):
+        for number, answer in _answer_chunk(pipeline, options, chunk):
+            if isinstance(answer, ErnieMError):
+                failed += 1
+                _say(f"line {number}: {answer}")
+                answer = {"error": str(answer), "line": number}
+            text = json.dumps(answer, ensure_ascii=False, default=operator.methodcaller("tolist"))
+            # UTF-8 has no lone surrogates: they stay escaped, as JSON allows.
+            target.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        target.flush()
+        done += len(chunk)
+        _show_progress(f"\r{done} lines")
+    if done:
+        _show_progress("\n")
+    if failed:
+        _say(f"error: {failed} of {done} lines could not be answered")
+    return 1 if failed else 0
+
+
+def _answer_chunk(
+    pipeline: Pipeline, options: dict[str, Any], chunk: Iterable[tuple[int, bytes]]
+) -> list[tuple[int, Any]]:
+    """The answer to each line, or its error."""
+    items = [(number, _parsed(line)) for number, line in chunk]
+    good = [item for _, item in items if not isinstance(item, ErnieMError)]
+    answers = iter(pipeline(good, errors="return", **options))
+    return [(number, item if isinstance(item, ErnieMError) else next(answers)) for number, item in items]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return InvalidInputError(f"expected a JSON string or object in UTF-8, but {error}")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, but {error}") from error
+
+
+def _labels(text: str) -> list[str]:
+    from erniem_rt.pipelines.inputs import split_at_commas
+
+    return split_at_commas(text)
+
+
+_FLAG: dict[str, Any] = {"action": "store_true", "default": None}
+_YES_OR_NO: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+_COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
+
+# The tasks' options by name, with their arguments for argparse.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "max_characters": {**_COUNT, "help": "every task: a line of more is an error; default: no limit"},
+    "max_seq_len": {**_COUNT, "help": "every task: most tokens in a row; default: as the checkpoint says"},
+    "doc_stride": {**_COUNT, "help": "question answering: tokens from one window to the next"},
+    "stride": {**_COUNT, "help": "token classification: tokens that neighbouring windows share"},
+    "schema": {"type": _json, "metavar": "JSON", "help": "information extraction"},
+    "schema_lang": {"help": "information extraction: auto, en or zh"},
+    "threshold": {"type": float, "help": "information extraction: between 0 and 1"},
+    "pooling": {"help": "feature extraction: mean, cls, pooler or none; default: as the checkpoint says, or mean"},
+    "normalize": {**_YES_OR_NO, "help": "feature extraction: length 1, or not; default: as the checkpoint says"},
+    "candidate_labels": {"metavar": "A,B,...", "help": "zero-shot classification"},
+    "hypothesis_template": {"metavar": "TEXT", "help": "zero-shot classification, with {} for the label"},
+    "multi_label": {**_FLAG, "help": "zero-shot classification: several labels may be true"},
+    "top_k": {**_COUNT, "help": "text classification, question answering"},
+    "function_to_apply": {"help": "text classification: sigmoid, softmax or none"},
+    "max_answer_len": {**_COUNT, "help": "question answering: longest answer, in tokens"},
+    "handle_impossible_answer": {**_FLAG, "help": "question answering: there may be no answer"},
+    "align_to_words": {**_FLAG, "help": "question answering: answer in whole words"},
+    "aggregation_strategy": {"help": "token classification: none, simple, first, average or max"},
+    "ignore_labels": {"type": _labels, "metavar": "A,B,...", "help": "token classification: labels to leave out"},
+}
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="erniem-rt",
+        description='Answer JSON lines with an exported model. A line is a JSON string or {"text": ...}; for question '
+        'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
+        '{"text", "text_pair"}.',
+    )
+    parser.add_argument(
+        "artifact", metavar="ARTIFACT", help="the exported folder, HEAD.onnx or HEAD.plan in it, or a hub id"
+    )
+    parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
+    parser.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
+    parser.add_argument(
+        "--output", default="-", metavar="FILE", help="takes its name when it is complete; default: standard output"
+    )
+    parser.add_argument("--task", help="default: the manifest's; zero-shot-classification with --candidate-labels")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda for a plan, otherwise cpu")
+    parser.add_argument(
+        "--engine", default="auto", help="onnxruntime or openvino; default: the faster one for this CPU"
+    )
+    parser.add_argument("--precision", default="auto", help="fp32 or bf16, on a CPU; default: never bf16")
+    parser.add_argument("--cache", metavar="DIR", help="where OpenVINO keeps the compiled model; default: see the docs")
+    parser.add_argument("--threads", **_COUNT, help="threads of one run; default: all CPUs that this process has")
+    parser.add_argument("--spinning", **_YES_OR_NO, help="idle threads keep a CPU busy; default: for 0.2 ms")
+    parser.add_argument(
+        "--shrink-memory", **_YES_OR_NO, help="give memory back after each run; default: after a large one"
+    )
+    parser.add_argument("--batch-size", **_COUNT, default=16, help="most rows in one run of the model")
+    task = parser.add_argument_group("options of the tasks")
+    for name, settings in _OPTIONS.items():
+        task.add_argument(_flag(name), **settings)
+    return parser
+
+
+def _call_options(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the task that were given.
+
+    Raises:
+        InvalidInputError: The task has no such option, does not like its value, or needs one that is missing.
+    """
+    options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
+    taken = {field.name for field in fields(pipeline.options_type)}
+    for name in options:
+        if name not in taken:
+            raise InvalidInputError(f"{pipeline.task} takes no {_flag(name)}.")
+    if "candidate_labels" in taken and "candidate_labels" not in options:
+        raise InvalidInputError(f"{pipeline.task} needs --candidate-labels.")
+    pipeline([], **options)  # with nothing to answer, it checks its options
+    return options
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the lines that have come in, at most ``size`` at once, with their numbers, from 1, without blank ones.
+
+    So a program at the other end of a pipe may wait for each answer before it writes its next line. Where the source
+    fails, the complete lines before that come first.
+    """
+    from erniem_rt.batching import take
+
+    chunk: list[tuple[int, bytes]] = []
+    number = 0
+    lines = _lines(source)
+    failure: Exception | None = None
+    while failure is None:
+        taken, failure = take(lines, 1)
+        line = taken[0] if taken else None
+        if line is not None:
+            number += 1
+            if line.strip():
+                chunk.append((number, line))
+        if chunk and (line is None or len(chunk) == size):
+            yield chunk
+            chunk = []
+        if not taken:
+            break
+    if failure is not None:
+        raise failure
+
+
+def _refuse_same_file(source: str, target: str) -> None:
+    """Raise :class:`InvalidInputError` if both paths are one file; ``-`` is not a file."""
+    with contextlib.suppress(FileNotFoundError):
+        if "-" not in (source, target) and Path(source).samefile(target):
+            raise InvalidInputError(f"--input and --output are both {target}: write the answers to another file.")
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that replaces ``path`` if all goes well, and is deleted otherwise."""
+    if path.exists() and not path.is_file():  # a device or a pipe is written directly
+        with path.open("wb") as file:
+            yield file
+        return
+    from erniem_rt.files import replacing
+
+    with contextlib.ExitStack() as stack:
+        try:
+            replacement = stack.enter_context(replacing(path))
+        except OSError as error:
+            folder = Path(os.path.realpath(path)).parent
+            problem = f"no file can be made in {folder}: {error.strerror}; choose another."
+            if not folder.is_dir():
+                problem = f"there is no folder {folder}: make it, or choose another."
+            raise InvalidInputError(f"--output: {problem}") from error
+        yield replacement
+
+
+def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:
+    """Yield lines without line ends, and None where the next one has not come yet."""
+    begun: list[bytes] = []
+    while block := source.read1(_BLOCK):
+        *ends, last = block.split(b"\n")
+        for end in ends:
+            yield b"".join([*begun, end])
+            begun.clear()
+        begun.append(last)
+        if not _is_ready(source):
+            yield None
+    yield b"".join(begun)
+
+
+def _is_ready(source: io.BufferedReader) -> bool:
+    """Whether a read would not wait; False where the system cannot tell."""
+    try:
+        return bool(select.select([source], [], [], 0)[0])
+    except (OSError, ValueError):
+        return False
+
+
+def _say(message: str) -> None:
+    """Print a line to standard error; on a terminal it replaces the progress."""
+    _print_error(f"\r\x1b[K{message}\n" if _on_terminal() else f"{message}\n")
+
+
+def _show_progress(text: str) -> None:
+    """Print to standard error if that is a terminal."""
+    if _on_terminal():
+        _print_error(text)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Keep Python from trying again at its exit, with a second error and exit code 120."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard(sys.stdout)
+
+
+def _discard_output() -> None:
+    """Write no more to standard output: at its exit Python would wait for a reader that may have stopped."""
+    if sys.stdout is not None:
+        _discard(sys.stdout)
+
+
+def _buffer(stream: TextIO | None, name: str) -> Any:
+    """The bytes of a standard stream. Python has None for one that was closed when the program started."""
+    if stream is None:
+        raise InvalidInputError(f"standard {name} is closed: open it, or name a file with --{name}.")
+    return stream.buffer
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _print_error(text: str) -> None:
+    """Print to standard error, if that is possible: answers matter more."""
+    if sys.stderr is None:  # print() would take standard output instead
+        return
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

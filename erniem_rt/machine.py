@@ -1,0 +1,145 @@
+"""What this machine has: the class of its CPU, and how many threads this process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from erniem_rt.checks import is_count
+from erniem_rt.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+__all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "threads_or_default", "warn_of_cpu"]
+
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+_X86 = frozenset({"x86_64", "amd64"})
+_EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of the CPU by Linux's names; none where the system does not list them."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.split())
+
+
+def cpu_class(flags: Collection[str] | None = None) -> str:
+    """The class of CPU that speed depends on, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
+
+    ``flags`` are instruction sets by Linux's names, default this machine's. Vector width comes first, then what
+    multiplies int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
+    """
+    known = set(cpu_flags() if flags is None else flags)
+    width = next((name for name, flag in (("avx512", "avx512f"), ("avx2", "avx2")) if flag in known), "")
+    parts = [width or (platform.machine().lower() or "unknown")]
+    parts += [name for name, wanted in _EXTENSIONS.items() if not known.isdisjoint(wanted)]
+    return "-".join(parts)
+
+
+def has_vnni() -> bool | None:
+    """Whether products of 8 bits are summed exactly; None if that cannot be told: not Linux, or not x86."""
+    flags = cpu_flags()
+    if not flags or platform.machine().lower() not in _X86:
+        return None
+    return not flags.isdisjoint(_VNNI)
+
+
+def warn_of_cpu(wanted: str | None) -> None:
+    """Warn if int8 was made for a CPU with VNNI and this one has none: its sums would overflow."""
+    if wanted == "vnni" and has_vnni() is False:
+        warnings.warn(
+            "this artifact was exported for a CPU with VNNI, and this CPU has none: its results are less accurate "
+            "here. Export it again with --int8 --cpu avx2.",
+            stacklevel=3,
+        )
+
+
+# Where systems mount the controller of CPU time: cgroup v1 by its names, v2 as a whole or beside v1.
+_V1_MOUNTS: tuple[str, ...] = ("cpu,cpuacct", "cpuacct,cpu", "cpu")
+_V2_MOUNTS: tuple[str, ...] = ("", "unified")
+
+
+def threads_or_default(threads: int | None) -> int:
+    """``threads``, or for None :func:`default_threads`; :class:`InvalidInputError` unless it is a positive integer."""
+    if threads is None:
+        return default_threads()
+    if not is_count(threads):
+        raise InvalidInputError(f"threads must be a positive integer or None, got {threads!r}.")
+    return int(threads)
+
+
+def default_threads(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
+    """The least of: CPUs that this process may run on, CPUs' worth of time in its cgroups, ``OMP_NUM_THREADS``.
+
+    Parts of a CPU count as one. What cannot be read, and values that are no positive numbers, set no limit.
+
+    Args:
+        root: Where ``proc`` and ``sys`` lie.
+        environment: Where ``OMP_NUM_THREADS`` is looked up.
+    """
+    return min([_affinity(), *_quotas(root), *_omp(environment)])
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _omp(environment: Mapping[str, str]) -> Iterator[int]:
+    # A list gives a number for each level of nested regions; the first is for ours.
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if first.isdecimal() and int(first) > 0:
+        yield int(first)
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """CPUs' worth of time, rounded up, that each cgroup of this process is allowed, its own and those above it."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            mounts, quota = _V2_MOUNTS, _quota_v2
+        elif "cpu" in controllers.split(","):
+            mounts, quota = _V1_MOUNTS, _quota_v1
+        else:
+            continue
+        for mount in mounts:
+            for folder in _folders(root / "sys/fs/cgroup" / mount, path):
+                yield from quota(folder)
+
+
+def _folders(mount: Path, path: str) -> Iterator[Path]:
+    """The folders from a cgroup up to the mount; in a container, that may be all there is of the path."""
+    inside = PurePosixPath(*(part for part in path.split("/") if part not in ("", ".", "..")))
+    for part in (inside, *inside.parents):
+        yield mount / part
+
+
+def _quota_v2(folder: Path) -> Iterator[int]:
+    yield from _rounded_up(*[*_read(folder / "cpu.max").split(), "", ""][:2])
+
+
+def _quota_v1(folder: Path) -> Iterator[int]:
+    yield from _rounded_up(_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip())
+
+
+def _rounded_up(quota: str, period: str) -> Iterator[int]:
+    if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):  # "max" and -1: no limit
+        yield -(-int(quota) // int(period))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,439 @@
+"""Universal information extraction (UIE): schemas, prompts, pieces of text, and the spans that answer.
+
+The rules for spans are those of PaddleNLP's ``utils/tools.py`` (``get_span``) and
+``taskflow/information_extraction.py`` (``_auto_joiner``).
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from erniem_rt.errors import InvalidInputError
+from erniem_rt.pipelines.inputs import comma_parts, is_list, parts, quoted, strings
+from erniem_rt.pipelines.rows import require_tokens, shared_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from erniem_rt.tokenizer import Tokenizer
+
+SchemaLanguage = Literal["auto", "zh", "en"]
+PromptKey = tuple[str, tuple[range, ...]]
+
+# Schemas.
+_DEEPEST = 32
+_SLASH = re.compile("/")
+_OTHER_DIVIDER = re.compile("[;؛|]")
+# Prompts.
+_REMEMBERED = 1024  # most prompts that a prompter remembers
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+# Texts.
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CLOSING = "\"'”’»」』）)\\]"
+# A dot after one letter, or after up to three of Latin or Cyrillic script or digits (four with a capital), may be an
+# abbreviation's or a number's: "J. R. Smith", "St. Gallen", "ул. Мира", "4. Mai", "Prof. Li".
+_LETTER, _CAPITAL = "[0-9A-Za-zÀ-ɏЀ-ӿ]", "[A-ZÀ-ÞЀ-Я]"
+_AFTER_LONG_WORD = rf"(?<!\b\w)(?<!\b{_LETTER}{{2}})(?<!\b{_LETTER}{{3}})(?<!\b{_CAPITAL}{_LETTER}{{3}})"
+# Where no name goes on: after a mark that ends a sentence by itself, after one that needs space after it, and at an
+# empty line. A line end alone is none, for scanned text has them within names. Every alternative looks at a bounded
+# number of characters besides those that it takes, so that the search is linear in the text.
+_SENTENCE_END = re.compile(
+    rf"[。！？｡…؟۔।][{_CLOSING}]{{0,3}}(?![。！？｡…؟۔।{_CLOSING}])\s*"
+    rf"|(?:{_AFTER_LONG_WORD}\.|[!?])[{_CLOSING}]{{0,3}}\s+"
+    r"|\n\s*\n\s*"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing to extract, or one classification, and what to ask about each of its answers.
+
+    Attributes:
+        name: As it stands in the schema, and so in the answers.
+        label: The name without the brackets that end it, and all of it where none do.
+        bracket: What ends the name in brackets: options, ``"[positive, negative]"``, or part of the name, ``"[EUR]"``.
+        options: Where each option stands in ``bracket``; there are none unless this may be a classification.
+        text_first: Whether the options may be a unit, ``"[km/h]"``: then one of them is an answer only where the text
+            has none.
+        children: What to ask about each answer.
+    """
+
+    name: str
+    label: str
+    bracket: str
+    options: tuple[range, ...]
+    text_first: bool
+    children: tuple[Node, ...]
+
+
+def parse_schema(schema: object) -> tuple[Node, ...]:
+    """Read a schema: a name, a list of names and dicts, or a dict of names to schemas.
+
+    Raises:
+        InvalidInputError: It is something else, is empty, has a name twice in one place, is cyclic or nested deeper
+            than 32 levels, or a name in it is empty or not str, has nothing between its brackets, or has options that
+            something else than commas divides. The message says where.
+    """
+    nodes = _nodes(schema, "schema", ())
+    if not nodes:
+        raise InvalidInputError('schema is empty: expected names, like ["Person", {"Company": ["Founder"]}].')
+    return nodes
+
+
+def _nodes(schema: object, place: str, above: tuple[object, ...]) -> tuple[Node, ...]:
+    if any(schema is other for other in above):
+        raise InvalidInputError(f"{place} holds itself: a schema cannot be cyclic.")
+    nodes: dict[str, Node] = {}
+    for name, children, where in _entries(schema, place):
+        if len(above) == _DEEPEST:
+            raise InvalidInputError(f"schema is nested deeper than {_DEEPEST} levels.")
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidInputError(f"{where} has the name {name!r}: expected str with something in it.")
+        if name in nodes:
+            raise InvalidInputError(f"{place} has the name {name!r} twice: give each name once.")
+        nodes[name] = _node(name, where, _nodes(children, where, (*above, schema)))
+    return tuple(nodes.values())
+
+
+def _entries(schema: object, place: str) -> Iterator[tuple[object, object, str]]:
+    """Yield name, schema of the children, and place of each name on one level."""
+    if isinstance(schema, str):
+        yield schema, (), place
+    elif isinstance(schema, Mapping):
+        for name, children in schema.items():
+            yield name, children, f"{place}[{name!r}]"
+    elif is_list(schema):
+        for i, item in enumerate(strings(place, schema)):
+            if not isinstance(item, (str, Mapping)):
+                raise InvalidInputError(f"{place}[{i}] must be a name or a dict, got {type(item).__name__}.")
+            yield from _entries(item, f"{place}[{i}]")
+    else:
+        raise InvalidInputError(f"{place} must be a name, a list or a dict, got {type(schema).__name__}.")
+
+
+def _node(name: str, place: str, children: tuple[Node, ...]) -> Node:
+    flat = half_width(name).rstrip()
+    opening = flat.rfind("[")
+    if not flat.endswith("]") or opening < 0:
+        return Node(name, name, "", (), False, children)
+    label, bracket = name[:opening], name[opening : len(flat)]
+    try:
+        options, text_first = _options(label, half_width(bracket)[1:-1])
+    except ValueError as error:
+        raise InvalidInputError(f"{place} has the name {name!r}: {error}") from None
+    if not label.strip():
+        return Node(name, name, "", (), False, children)
+    return Node(name, label, bracket, tuple(range(o.start + 1, o.stop + 1) for o in options), text_first, children)
+
+
+def _options(label: str, inside: str) -> tuple[list[range], bool]:
+    """Where options stand between the brackets, and whether they may be a unit; ValueError if they are no good ones.
+
+    Two or more parts between commas are options. One part is not, ``"[EUR]"``, unless there are slashes in it.
+    """
+    options = comma_parts(inside)
+    texts = [inside[option.start : option.stop] for option in options]
+    if "" in texts:
+        raise ValueError("expected options between its brackets and commas.")
+    if len(options) == 1:
+        return _units(inside)
+    if not label.strip():
+        raise ValueError("expected text before the options.")
+    if len(set(texts)) < len(texts):
+        raise ValueError("give each option once.")
+    return options, False
+
+
+def _units(inside: str) -> tuple[list[range], bool]:
+    if _OTHER_DIVIDER.search(inside):
+        raise ValueError(
+            "write options with commas between them, like Sentiment[good,bad], and what is no option in round brackets."
+        )
+    options = parts(inside, _SLASH)
+    texts = {inside[option.start : option.stop] for option in options}
+    if len(options) == 1 or "" in texts or len(texts) < len(options):
+        return [], False
+    return options, True
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text and its tokens, without special tokens.
+
+    Attributes:
+        text: As it was given, full-width characters and all.
+        ids: Token ids.
+        offsets: Where each token stands in ``text``: half-open, in code points.
+    """
+
+    text: str
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and, for a classification, where its options stand in it (code points).
+
+    With ``text_first`` they are answers only where the text has none.
+    """
+
+    encoded: EncodedText
+    options: tuple[range, ...]
+    text_first: bool
+
+    @property
+    def text(self) -> str:
+        """The prompt in words."""
+        return self.encoded.text
+
+    @property
+    def key(self) -> PromptKey:
+        """Identifies a prompt: the text alone does not, for an answer like ``room [a,b]`` makes it read as options."""
+        return self.text, self.options
+
+
+class Prompter:
+    """Makes prompts as the training of uie-m did.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer: Tokenizer | None = tokenizer
+        # The same prompts come again with every text.
+        self._encoded: dict[str, EncodedText] = {}
+
+    def close(self) -> None:
+        """Free the tokenizer."""
+        self._tokenizer = None
+
+    def __call__(self, node: Node, answer: str | None = None, *, max_length: int, language: SchemaLanguage) -> Prompt:
+        """Ask for ``node``; about ``answer``, if it is a child.
+
+        Args:
+            node: What to ask for.
+            answer: What to ask about.
+            max_length: Most tokens in a row; a prompt must leave some for the text.
+            language: ``"zh"`` asks about an answer with ``ANSWER的NAME``, ``"en"`` with ``NAME of ANSWER``; ``"auto"``
+                as the name is written, Chinese if it has a Han character.
+
+        Raises:
+            InvalidInputError: The prompt leaves no room for a text, or nothing of it is left as tokens.
+        """
+        lead = _lead(node, answer, language)
+        options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
+        encoded = self._encode(lead + node.bracket)
+        self._check(encoded, max_length)
+        return Prompt(encoded, options, node.text_first)
+
+    def _encode(self, text: str) -> EncodedText:
+        encoded = self._encoded.get(text)
+        if encoded is None:
+            if len(self._encoded) >= _REMEMBERED:
+                self._encoded.clear()
+            encoded = self._encoded[text] = self._encode_anew(text)
+        return encoded
+
+    def _encode_anew(self, text: str) -> EncodedText:
+        return encode(self._opened(), text, f"the prompt {quoted(text)}", narrow=True)
+
+    def _check(self, prompt: EncodedText, max_length: int) -> None:
+        special = self._opened().num_special_tokens_to_add(pair=True)
+        if len(prompt.ids) + special >= max_length:
+            raise InvalidInputError(
+                f"the prompt {quoted(prompt.text)} takes {len(prompt.ids)} tokens; the limit is {max_length}, of which "
+                f"{special} are special tokens and at least one is the text's. Use a shorter name or, where the prompt "
+                "holds an answer that is not one, a higher threshold."
+            )
+
+    def _opened(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidInputError("the pipeline is closed; open it again.")
+        return self._tokenizer
+
+
+def _lead(node: Node, answer: str | None, language: SchemaLanguage) -> str:
+    """The prompt up to the brackets that end it."""
+    if answer is None:
+        return node.label
+    if language == "zh" or (language == "auto" and _HAN.search(node.name)):
+        return f"{answer}的{node.label}"
+    return f"{node.label.rstrip()} of {answer} " if node.bracket else f"{node.label} of {answer}"
+
+
+def half_width(text: str) -> str:
+    """Replace full-width forms of ASCII characters, one by one, so that no position moves."""
+    return text.translate(_HALF_WIDTH)
+
+
+def encode(tokenizer: Tokenizer, text: str, name: str, *, narrow: bool = False) -> EncodedText:
+    """Encode ``text``, with ``narrow`` in its half-width form; ``name`` is what errors call it.
+
+    Only what is an added token as it is written becomes one: ``[MASK]``, but not ``［MASK］``.
+
+    Raises:
+        InvalidInputError: Nothing of the text is left as tokens.
+    """
+    encoding = tokenizer(_narrowed(tokenizer, text) if narrow else text, add_special_tokens=False)
+    require_tokens(name, len(encoding))
+    return EncodedText(text, encoding.input_ids, encoding.offsets)
+
+
+def _narrowed(tokenizer: Tokenizer, text: str) -> str:
+    """``text`` in half-width form, except where that would spell an added token, or where a wide one is written."""
+    narrow = half_width(text)
+    if narrow == text:
+        return text
+    settings = tokenizer.settings
+    added = (*settings.added_tokens.values(), *settings.all_special_tokens)
+    characters = list(narrow)
+    for found in _spelled(frozenset(half_width(token.content) for token in added)).finditer(narrow):
+        start, stop = found.span(1)
+        characters[start:stop] = text[start:stop]
+    return "".join(characters)
+
+
+@lru_cache(maxsize=16)
+def _spelled(words: frozenset[str]) -> re.Pattern[str]:
+    """Finds these words wherever they begin, also within one another; in any case, for a tokenizer may lower it."""
+    longest_first = sorted(filter(None, words), key=len, reverse=True)
+    return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))", re.IGNORECASE)
+
+
+def split(encoded: EncodedText, room: int, most_characters: int | None = None) -> list[range]:
+    """Ranges of tokens, each of at most ``room`` and of ``most_characters``, which cover the text in order.
+
+    A piece ends where the last sentence ends that fits. Where none does it fills the room, and the next piece begins
+    :func:`shared_tokens` before its end: what is no longer than that stands whole in one of the two.
+    """
+    count = len(encoded.ids)
+    starts, ends = [start for start, _ in encoded.offsets], [end for _, end in encoded.offsets]
+
+    def stop_after(first: int) -> int:
+        """Where a piece from ``first`` on is full; it has a token at least."""
+        if most_characters is None:
+            return first + room
+        return min(first + room, max(bisect_right(ends, starts[first] + most_characters), first + 1))
+
+    if not count or stop_after(0) >= count:
+        return [range(count)]
+    sentences = [bisect_left(starts, found.end()) for found in _SENTENCE_END.finditer(encoded.text)]
+    pieces = []
+    first = 0
+    while (stop := stop_after(first)) < count:
+        last_sentence = bisect_right(sentences, stop) - 1
+        end = sentences[last_sentence] if last_sentence >= 0 else 0
+        if end > first:
+            pieces.append(range(first, end))
+            first = end
+        else:
+            pieces.append(range(first, stop))
+            shared = stop - shared_tokens(stop - first)
+            first = shared if stop_after(shared) > stop else stop
+    return [*pieces, range(first, count)]
+
+
+class Span(NamedTuple):
+    """First and last token, and the probability that an answer goes from one to the other."""
+
+    first: int
+    last: int
+    probability: float
+
+
+def find_spans(start: NDArray[np.float64], end: NDArray[np.float64], threshold: float) -> list[Span]:
+    """Pair starts with ends, probabilities ``(tokens,)`` of one text, both strictly above ``threshold``.
+
+    Each start takes the first end at or after it; of several starts that take the same end, the nearest has it. The
+    probability of a span is the product of the two.
+    """
+    starts, ends = np.flatnonzero(start > threshold), np.flatnonzero(end > threshold)
+    nearest = np.searchsorted(starts, ends, side="right") - 1
+    ends = ends[nearest >= 0]
+    firsts = starts[nearest[nearest >= 0]]
+    # A start that is not after the previous end took that one.
+    free = firsts > np.concatenate([[-1], ends[:-1]])
+    return [Span(int(s), int(e), float(start[s] * end[e])) for s, e in zip(firsts[free], ends[free], strict=True)]
+
+
+def join_spans(pieces: Sequence[range], found: Sequence[Sequence[Span]]) -> list[Span]:
+    """Spans of a text from those ``found`` in each of its pieces, in order; all count the tokens of the text.
+
+    The overlap of two pieces is cut in the middle, or at the nearest place that no span crosses. Left of the cut the
+    spans of the left piece count, right of it those of the right piece. So a whole span wins over a part of it at the
+    edge of the other piece, and each span is there once.
+    """
+    cuts = [_cut(*both, *spans) for both, spans in zip(pairwise(pieces), pairwise(found), strict=True)]
+    joined: list[Span] = []
+    for begin, stop, spans in zip([0, *cuts], [*cuts, pieces[-1].stop], found, strict=True):
+        first_free = max(begin, joined[-1].last + 1) if joined else begin
+        joined += [span for span in spans if first_free <= span.first < stop]
+    return joined
+
+
+def _cut(left: range, right: range, left_spans: Iterable[Span], right_spans: Iterable[Span]) -> int:
+    """Where the left piece stops to count; the middle if every place is within a span, as where the two contradict."""
+    middle = (right.start + left.stop) // 2
+    places = set(range(right.start, left.stop + 1))
+    for span in (*left_spans, *right_spans):
+        places.difference_update(range(span.first + 1, span.last + 1))
+    return min(places, key=lambda place: (abs(place - middle), place), default=middle)
+
+
+def cut_answers(encoded: EncodedText, spans: Iterable[Span]) -> list[dict[str, Any]]:
+    """Cut answers from the text, in its order; ``spans`` count its tokens.
+
+    Whitespace at the ends of an answer is left out. Spans of the same characters (one character may be several
+    tokens) are one answer, the most probable of them.
+    """
+    best: dict[tuple[int, int], float] = {}
+    for span in spans:
+        start, end = encoded.offsets[span.first][0], encoded.offsets[span.last][1]
+        answer = encoded.text[start:end]
+        start += len(answer) - len(answer.lstrip())
+        end -= len(answer) - len(answer.rstrip())
+        if start < end:
+            best[start, end] = max(span.probability, best.get((start, end), 0.0))
+    return [
+        {"text": encoded.text[start:end], "start": start, "end": end, "probability": probability}
+        for (start, end), probability in sorted(best.items())
+    ]
+
+
+def choose_option(
+    prompt: EncodedText, options: Sequence[range], pieces: Iterable[Sequence[Span]]
+) -> list[dict[str, Any]]:
+    """Choose one option, or none: what most pieces of a text chose, with its mean probability there.
+
+    Each piece votes for the option of its most probable span; ``spans`` count the prompt's tokens, and one that
+    touches no option or several counts for nothing. Of equal votes, the sum of probabilities decides.
+    """
+    votes: dict[range, list[float]] = {}
+    for spans in pieces:
+        found = [(option, span.probability) for span in spans if (option := _touched(prompt, options, span))]
+        if found:
+            option, probability = max(found, key=lambda vote: vote[1])
+            votes.setdefault(option, []).append(probability)
+    if not votes:
+        return []
+    chosen, probabilities = max(votes.items(), key=lambda vote: (len(vote[1]), sum(vote[1])))
+    text = prompt.text[chosen.start : chosen.stop]
+    return [{"text": text, "probability": sum(probabilities) / len(probabilities)}]
+
+
+def _touched(prompt: EncodedText, options: Sequence[range], span: Span) -> range | None:
+    start, end = prompt.offsets[span.first][0], prompt.offsets[span.last][1]
+    touched = [option for option in options if start < option.stop and option.start < end]
+    return touched[0] if len(touched) == 1 else None

@@ -1,0 +1,147 @@
+"""Added tokens, such as ``[MASK]``, which are found in raw text before sentencepiece sees it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from .settings import AddedToken
+
+
+class Segment(NamedTuple):
+    """A stretch of text and, for each of its characters, the index it had in the original text."""
+
+    text: str
+    origins: Sequence[int]
+
+    def slice(self, start: int, end: int) -> Segment:
+        """The characters from ``start`` to ``end``."""
+        return Segment(self.text[start:end], self.origins[start:end])
+
+    def joined_with(self, other: Segment) -> Segment:
+        """This segment and ``other`` as one."""
+        return Segment(self.text + other.text, [*self.origins, *other.origins])
+
+    def stripped_left(self) -> Segment:
+        """Without the whitespace at its start."""
+        return self.slice(len(self.text) - len(self.text.lstrip()), len(self.text))
+
+    def stripped_right(self) -> Segment:
+        """Without the whitespace at its end."""
+        return self.slice(0, len(self.text.rstrip()))
+
+
+_EMPTY = Segment("", range(0))
+
+
+class TextSplitter:
+    """Splits raw text into added tokens and the runs between them, lower-casing the runs if asked to."""
+
+    def __init__(
+        self,
+        added_tokens: Iterable[AddedToken],
+        special_tokens: Sequence[str],
+        *,
+        do_lower_case: bool,
+        split_special_tokens: bool,
+    ) -> None:
+        self._added: Mapping[str, AddedToken] = {token.content: token for token in added_tokens}
+        self._pattern = None if split_special_tokens else _any_of(self._added, longest_first=True)
+        self._find_added = not split_special_tokens
+        self._do_lower_case = do_lower_case
+        kept = [token.content for token in self._added.values() if token.normalized and not token.special]
+        self._case_kept = _any_of([*special_tokens, *kept], longest_first=False)
+
+    def whole(self, texts: Sequence[str]) -> list[str | None]:
+        """Texts that are one segment, lower-cased if asked to and position by position.
+
+        None for a text with added tokens, and for one in which lower-casing moves characters.
+        """
+        runs: list[str | None] = list(texts)
+        if self._do_lower_case:
+            lowered = [self._lowered(text).text for text in texts]
+            runs = [run if len(run) == len(text) else None for run, text in zip(lowered, texts, strict=True)]
+        if self._pattern:
+            search = self._pattern.search
+            runs = [None if run is None or search(run) else run for run in runs]
+        return runs
+
+    def split(self, text: str) -> list[Segment]:
+        """Segments in order, without empty ones."""
+        whole = Segment(text, range(len(text)))
+        if self._do_lower_case:
+            whole = self._lowered(text)
+        return [segment for segment in self._settle_neighbours(self._cut(whole)) if segment.text]
+
+    def is_added(self, text: str) -> bool:
+        """Whether this segment is an added token, to be taken as it stands."""
+        return self._find_added and text in self._added
+
+    def _cut(self, whole: Segment) -> list[Segment]:
+        segments = []
+        position = 0
+        for match in self._pattern.finditer(whole.text) if self._pattern else ():
+            if match.start() > position:
+                segments.append(whole.slice(position, match.start()))
+            segments.append(whole.slice(match.start(), match.end()))
+            position = match.end()
+        if position < len(whole.text):
+            segments.append(whole.slice(position, len(whole.text)))
+        return segments
+
+    def _settle_neighbours(self, segments: list[Segment]) -> list[Segment]:
+        """Let each added token strip, or be merged into, the text beside it, in the reference's order of steps."""
+        for i, segment in enumerate(segments):
+            token = self._added.get(segment.text) if self._find_added else None
+            if token is None:
+                continue
+            left = segments[i - 1] if i > 0 else _EMPTY
+            right = segments[i + 1] if i + 1 < len(segments) else _EMPTY
+            if token.rstrip and right.text:
+                segments[i + 1] = right.stripped_left()
+            if token.lstrip and left.text:
+                segments[i - 1] = left.stripped_right()
+            if token.single_word and left.text and left.text[-1] != " ":
+                segments[i - 1] = segments[i - 1].joined_with(segment)
+                segments[i] = _EMPTY
+            elif token.single_word and right.text and right.text[0] != " ":
+                segments[i + 1] = segment.joined_with(segments[i + 1])
+                segments[i] = _EMPTY
+        return segments
+
+    def _lowered(self, text: str) -> Segment:
+        runs = list(self._case_runs(text))
+        lowered = "".join(_lower(text[start:end]) if lower else text[start:end] for start, end, lower in runs)
+        if len(lowered) == len(text):
+            return Segment(lowered, range(len(text)))
+        origins: list[int] = []
+        for start, end, lower in runs:
+            for i in range(start, end):
+                origins += [i] * (len(_lower(text[i])) if lower else 1)
+        return Segment(lowered, origins)
+
+    def _case_runs(self, text: str) -> Iterator[tuple[int, int, bool]]:
+        """Consecutive ranges of ``text``, each with whether its case is to be lowered."""
+        position = 0
+        for match in self._case_kept.finditer(text) if self._case_kept else ():
+            yield position, match.start(), True
+            yield match.start(), match.end(), False
+            position = match.end()
+        yield position, len(text), True
+
+
+def _lower(text: str) -> str:
+    """Lower-case each character by itself, as the reference does: no final form of sigma."""
+    return text.replace("Σ", "σ").lower()
+
+
+def _any_of(words: Collection[str], *, longest_first: bool) -> re.Pattern[str] | None:
+    # The leftmost match counts and, with longest_first, the longest there. The reference's trie does the same, except
+    # that it loses its place in some texts where one added token lies inside another.
+    found = [word for word in words if word]
+    if longest_first:
+        found.sort(key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, found))) if found else None

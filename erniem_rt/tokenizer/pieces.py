@@ -1,0 +1,315 @@
+"""One run of text to ErnieM tokens, each with the characters it came from.
+
+sentencepiece normalises the run (NFKC and whitespace rules of the model) and cuts it into pieces; ErnieM then cuts
+pieces further at CJK characters, punctuation and digits. Positions are followed through both steps.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache, partial
+from itertools import chain
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from erniem_rt.errors import ArtifactError, EngineUnavailableError
+from erniem_rt.files import refuse_pointer
+from erniem_rt.processes import renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    import sentencepiece
+    from numpy.typing import NDArray
+
+WORD_START = "▁"
+_PUNCTUATION = frozenset(",;:.?!~，；：。？！《》【】")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_CACHED_PIECE = 64
+_NOT_YET_KNOWN = -1
+
+
+class TokenSpan(NamedTuple):
+    """A token and the half-open range it occupies, in code points of the string it was cut from."""
+
+    token: str
+    start: int
+    end: int
+
+
+class SentencePieceModel:
+    """A loaded sentencepiece model. Holds no state that changes results, so threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._set_up(_load(path))
+
+    def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        self._processor = processor
+        # Not of a method: that would hold the model, in a circle which only the cycle collector frees.
+        self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
+        self.size: int = self._processor.get_piece_size()
+        self.unknown_id: int = self._processor.unk_id()
+
+    def __getstate__(self) -> bytes:
+        return self.serialized()
+
+    def __setstate__(self, content: bytes) -> None:
+        self._set_up(_loaded(content, "the pickle"))
+
+    def pieces(self) -> list[str]:
+        """Every piece of the model, by id."""
+        return [self.piece(i) for i in range(self.size)]
+
+    def piece(self, index: int) -> str:
+        """The piece with this id."""
+        return str(self._processor.id_to_piece(index))
+
+    def piece_id(self, piece: str) -> int:
+        """The id of a piece, ``unknown_id`` if the model lacks it."""
+        return int(self._processor.piece_to_id(piece))
+
+    def serialized(self) -> bytes:
+        """The model file's content."""
+        return bytes(self._processor.serialized_model_proto())
+
+    def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The piece ids of all (readable) runs, one after the other, and where each run ends among them."""
+        rows = self._processor.encode(list(runs), out_type=int, num_threads=threads)
+        ends = np.cumsum([len(row) for row in rows])
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
+
+    def tokenize(self, run: str, *, drop_lone_marks: bool = False) -> tuple[list[str], list[tuple[int, int]]]:
+        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to."""
+        run = readable([run])[0]
+        pieces = self._processor.encode(run, out_type=str)
+        tokens: list[str] = []
+        spans: list[tuple[int, int]] = []
+        position = 0  # in the normalised run, which the pieces spell out one after the other
+        for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
+            # A lone mark counts in mid-text only, and only if the next piece does not bring a mark of its own.
+            keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
+            if piece != WORD_START or keeps_mark:
+                for token, start, end in _split_once(piece):
+                    tokens.append(token)
+                    spans.append((position + start, position + end))
+            position += len(piece)
+        return tokens, spans
+
+    def source_spans(self, run: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The ranges of a run that became these ranges of what the model normalises it to."""
+        run = readable([run])[0]
+        _, origins = self._processor.normalize(run, with_offsets=True)
+        if origins == [0, *range(len(run) + 1)]:
+            return [(max(start - 1, 0), end - 1) for start, end in spans]
+        return [self._source_span(run, origins, start, end) for start, end in spans]
+
+    def only_marks_spaces(self, run: str) -> bool:
+        """Whether normalisation changes no more than to put the word-start mark before the run and for its spaces."""
+        return bool(self._processor.normalize(run) == WORD_START + run.replace(" ", WORD_START))
+
+    def _source_span(self, text: str, origins: list[int], start: int, end: int) -> tuple[int, int]:
+        """The range of ``text`` that became the normalised characters ``start`` to ``end``.
+
+        ``origins[i]`` is where the characters that became normalised character ``i`` begin. They end where the next
+        ones begin, less what normalisation dropped in between (control characters, repeated whitespace).
+        """
+        source_start, last = origins[start], origins[end - 1]
+        following = end
+        while following < len(origins) - 1 and origins[following] == last:
+            following += 1
+        source_end = max(origins[following], last + 1)
+        while source_end > last + 1 and self._is_dropped(text[source_end - 1]):
+            source_end -= 1
+        return source_start, source_end
+
+
+def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    _new_processor()  # Report a missing package first.
+    if not path.is_file():
+        raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
+    refuse_pointer(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
+    return _loaded(content, path)
+
+
+def _new_processor() -> sentencepiece.SentencePieceProcessor:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise EngineUnavailableError(
+            'The tokenizer needs the package sentencepiece. Install it with: pip install "erniem-rt[text]"'
+        ) from error
+    return sentencepiece.SentencePieceProcessor()
+
+
+def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
+    """A processor from the content of a model file, with its path for what may be wrong with it."""
+    processor = _new_processor()
+    try:
+        loaded = processor.LoadFromSerializedProto(content)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
+    if not loaded or processor.get_piece_size() == 0:
+        raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")
+    if processor.is_byte(processor.piece_to_id("<0x00>")) or processor.normalize("a").endswith(WORD_START):
+        raise ArtifactError(
+            f"{path} has byte fallback or marks at the end of words. ErnieM's models have neither, and offsets "
+            "cannot be told with them."
+        )
+    return processor
+
+
+def _normalizes_to_nothing(processor: sentencepiece.SentencePieceProcessor, char: str) -> bool:
+    return not processor.normalize(char)
+
+
+def _split_once(piece: str) -> tuple[TokenSpan, ...]:
+    return split_piece(piece) if len(piece) > _LONGEST_CACHED_PIECE else _remembered_split(piece)
+
+
+def split_piece(piece: str) -> tuple[TokenSpan, ...]:
+    """Cut a piece as the reference does: CJK characters and punctuation stand alone, runs of digits are apart.
+
+    The ranges are those in the piece, without a leading word-start mark unless the mark is all there is.
+    """
+    cuts = []
+    begin = 0
+    for i, char in enumerate(piece):
+        if char == WORD_START:
+            continue
+        stands_alone = "\u4e00" <= char <= "\u9fff" or char in _PUNCTUATION
+        digits_change = i > 0 and char.isdigit() != piece[i - 1].isdigit()
+        if stands_alone or digits_change:
+            if i > begin and piece[begin:i] != WORD_START:
+                cuts.append((begin, i))
+            begin = i
+        if stands_alone:
+            cuts.append((i, i + 1))
+            begin = i + 1
+    if begin < len(piece):
+        cuts.append((begin, len(piece)))
+    return tuple(_without_mark(piece, start, end) for start, end in cuts)
+
+
+_remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
+
+
+def readable(runs: Sequence[str]) -> list[str]:
+    """The runs with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
+    try:
+        "".join(runs).encode()  # far faster than a search in each
+    except UnicodeEncodeError:
+        return [_LONE_SURROGATE.sub("\ufffd", run) for run in runs]
+    return list(runs)
+
+
+def _without_mark(piece: str, start: int, end: int) -> TokenSpan:
+    token = piece[start:end]
+    marks = len(token) - len(token.lstrip(WORD_START))
+    return TokenSpan(token, start + marks if marks < len(token) else start, end)
+
+
+class RunTokens(NamedTuple):
+    """The tokens of many runs of text, one run after the other.
+
+    Attributes:
+        ids: ``(tokens,)`` int64.
+        spans: ``(tokens, 2)`` int64, half-open ranges in code points of the run as sentencepiece normalises it.
+        bounds: ``(runs + 1,)``; run ``i`` has the tokens from ``bounds[i]`` to ``bounds[i + 1]``.
+    """
+
+    ids: NDArray[np.int64]
+    spans: Callable[[], NDArray[np.int64]]
+    bounds: NDArray[np.int64]
+
+
+class PieceTable:
+    """Tokens by piece id, computed when a piece is first met, so that a large vocabulary costs nothing to load.
+
+    It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
+    mark alone.
+    """
+
+    def __init__(
+        self, model: SentencePieceModel, ids_of: Callable[[Iterable[str]], list[int]], *, drop_lone_marks: bool = False
+    ) -> None:
+        self._model = model
+        self._ids_of = ids_of
+        self._mark = model.piece_id(WORD_START)
+        self._lock = Lock()
+        size = model.size
+        self._tokens = np.empty((0, 3), dtype=np.int64)  # id, start and end in the piece; a piece's lie together
+        self._first = np.zeros(size, dtype=np.int64)
+        self._length = np.zeros(size, dtype=np.int64)
+        self._begins_word = np.zeros(size, dtype=bool)
+        self._count = np.full(size, _NOT_YET_KNOWN, dtype=np.int16)
+        if drop_lone_marks:
+            self._count[self._mark], self._length[self._mark] = 0, len(WORD_START)
+        self._count[model.unknown_id] = 0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A thread of the parent may have held the lock; what it was adding is added again."""
+        self._lock = Lock()
+
+    def look_up(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> RunTokens:
+        """Tokens of runs of pieces.
+
+        Args:
+            pieces: ``(pieces,)`` the piece ids of all runs.
+            ends: ``(runs,)`` where each run ends in ``pieces``.
+        """
+        self._learn(pieces)
+        counts = self._count[pieces]
+        counts[self._dropped_marks(pieces, ends)] = 0
+        token_ends = np.cumsum(counts)
+        rows = np.repeat(self._first[pieces] - (token_ends - counts), counts)
+        rows += np.arange(len(rows))
+        tokens = self._tokens
+
+        def spans() -> NDArray[np.int64]:
+            positions = np.cumsum(self._length[pieces]) - self._length[pieces]
+            starts = np.concatenate([[0], ends[:-1]])
+            sizes = ends - starts
+            filled = sizes > 0
+            positions -= np.repeat(positions[starts[filled]], sizes[filled])
+            return tokens[rows, 1:] + np.repeat(positions, counts)[:, None]
+
+        bounds = np.concatenate([[0], token_ends])[np.concatenate([[0], ends])]
+        return RunTokens(tokens[rows, 0], spans, bounds)
+
+    def _dropped_marks(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where a piece is only the word-start mark and opens its run, or the next piece brings a mark of its own."""
+        is_bound = np.zeros(len(pieces) + 1, dtype=bool)
+        is_bound[0] = True
+        is_bound[ends] = True
+        marks = np.flatnonzero(pieces == self._mark)
+        following = pieces[np.minimum(marks + 1, len(pieces) - 1)] if len(marks) else marks
+        return marks[is_bound[marks] | (self._begins_word[following] & ~is_bound[marks + 1])]
+
+    def _learn(self, pieces: NDArray[np.int64]) -> None:
+        unknown = pieces[self._count[pieces] == _NOT_YET_KNOWN]
+        if not len(unknown):
+            return
+        with self._lock:
+            learned = [int(i) for i in np.unique(unknown) if self._count[i] == _NOT_YET_KNOWN]
+            splits = []
+            for i in learned:
+                piece = self._model.piece(i)
+                splits.append(split_piece(piece))
+                self._length[i] = len(piece)
+                self._begins_word[i] = piece.startswith(WORD_START)
+            spans = [span for split in splits for span in split]
+            ids = self._ids_of(token for token, _, _ in spans)
+            rows = [(index, start, end) for index, (_, start, end) in zip(ids, spans, strict=True)]
+            counts = [len(split) for split in splits]
+            known = len(self._tokens)
+            self._tokens = np.concatenate([self._tokens, np.array(rows, dtype=np.int64).reshape(-1, 3)])
+            self._first[learned] = known + np.cumsum(counts) - counts
+            self._count[learned] = counts  # last: threads that do not hold the lock read the rest only after this

@@ -1,0 +1,237 @@
+"""The tokenizer's settings and special tokens, and the files that hold them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from erniem_rt.errors import ArtifactError
+from erniem_rt.files import check_hash, check_size, refuse_pointer
+from erniem_rt.manifest import HEADS, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Side = Literal["left", "right"]
+
+CONFIG_FILE = "tokenizer_config.json"
+MODEL_CONFIG_FILE = "config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+SETTINGS_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside the sentencepiece vocabulary and how it behaves inside text.
+
+    The fields are those of transformers' ``AddedToken``: ``lstrip`` and ``rstrip`` swallow whitespace on that side,
+    ``single_word`` refuses a match inside a word, ``normalized`` allows lower-casing, ``special`` marks control tokens.
+    """
+
+    content: str
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+    special: bool = True
+
+
+# transformers' order: tokens that the vocabulary lacks get their ids in it.
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ADDITIONAL = "additional_special_tokens"
+_DEFAULTS = {
+    "unk_token": AddedToken("[UNK]"),
+    "sep_token": AddedToken("[SEP]"),
+    "pad_token": AddedToken("[PAD]"),
+    "cls_token": AddedToken("[CLS]"),
+    "mask_token": AddedToken("[MASK]"),
+}
+_FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces", "drop_lone_marks")
+_SIDES = ("padding_side", "truncation_side")
+_CLASSES = ("ErnieMTokenizer", "ErnieMTokenizerFast")
+_NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Everything that changes ids or row lengths, with the reference's defaults.
+
+    Attributes:
+        special_tokens: The named special tokens (``cls_token``, ``sep_token``, ...).
+        additional_special_tokens: Further special tokens. Like the named ones they get an id at the end of the
+            vocabulary if it lacks them.
+        added_tokens: Tokens with the ids that a saved tokenizer gave them.
+        do_lower_case: Lower-case everything but special tokens.
+        split_special_tokens: Treat special tokens inside text as ordinary text.
+        model_max_length: Longest row in tokens, or None where the checkpoint names none.
+        padding_side: Where rows are padded.
+        truncation_side: Which end of a text is cut off.
+        clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
+        drop_lone_marks: Make no token of a word-start mark ``▁`` alone, as PaddleNLP's tokenizer does; the reference
+            keeps some.
+    """
+
+    special_tokens: Mapping[str, AddedToken] = field(default_factory=lambda: dict(_DEFAULTS))
+    additional_special_tokens: tuple[AddedToken, ...] = ()
+    added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
+    do_lower_case: bool = False
+    split_special_tokens: bool = False
+    model_max_length: int | None = None
+    padding_side: Side = "right"
+    truncation_side: Side = "right"
+    clean_up_tokenization_spaces: bool = False
+    drop_lone_marks: bool = False
+
+    def __post_init__(self) -> None:
+        missing = [name for name in _DEFAULTS if name not in self.special_tokens]
+        if missing:
+            raise ArtifactError(f"An ErnieM tokenizer needs {', '.join(_DEFAULTS)}; {', '.join(missing)} is not set.")
+        for name in _SIDES:
+            if getattr(self, name) not in ("left", "right"):
+                raise ArtifactError(f"{name} must be 'left' or 'right', not {getattr(self, name)!r}.")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ArtifactError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+
+    @property
+    def all_special_tokens(self) -> tuple[AddedToken, ...]:
+        """Named and additional special tokens without repetitions, in the order ids are given out."""
+        named = [self.special_tokens[name] for name in _SPECIAL_NAMES if name in self.special_tokens]
+        unique: dict[str, AddedToken] = {}
+        for token in (*named, *self.additional_special_tokens):
+            unique.setdefault(token.content, token)
+        return tuple(unique.values())
+
+
+def read_settings(folder: Path) -> TokenizerSettings:
+    """Read ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``, each optional.
+
+    As in transformers, the latter two count only where the first has no ``added_tokens_decoder``.
+
+    Raises:
+        ArtifactError: A file is not JSON or holds values of the wrong kind, or the checkpoint has another class's
+            tokenizer; the message names the file.
+    """
+    config, special_tokens, added_ids = (
+        _read_object(folder / name) for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
+    )
+    _check_class(folder, config)
+    try:
+        if "added_tokens_decoder" in config:
+            added = {int(i): _token(entry) for i, entry in config["added_tokens_decoder"].items()}
+        else:
+            config = _with_special_tokens_map(config, special_tokens)
+            added = _legacy_added_tokens(added_ids, config)
+        return _settings(config, added)
+    except (ArtifactError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder / CONFIG_FILE}, or a token file beside it, cannot be used: {error}") from error
+
+
+def _check_class(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless the tokenizer is ErnieM's; as in transformers, ``config.json`` may say so instead."""
+    file, name = CONFIG_FILE, config.get("tokenizer_class")
+    if name is None:
+        file, name = MODEL_CONFIG_FILE, _read_object(folder / MODEL_CONFIG_FILE).get("tokenizer_class")
+    if name is not None and name not in _CLASSES:
+        raise ArtifactError(
+            f"{folder / file} says tokenizer_class = {name!r}, expected 'ErnieMTokenizer', which gives other ids: put "
+            "in an ErnieM checkpoint's tokenizer files, or, if these are, set tokenizer_class to 'ErnieMTokenizer'."
+        )
+
+
+def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> TokenizerSettings:
+    if config.get("sp_model_kwargs"):
+        raise ArtifactError(f"sp_model_kwargs={config['sp_model_kwargs']!r} is not supported; remove it.")
+    by_content = {token.content: token for token in added.values()}
+    special = dict(_DEFAULTS)
+    for name in _SPECIAL_NAMES:
+        if name in config and config[name] is None:
+            special.pop(name, None)
+        elif name in config:
+            token = _token(config[name])
+            special[name] = by_content.get(token.content, token)
+    additional = tuple(
+        by_content.get(entry, AddedToken(entry)) if isinstance(entry, str) else _token(entry)
+        for entry in config.get(_ADDITIONAL) or ()
+    )
+    limit = config.get("model_max_length", config.get("max_len"))
+    if not isinstance(limit, (int, float, type(None))):
+        raise ArtifactError(f"model_max_length must be a number, not {limit!r}.")
+    plain = {name: config[name] for name in (*_FLAGS, *_SIDES) if config.get(name) is not None}
+    return TokenizerSettings(
+        special_tokens=special,
+        additional_special_tokens=additional,
+        added_tokens=added,
+        model_max_length=None if limit is None or limit > _NO_LIMIT else int(limit),
+        **plain,
+    )
+
+
+def _with_special_tokens_map(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**config, **special}
+    if _ADDITIONAL in special:
+        merged[_ADDITIONAL] = [*(config.get(_ADDITIONAL) or ()), *special[_ADDITIONAL]]
+    return merged
+
+
+def _legacy_added_tokens(ids: Mapping[str, int], config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    entries = [config[name] for name in _SPECIAL_NAMES if config.get(name)] + list(config.get(_ADDITIONAL) or ())
+    special = {_token(entry).content for entry in entries}
+    return {
+        int(i): AddedToken(content, normalized=content not in special, special=content in special)
+        for content, i in ids.items()
+    }
+
+
+def _token(entry: str | dict[str, Any]) -> AddedToken:
+    if isinstance(entry, str):
+        return AddedToken(entry)
+    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+        raise ArtifactError(f"expected a token as text or as an object with 'content', got {entry!r}.")
+    known = {option.name: entry[option.name] for option in fields(AddedToken) if option.name in entry}
+    return AddedToken(**{"normalized": True, "special": False, **known})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        refuse_pointer(path)
+        raise ArtifactError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def check_exported(folder: Path, names: Sequence[str]) -> None:
+    """Check those of the files ``names`` that a manifest in ``folder`` lists; a checkpoint's folder has none.
+
+    Raises:
+        ArtifactError: A file is missing, truncated or edited.
+    """
+    listed = {name: record for manifest in _manifests(folder) for name, record in manifest.files.items()}
+    records = {folder / name: listed[name] for name in names if name in listed}
+    for path, record in records.items():
+        check_size(path, record.size)
+    for path, record in records.items():
+        check_hash(path, record)
+
+
+def was_exported_without(folder: Path, name: str) -> bool:
+    """Whether ``folder`` is an exported one, and no manifest in it lists the file ``name``."""
+    manifests = _manifests(folder)
+    return bool(manifests) and all(name not in manifest.files for manifest in manifests)
+
+
+def _manifests(folder: Path) -> list[Manifest]:
+    found = []
+    for head in HEADS:
+        with contextlib.suppress(ArtifactError):  # not there, or not a manifest
+            found.append(Manifest.load(folder / f"{head}.json"))
+    return found

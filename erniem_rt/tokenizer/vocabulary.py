@@ -1,0 +1,235 @@
+"""Tokens to ids and back: the base vocabulary, and the tokens that a checkpoint added to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from erniem_rt.errors import ArtifactError
+from erniem_rt.files import refuse_pointer
+
+from .pieces import WORD_START
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .settings import TokenizerSettings
+
+_WORD = 8
+# Masks of the first 0 to 8 bytes of a little-endian word.
+_OWN_BYTES = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
+# Odd, so that no bit of a token of up to eight bytes is lost; otherwise arbitrary.
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)
+# transformers' clean_up_tokenization, in its order.
+_CLEAN_UP = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
+
+class TokenList:
+    """Tokens by index, and back. Of a token that is listed twice the last index counts.
+
+    Args:
+        content: The tokens in UTF-8, with or without something between them.
+        starts: ``(tokens,)`` where each begins in ``content``.
+        ends: ``(tokens,)`` where it ends.
+    """
+
+    def __init__(self, content: bytes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> None:
+        self._content = content
+        self._starts = starts.astype(np.uint32)
+        self._ends = ends.astype(np.uint32)
+        # The low bits of each key make room for the index, so that one sort of plain numbers orders both.
+        self._low = np.uint64((1 << len(starts).bit_length()) - 1)
+        self._sorted = _keys(content, starts, ends) & ~self._low | np.arange(len(starts), dtype=np.uint64)
+        self._sorted.sort()
+        # Tokens whose key is not theirs alone, most of them listed twice; a dict tells them apart.
+        twin = (self._sorted[1:] ^ self._sorted[:-1]) <= self._low
+        sharing = np.sort(self._sorted[np.append(twin, False) | np.insert(twin, 0, False)] & self._low).tolist()
+        self._sharing = {self._bytes(i): i for i in sharing}
+        self._superseded = frozenset(sharing) - frozenset(self._sharing.values())
+
+    @classmethod
+    def of(cls, tokens: Sequence[str]) -> TokenList:
+        """A list of these tokens."""
+        return cls(*_joined(tokens))
+
+    @classmethod
+    def of_lines(cls, content: bytes) -> TokenList:
+        r"""A list of the lines of ``content``, which end in ``\n``; after the last one it may be missing."""
+        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
+        if not content.endswith(b"\n"):
+            ends = np.append(ends, len(content))
+        return cls(content, np.concatenate([[0], ends[:-1] + 1]), ends)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._bytes(i).decode() for i in range(len(self)))
+
+    @property
+    def distinct(self) -> int:
+        """How many different tokens there are."""
+        return len(self) - len(self._superseded)
+
+    def get(self, index: int) -> str | None:
+        """The token at an index; None outside the list, and for a token that is listed again later."""
+        if not 0 <= index < len(self) or index in self._superseded:
+            return None
+        return self._bytes(index).decode()
+
+    def indices(self, tokens: list[str]) -> list[int | None]:
+        """The index of each token, None for what is not listed. Takes about as long for a hundred as for one."""
+        content, starts, ends = _joined(tokens)
+        keys = _keys(content, starts, ends) & ~self._low
+        places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
+        likely = (self._sorted[places] & self._low).tolist()
+        result: list[int | None] = []
+        for index, start, end in zip(likely, starts.tolist(), ends.tolist(), strict=True):
+            token = content[start:end]
+            alone = index if self._bytes(index) == token else None
+            result.append(self._sharing.get(token, alone))
+        return result
+
+    def _bytes(self, index: int) -> bytes:
+        return self._content[self._starts[index] : self._ends[index]]
+
+
+def _joined(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.intp], NDArray[np.intp]]:
+    # A lone surrogate then equals no token: files hold none.
+    encoded = [token.encode("utf-8", "surrogatepass") for token in tokens]
+    sizes = np.array([len(token) for token in encoded], dtype=np.intp)
+    ends = np.cumsum(sizes)
+    return b"".join(encoded), ends - sizes, ends
+
+
+def _keys(content: bytes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """A number for each token, made of its length and its first, middle and last eight bytes."""
+    padded = content + bytes(_WORD)
+    words = np.ndarray(len(content) + 1, dtype="<u8", buffer=padded, strides=(1,))  # the eight bytes at each place
+    sizes = ends - starts
+    own = _OWN_BYTES[np.minimum(sizes, _WORD)]
+    spare = np.maximum(sizes - _WORD, 0)
+    keys: NDArray[np.uint64] = sizes.astype(np.uint64) * _FACTORS[3]
+    for factor, places in zip(_FACTORS, (starts, starts + spare // 2, starts + spare), strict=False):
+        keys += (words[places] & own) * factor
+    return keys
+
+
+class Vocabulary:
+    """The base vocabulary (one token per id) and the added tokens on top of it.
+
+    Special tokens that neither holds get the next free ids, as in transformers.
+    """
+
+    def __init__(self, tokens: TokenList, settings: TokenizerSettings) -> None:
+        self._base = tokens
+        self.added = dict(settings.added_tokens)
+        self.added_ids = {token.content: i for i, token in self.added.items()}
+        for token in settings.all_special_tokens:
+            index = self._index(token.content)
+            self.added[index] = replace(token, special=True)
+            self.added_ids[token.content] = index
+        self.added_ids = {token.content: i for i, token in self.added.items()}
+        self.unk_token = settings.special_tokens["unk_token"].content
+        self._unk_id = self._index(self.unk_token)
+        self._known = dict(self.added_ids)  # grows by what is found in the base vocabulary, and never past its size
+
+    @property
+    def base_size(self) -> int:
+        """How many tokens there are without the added ones."""
+        return self._base.distinct
+
+    def __len__(self) -> int:
+        return self.base_size + self._base.indices(list(self.added_ids)).count(None)
+
+    def all(self) -> dict[str, int]:
+        """Every token with its id, added ones included."""
+        return {**{token: i for i, token in enumerate(self._base)}, **self.added_ids}
+
+    def id_of(self, token: str) -> int:
+        """The token's id, or the unknown token's."""
+        return self.ids_of([token])[0]
+
+    def ids_of(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of several tokens; faster than one by one."""
+        tokens, known = list(tokens), self._known
+        try:
+            return [known[token] for token in tokens]
+        except KeyError:
+            missing = list({token for token in tokens if token not in known})
+        found = zip(missing, self._base.indices(missing), strict=True)
+        known.update((token, index) for token, index in found if index is not None)
+        return [known.get(token, self._unk_id) for token in tokens]
+
+    def token_of(self, index: int) -> str:
+        """The id's token, or the unknown token."""
+        if index in self.added:
+            return self.added[index].content
+        # A token that is listed twice has the id of its last line; the others name nothing.
+        token = self._base.get(index)
+        return self.unk_token if token is None else token
+
+    def text(self) -> str:
+        """The content of a ``vocab.txt`` with the base vocabulary, a token per line."""
+        return "".join(f"{token}\n" for token in self._base)
+
+    def _index(self, special: str) -> int:
+        """The id of a special token: the one it has, or the next that is free."""
+        index = self.added_ids.get(special)
+        if index is None:
+            (index,) = self._base.indices([special])
+        return len(self) if index is None else index
+
+
+def read_vocabulary(path: Path) -> TokenList:
+    """The lines of a ``vocab.txt``.
+
+    Raises:
+        ArtifactError: The file is missing, empty or not UTF-8.
+    """
+    refuse_pointer(path)
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a readable vocabulary (UTF-8, a token per line): {error}") from error
+    if not content:
+        raise ArtifactError(f"{path} is empty; expected a vocabulary with a token per line.")
+    return TokenList.of_lines(content.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+
+
+def decode(
+    ids: Iterable[int], vocabulary: Vocabulary, settings: TokenizerSettings, *, skip_special_tokens: bool
+) -> str:
+    """Join tokens at their word-start marks; added tokens that are not special stand apart, between spaces."""
+    special = {token.content for token in settings.all_special_tokens}
+    extra = {token.content for token in settings.additional_special_tokens}
+    base_size = vocabulary.base_size
+    apart = (vocabulary.added_ids.keys() - special) | {t for t in extra if vocabulary.id_of(t) >= base_size}
+    tokens = [vocabulary.token_of(i) for i in ids]
+    if skip_special_tokens:
+        tokens = [token for token in tokens if token not in special]
+    parts: list[str] = []
+    for stands_apart, run in groupby(tokens, apart.__contains__):
+        words = list(run)
+        parts += words if stands_apart else [tokens_to_text(words)]
+    text = " ".join(filter(None, parts))
+    if settings.clean_up_tokenization_spaces:
+        for found, replacement in _CLEAN_UP:
+            text = text.replace(found, replacement)
+    return text
+
+
+def tokens_to_text(tokens: Iterable[str]) -> str:
+    """Sub-words as text: word-start marks become spaces."""
+    return "".join(tokens).replace(WORD_START, " ").strip()

@@ -1,0 +1,350 @@
+"""Checkpoints of PaddleNLP, against what real Paddle wrote and computed (tests/data/paddle)."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from erniem_export.checkpoint import load_checkpoint
+from erniem_export.errors import CheckpointError
+from erniem_export.paddle import read_arrays
+
+PADDLE = Path(__file__).parents[1] / "data" / "paddle"
+HEADS = ("base", "ie", "ner", "qa")
+FORMATS = ("pdparams", "protocol2", "float16", "bfloat16", "sharded", "safetensors", "legacy")
+# Rows that attend to nothing: Paddle attends to all of it, ours evenly.
+NOTHING = ("padrow_mask", "all_zero_nomask")
+WEIGHTS = "model_state.pdparams"
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    content, found = np.load(PADDLE / "inputs.npz"), {}
+    for key in content.files:
+        case, name = key.split("/")
+        found.setdefault(case, {})[name] = content[key]
+    return found
+
+
+CASES = cases()
+OUTPUTS = np.load(PADDLE / "outputs.npz")
+
+
+def computed(model: Any, head: str, given: dict[str, Any]) -> list[np.ndarray]:
+    """Outputs as Paddle has them, which masks id 0 where the caller gives no mask."""
+    ids, feeds = given["input_ids"], dict(given)
+    mask = feeds.get("attention_mask", (ids != 0).astype("int64"))
+    feeds["attention_mask"] = (mask[:, 0, 0] == 0) if mask.ndim == 4 else mask
+    with torch.inference_mode():
+        found = model(**{name: torch.as_tensor(value) for name, value in feeds.items()}, return_dict=True)
+    if head == "base":
+        return [found.last_hidden_state.numpy(), found.pooler_output.numpy()]
+    if head in ("qa", "ie"):
+        spans = [found.start_logits, found.end_logits]
+        return [(torch.sigmoid(one) if head == "ie" else one).numpy() for one in spans]
+    return [found.logits.numpy()]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_all_ways_of_calling_give_paddles_numbers(head: str) -> None:
+    checkpoint = load_checkpoint(str(PADDLE / "models" / head))
+    assert checkpoint.head == head
+    assert checkpoint.config.intermediate_size == 64  # 4 x 16, whatever the config says
+    compared = [case for case in CASES if case not in NOTHING and f"{head}/{case}/0" in OUTPUTS.files]
+    assert len(compared) == len(CASES) - len(NOTHING) == 15
+    for case in compared:
+        for i, found in enumerate(computed(checkpoint.model, head, CASES[case])):
+            np.testing.assert_allclose(found, OUTPUTS[f"{head}/{case}/{i}"], rtol=0, atol=1e-5, err_msg=case)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_of_bytes(name: str) -> None:
+    checkpoint, plain = (load_checkpoint(str(PADDLE / "formats" / one)) for one in (name, "pdparams"))
+    assert (checkpoint.head, checkpoint.architecture) == ("ie", "ErnieMForInformationExtraction")
+    assert json.loads(checkpoint.config_text)["architectures"] == ["ErnieMForInformationExtraction"]
+    step = {"float16": 2**-10, "bfloat16": 2**-7}.get(name, 0.0)  # Paddle cuts the digits off
+    for key, tensor in checkpoint.model.state_dict().items():
+        torch.testing.assert_close(tensor, plain.model.state_dict()[key], rtol=step, atol=1e-6 * bool(step))
+    for case in ("right_mask", "taskflow"):
+        for i, found in enumerate(computed(plain.model, "ie", CASES[case])):
+            np.testing.assert_allclose(found, OUTPUTS[f"formats/{case}/{i}"], rtol=0, atol=1e-5)
+
+
+def as_paddle(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """PyTorch's weights with Paddle's names and layout."""
+    found = {}
+    for name, tensor in state.items():
+        name = name.replace("self_attn.self_attn.", "self_attn.").replace("qa_outputs.", "classifier.")
+        transposed = tensor.ndim == 2 and not name.endswith("_embeddings.weight")
+        found[name] = np.ascontiguousarray(tensor.T if transposed else tensor)
+    return found
+
+
+@pytest.fixture
+def paddle_model(micro_model: Callable[..., Any]) -> Callable[[str], Any]:
+    return lambda head: micro_model(head, 5, intermediate_size=64)
+
+
+@pytest.fixture
+def write_paddle(paddle_model: Callable[[str], Any]) -> Callable[..., Path]:
+    """A checkpoint of PyTorch as PaddleNLP has it; ``dump`` writes the arrays, ``config`` changes config.json."""
+
+    def write(folder: Path, head: str = "ie", *, dump: Any = pickle.dumps, edit: Any = dict, **config: Any) -> Path:
+        model = paddle_model(head)
+        folder.mkdir()
+        names = ["UIEM"] if head == "ie" else [type(model).__name__]
+        content = {
+            **json.loads(model.config.to_json_string()),
+            "architectures": names,
+            "intermediate_size": 3,
+            **config,
+        }
+        (folder / "config.json").write_text(json.dumps({key: v for key, v in content.items() if v is not None}))
+        arrays = edit(as_paddle(model.state_dict()))
+        (folder / WEIGHTS).write_bytes(dump({**arrays, "StructuredToParameterName@@": {"a": "linear_0.w_0"}}))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("head", ["base", "cls", "ner", "mc", "qa", "ie"])
+def test_every_head_comes_back_to_the_bit(
+    head: str, protocol: int, tmp_path: Path, paddle_model: Any, write_paddle: Callable[..., Path]
+) -> None:
+    folder = write_paddle(tmp_path / "model", head, dump=lambda state: pickle.dumps(state, protocol=protocol))
+    checkpoint = load_checkpoint(str(folder))
+    state = checkpoint.model.state_dict()
+    expected = paddle_model(head).state_dict()
+    assert (checkpoint.head, state.keys()) == (head, expected.keys())
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_legacy_config_whose_outer_keys_win(tmp_path: Path, write_paddle: Callable[..., Path]) -> None:
+    folder = write_paddle(tmp_path / "model", "cls")
+    config = json.loads((folder / "config.json").read_text())
+    inner = {key: config[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    legacy = {
+        "init_args": [{**inner, "max_position_embeddings": 7, "init_class": "ErnieMModel"}],
+        "num_classes": 3,
+        "max_position_embeddings": config["max_position_embeddings"],
+        "init_class": "ErnieMForSequenceClassification",
+    }
+    (folder / "config.json").unlink()
+    (folder / "model_config.json").write_text(json.dumps(legacy))
+    checkpoint = load_checkpoint(str(folder))
+    assert (checkpoint.head, checkpoint.config.num_labels, checkpoint.config.max_position_embeddings) == ("cls", 3, 130)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_released_configs(size: str, tmp_path: Path) -> None:
+    from erniem_export.config_file import as_paddle_reads, read_config
+
+    folder = PADDLE / "released" / f"uie-m-{size}"
+    shutil.copy(folder / "model_config.json", tmp_path)
+    configs = [as_paddle_reads(one, read_config(one)[0])[1] for one in (folder, tmp_path)]
+    for config in configs:
+        assert config.architectures == ["ErnieMForInformationExtraction"]
+        assert config.intermediate_size == {"base": 3072, "large": 4096}[size]
+
+
+def test_an_optimizer_or_a_copy_beside_the_weights_is_not_read(tmp_path: Path, write_paddle: Any) -> None:
+    folder = write_paddle(tmp_path / "model")
+    (folder / "model_state.old.pdparams").write_bytes(b"anything")
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert load_checkpoint(str(folder)).head == "ie"
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_pytorchs_weights_are_taken_and_that_is_said(
+    tmp_path: Path, paddle_model: Any, write_paddle: Callable[..., Path]
+) -> None:
+    folder = write_paddle(tmp_path / "model", intermediate_size=64)
+    said = f"the folder has Paddle's weights too ({WEIGHTS}): PyTorch's are taken"
+    torch.save(paddle_model("ie").state_dict(), folder / "pytorch_model.bin")
+    assert load_checkpoint(str(folder)).notes[0] == said
+    save_file(paddle_model("ie").state_dict(), folder / "model.safetensors")
+    assert load_checkpoint(str(folder)).notes[0] == said
+    (folder / WEIGHTS).unlink()
+    save_file(
+        {name: torch.from_numpy(one) for name, one in as_paddle(paddle_model("ie").state_dict()).items()},
+        folder / "model.safetensors",
+    )
+    checkpoint = load_checkpoint(str(folder))
+    assert checkpoint.notes[0] == said.replace(WEIGHTS, "model.safetensors")
+    assert not checkpoint.paddle
+    (folder / "pytorch_model.bin").unlink()
+    assert load_checkpoint(str(folder)).paddle
+
+
+def test_bfloat16_in_safetensors(tmp_path: Path, write_paddle: Callable[..., Path], paddle_model: Any) -> None:
+    folder = write_paddle(tmp_path / "model")
+    (folder / WEIGHTS).unlink()
+    arrays = {
+        name: torch.from_numpy(one).bfloat16() for name, one in as_paddle(paddle_model("ie").state_dict()).items()
+    }
+    save_file({name: one.view(torch.uint16) for name, one in arrays.items()}, folder / "model.safetensors")
+    found = load_checkpoint(str(folder)).model.state_dict()
+    assert torch.equal(found["linear_start.weight"], paddle_model("ie").linear_start.weight.bfloat16().float())
+
+
+def renamed(state: dict[str, Any], old: str, new: str, only: str = "") -> dict[str, Any]:
+    return {name.replace(old, new) if only in name else name: value for name, value in state.items()}
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return print, ("it ran",)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda state: {"model": state, "epoch": 3}, f"{WEIGHTS} holds a dict around the weights (model): save"),
+        (lambda state: {**state, "epoch": 3}, f"{WEIGHTS} holds more than weights (epoch): save"),
+        (lambda state: {**state, "x": Evil()}, "names builtins.print, which is not weights and could run code"),
+        (lambda state: {**state, "x": OrderedDict(a=Evil)}, "which is not weights and could run code"),
+        (lambda state: {**state, "x": np.array(["a"])}, f"{WEIGHTS} is no state dict as Paddle saves it"),
+        (lambda state: {**state, "x": np.array([b"a", None])}, f"{WEIGHTS} is no state dict as Paddle saves it"),
+        (lambda state: {**state, "x": np.zeros(2, ">f4")}, "little-endian"),
+        (lambda state: {**state, "x": 1.5}, f"{WEIGHTS} is no state dict as Paddle saves it (opcode b'G')"),
+        (lambda state: {**state, "UnpackBigParamInfor@@": {"x": {"OriginShape": (2,)}}}, "holds weights in slices"),
+        (lambda state: renamed(state, "ernie_m.", "encoder.", "layers.0"), "the prefixes of two versions of PaddleNLP"),
+        (lambda state: {n: v for n, v in state.items() if "linear2" not in n}, "the weights lack ernie_m.encoder."),
+        (lambda state: {**state, "linear_end.weight": np.zeros((3, 1), "f4")}, "linear_end.weight has 3"),
+    ],
+)
+def test_what_is_not_weights_is_refused(
+    edit: Any, said: str, tmp_path: Path, write_paddle: Callable[..., Path], export_fails: Any, capfd: Any
+) -> None:
+    assert said in export_fails(write_paddle(tmp_path / "model", edit=edit))
+    assert "it ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", f"{WEIGHTS} is empty: fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not the weights: run git lfs pull"),
+        (pickle.dumps([1, 2], protocol=2)[:-1] + b".", "opcode b']'"),
+        (pickle.dumps({"a": 1}, protocol=0), "it does not begin as a pickle of protocol 2, 3 or 4"),
+        (b"\x80\x05}.", "it does not begin as a pickle of protocol 2, 3 or 4"),
+        (b"\x80\x02}q\x00h\x07.", "a reference to nothing"),
+        (b"\x80\x02R.", "a value is missing"),
+        (b"\x80\x02u.", "a mark is missing"),
+        (b"\x80\x02N.", "holds no state dict"),
+        (b"\x80\x02}.", "the weight files hold no tensors"),
+    ],
+)
+def test_files_that_are_no_weights(
+    content: bytes, said: str, tmp_path: Path, write_paddle: Callable[..., Path], export_fails: Any
+) -> None:
+    folder = write_paddle(tmp_path / "model")
+    (folder / WEIGHTS).write_bytes(content)
+    assert said in export_fails(folder)
+
+
+def test_every_truncation_and_every_changed_byte_is_an_error_or_read(tmp_path: Path) -> None:
+    """No file makes the reader do anything else than to raise its own error."""
+    content = bytearray((PADDLE / "formats" / "sharded" / "model_state-00001-of-00002.pdparams").read_bytes())
+    file = tmp_path / WEIGHTS
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(content[: rng.integers(1, len(content))] if rng.random() < 0.3 else content)
+        for at in rng.integers(0, min(len(changed), 700), 3):
+            changed[at] = rng.integers(0, 256)
+        file.write_bytes(changed)
+        try:
+            for array in read_arrays(file).values():
+                array.tensor()
+        except CheckpointError:
+            continue
+
+
+def test_a_missing_shard(tmp_path: Path, export_fails: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(PADDLE / "formats" / "sharded", folder)
+    (folder / "model_state-00002-of-00002.pdparams").unlink()
+    assert "lists model_state-00002-of-00002.pdparams, which is not there: fetch them again" in export_fails(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("inference.pdiparams", "inference.pdmodel"), "is Paddle's static model, whose weights have no names: give"),
+        (("ernie_m_base.pdparams",), f"it holds ernie_m_base.pdparams: of Paddle, {WEIGHTS} is read"),
+    ],
+)
+def test_other_files_of_paddle(
+    files: tuple[str, ...], said: str, tmp_path: Path, write_paddle: Callable[..., Path], export_fails: Any
+) -> None:
+    folder = write_paddle(tmp_path / "model")
+    (folder / WEIGHTS).unlink()
+    for name in files:
+        (folder / name).touch()
+    assert said in export_fails(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "model_config.json",
+            {"init_args": [{"hidden_size": 8}], "init_class": "UIE"},
+            "describes UIE; expected 'ernie_m'",
+        ),
+        (
+            "model_config.json",
+            {"init_args": [], "init_class": "ErnieForMaskedLM"},
+            "describes ErnieForMaskedLM; expected",
+        ),
+        (
+            "config.json",
+            {"architectures": ["UIE"], "model_type": "ernie"},
+            "says model_type = 'ernie'; expected 'ernie_m'",
+        ),
+    ],
+)
+def test_other_architectures_of_paddle(
+    name: str, content: Any, said: str, tmp_path: Path, write_paddle: Callable[..., Path], export_fails: Any
+) -> None:
+    folder = write_paddle(tmp_path / "model")
+    (folder / "config.json").unlink()
+    (folder / name).write_text(json.dumps(content))
+    assert said in export_fails(folder)
+
+
+def test_without_a_class_the_weights_do_not_tell_every_head(
+    tmp_path: Path, write_paddle: Callable[..., Path], export_fails: Any
+) -> None:
+    assert load_checkpoint(str(write_paddle(tmp_path / "ie", "ie", architectures=None))).head == "ie"
+    folder = write_paddle(tmp_path / "qa", "qa", architectures=None)
+    assert export_fails(folder).endswith("Paddle's weights do not tell which head: say --head")
+    assert load_checkpoint(str(folder), "qa").head == "qa"
+
+
+def test_a_hub_id_of_a_paddle_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write_paddle: Any) -> None:
+    folder, asked = write_paddle(tmp_path / "repository"), []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append([pattern for pattern in allow_patterns if pattern.startswith("model_state")])
+        target = tmp_path / "cache"
+        target.mkdir(exist_ok=True)
+        for pattern in allow_patterns:
+            for file in folder.glob(pattern):
+                shutil.copy(file, target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_checkpoint("PaddlePaddle/uie-m-base").head == "ie"
+    assert asked == [[], [], [WEIGHTS, "model_state-*.pdparams", f"{WEIGHTS}.index.json"]]
