@@ -47,6 +47,9 @@ __all__ = ["main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
 
+# How many names a line holds.
+_NAMED = 4
+
 _GRAPH_HELP = {
     "inputs": {
         "position_ids": "add position_ids",
@@ -102,6 +105,7 @@ def _export(options: ExportOptions) -> None:
     _say(
         *_reports(manifest),
         *_int8_line((manifest.engine or {}).get("int8", {})),
+        *_kept_line(manifest.precision),
         *_vocabulary_line(manifest),
         f"{artifact}: {size:.1f} MB with its files, in {time.monotonic() - started:.1f} s",
         *_plan_line(artifact, manifest.plan),
@@ -118,6 +122,16 @@ def _int8_line(done: Mapping[str, Any]) -> list[str]:
         f"{len(products)} matmuls in int8, {exact} of them with outlier channels in fp32; "
         f"relative L2 {done['relative_l2']:.1e}, {done['calibration']}"
     ]
+
+
+def _kept_line(precision: Mapping[str, str]) -> list[str]:
+    """What half precision leaves in fp32, in short; all of it stands in the manifest."""
+    kept = precision.get("kept_in_fp32")
+    if not kept:
+        return []
+    names = kept.split(", ")
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"{len(names)} matmuls and operations stay in fp32: {', '.join(names[:_NAMED])}{more}"]
 
 
 def _vocabulary_line(manifest: Manifest) -> list[str]:

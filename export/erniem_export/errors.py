@@ -7,7 +7,15 @@ from typing import Any
 
 from erniem_rt.errors import ErnieMError
 
-__all__ = ["CheckpointError", "EngineBuildError", "ExportError", "FusionError", "OptionError", "ParityError"]
+__all__ = [
+    "CheckpointError",
+    "EngineBuildError",
+    "ExportError",
+    "FusionError",
+    "OptionError",
+    "ParityError",
+    "PrecisionError",
+]
 
 
 class CheckpointError(ErnieMError):
@@ -36,3 +44,7 @@ class ParityError(ErnieMError):
     def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class PrecisionError(ParityError):
+    """The graph is right, and what its precision rounds costs this model more than is allowed."""

@@ -13,7 +13,7 @@ from erniem_export.accuracy.gate import AccuracyGate
 from erniem_export.accuracy.task_set import task_set_of
 from erniem_export.bundle import build_manifest, check_room, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import EngineBuildError, ExportError, ParityError
+from erniem_export.errors import EngineBuildError, ExportError, ParityError, PrecisionError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
@@ -22,6 +22,7 @@ from erniem_export.parity.bf16 import with_bf16
 from erniem_export.parity.cases import build_cases
 from erniem_export.parity.judge import judge
 from erniem_export.parity.measures import thresholds_of
+from erniem_export.parity.rounding import sensitive_parts
 from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
@@ -38,6 +39,7 @@ from erniem_rt.manifest import Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import onnx_ir as ir
 
@@ -55,6 +57,11 @@ __all__ = ["export", "verify"]
 _CALIBRATION_SEED = 1
 # What TensorRT computes in where it does not multiply in int8.
 _BETWEEN_INT8 = "fp16"
+# Where half precision costs too much, the parts of the layers that make this share of its error stay in float32: first
+# half of it, then more, until the gate holds.
+_KEPT = (0.5, 0.75, 0.9)
+# Which parts are sensitive shows on rows of up to this many tokens.
+_SHORT = 64
 
 
 def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
@@ -88,25 +95,70 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         check_room(stage, options.output, checkpoint.head, files_of(stage))
         manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
-        manifest = _write(stage, manifest, checkpoint, vocabulary, options, library, progress)
-        progress.step("comparing with PyTorch")
-        gate: dict[str, Any] = {
-            "tokenizer_dir": checkpoint.tokenizer_dir,
-            "scratch": stage,
-            "progress": lambda cases: progress.track(cases, "case"),
-            "accuracy": _accuracy(task_set, checkpoint, progress),
-        }
-        artifact = stage / manifest.artifact
-        manifest = dataclasses.replace(manifest, parity=judge(artifact, checkpoint.model, **gate))
-        manifest = with_bf16(manifest, artifact, checkpoint.model, progress.note, **gate)
-        plan, files = None, dict(manifest.files)
-        if library is not None:
-            plan, record = _build_plan(stage, manifest, checkpoint, options, library, progress)
-            files[plan.file] = record
-        manifest = dataclasses.replace(manifest, plan=plan, files=files)
+        accuracy = _accuracy(task_set, checkpoint, progress)
+        manifest = _held(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy)
         manifest.save(stage / f"{checkpoint.head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
+
+
+def _held(
+    stage: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
+    options: ExportOptions,
+    library: Library | None,
+    progress: Progress,
+    accuracy: AccuracyGate | None,
+) -> Manifest:
+    """As :func:`_proven`; in half precision ever more of the sensitive parts stay in float32, until the gate holds."""
+    keep: list[str] = []
+    for share in _KEPT if options.precision.weights in HALVES else ():
+        try:
+            return _proven(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
+        except PrecisionError as error:
+            for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # no files of the next attempt
+                (stage / name).unlink(missing_ok=True)
+            keep = _sensitive(checkpoint, manifest, options.precision, share)
+            progress.note(f"{str(error).partition('. ')[0]}; so these stay in fp32: {', '.join(keep)}")
+    return _proven(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
+
+
+def _proven(
+    stage: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
+    options: ExportOptions,
+    library: Library | None,
+    progress: Progress,
+    accuracy: AccuracyGate | None,
+    keep: Sequence[str],
+) -> Manifest:
+    """Write the artifact, and a plan where there is a builder, with the parts ``keep`` in float32; judge both."""
+    manifest = _write(stage, manifest, checkpoint, vocabulary, options, library, progress, keep)
+    progress.step("comparing with PyTorch")
+    gate: dict[str, Any] = {
+        "tokenizer_dir": checkpoint.tokenizer_dir,
+        "scratch": stage,
+        "progress": lambda cases: progress.track(cases, "case"),
+        "accuracy": accuracy,
+    }
+    artifact = stage / manifest.artifact
+    manifest = dataclasses.replace(manifest, parity=judge(artifact, checkpoint.model, **gate))
+    manifest = with_bf16(manifest, artifact, checkpoint.model, progress.note, **gate)
+    if library is None:
+        return manifest
+    plan, record = _build_plan(stage, manifest, checkpoint, options, library, progress, keep)
+    return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
+
+
+def _sensitive(checkpoint: Checkpoint, manifest: Manifest, precision: Precision, share: float) -> list[str]:
+    """The parts of the layers to keep in float32, found on what the gate does not judge by."""
+    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+    short = [case for case in cases if case.attend.shape[-1] <= _SHORT]
+    return sensitive_parts(checkpoint.model, precision.to_json(), short, share)
 
 
 def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str | None) -> None:
@@ -216,6 +268,7 @@ def _write(
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
+    keep: Sequence[str],
 ) -> Manifest:
     """Write the artifact, and its manifest without a parity report; ``manifest`` says what it takes and gives."""
     head, config, wanted = checkpoint.head, checkpoint.config, options.precision
@@ -244,7 +297,7 @@ def _write(
         done = quantize_for_engine(graph, checkpoint, source, options.int8, limits, library.flavour, progress)
         engine = {"name": library.flavour, "int8": done}
     else:
-        precision = _apply(wanted, graph, manifest, checkpoint, stage)
+        precision = _apply(wanted, graph, manifest, checkpoint, stage, keep)
     progress.step(f"writing {head}.onnx and its weights")
     write(graph, stage / f"{head}.onnx")
     files = files_of(stage)
@@ -259,11 +312,16 @@ def _write(
 
 
 def _apply(
-    precision: Precision, graph: ir.Model, manifest: Manifest, checkpoint: Checkpoint, scratch: Path
+    precision: Precision,
+    graph: ir.Model,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    scratch: Path,
+    keep: Sequence[str] = (),
 ) -> dict[str, str]:
     """Put the graph into a precision; return what the manifest says of it."""
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
-    return apply_precision(graph, precision, cases, scratch)
+    return apply_precision(graph, precision, cases, scratch, keep)
 
 
 def _build_plan(
@@ -273,6 +331,7 @@ def _build_plan(
     options: ExportOptions,
     library: Library,
     progress: Progress,
+    keep: Sequence[str],
 ) -> tuple[Plan, FileRecord]:
     """Build the plan from the graph in ``stage`` or, where that one is for ONNX Runtime alone, from one in standard
     operators.
@@ -282,7 +341,7 @@ def _build_plan(
         if manifest.target != PORTABLE:
             source = Path(folder)
             graph = _traced(checkpoint, options.graph)
-            precision = _apply(options.precision, graph, manifest, checkpoint, source)
+            precision = _apply(options.precision, graph, manifest, checkpoint, source, keep)
             write(graph, source / manifest.artifact)
             manifest = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None, packed=False)
         return add_plan(stage, source, manifest, checkpoint, library, options.engine, progress)

@@ -14,7 +14,7 @@ from erniem_export.passes.half import HALF_TYPES, to_half
 from erniem_export.passes.rewriter import Rewriter, fused_attentions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["apply_precision", "measure_ranges"]
 
 
-def apply_precision(model: ir.Model, precision: Precision, cases: Iterable[Case], scratch: Path) -> dict[str, str]:
+def apply_precision(
+    model: ir.Model, precision: Precision, cases: Iterable[Case], scratch: Path, keep: Collection[str] = ()
+) -> dict[str, str]:
     """Rewrite the canonical graph, in place; return what the manifest says of its precision.
 
     Args:
@@ -32,11 +34,12 @@ def apply_precision(model: ir.Model, precision: Precision, cases: Iterable[Case]
         precision: What to make of it.
         cases: Calibration data: what does not fit the half type on these stays in float32.
         scratch: Folder for temporary files, with room for the weights.
+        keep: Parts of the layers that stay in float32 in any case, as for :func:`to_half`.
     """
     facts = precision.to_json()
     if precision.weights in HALF_TYPES:
         batches = [{"attention_mask": case.attend.astype("int64"), **case.feeds} for case in cases]
-        kept = to_half(model, precision.weights, measure_ranges(model, batches, scratch))
+        kept = to_half(model, precision.weights, measure_ranges(model, batches, scratch), keep)
         if kept:
             facts["kept_in_fp32"] = ", ".join(kept)
     if any(value.name == "input_ids" for value in model.graph.inputs) or precision.embedding is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from erniem_export.parity.layers import first_difference
+from erniem_export.quantization.calibration import DRAWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_export.parity.cases import Case
     from erniem_export.parity.findings import Report
+    from erniem_rt.manifest import Manifest
 
     Result = tuple[Case, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "remedy"]
 
 # How often a difference may exceed its limit and still be what rounding costs.
 _NARROW = 2.0
@@ -84,9 +86,35 @@ def _same(results: Sequence[Result], name: str, other: str, columns: tuple[int, 
 
 def _is_narrow(report: Report) -> bool:
     """Does a lower precision miss by so little that nothing need be wrong? A wrong mask misses by far."""
-    exact = report.weights.compared and not report.weights.changed and not report.weights.missing
     alone = all(difference.excess(report.limits.alone) <= 1.0 for difference in report.invariance.values())
-    return report.precision != "fp32" and bool(exact) and alone and report.worst()[2] < _NARROW
+    return report.precision != "fp32" and report.weights.are_right and alone and report.worst()[2] < _NARROW
+
+
+def remedy(manifest: Manifest) -> str:
+    """What to do about an artifact of which nothing but its precision is wrong."""
+    weights, embedding = manifest.precision.get("weights", ""), manifest.precision.get("embedding", "")
+    start = "Without rounding the graph gives the numbers of PyTorch, so nothing else is wrong."
+    if weights == "int8":
+        source = str(((manifest.engine or {}).get("int8") or {}).get("calibration", "other text"))
+        if source.startswith(DRAWN):
+            return (
+                f"{start} The static scales of int8 were calibrated on {source}: put the tokenizer's files "
+                "(sentencepiece.bpe.model, vocab.txt) beside the weights and give text like that to be served with "
+                "--calibration, or leave out --int8."
+            )
+        return (
+            f"{start} The static scales of int8 were calibrated on {source}: give text like that to be served with "
+            "--calibration, or leave out --int8."
+        )
+    if weights == "fp32":
+        return (
+            f"{start} Word embeddings in {embedding} cost this model more than is allowed: take a larger --embedding."
+        )
+    kept = manifest.precision.get("kept_in_fp32")
+    though = f", even with {len(kept.split(', '))} matmuls and operations in fp32" if kept else ""
+    finer = "with --fp16, or in " if weights == "bf16" else "in "
+    costs = f"{weights} costs this model more than is allowed{though}"
+    return f"{start} {costs}: export {finer}fp32 (leave out --{weights})."
 
 
 def _precision(report: Report) -> str:

@@ -49,9 +49,10 @@ class Report:
         if not self.weights.compared:
             problems.append("no weight was compared")
         if self.weights.changed:
-            problems.append(f"these weights are not the checkpoint's: {first_few(self.weights.changed)}")
+            problems.append(f"these weights are not the checkpoint's: {self._counted(self.weights.changed)}")
         if self.weights.missing:
-            problems.append(f"these weights of the checkpoint are not in the graph: {first_few(self.weights.missing)}")
+            missing = self._counted(self.weights.missing)
+            problems.append(f"these weights of the checkpoint are not in the graph: {missing}")
         output, case, excess = self.worst()
         if excess > 1.0:
             problems.append(
@@ -62,19 +63,27 @@ class Report:
                 amount = self._amount(difference, self.limits.alone)
                 problems.append(f"{output} of a row changes with the padding and the rows beside it: it {amount}")
         if self.agreement.share < self.limits.agreement:
-            problems.append(f"only {self.agreement.agreed} of {self.agreement.compared} decisions are the same")
+            problems.append(
+                f"only {self.agreement.agreed} of {self.agreement.compared} decisions are the same "
+                f"({self.agreement.share:.2%}, limit {self.limits.agreement:.0%})"
+            )
         return problems
+
+    def _counted(self, names: tuple[str, ...]) -> str:
+        total = self.weights.compared + len(self.weights.missing)
+        return f"{first_few(names)} ({len(names)} of {total}, limit 0)"
 
     @staticmethod
     def _amount(difference: Difference, limits: Thresholds) -> str:
         if difference.nonfinite:
-            return f"has {difference.nonfinite} values that are NaN or infinite"
+            return f"has {difference.nonfinite} values that are NaN or infinite (limit 0)"
         if not difference.values:
             return "was empty"
         limit = limits.largest * difference.scale
         return (
-            f"differs by up to {difference.max_abs:.2e} (limit {limit:.0e}), relative L2 "
-            f"{difference.relative_l2:.1e} (limit {limits.relative_l2:.0e}), cosine {difference.cosine:.6f}"
+            f"differs by up to {difference.max_abs:.2e} (limit {limit:.1e}), relative L2 "
+            f"{difference.relative_l2:.1e} (limit {limits.relative_l2:.1e}), "
+            f"cosine {difference.cosine:.6f} (limit {limits.cosine:.6f})"
         )
 
     def by_output(self) -> dict[str, dict[str, Any]]:

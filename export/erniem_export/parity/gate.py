@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from erniem_export.errors import ParityError
+from erniem_export.errors import ParityError, PrecisionError
 from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.parity.cases import Case, build_cases
 from erniem_export.parity.decisions import compare_decisions
-from erniem_export.parity.diagnosis import diagnose
+from erniem_export.parity.diagnosis import diagnose, remedy
 from erniem_export.parity.findings import Report
-from erniem_export.parity.measures import Difference, measure, thresholds_of
-from erniem_export.parity.weights import compare_weights
+from erniem_export.parity.measures import (
+    THRESHOLDS,
+    Difference,
+    Thresholds,
+    is_judged_by_rounding,
+    measure,
+    thresholds_of,
+    widened,
+)
+from erniem_export.parity.rounding import Rounding
+from erniem_export.parity.weights import Weights, compare_weights
 from erniem_rt.errors import EngineError
 from erniem_rt.manifest import HEADS
 from erniem_rt.session import Session
@@ -31,11 +40,46 @@ if TYPE_CHECKING:
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_rt.manifest import Manifest
 
-__all__ = ["check_parity"]
+__all__ = ["Reference", "check_parity", "reference_outputs"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
 _opened = partial(Session, engine="onnxruntime")
+
+
+class Reference:
+    """The PyTorch model: its outputs in float32, and what its own rounding costs. Each is computed once.
+
+    Args:
+        model: The model that an artifact was exported from.
+    """
+
+    def __init__(self, model: ErnieMPreTrainedModel) -> None:
+        self.model = model
+        self._outputs: dict[str, dict[str, NDArray[Any]]] = {}
+        self._limits: dict[str, Thresholds] = {}
+
+    def outputs(self, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
+        """Outputs of a case by the graph's names."""
+        if case.name not in self._outputs:
+            self._outputs[case.name] = reference_outputs(self.model, manifest, case)
+        return dict(self._outputs[case.name])
+
+    def limits(self, manifest: Manifest, precision: Mapping[str, str], cases: list[Case]) -> Thresholds:
+        """What an artifact of this precision may differ by: a fixed amount, or what rounding does to this model."""
+        precision = {part: precision.get(part, "") for part in ("weights", "embedding")}
+        fixed, key = thresholds_of(precision), str(precision)
+        if not is_judged_by_rounding(precision):
+            return fixed
+        if key not in self._limits:
+            costs = []
+            for case in cases:
+                expected = self.outputs(manifest, case)
+                with Rounding(self.model, precision):
+                    rounded = reference_outputs(self.model, manifest, case)
+                costs += [measure(rounded[name], array) for name, array in expected.items()]
+            self._limits[key] = widened(fixed, precision, costs)
+        return self._limits[key]
 
 
 def check_parity(
@@ -45,6 +89,9 @@ def check_parity(
     tokenizer_dir: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
     open_session: Callable[[Path], AbstractContextManager[Session]] = _opened,
+    reference: Reference | None = None,
+    weights: Weights | None = None,
+    unrounded: bool | None = None,
 ) -> Report:
     """Compare an artifact, run as its users run it, with the PyTorch model in float32.
 
@@ -54,38 +101,48 @@ def check_parity(
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
         open_session: Opens the artifact, in ONNX Runtime on the CPU unless it is told otherwise.
+        reference: The model's outputs, where they are already there.
+        weights: How they compare, if it is known: in what was derived from an artifact they have other forms.
+        unrounded: True: this is a graph without its rounding, held to the digits of fp32. False: such a graph has
+            passed, so that only rounding can be wrong. None: neither.
 
     Raises:
         ParityError: The numbers are not the model's. Names the worst output and case and what may be wrong.
+        PrecisionError: Only its rounding is to blame.
         ArtifactError: The artifact cannot be loaded, or is of a precision that has no thresholds.
     """
+    reference = reference or Reference(model)
     with open_session(artifact) as session:
         manifest = session.manifest
         precision = _precision(session)
-        report = Report(
-            _named(precision),
-            thresholds_of(precision),
-            decides=_decides(manifest),
-        )
+        cases, named = build_cases(replace(manifest, limits=session.limits), tokenizer_dir), _named(precision)
+        limits = THRESHOLDS["fp32"] if unrounded else reference.limits(manifest, precision, cases)
+        report = Report(f"{named} without rounding" if unrounded else named, limits, decides=_decides(manifest))
         results = []
-        for case in progress(build_cases(replace(manifest, limits=session.limits), tokenizer_dir)):
+        for case in progress(cases):
             found = _run(session, case.name, case.feeds)  # before PyTorch, which checks no ids
-            expected = _as_promised(session, case, reference_outputs(model, manifest, case))
+            expected = _as_promised(session, case, reference.outputs(manifest, case))
             _compare(report, manifest, case, found, expected)
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
-    # The graph's, where what ran is a plan of another precision.
-    report.weights = compare_weights(artifact, model, manifest.precision)
+    if weights is None:  # the graph's, where what ran is a plan of another precision
+        weights = compare_weights(artifact, model, manifest.precision)
+    report.weights = weights
     problems = report.failures()
-    if problems:
-        causes = diagnose(artifact, model, report, results)
-        raise ParityError(
-            f"{artifact.name} does not compute what the PyTorch model computes: {'; '.join(problems)}. "
-            f"{' '.join(causes)}",
+    if not problems:
+        return report
+    missed = "; ".join(problems)
+    if unrounded is False and weights.are_right:
+        raise PrecisionError(
+            f"{artifact.name} in {named} is too far from the PyTorch model: {missed}. {remedy(manifest)}",
             report.to_json(),
         )
-    return report
+    causes = " ".join(diagnose(artifact, model, report, results))
+    how = ", even without rounding" if unrounded else ""
+    raise ParityError(
+        f"{artifact.name} does not compute what the PyTorch model computes{how}: {missed}. {causes}", report.to_json()
+    )
 
 
 def _precision(session: Session) -> dict[str, str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-__all__ = ["compare_products"]
+__all__ = ["compare_products", "int8_products"]
 
 _WEIGHT = ".weight.int8"
 # Root of the mean square distance along any row or column, in steps of int8; largest distance of one weight that was
@@ -54,16 +54,7 @@ class _Product:
 
 def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float32]]) -> dict[str, bool]:
     """Return, for the weight and the bias of each product in int8, whether it is the parameter of that name."""
-    nodes = {
-        str(node.inputs[1].name).removesuffix(_WEIGHT): node
-        for node in graph
-        if node.op_type == "MatMulIntegerToFloat" and node.inputs[1] is not None
-    }
-    nodes |= {
-        str(node.inputs[0].name).removesuffix(_WEIGHT): node
-        for node in graph
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and _is_weight(node.inputs[0])
-    }
+    nodes = _nodes(graph)
     same: dict[str, bool] = {}
     with np.errstate(all="ignore"):  # a damaged scale may be anything; what is not finite is not the same
         for name, node in nodes.items():
@@ -78,6 +69,22 @@ def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float3
                 room = _BIAS_STEPS * product.input_step * np.linalg.norm(weight, axis=1)
                 same[f"{name}.bias"] = bool((np.abs(product.bias - bias) <= room).all())
     return same
+
+
+def int8_products(graph: ir.Graph) -> dict[str, _Product]:
+    """Return the products in int8, with their weights and biases as the graph computes with them, by linear layer."""
+    return {name: _read(node) for name, node in _nodes(graph).items()}
+
+
+def _nodes(graph: ir.Graph) -> dict[str, ir.Node]:
+    """The nodes that hold the int8 weights, by the name of their linear layer."""
+    place = {"MatMulIntegerToFloat": 1, "DequantizeLinear": 0}
+    found = {}
+    for node in graph:
+        weight = node.inputs[place[node.op_type]] if node.op_type in place else None
+        if weight is not None and (node.op_type == "MatMulIntegerToFloat" or _is_weight(weight)):
+            found[str(weight.name).removesuffix(_WEIGHT)] = node
+    return found
 
 
 def _as_rounded(product: _Product, expected: NDArray[Any]) -> bool:

@@ -52,6 +52,9 @@ def _verdict(parity: Mapping[str, Any]) -> str:
     weights = parity["weights"]
     same = weights["compared"] - len(weights["changed"])
     exact = f"{same} of {weights['compared'] + len(weights['missing'])} weights the same; "
+    graph = parity.get("without_rounding")
+    if graph is not None:
+        exact += f"without rounding {graph['max_abs']:.1e} from PyTorch with the same weights; "
     return f"{exact}{_decisions(parity['decisions'])}{'passed' if parity['passed'] else 'FAILED'}"
 
 

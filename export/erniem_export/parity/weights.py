@@ -45,6 +45,11 @@ class Weights:
     changed: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
+    @property
+    def are_right(self) -> bool:
+        """Whether all are there, with the values that they should have."""
+        return bool(self.compared) and not self.changed and not self.missing
+
 
 def first_few(names: Sequence[str]) -> str:
     """Name weights in a message."""

@@ -18,8 +18,11 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Gather", "Where"})
 
 
-def emulate_half(model: ir.Model) -> int:
-    """Rewrite every half-type operation, in place; returns how many results are rounded. Weights stay as stored."""
+def emulate_half(model: ir.Model, *, rounding: bool = True) -> int:
+    """Rewrite every half-type operation, in place; returns how many results are rounded. Weights stay as stored.
+
+    Without ``rounding`` nothing but the weights is rounded, and what is left of the graph can be compared to the digit.
+    """
     graph, rounded = model.graph, 0
     stored = [value for value in graph.initializers.values() if value.dtype in _HALVES]
     nodes = list(graph)
@@ -31,11 +34,14 @@ def emulate_half(model: ir.Model) -> int:
         for value in node.outputs:
             if value.dtype is None or value.dtype not in _HALVES:
                 continue
-            if node.op_type == "Cast" or _reads_table(node):
+            if _reads_table(node) or (node.op_type == "Cast" and rounding):
                 _widen(graph, value)
-            else:
-                rounded += 0 if node.op_type in _MOVING else _round(graph, value, value.dtype)
-                value.type = ir.TensorType(ir.DataType.FLOAT)
+                continue
+            if node.op_type == "Cast":
+                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+            elif rounding and node.op_type not in _MOVING:
+                rounded += _round(graph, value, value.dtype)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
     return rounded
 
 

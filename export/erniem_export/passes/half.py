@@ -19,7 +19,7 @@ from erniem_export.options import HALVES
 from erniem_export.passes.rewriter import cast_uses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -39,10 +39,14 @@ _NORM = "LayerNormalization"
 
 # encoder.layers.3.self_attn.out_proj.weight.T: the module is all but the last part, the layer its beginning.
 _PARAMETER = re.compile(r"(?P<module>(?P<layer>encoder\.layers\.\d+)\.[\w.]+?)\.(weight|bias)(\.T)?$")
+# encoder.layers.3.self_attn or encoder.layers.3.linear
+_PART = re.compile(r"encoder\.layers\.\d+\.(?:self_attn|linear|norm)")
 _TRIVIAL = frozenset({"Reshape", "Transpose", "Where"})
 
 
-def to_half(model: ir.Model, precision: str, ranges: Mapping[str, float]) -> tuple[str, ...]:
+def to_half(
+    model: ir.Model, precision: str, ranges: Mapping[str, float], keep: Collection[str] = ()
+) -> tuple[str, ...]:
     """Rewrite the encoder's layers to ``fp16`` or ``bf16``, in place; inputs and outputs stay float32.
 
     The constant that masks becomes the lowest finite value of the type. As it overwrites scores (Where) and is not
@@ -53,6 +57,8 @@ def to_half(model: ir.Model, precision: str, ranges: Mapping[str, float]) -> tup
         precision: A key of :data:`HALF_TYPES`.
         ranges: Largest magnitude of the graph's float32 values by name, as measured on calibration data; a value
             that is not listed is taken to fit.
+        keep: Parts that stay in float32 as a whole: the attention of a layer (``encoder.layers.3.self_attn``) or its
+            feed-forward part (``encoder.layers.3.linear``).
 
     Returns:
         What would have run in half but stays in float32, by the names of parameters (``encoder.layers.3.linear1``)
@@ -61,7 +67,8 @@ def to_half(model: ir.Model, precision: str, ranges: Mapping[str, float]) -> tup
     dtype = HALF_TYPES[precision]
     largest = LARGEST[dtype]
     candidates = _layer_nodes(model.graph)
-    kept = [node for node in candidates if _overflows(node, ranges, largest)]
+    parts = _parts(model.graph) if keep else {}
+    kept = [node for node in candidates if parts.get(node) in keep or _overflows(node, ranges, largest)]
     half = set(candidates) - set(kept)
     _store_halves(model.graph, half, dtype, largest)
     _convert_values(model.graph, half, dtype)
@@ -107,6 +114,16 @@ def _overflows(node: ir.Node, ranges: Mapping[str, float], largest: float) -> bo
         elif ranges.get(str(value.name), 0.0) * _HEADROOM > largest:
             return True
     return False
+
+
+def _parts(graph: ir.Graph) -> dict[ir.Node, str]:
+    """The part of the encoder that each node belongs to: the one whose parameters were read last."""
+    parts, part = {}, ""
+    for node in graph:
+        names = (str(value.name) for value in node.inputs if value is not None and value.is_initializer())
+        part = next((match[0] for name in names if (match := _PART.search(name))), part)
+        parts[node] = part
+    return parts
 
 
 def _described(graph: ir.Graph, kept: list[ir.Node]) -> tuple[str, ...]:

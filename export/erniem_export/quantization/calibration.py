@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from erniem_rt.manifest import Limits
 
-__all__ = ["Calibration", "calibration_for", "read_texts"]
+__all__ = ["DRAWN", "Calibration", "calibration_for", "read_texts"]
 
 _BUILT_IN = "calibration.txt"
+# How a source is called that is no text.
+DRAWN = "random ids"
 # More would change the scales little; the activations of all of them are held in memory, one layer at a time.
 _MOST_TEXTS = 400
 _LONGEST = 128
@@ -72,7 +74,7 @@ def calibration_for(
         if text is not None:
             raise ExportError(f"the calibration text {text} cannot be read: the checkpoint has no tokenizer")
         drawn = _batches(_random_rows(limits, special), limits)
-        return Calibration("random ids, for want of a tokenizer", drawn, drawn=True)
+        return Calibration(f"{DRAWN}, for want of a tokenizer", drawn, drawn=True)
     rows = [list(encode(first, second)) for first, second in _arranged(texts)]
     source = "built-in text" if text is None else text.name
     return Calibration(f"{source}, {len(texts)} lines", _batches(rows, limits))

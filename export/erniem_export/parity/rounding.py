@@ -1,0 +1,145 @@
+"""The PyTorch model in a half type, in float32 with every result rounded: what that precision does to this model."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from erniem_export.options import HALVES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from erniem_export.modeling import ErnieMPreTrainedModel
+    from erniem_export.parity.cases import Case
+
+__all__ = ["Rounding", "holding", "sensitive_parts"]
+
+_PART = re.compile(r"(encoder\.layers\.\d+\.(?:self_attn|linear))[\w.]*\.weight$")
+_WORDS = "word_embeddings.weight"
+_COMPUTE = frozenset({"linear", "matmul", "softmax", "gelu", "relu", "silu", "tanh", "truediv", "div"})
+_STEPS = 127
+
+
+def sensitive_parts(
+    model: ErnieMPreTrainedModel, precision: Mapping[str, str], cases: Sequence[Case], share: float
+) -> list[str]:
+    """Return the fewest parts of the layers whose rounding makes ``share`` of the error, in the order of the layers.
+
+    ``encoder.layers.3.self_attn`` is the attention of a layer, ``encoder.layers.3.linear`` its feed-forward part. Each
+    is rounded alone; squares of their errors in the last hidden state add up to the whole one's, more or less.
+    """
+    parts = list(dict.fromkeys(_parts(model).values()))
+    base = cast("torch.nn.Module", getattr(model, "ernie_m", model))
+    expected = [_hidden(base, case) for case in cases]
+    squares = []
+    for part in parts:
+        with Rounding(model, precision, {part}):
+            found = [_hidden(base, case) for case in cases]
+        squares.append(sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True)))
+    left, kept = sum(squares) * share, set()
+    for square, part in sorted(zip(squares, parts, strict=True), reverse=True):
+        if left > 0:
+            kept.add(part)
+            left -= square
+    return [part for part in parts if part in kept]
+
+
+def _hidden(base: torch.nn.Module, case: Case) -> Tensor:
+    """The last hidden state of what is not padding."""
+    attend = torch.from_numpy(case.attend.reshape(-1, case.attend.shape[-1]))
+    feeds = {
+        name: torch.from_numpy(array).flatten(0, -3 if name == "inputs_embeds" else -2)  # choices are rows of their own
+        for name, array in case.feeds.items()
+        if name != "head_mask"
+    }
+    with torch.no_grad():
+        return base(**feeds, return_dict=True).last_hidden_state[attend]  # type: ignore[no-any-return]
+
+
+def _parts(model: ErnieMPreTrainedModel) -> dict[int, str]:
+    found = ((parameter, _PART.search(name)) for name, parameter in model.named_parameters())
+    return {id(parameter): match[1] for parameter, match in found if match}
+
+
+class Rounding(TorchFunctionMode):
+    """While it is entered, a model computes as in lower precision: the layers' matmuls with their weights, attention
+    and activation function; residual sums, norms and what follows the encoder stay in float32.
+
+    A result that would overflow is not rounded: such products stay in float32 in the graph too.
+
+    Args:
+        model: What will run.
+        precision: ``weights`` and ``embedding``, as in the manifest; int8 of the weights is not emulated.
+        parts: Which parts of the layers are rounded, as :func:`sensitive_parts` names them; None for all.
+    """
+
+    def __init__(
+        self, model: ErnieMPreTrainedModel, precision: Mapping[str, str], parts: Collection[str] | None = None
+    ) -> None:
+        super().__init__()
+        kind = precision.get("weights", "")
+        self._dtype = getattr(torch, HALVES[kind]) if kind in HALVES else None
+        self._part_of, self._parts = _parts(model), parts
+        self._tables = {id(value) for name, value in model.named_parameters() if name.endswith(_WORDS)}
+        self._embedding = precision.get("embedding", "fp32")
+        self._active = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run ``func``, on rounded arguments and with a rounded result where it is part of a layer."""
+        name, kwargs = getattr(func, "__name__", "").strip("_"), dict(kwargs or {})
+        if name == "linear":
+            part = self._part_of.get(id(args[1]))
+            self._active = part is not None and (self._parts is None or part in self._parts)
+        if name == "embedding" and id(args[1]) in self._tables:
+            return self._stored(func(*args, **kwargs))
+        if not self._active or self._dtype is None:
+            return func(*args, **kwargs)
+        if name == "scaled_dot_product_attention":
+            return self._attention(*args, **kwargs)
+        if name in _COMPUTE:
+            return self._rounded(func(*map(self._rounded, args), **kwargs))
+        return func(*args, **kwargs)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, **_: Any) -> Tensor:
+        query, key, value = (self._rounded(states) for states in (query, key, value))
+        scaled = self._rounded(query / query.shape[-1] ** 0.5)
+        scores = self._rounded(scaled @ key.transpose(-1, -2)) + attn_mask
+        return self._rounded(self._rounded(functional.softmax(scores, dim=-1)) @ value)  # type: ignore[no-any-return]
+
+    def _rounded(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        half = value.to(self._dtype)
+        return half.float() if bool(torch.isfinite(half).all()) else value
+
+    def _stored(self, rows: Tensor) -> Tensor:
+        """Rows of the table as they are stored."""
+        if self._embedding in HALVES:
+            return rows.to(getattr(torch, HALVES[self._embedding])).float()
+        if self._embedding != "int8":
+            return rows
+        scale = rows.abs().amax(-1, keepdim=True) / _STEPS
+        return torch.where(scale > 0, torch.round(rows / scale.clamp_min(torch.finfo(torch.float32).tiny)) * scale, 0.0)
+
+
+@contextmanager
+def holding(model: ErnieMPreTrainedModel, stored: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the model compute with other values of some parameters."""
+    parameters = dict(model.named_parameters())
+    before = {name: parameters[name].data for name in stored}
+    try:
+        for name, value in stored.items():
+            parameters[name].data = value
+        yield
+    finally:
+        for name, value in before.items():
+            parameters[name].data = value
