@@ -43,8 +43,6 @@ __all__ = ["Accuracy", "AccuracyCheck", "ReferenceSession", "answers", "figures"
 FALLS = {"fp32": 0.05, "other": 0.5}
 # For the rounding of differences of percentages: 3 answers of 600 are half a point.
 _ROUNDING = 1e-9
-
-
 _opened = partial(Session, engine="onnxruntime", verify=False)
 # Is told how many examples are answered.
 Told = Callable[[int], None]

@@ -212,7 +212,7 @@ def _nodes(graph: ir.Graph) -> dict[str, ir.Node]:
     found = {}
     for node in graph:
         weight = node.inputs[place[node.op_type]] if node.op_type in place else None
-        if weight is not None and (node.op_type == "MatMulIntegerToFloat" or _is_weight(weight)):
+        if weight is not None and (node.op_type == "MatMulIntegerToFloat" or str(weight.name).endswith(_WEIGHT)):
             found[str(weight.name).removesuffix(_WEIGHT)] = node
     return found
 
@@ -230,17 +230,15 @@ def _unmoved(
     name: str, product: _Product, nodes: Mapping[str, ir.Node], parameters: Mapping[str, NDArray[np.float32]]
 ) -> _Product:
     """The product without the factors that were moved from the attention's output to its values."""
-    inputs, outputs = map(_ones, product.weight.shape)
+    inputs: NDArray[Any]
+    outputs: NDArray[Any]
+    inputs, outputs = (np.ones(size, dtype=np.float32) for size in product.weight.shape)
     value = name.removesuffix(_OUT) + _VALUE
     if name.endswith(_VALUE):
         outputs = 1 / _factors(product, parameters[f"{name}.weight"].T)
     elif name.endswith(_OUT) and value in nodes:
         inputs = _factors(_read(nodes[value]), parameters[f"{value}.weight"].T)
     return product.scaled(inputs, outputs)
-
-
-def _is_weight(value: ir.Value) -> bool:
-    return str(value.name).endswith(_WEIGHT)
 
 
 def _read(node: ir.Node) -> _Product:
@@ -335,10 +333,6 @@ def _constant(value: ir.Value | None) -> NDArray[Any]:
     if value is None or value.const_value is None:
         return np.full((), np.nan, dtype=np.float32)
     return value.const_value.numpy().astype(np.float32)
-
-
-def _ones(size: int) -> NDArray[Any]:
-    return np.ones(size, dtype=np.float32)
 
 
 def _factors(product: _Product, weight: NDArray[np.float32]) -> NDArray[Any]:
