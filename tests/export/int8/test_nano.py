@@ -86,10 +86,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
     done: dict[str, Quantization] = {}
     written: dict[tuple[str, str], tuple[Path, Path]] = {}
 
-    def once(model: Any, *arguments: Any, form: str) -> Quantization:
+    def once(model: Any, *arguments: Any, form: str, mask_mode: str) -> Quantization:
         prefix = "" if type(model).__name__ == "ErnieMModel" else "ernie_m."
         if form not in done:
-            done[form] = quantize_encoder(model, *arguments, form=form)
+            done[form] = quantize_encoder(model, *arguments, form=form, mask_mode=mask_mode)
         products = {}
         for product in done[form].products.values():
             name = prefix + product.name.removeprefix("ernie_m.")
