@@ -102,7 +102,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
         target = folder / cpu / head
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(quantize, "quantize_encoder", once)
-            patch.setattr(quantize, "cpu_for", lambda options: options.cpu)
+            patch.setattr(quantize, "cpu_for", lambda options, _target: options.cpu)
             patch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
             artifact, manifest = export(
                 ExportOptions(
