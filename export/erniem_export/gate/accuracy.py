@@ -43,7 +43,6 @@ __all__ = ["Accuracy", "AccuracyCheck", "ReferenceSession", "answers", "figures"
 FALLS = {"fp32": 0.05, "other": 0.5}
 # For the rounding of differences of percentages: 3 answers of 600 are half a point.
 _ROUNDING = 1e-9
-_opened = partial(Session, engine="onnxruntime", verify=False)
 # Is told how many examples are answered.
 Told = Callable[[int], None]
 
@@ -86,6 +85,10 @@ class Accuracy:
             "same_answers": self.same_answers,
             "may_fall": self.may_fall,
         }
+
+
+def _opened(artifact: Path) -> Session:
+    return Session(artifact, engine="onnxruntime", verify=False)
 
 
 class AccuracyCheck:
