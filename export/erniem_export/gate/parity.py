@@ -27,9 +27,9 @@ from erniem_export.gate.measures import (
     thresholds_of,
     widened,
 )
-from erniem_export.gate.report import Report
+from erniem_export.gate.report import Report, Weights
 from erniem_export.gate.rounding import Rounding, holding, without_rounding
-from erniem_export.gate.weights import Weights, compare_weights, stored_parameters
+from erniem_export.gate.weights import compare_weights, stored_parameters
 from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of

@@ -5,18 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from erniem_export.gate.measures import Agreement, Difference, Thresholds
-from erniem_export.gate.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Report", "format_report"]
+__all__ = ["Report", "Weights", "format_report"]
 
 _NAMED = 3
 _COLUMNS = ("output", "max", "mean", "p99", "rel. L2", "cosine", "NaN/inf", "padding", "worst case")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many parameters were found in the graph, and the names of those with other values or not found."""
+
+    compared: int = 0
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def are_right(self) -> bool:
+        """Whether all are there, with the values that they should have."""
+        return bool(self.compared) and not self.changed and not self.missing
 
 
 @dataclass
@@ -112,6 +123,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as it stands in the manifest."""
+        import torch  # not above: the command line, which prints reports, does without until it is needed
+
         return {
             "precision": self.precision,
             "reference": f"PyTorch {torch.__version__.split('+')[0]}, float32",

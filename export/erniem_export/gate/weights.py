@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from erniem_export.gate.report import Weights
 from erniem_export.modeling import ErnieMForInformationExtraction
 from erniem_export.onnx_export import read
 from erniem_export.options import arithmetic_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["WORDS", "Weights", "compare_weights", "stored_parameters"]
+__all__ = ["WORDS", "compare_weights", "stored_parameters"]
 
 WORDS = "word_embeddings.weight"
 # What both half and full precision read is stored in both.
@@ -51,20 +52,6 @@ _WEIGHT_STEPS = 20.0
 _BIAS_STEPS = 4.0
 # Factors that even the inputs of the second may be in the scales of the first, whose results these are.
 _VALUE, _OUT = "self_attn.self_attn.v_proj", "self_attn.out_proj"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How many parameters were found in the graph, and the names of those with other values or not found."""
-
-    compared: int = 0
-    changed: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @property
-    def are_right(self) -> bool:
-        """Whether all are there, with the values that they should have."""
-        return bool(self.compared) and not self.changed and not self.missing
 
 
 def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Mapping[str, str]) -> Weights:

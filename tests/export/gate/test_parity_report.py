@@ -14,8 +14,7 @@ import pytest
 from erniem_export.gate.cases import Case
 from erniem_export.gate.diagnosis import diagnose
 from erniem_export.gate.measures import THRESHOLDS, Agreement, measure
-from erniem_export.gate.report import Report, format_report
-from erniem_export.gate.weights import Weights
+from erniem_export.gate.report import Report, Weights, format_report
 
 ONES = np.ones((2, 4), dtype=np.float32)
 
