@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from erniem_export.gate.report import Agreement
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EMBEDDING_THRESHOLDS",
     "THRESHOLDS",
-    "Agreement",
     "Difference",
     "Thresholds",
     "compare_decisions",
@@ -199,22 +199,6 @@ def measure(found: NDArray[Any], expected: NDArray[Any]) -> Difference:
         scale=max(1.0, float(np.abs(expected).max())),
         rms=norms[1] / root,
     )
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Decisions that were compared, and how many of them were the same."""
-
-    compared: int = 0
-    agreed: int = 0
-
-    def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(self.compared + other.compared, self.agreed + other.agreed)
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1; 1 when there was nothing to decide."""
-        return self.agreed / self.compared if self.compared else 1.0
 
 
 def compare_decisions(

@@ -5,15 +5,31 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.gate.measures import Agreement, Difference, Thresholds
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Report", "Weights", "format_report"]
+    from erniem_export.gate.measures import Difference, Thresholds
+
+__all__ = ["Agreement", "Report", "Weights", "format_report"]
 
 _NAMED = 3
 _COLUMNS = ("output", "max", "mean", "p99", "rel. L2", "cosine", "NaN/inf", "padding", "worst case")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Decisions that were compared, and how many of them were the same."""
+
+    compared: int = 0
+    agreed: int = 0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(self.compared + other.compared, self.agreed + other.agreed)
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 1 when there was nothing to decide."""
+        return self.agreed / self.compared if self.compared else 1.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as it stands in the manifest."""
-        import torch  # not above: the command line, which prints reports, does without until it is needed
+        import torch  # not above: the command line imports this module, and --help needs neither torch nor numpy
 
         return {
             "precision": self.precision,

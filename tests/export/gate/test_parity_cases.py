@@ -31,7 +31,7 @@ FLAGS = [
 
 
 def manifest(head: str, limits: Limits, **flags: bool) -> Any:
-    config: Any = SimpleNamespace(hidden_size=6, num_hidden_layers=2, num_attention_heads=3)
+    config: Any = SimpleNamespace(hidden_size=6, num_hidden_layers=2, num_attention_heads=3, pruned_heads={})
     return SimpleNamespace(head=head, limits=limits, inputs=graph_inputs(head, config, GraphOptions(**flags)))
 
 

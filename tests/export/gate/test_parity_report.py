@@ -13,8 +13,8 @@ import pytest
 
 from erniem_export.gate.cases import Case
 from erniem_export.gate.diagnosis import diagnose
-from erniem_export.gate.measures import THRESHOLDS, Agreement, measure
-from erniem_export.gate.report import Report, Weights, format_report
+from erniem_export.gate.measures import THRESHOLDS, measure
+from erniem_export.gate.report import Agreement, Report, Weights, format_report
 
 ONES = np.ones((2, 4), dtype=np.float32)
 
