@@ -86,10 +86,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
     done: dict[str, Quantization] = {}
     written: dict[tuple[str, str], tuple[Path, Path]] = {}
 
-    def once(model: Any, *arguments: Any, form: str) -> Quantization:
+    def once(model: Any, *arguments: Any, form: str, mask_mode: str) -> Quantization:
         prefix = "" if type(model).__name__ == "ErnieMModel" else "ernie_m."
         if form not in done:
-            done[form] = quantize_encoder(model, *arguments, form=form)
+            done[form] = quantize_encoder(model, *arguments, form=form, mask_mode=mask_mode)
         products = {}
         for product in done[form].products.values():
             name = prefix + product.name.removeprefix("ernie_m.")
@@ -102,7 +102,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
         target = folder / cpu / head
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(quantize, "quantize_encoder", once)
-            patch.setattr(quantize, "cpu_for", lambda options: options.cpu)
+            patch.setattr(quantize, "cpu_for", lambda options, _target: options.cpu)
             patch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
             artifact, manifest = export(
                 ExportOptions(
