@@ -321,7 +321,7 @@ def test_a_closed_session_and_another_artifact_are_refused(make_artifact, tmp_pa
         pickle.dumps(session)
     (artifact.folder / "config.json").write_text("{}\n", "utf-8")
     artifact.rehash()
-    with pytest.raises(ArtifactError, match="is not the artifact whose session was pickled"):
+    with pytest.raises(ArtifactError, match="is not the artifact of the pickled session"):
         pickle.loads(pickled)
     shutil.rmtree(artifact.folder)
     with pytest.raises(ArtifactError, match="is missing"):
