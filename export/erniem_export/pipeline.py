@@ -213,7 +213,7 @@ def _builder_for_mask(library: Library | None, options: ExportOptions, progress:
     """``library``, where a plan can have the mask."""
     if library is None or options.graph.mask_mode != UIE_M:
         return library
-    progress.note(f"no TensorRT plan: it can have no mask of {UIE_M}")
+    progress.note(f"no TensorRT plan: plans do not support --mask {UIE_M}")
     return None
 
 
@@ -237,7 +237,7 @@ def _builder(options: ExportOptions) -> Library | None:
     library = load_library(engine)
     if library is None and (given := next(options.engine.details(), None)):
         raise EngineBuildError(
-            f"{flag_of(given)} is for a plan, and nothing that builds one is installed: "
+            f"{flag_of(given)} applies to TensorRT plans only, and no builder is installed: "
             'pip install "erniem-rt[tensorrt-rtx]"'
         )
     return library
