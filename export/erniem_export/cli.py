@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError, OptionError, ParityError
+from erniem_export.gate.report import format_report
 from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
@@ -30,7 +31,6 @@ from erniem_export.options import (
     Precision,
     flag_of,
 )
-from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
 from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile
