@@ -52,7 +52,7 @@ test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
 # traced there is nothing left of it, so what is done with graphs is tested once, by `make test`; an export in int8, which
 # rewrites the graph in every way, shows that it starts from the same one here.
-WITHOUT_TRANSFORMERS := int8 passes precision tensorrt graph/test_parity_*.py
+WITHOUT_TRANSFORMERS := int8 passes precision tensorrt gate/test_parity*.py
 
 test-transformers5: $(TF5) ## Run what depends on transformers, and real exports, on transformers 5
 	.venv-tf5/bin/$(PYTEST) tests/export $(WITHOUT_TRANSFORMERS:%='--ignore-glob=tests/export/%') $(ARGS)

@@ -233,7 +233,7 @@ class ErnieM(Adapter):
             share_weights=share_weights,
             cuda_graphs=cuda_graphs,
             trust_plan=is_plan,
-            **({"engine": engine, "precision": compute} if engine == "openvino" else {}),
+            **({"engine": engine, "precision": compute} if device == "cpu" and not is_plan else {}),
         )
         self._on_cpu = device == "cpu"
         manifest = self._session.manifest

@@ -37,6 +37,7 @@ _PROFILES = ("1x1,1x128,4x512", "1x1,128x128,128x512")
 EXPORTS: dict[str, dict[str, Any]] = {
     "erniem-rt": {},
     "erniem-rt-int8": {"precision": "int8", "embedding": "int8"},
+    "erniem-rt-target-openvino-int8": {"precision": "int8", "embedding": "int8", "target": "openvino"},
     "gpu-erniem-rt-fp16": {"precision": "fp16", "engine": "none"},
     "gpu-erniem-rt-packed-fp16": {"precision": "fp16", "engine": "none", "target": "onnxruntime-cuda-packed"},
     "gpu-erniem-rt-tensorrt-fp16": {"precision": "fp16", "engine": "tensorrt", "profiles": _PROFILES},

@@ -15,7 +15,13 @@ OURS, OURS_INT8 = "erniem-rt", "erniem-rt-int8"
 # Ours in each precision: the fastest counts.
 _FP32 = (OURS, "erniem-rt-openvino")
 _BF16 = ("erniem-rt-openvino-bf16",)
-_INT8 = (OURS_INT8, "erniem-rt-openvino-int8", "erniem-rt-openvino-int8-bf16")
+_INT8 = (
+    OURS_INT8,
+    "erniem-rt-openvino-int8",
+    "erniem-rt-openvino-int8-bf16",
+    "erniem-rt-target-openvino-int8",
+    "erniem-rt-target-openvino-int8-bf16",
+)
 _INT8_PEERS = ("ctranslate2-int8", "openvino-int8", "openvino-int8-bf16", "ort-int8")
 _SORTED = ("mixed", "mixed-sorted")
 # (what, ours, our workload, rivals, their workloads, at least): how many times the speed of the fastest of the rivals,

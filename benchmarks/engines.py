@@ -41,13 +41,14 @@ def _by_name(specs: Iterable[EngineSpec]) -> dict[str, EngineSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def _ours(name: str, label: str, precision: Precision, *, bf16: bool = False) -> EngineSpec:
+def _ours(name: str, label: str, precision: Precision, artifact: str, *, bf16: bool = False) -> EngineSpec:
     """Our artifact in OpenVINO."""
-    artifact = "erniem-rt-int8" if precision == "int8" else "erniem-rt"
     options = {"engine": "openvino", "compute": "bf16" if bf16 else "fp32"}
-    return EngineSpec(name, label, precision, "ErnieM", artifact, options, {"share_weights": True}, bf16=bf16)
+    return EngineSpec(name, label, precision, "ErnieM", artifact, options, bf16=bf16)
 
 
+_INT8, _INT8_FOR_OPENVINO = "erniem-rt-int8", "erniem-rt-target-openvino-int8"
+_FOR_OPENVINO = "erniem-rt, --target openvino"
 ENGINES = _by_name(
     (
         EngineSpec(REFERENCE, "PyTorch, eager", "fp32", "TransformersModel", "checkpoint"),
@@ -76,8 +77,8 @@ ENGINES = _by_name(
         EngineSpec("openvino-bf16", "OpenVINO, bf16", "bf16", "OpenVino", "openvino", {"hint": "bf16"}, bf16=True),
         EngineSpec("ctranslate2", "CTranslate2", "fp32", "CTranslate2", "ctranslate2", {"compute_type": "float32"}),
         EngineSpec("erniem-rt", "erniem-rt", "fp32", "ErnieM", "erniem-rt", sharing={"share_weights": True}),
-        _ours("erniem-rt-openvino", "erniem-rt, OpenVINO", "fp32"),
-        _ours("erniem-rt-openvino-bf16", "erniem-rt, OpenVINO, bf16", "bf16", bf16=True),
+        _ours("erniem-rt-openvino", "erniem-rt, OpenVINO", "fp32", "erniem-rt"),
+        _ours("erniem-rt-openvino-bf16", "erniem-rt, OpenVINO, bf16", "bf16", "erniem-rt", bf16=True),
         EngineSpec("ort-int8", "ONNX Runtime, stock dynamic int8", "int8", "OnnxRuntime", "onnx-int8"),
         EngineSpec("openvino-int8", "OpenVINO, int8", "int8", "OpenVino", "openvino-int8"),
         EngineSpec(
@@ -95,8 +96,16 @@ ENGINES = _by_name(
         EngineSpec(
             "erniem-rt-int8", "erniem-rt, int8", "int8", "ErnieM", "erniem-rt-int8", sharing={"share_weights": True}
         ),
-        _ours("erniem-rt-openvino-int8", "erniem-rt, OpenVINO, int8", "int8"),
-        _ours("erniem-rt-openvino-int8-bf16", "erniem-rt, OpenVINO, int8 and bf16", "int8", bf16=True),
+        _ours("erniem-rt-openvino-int8", "erniem-rt, OpenVINO, int8", "int8", _INT8),
+        _ours("erniem-rt-openvino-int8-bf16", "erniem-rt, OpenVINO, int8 and bf16", "int8", _INT8, bf16=True),
+        _ours("erniem-rt-target-openvino-int8", f"{_FOR_OPENVINO}, int8", "int8", _INT8_FOR_OPENVINO),
+        _ours(
+            "erniem-rt-target-openvino-int8-bf16",
+            f"{_FOR_OPENVINO}, int8 and bf16",
+            "int8",
+            _INT8_FOR_OPENVINO,
+            bf16=True,
+        ),
     )
 )
 

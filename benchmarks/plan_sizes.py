@@ -85,9 +85,9 @@ def write_graph(model: str, precision: str, folder: Path) -> None:
     # Imported here and not above, for the memory of the process that builds is measured without them.
     from erniem_export.bundle import build_manifest, files_of
     from erniem_export.checkpoint import load_checkpoint
+    from erniem_export.gate.cases import build_cases
     from erniem_export.onnx_export import trace, write
     from erniem_export.options import GraphOptions, Precision
-    from erniem_export.parity.cases import build_cases
     from erniem_export.passes.attention import keep_masks_alive
     from erniem_export.passes.rewriter import name_products
     from erniem_export.precision import apply_precision

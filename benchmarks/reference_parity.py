@@ -20,8 +20,8 @@ from transformers.models.deprecated import ernie_m as reference
 import erniem_export
 from benchmarks.documents import RESULTS_DIR, table
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.parity.cases import build_cases
-from erniem_export.parity.gate import reference_outputs
+from erniem_export.gate.cases import build_cases
+from erniem_export.gate.parity import reference_outputs
 from erniem_rt import Session
 from erniem_rt.manifest import HEADS
 

@@ -39,6 +39,8 @@ JUDGED = (
     "erniem-rt-int8",
     "erniem-rt-openvino-int8",
     "erniem-rt-openvino-int8-bf16",
+    "erniem-rt-target-openvino-int8",
+    "erniem-rt-target-openvino-int8-bf16",
 )
 
 THEIR_PIPELINE = EngineSpec("pipeline-transformers", "transformers' pipeline", "fp32", "TransformersPipeline", "nano")

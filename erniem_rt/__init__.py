@@ -1,6 +1,6 @@
 """Run exported ErnieM models from numpy: arrays or text in, arrays out, no torch.
 
-The names below are loaded when they are first used, so that ``import erniem_rt`` costs next to nothing.
+The names below are loaded at first use, so that ``import erniem_rt`` is fast.
 """
 
 from __future__ import annotations

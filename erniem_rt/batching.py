@@ -1,4 +1,4 @@
-"""Rows of different lengths: sorted, cut, padded, run together, and put back in their places."""
+"""Rows of different lengths: sorts, cuts, pads and runs them, and puts the outputs back in order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAUNCH = 1024
 
 
 def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Iterator[tuple[int, Outputs]]:
-    """Run rows of ids, each of its own length; yield what comes out as soon as it is there.
+    """Run rows of ids, each of its own length; yield each row's outputs as soon as they are computed.
 
     Args:
         session: The model. With head ``mc`` each row is one choice, scored alone.
@@ -90,7 +90,7 @@ def _kept(axes: Sequence[int | str], length: int) -> list[slice]:
 
 
 def take(source: Iterator[_T], count: int) -> tuple[list[_T], Exception | None]:
-    """Return up to ``count`` items, and what the source raised in the place of the next one."""
+    """Return up to ``count`` items, and the error that the source raised instead of the next one, if any."""
     taken: list[_T] = []
     try:
         while len(taken) < count:
@@ -223,10 +223,9 @@ def are_by_row(manifest: Manifest) -> bool:
 
 
 class LikeLengths:
-    """An engine on a CPU for a packed graph: rows of like length run together, one part of a batch after the other.
+    """Wraps a CPU engine of a packed graph: splits a batch into parts with rows of similar length, if that saves work.
 
-    The graph spares the matmuls their padding, and this spares the attention. A batch is divided where that is less
-    work.
+    A packed graph skips padding in the matmuls; the split also skips it in attention.
     """
 
     def __init__(self, engine: Engine, manifest: Manifest) -> None:

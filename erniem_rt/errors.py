@@ -8,7 +8,7 @@
     ├── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
     └── EngineError              (also a RuntimeError) a run that the engine could not finish
 
-Each message says what was expected, what came, and what to do about it.
+Each message says what was expected, what was given, and what to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class InvalidInputError(ErnieMError, ValueError):
 
 
 class ArtifactError(ErnieMError):
-    """An exported file is missing, truncated, edited after export, or of another format."""
+    """An exported file is missing, truncated, edited after export, or in another format."""
 
 
 class EngineUnavailableError(ErnieMError, ImportError):

@@ -85,8 +85,8 @@ def require_utf_8(path: Path) -> None:
     except UnicodeEncodeError as error:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise ArtifactError(
-            f"{shown} cannot be opened by onnxruntime, which takes paths in UTF-8 alone: rename what is shown with a "
-            "backslash, or make a link to it."
+            f"onnxruntime cannot open {shown}: it takes UTF-8 paths only. Rename what is shown with a backslash, or "
+            "make a link."
         ) from error
 
 

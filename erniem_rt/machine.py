@@ -21,7 +21,7 @@ __all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "is_arm", "t
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
 _ARM = frozenset({"arm64", "aarch64"})
-# What sums of 8-bit products must be exact for, and what a CPU without VNNI is then told.
+# CPUs on which int8 sums are exact, and how a warning on a CPU without VNNI names them.
 _EXACT = {"vnni": "a CPU with VNNI, and this CPU has none", "arm64": "arm64, and this CPU is another, without VNNI"}
 _EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
 
@@ -50,7 +50,7 @@ def cpu_class(flags: Collection[str] | None = None) -> str:
 
 
 def has_vnni() -> bool | None:
-    """Whether products of 8 bits are summed exactly; None if that cannot be told: not Linux, or not x86."""
+    """Whether the CPU has VNNI, which sums int8 products exactly; None if unknown (not Linux, or not x86)."""
     flags = cpu_flags()
     if not flags or platform.machine().lower() not in _X86:
         return None
@@ -63,7 +63,7 @@ def is_arm() -> bool:
 
 
 def warn_of_cpu(wanted: str | None) -> None:
-    """Warn if int8 was made for a CPU that sums products exactly and this one has none: its sums would overflow."""
+    """Warn if int8 was made for exact sums (VNNI, ARM) and this CPU lacks VNNI: its 16-bit sums may overflow."""
     if wanted in _EXACT and has_vnni() is False:
         warnings.warn(
             f"this artifact was exported for {_EXACT[wanted]}: its results are less accurate here. "

@@ -1,4 +1,4 @@
-"""What an artifact says of itself: ``HEAD.json``, beside the graph and its weights.
+"""The manifest: ``HEAD.json``, beside the graph and its weights.
 
 The exporter writes it and the runtime reads it, so the table of heads lives here, once, for both.
 """
@@ -218,13 +218,13 @@ class Manifest:
     ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
     ``checkpoint``, ``versions``, ``engine`` (what was done to the graph) and ``parity`` are records for people and for
     reports: any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``.
-    ``defaults`` are there where the checkpoint says more than its sizes, and ``plan`` where a TensorRT plan was built
-    beside the graph. ``packed`` says that the graph does no work for padding, and gives zeros there. ``cpu`` is the
-    kind of CPU that int8 was made for, ``"avx2"`` or ``"vnni"``. ``proven`` lists the precisions, ``"fp32"`` and
-    ``"bf16"``, that the gate held in when a CPU computed the graph, or what is between its int8 products, in them.
-    ``mask_mode`` is one of :data:`MASK_MODES`: with ``uie-m`` every row is computed as if it were padded to
-    ``limits.max_length`` with padding that is attended to, and nothing attends to ``[CLS]``. Of ``onnxruntime``,
-    ``defaults``, ``plan``, ``cpu`` and ``proven`` the file lacks what there is not, and the mode ``padding``.
+    ``defaults`` are the pipelines' options from the checkpoint; ``plan`` describes a TensorRT plan beside the graph.
+    ``packed``: the graph does no work for padding, and gives zeros there. ``cpu`` is the kind of CPU that int8 was made
+    for: ``"avx2"``, ``"vnni"`` or ``"arm64"``. ``proven`` lists the floating-point types, ``"fp32"`` and ``"bf16"``, in
+    which the graph passed the gate on a CPU (in int8, the type between the int8 matmuls). ``mask_mode`` is one of
+    :data:`MASK_MODES`. With ``uie-m`` every row is computed as if padded to ``limits.max_length``, tokens attend to
+    that padding, and nothing attends to ``[CLS]``. ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven``
+    may be missing in the file; so is ``mask_mode`` if it is ``padding``.
     """
 
     head: str

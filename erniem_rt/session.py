@@ -47,52 +47,50 @@ _KINDS = ("an ONNX graph", "a TensorRT plan")
 class Session:
     """An artifact, loaded. Safe to share between threads; a context manager.
 
-    A child forked from this process opens the artifact again, with the same options, at its first run. A pickle is the
-    path and the options, and opens it where it is read. Both refuse files that are not those of this session.
+    A child forked from this process opens the artifact again, with the same options, at its first run. A pickle holds
+    the path and the options; unpickling opens the artifact again. Both refuse files that differ from this session's.
 
     Args:
         path: The folder that was exported; ``HEAD.onnx``, its manifest ``HEAD.json`` or the TensorRT plan ``HEAD.plan``
             in it; or the hub id of such a folder (with ``pip install "erniem-rt[hub]"``).
         engine: what computes a graph: ``"onnxruntime"``, ``"openvino"`` (on a CPU, with
             ``pip install "erniem-rt[openvino]"``), or ``"auto"``: the faster of those that are installed, by the class
-            of CPU and the artifact (docs/engines.md says which, and from which measurements). ``"tensorrt"`` is for
-            plans.
-        precision: what a graph is computed in on a CPU, and in int8 what is between its products: ``"fp32"``, or
-            ``"bf16"``, which needs a CPU that has it, OpenVINO, and an artifact that passed the gate in it
-            (``manifest.proven``). ``"auto"``: never bf16, unless the graph is.
+            of CPU and the artifact (see docs/engines.md). ``"tensorrt"`` is for plans.
+        precision: floating-point type of a graph on a CPU; for an int8 graph, the type between its int8 matmuls.
+            ``"fp32"``, or ``"bf16"``, which needs OpenVINO, a CPU with bf16, and an artifact that passed the gate in
+            bf16 (``manifest.proven``). ``"auto"`` uses bf16 only if the graph is in bf16.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
-            Never a wish: a device that is not there is an error.
-        threads: threads that one run may use on a CPU; None: as many as the CPUs that this process may run on, its
-            cgroups' quota of CPU time in whole CPUs, and ``OMP_NUM_THREADS`` allow.
-        spinning: whether threads without work keep a CPU busy until there is some. None: for 0.2 ms, then they sleep,
-            and not at all before onnxruntime 1.30; True: for as long as onnxruntime does by default; False: never.
-            For a graph, in ONNX Runtime.
-        shrink_memory: whether memory that a run took for its work is given back. None: after a run of a quarter or
-            less of a large one before it; True: after every run; False: when the session is closed. For a graph on a
-            CPU.
-        share_weights: run on the weights as they lie in the file, which is mapped: processes that serve the same
-            model then have them in memory once, and each starts sooner. Without it every process makes a copy in the
-            layout that its products are fastest in. For a graph on a CPU, in ONNX Runtime.
-        cache: where OpenVINO keeps the compiled model for the next start: a folder; None: that of the environment's
-            ``ERNIEM_RT_CACHE``, or else ``.erniem-rt`` beside the artifact or, where that cannot be written, the user's
-            cache folder; False: nowhere. It is as large as the artifact and holds its weights.
-        cuda_graphs: record the work on a GPU per shape and replay it: faster for small batches. A plan does so unless
-            this is False. A graph does so if it is True, on ``cuda``, each shape from its second time on (the first 16
-            shapes that come again), and runs then take turns; not for packed graphs, whose work depends on the mask.
-        verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights.
-            Without it, only that the files are there with their sizes. A plan is code: its SHA-256 is always compared.
-        trust_plan: run a plan whose SHA-256 is not in its manifest, for example one that you built yourself, and leave
-            it to TensorRT whether it fits this GPU and this version.
-        runtime_cache: a file for the kernels that TensorRT for RTX compiles for a plan: read now if it exists, written
-            by :meth:`close`. It holds code, so name one that nobody else can write.
+            A device that is not there is an error.
+        threads: threads of one run on a CPU. None: the smallest of the CPUs that this process may run on, its cgroups'
+            CPU quota in whole CPUs, and ``OMP_NUM_THREADS``.
+        spinning: whether idle threads keep a CPU busy until there is work. None: for 0.2 ms, then they sleep (never
+            before onnxruntime 1.30); True: as long as onnxruntime does by default; False: never. For a graph, in ONNX
+            Runtime.
+        shrink_memory: when to free the working memory of a run. None: when a run of a quarter of its size or less
+            follows a large run; True: after every run; False: when the session is closed. For a graph on a CPU.
+        share_weights: compute on the weights in the mapped file. Processes that serve the same model then share them
+            in memory, and start sooner. Without it every process copies them into the layout that its matmuls are
+            fastest in. For a graph on a CPU, in ONNX Runtime.
+        cache: folder where OpenVINO keeps the compiled model for the next start. None: the environment variable
+            ``ERNIEM_RT_CACHE``, otherwise ``.erniem-rt`` beside the artifact or, if that is not writable, the user's
+            cache folder; False: none. The compiled model is as large as the artifact and holds its weights.
+        cuda_graphs: record the work on a GPU per shape and replay it, which is faster for small batches. A plan does so
+            unless this is False. A graph on ``cuda`` does so if this is True, for the first 16 shapes that repeat; runs
+            then take turns. Packed graphs cannot: their work depends on the mask.
+        verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights. If False,
+            compare sizes only. A plan is code: its SHA-256 is always compared.
+        trust_plan: run a plan that is not in its manifest with its SHA-256, for example one that you built yourself.
+            TensorRT decides whether it fits this GPU and this version.
+        runtime_cache: a file for the kernels that TensorRT for RTX compiles for a plan. It is read now if it exists,
+            and written by :meth:`close`. It holds code: use one that nobody else can write to.
 
     Attributes:
         manifest: What the artifact says of itself.
         limits: The bounds on ids and rows: the manifest's, but for a plan ``limits.max_length`` is at most the longest
             row that one of its profiles takes.
         engine: What computes: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
-        precision: The floating-point numbers that it computes in, ``"fp32"``, ``"fp16"`` or ``"bf16"``; in int8 those
-            between the products.
+        precision: The floating-point type that it computes in, ``"fp32"``, ``"fp16"`` or ``"bf16"``; for an int8 graph,
+            the type between its int8 matmuls.
         packed: Whether outputs are zero at padding, as :meth:`run` says.
         threads: Threads of one run on a CPU.
 
@@ -198,11 +196,10 @@ class Session:
         (``(layers, heads)``, real; default ones), ``inputs_embeds`` (``(batch, sequence, hidden)``, real, instead of
         ``input_ids``; the mask's default is then all ones).
 
-        Returns the outputs of the manifest by name, and leaves the arrays that were given as they are. A plan, and a
-        graph without work for padding, gives zeros for padding that is not the first position of its row, except in
-        rows of padding alone.
+        Returns the outputs of the manifest by name; does not change the given arrays. A plan and a packed graph give
+        zeros at padding, except at the first position of a row and in rows of padding only.
 
-        Raises :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for want of memory for example.
+        Raises :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for example out of memory.
         """
         found = self._opened().run(self._feeds(_merged(inputs, named)), self._outputs)
         return dict(zip(self._outputs, found, strict=True))
@@ -210,7 +207,7 @@ class Session:
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Answer many batches, each as :meth:`run` does, in their order.
 
-        Batches are taken one at a time, each when the answer before it was taken.
+        It reads one batch at a time, when you ask for its answer.
         """
         return map(self.run, batches)
 
@@ -297,8 +294,8 @@ def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: M
     if session.manifest.files != files:
         session.close()
         raise ArtifactError(
-            f"{path} is not the artifact whose session was pickled: its files are others. Restore them, or pickle a "
-            "session on these."
+            f"{path} is not the artifact of the pickled session: its files differ. Restore them, or pickle a "
+            "session on the new files."
         )
     return session
 
@@ -326,8 +323,7 @@ def _artifact_of(manifest: Manifest, path: Path) -> Path:
         return path.with_name(manifest.artifact)
     if manifest.plan is None:
         raise ArtifactError(
-            f"{path.with_suffix('.json')} describes no plan, so {path.name} is not run: erniem-export builds plans and "
-            "writes down what they are."
+            f"{path.with_suffix('.json')} describes no plan, so {path.name} cannot run: export again with --engine."
         )
     return path.with_name(manifest.plan.file)
 
@@ -389,7 +385,7 @@ def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) ->
         )
     twice = sorted(inputs.keys() & named.keys())
     if twice:
-        raise InvalidInputError(f"{', '.join(twice)} came twice: in the mapping and as a keyword. Give each once.")
+        raise InvalidInputError(f"given twice: {', '.join(twice)}, in the mapping and as a keyword. Give each once.")
     return {**inputs, **named}
 
 
@@ -442,7 +438,7 @@ def load_plan(
 ) -> PlanEngine:
     """Open a plan, which checks its own content; the graph beside it need not be there."""
     if threads is not None:
-        raise InvalidInputError(f"threads is for a CPU, and {path} runs on a GPU: leave it out.")
+        raise InvalidInputError(f"threads applies to a CPU only; {path} runs on a GPU. Remove it.")
     graph = {manifest.artifact, f"{manifest.artifact}.data"}
     unchecked = {*graph, path.name} if options.trust else graph
     manifest.verify(path.parent, hashes=False, without=unchecked)

@@ -1,4 +1,4 @@
-"""Engines: what computes an artifact. Its suffix decides, and for a graph what was asked for or a table."""
+"""Engines compute artifacts. The suffix decides between graph and plan; options or a table choose a graph's engine."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _SMALL = 64 << 20
 
 
 def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, options: GraphOptions) -> str:
-    """The engine for a graph: ``"onnxruntime"`` or ``"openvino"``, the one that was asked for or else the faster one.
+    """The engine for a graph, ``"onnxruntime"`` or ``"openvino"``: ``wanted`` or, for ``"auto"``, the faster one.
 
     Raises:
-        InvalidInputError: What was asked for does not go together.
+        InvalidInputError: The options contradict each other.
     """
     if wanted == "tensorrt":
         raise InvalidInputError(f"engine='tensorrt' runs a plan, and {path} is a graph: open {path.stem}.plan.")
@@ -67,8 +67,8 @@ def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, o
     if options.precision == "bf16" and "bf16" not in manifest.proven:
         held = ", ".join(manifest.proven) or "nothing"
         raise InvalidInputError(
-            f"{path} was not proven in bf16: the gate held in {held}, says its manifest. Leave precision out, or "
-            "export again: the export tries bf16 and says what it found."
+            f"{path} did not pass the gate in bf16; its manifest lists {held} as proven. Leave precision out, or "
+            "export again: the export tries bf16 and reports the result."
         )
     return engine
 
@@ -125,12 +125,12 @@ def check_suffix(path: Path) -> None:
 
 
 def device_for(path: Path, wanted: Device | None) -> Device:
-    """The device that was asked for, or else the one that the file is for; a plan has no other than a GPU."""
+    """``wanted``, or the device that the file is for; a plan runs on a GPU only."""
     if not is_plan(path):
         return wanted or Device("cpu")
     if wanted is not None and wanted.kind == "cpu":
         raise InvalidInputError(
-            f"{path} is a TensorRT plan, which runs on a GPU alone, and device is 'cpu': leave device out, give "
+            f"{path} is a TensorRT plan and needs a GPU, but device is 'cpu': leave device out, give "
             f"'cuda' or 'cuda:N', or open {path.stem}.onnx."
         )
     return wanted or Device("cuda")

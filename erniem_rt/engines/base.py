@@ -1,4 +1,4 @@
-"""What every engine offers, the device it runs on, and whether a graph is the one that its manifest describes."""
+"""The protocol of the engines, the devices, and the check of a graph against its manifest."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class Engine(Signed, Protocol):
         """Compute ``outputs``, in that order, from C-contiguous arrays of the declared dtypes and shapes.
 
         Raises:
-            EngineError: The engine failed, for want of memory for example.
+            EngineError: The engine failed, for example out of memory.
         """
 
     def close(self) -> None:
-        """Let go of the graph; runs under way in other threads finish. Closing twice is fine."""
+        """Free the graph; runs in other threads finish. Closing twice is fine."""
 
 
 class PlanEngine(Engine, Protocol):
@@ -81,7 +81,7 @@ class PlanEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What a caller may say about running a graph (see :class:`erniem_rt.Session`)."""
+    """The options for running a graph (see :class:`erniem_rt.Session`)."""
 
     threads: int = 1
     share_weights: bool = False
@@ -96,7 +96,7 @@ class GraphOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a caller may say about running a plan (see :class:`erniem_rt.Session`)."""
+    """The options for running a plan (see :class:`erniem_rt.Session`)."""
 
     trust: bool = False
     cuda_graphs: bool = True

@@ -1,4 +1,4 @@
-"""OpenVINO, on a CPU: graphs as ONNX Runtime has them, compiled once and then kept in a cache folder."""
+"""OpenVINO on a CPU: the same graphs as in ONNX Runtime, compiled once and kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class OpenVINOEngine:
 
     Args:
         path: The graph.
-        options: ``precision`` is what is computed in; ``"auto"`` is fp32.
-        manifest: What names the files that the graph is made of, and their hashes.
-        checked: Waits for the comparison of these files with the manifest, and raises what it found: only what was
+        options: ``precision`` is the floating-point type; ``"auto"`` is fp32.
+        manifest: Lists the files of the graph and their hashes.
+        checked: Waits until the files are compared with the manifest, and raises what that found. Only a model that was
             compiled from checked files is kept.
     """
 
@@ -114,7 +114,7 @@ class OpenVINOEngine:
 
 
 def import_openvino() -> Any:
-    """The module, whose import would send an event over the network; :class:`EngineUnavailableError` without it."""
+    """The module, imported without its telemetry; :class:`EngineUnavailableError` if it is not installed."""
     if "openvino" not in sys.modules and _TELEMETRY not in sys.modules:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # OpenVINO then does without
         try:
@@ -140,8 +140,8 @@ def _imported() -> Any:
 def _check_precision(core: Any, precision: str) -> None:
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineUnavailableError(
-            f"precision='bf16' needs a CPU that multiplies bf16 (AVX-512 BF16 or AMX), and this one, {cpu_class()}, "
-            "does not: leave precision out."
+            f"precision='bf16' needs a CPU with AVX-512 BF16 or AMX, and this one is {cpu_class()}: leave precision "
+            "out."
         )
 
 

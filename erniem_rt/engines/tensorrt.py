@@ -50,7 +50,9 @@ class TensorRTEngine:
 
     def __init__(self, path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> None:
         if not are_by_row(manifest):
-            raise ArtifactError(f"{path} has inputs or outputs that are not by row: open the .onnx file instead.")
+            raise ArtifactError(
+                f"{path} has inputs or outputs that cannot be split into rows: open the .onnx file instead."
+            )
         plan = LoadedPlan(path, manifest, device, options)
         try:
             self._pool = LanePool(plan)
@@ -396,7 +398,7 @@ class Lane:
         self._records = False
         warnings.warn(
             f"{self._plan.path} runs without CUDA graphs from now on, because one could not be made: {error} "
-            "Open it with cuda_graphs=False to have it so from the start.",
+            "Open it with cuda_graphs=False to skip the attempt.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""A plan in TensorRT's hands: whether it can run here, what it takes, its log and its cache of kernels."""
+"""Loads a TensorRT plan: checks whether it can run here, reads its shapes; the logger and the kernel cache."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class LoadedPlan:
     def __init__(self, path: Path, manifest: Manifest, device: Device, options: PlanOptions) -> None:
         plan = manifest.plan
         if plan is None:
-            raise ArtifactError(f"{path.with_suffix('.json')} says nothing of a plan: export again with --engine.")
+            raise ArtifactError(f"{path.with_suffix('.json')} describes no plan: export again with --engine.")
         if options.runtime_cache is not None and plan.flavour != "tensorrt-rtx":
             raise InvalidInputError(
-                "runtime_cache is for plans of TensorRT for RTX, which compiles when it runs, and "
-                f"{path} is one of {plan.flavour}: leave it out."
+                f"runtime_cache applies to plans of TensorRT for RTX only; {path} is a plan of {plan.flavour}. "
+                "Remove it."
             )
         self.path = path
         self._library = import_library(path, plan, trust=options.trust)

@@ -1,4 +1,4 @@
-"""Export ErnieM checkpoints: PyTorch to ONNX, with the numbers proven on the way.
+"""Export ErnieM checkpoints from PyTorch to ONNX, and check the numbers.
 
 :func:`export` and :func:`verify` are what the commands ``erniem-export`` and ``erniem-verify`` do. The models live in
 :mod:`erniem_export.modeling`; :func:`register` makes transformers 5 know them.
@@ -46,7 +46,7 @@ def export(
     mask: str = "auto",
     quiet: bool = False,
 ) -> tuple[Path, Manifest]:
-    """Export a checkpoint; nothing gets its final name unless it passed the gate.
+    """Export a checkpoint; the artifact gets its final name only if it passes the gate.
 
     Args:
         model: Folder of a checkpoint, hub id, or ``random:tiny``, ``random:base``, ``random:large``.
@@ -84,8 +84,8 @@ def export(
         The path of ``HEAD.onnx`` and its manifest, which holds the parity report.
 
     Raises:
-        OptionError: A choice is not known, or two exclude each other.
-        ErnieMError: Whatever else went wrong. Nothing new is left in ``output`` then.
+        OptionError: An option is not known, or two contradict each other.
+        ErnieMError: Anything else failed. Nothing new is left in ``output``.
     """
     from erniem_export import options
     from erniem_export.pipeline import export as run
@@ -123,7 +123,7 @@ def verify(
     task_set: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Manifest:
-    """Compare an exported artifact with the checkpoint that it came from, again.
+    """Compare an exported artifact with its checkpoint again.
 
     Args:
         artifact: The exported folder, an artifact in it, or its hub id.

@@ -245,14 +245,16 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
     if "classifier.weight" not in names:
         return "base"
     if weights.is_paddle:  # where every head has a pooler, and that of question answering the same name
-        raise CheckpointError("the config names no class, and Paddle's weights do not tell which head: say --head")
+        raise CheckpointError("the config names no class, and Paddle's weights do not tell which head: pass --head")
     if "ernie_m.pooler.dense.weight" not in names:
         return "ner"
     if shapes["classifier.weight"][0] != 1:
         return "cls"
     if config.num_labels != 1:
         return "mc"
-    raise CheckpointError("config.json names no architecture, and the weights fit cls and mc: say --head cls or mc")
+    raise CheckpointError(
+        "config.json names no architecture, and the weights fit cls and mc: pass --head cls or --head mc"
+    )
 
 
 def _load(

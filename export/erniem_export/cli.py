@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError, OptionError, ParityError
+from erniem_export.gate.report import format_report
 from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
@@ -30,7 +31,6 @@ from erniem_export.options import (
     Precision,
     flag_of,
 )
-from erniem_export.parity.report import format_report
 from erniem_export.progress import Terminal
 from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile
@@ -113,7 +113,7 @@ def _export(options: ExportOptions) -> None:
 
 
 def _int8_line(done: Mapping[str, Any]) -> list[str]:
-    """Sums up what was decided for each matmul; the manifest has all of it."""
+    """Summarise what was decided for each matmul; the manifest has all of it."""
     products = done.get("products", {}).values()
     if not products:
         return []
@@ -247,7 +247,7 @@ def _path(text: str) -> Path:
 def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="erniem-export",
-        description="Export an ErnieM checkpoint to ONNX. Nothing is written unless its numbers are PyTorch's.",
+        description="Export an ErnieM checkpoint to ONNX. Nothing is written unless its outputs match PyTorch's.",
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: this folder)")
@@ -268,8 +268,8 @@ def _export_parser() -> argparse.ArgumentParser:
         choices=MASKS,
         default="auto",
         help="padding: nothing attends to padding. uie-m, for head ie: every row as PaddleNLP's Taskflow computes it "
-        "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; a "
-        "copy of uie-m in PyTorch needs uie-m said",
+        "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; "
+        "give uie-m for a copy of uie-m in PyTorch format",
     )
     _add_task_set(parser)
     _add_size_options(parser)
@@ -429,7 +429,7 @@ def _mebibytes(text: str) -> int:
 
 def _verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="erniem-verify", description="Compare an exported artifact with the checkpoint it came from, again."
+        prog="erniem-verify", description="Compare an exported artifact with its checkpoint again."
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")

@@ -39,7 +39,7 @@ class OptionError(ErnieMError, ValueError):
 
 
 class ParityError(ErnieMError):
-    """An artifact whose numbers are not those of the PyTorch model; ``report`` has them, if any were computed."""
+    """An artifact differs from the PyTorch model; ``report`` has the figures, if any were computed."""
 
     def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -47,4 +47,4 @@ class ParityError(ErnieMError):
 
 
 class PrecisionError(ParityError):
-    """The graph is right, and what its precision rounds costs this model more than is allowed."""
+    """The graph is correct, but rounding in its precision costs this model more than is allowed."""

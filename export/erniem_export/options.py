@@ -1,4 +1,4 @@
-"""What an export can be asked for: every choice, every default, and what excludes what. Loads no torch."""
+"""The options of an export: every choice, every default and every conflict. Loads no torch."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class ExportOptions:
     def without_mask_of_uie_m(self) -> str | None:
         """Why a graph with these choices cannot have the mask of uie-m; None if it can."""
         if extra := next(self.graph.extras(), None):
-            return f"{flag_of(extra)} has no place in it: leave it out"
+            return f"{flag_of(extra)} cannot be combined with it: leave it out"
         if self.target in (ON_CUDA, ON_CUDA_PACKED) and not self.chose_target:
             return f"--target {self.target} masks by key lengths alone: take --target {PORTABLE}"
         if self.target == ON_OPENVINO:
@@ -306,10 +306,14 @@ def _check_engine(options: ExportOptions) -> None:
     engine = options.engine
     if given := next(engine.details(), None):
         if engine.engine == "none":
-            raise OptionError(f"{flag_of(given)} is for a plan, and --engine none builds none")
+            raise OptionError(
+                f"{flag_of(given)} applies to TensorRT plans only, and --engine none builds no plan: leave one out"
+            )
         if engine.engine == "auto" and options.precision.weights not in HALVES:
             weights = options.precision.weights
-            raise OptionError(f"{flag_of(given)} is for a plan, and in {weights} --engine must ask for one")
+            raise OptionError(
+                f"{flag_of(given)} applies to TensorRT plans only: in {weights}, name a builder with --engine"
+            )
     if options.precision.weights == "int8" and options.for_tensorrt:
         if options.int8.cpu != "auto":
             raise OptionError(f"--cpu is for --int8 on a CPU: leave it out, or --engine {engine.engine}")

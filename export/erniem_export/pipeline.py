@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erniem_export.accuracy.gate import AccuracyGate
-from erniem_export.accuracy.task_set import task_set_of
 from erniem_export.bundle import build_manifest, check_room, copy_companions, files_of, install, limits_of, staging
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, ParityError, PrecisionError
+from erniem_export.gate.accuracy import AccuracyCheck
+from erniem_export.gate.cases import build_cases
+from erniem_export.gate.measures import thresholds_of
+from erniem_export.gate.parity import judge, with_bf16
+from erniem_export.gate.rounding import sensitive_parts
+from erniem_export.gate.task_set import task_set_of
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
 from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
-from erniem_export.parity.bf16 import with_bf16
-from erniem_export.parity.cases import build_cases
-from erniem_export.parity.judge import judge
-from erniem_export.parity.measures import thresholds_of
-from erniem_export.parity.rounding import sensitive_parts
 from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from erniem_export.accuracy.task_set import TaskSet
     from erniem_export.checkpoint import Checkpoint
+    from erniem_export.gate.task_set import TaskSet
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.library import Library
@@ -110,7 +109,7 @@ def _held(
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
-    accuracy: AccuracyGate | None,
+    accuracy: AccuracyCheck | None,
 ) -> Manifest:
     """As :func:`_proven`; in half precision ever more of the sensitive parts stay in float32, until the gate holds."""
     keep: list[str] = []
@@ -133,7 +132,7 @@ def _proven(
     options: ExportOptions,
     library: Library | None,
     progress: Progress,
-    accuracy: AccuracyGate | None,
+    accuracy: AccuracyCheck | None,
     keep: Sequence[str],
 ) -> Manifest:
     """Write the artifact, and a plan where there is a builder, with the parts ``keep`` in float32; judge both."""
@@ -214,14 +213,14 @@ def _builder_for_mask(library: Library | None, options: ExportOptions, progress:
     """``library``, where a plan can have the mask."""
     if library is None or options.graph.mask_mode != UIE_M:
         return library
-    progress.note(f"no TensorRT plan: it can have no mask of {UIE_M}")
+    progress.note(f"no TensorRT plan: plans do not support --mask {UIE_M}")
     return None
 
 
-def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyGate | None:
+def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyCheck | None:
     if task_set is None or checkpoint.tokenizer_dir is None:
         return None
-    return AccuracyGate(task_set, checkpoint.model, checkpoint.tokenizer_dir, progress.phase)
+    return AccuracyCheck(task_set, checkpoint.model, checkpoint.tokenizer_dir, progress.phase)
 
 
 def _builder(options: ExportOptions) -> Library | None:
@@ -238,7 +237,7 @@ def _builder(options: ExportOptions) -> Library | None:
     library = load_library(engine)
     if library is None and (given := next(options.engine.details(), None)):
         raise EngineBuildError(
-            f"{flag_of(given)} is for a plan, and nothing that builds one is installed: "
+            f"{flag_of(given)} applies to TensorRT plans only, and no builder is installed: "
             'pip install "erniem-rt[tensorrt-rtx]"'
         )
     return library

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from erniem_export.gate.cases import Case
     from erniem_export.options import Precision
-    from erniem_export.parity.cases import Case
 
 __all__ = ["apply_precision", "measure_ranges"]
 

@@ -150,7 +150,7 @@ def test_the_class_stands_for_the_model_type(tmp_path: Path, write_checkpoint: W
 def test_one_label_fits_two_heads(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
     one = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
     folder = write_checkpoint(tmp_path / "model", "mc", architectures=None, **one)
-    assert export_fails(folder).endswith("the weights fit cls and mc: say --head cls or mc")
+    assert export_fails(folder).endswith("the weights fit cls and mc: pass --head cls or --head mc")
     assert load_checkpoint(str(folder), "mc").head == "mc"
     assert load_checkpoint(str(folder), "cls").head == "cls"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_export.parity import bf16
+from erniem_export.gate import parity
 from erniem_rt import Session
 from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import Manifest
@@ -51,22 +51,22 @@ def test_the_gate_in_bf16(erniem_export, write_checkpoint, tmp_path, monkeypatch
     if installed and "bf16" not in cpu_class():
         pytest.skip("this CPU has no bf16")
     if not installed:
-        monkeypatch.setattr(bf16, "cpu_class", lambda: "avx2")
+        monkeypatch.setattr(parity, "cpu_class", lambda: "avx2")
     assert erniem_export("--model", write_checkpoint(tmp_path / "ner", "ner"), "--output", tmp_path / "out").code == 0
     manifest = Manifest.load(tmp_path / "out/ner.json")
     assert manifest.proven == ("fp32", "bf16")
     report = manifest.parity["ner.onnx in bf16"]
-    assert report["method"] == (bf16._BY_OPENVINO if installed else bf16._EMULATED)
+    assert report["method"] == (parity._BF16_BY_OPENVINO if installed else parity._BF16_EMULATED)
     assert 1e-4 < report["outputs"]["logits"]["relative_l2"] < 7e-2
 
 
 def test_bf16_that_does_not_hold_is_said_and_stops_nothing(monkeypatch, tmp_path):
     def fail(*_, **__):
-        raise bf16.ErnieMError("logits differ")
+        raise parity.ErnieMError("logits differ")
 
-    monkeypatch.setattr(bf16, "prove_bf16", fail)
-    monkeypatch.setattr(bf16.dataclasses, "replace", lambda manifest, **changes: changes)
+    monkeypatch.setattr(parity, "_prove_bf16", fail)
+    monkeypatch.setattr(parity.dataclasses, "replace", lambda manifest, **changes: changes)
     notes = []
     manifest = SimpleNamespace(target="onnxruntime-cpu", precision={"weights": "int8"})
-    assert bf16.with_bf16(manifest, tmp_path / "ner.onnx", None, notes.append) == {"proven": ("fp32",)}
+    assert parity.with_bf16(manifest, tmp_path / "ner.onnx", None, notes.append) == {"proven": ("fp32",)}
     assert notes == ["bf16 on a CPU is not proven: logits differ"]

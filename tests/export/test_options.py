@@ -66,7 +66,10 @@ def test_the_default_target_is_the_fast_graph_of_the_precision(options, target):
         ({"target": "openvino", "precision": Precision("int8"), "engine": RTX}, "leave out --engine tensorrt-rtx"),
         ({"target": "openvino", "precision": Precision("int8"), "graph": ATTENTIONS}, "leave out --with-attentions"),
         ({"target": "onnxruntime-cuda", "graph": ATTENTIONS}, "fuses attention: leave out --with-attentions"),
-        ({"engine": EngineOptions("none", workspace=1)}, "--workspace is for a plan, and --engine none builds none"),
+        (
+            {"engine": EngineOptions("none", workspace=1)},
+            "--workspace applies to TensorRT plans only, and --engine none builds no plan",
+        ),
         ({"precision": Precision("int8"), "engine": RTX, "int8": Int8("vnni")}, "--cpu is for --int8 on a CPU"),
         (
             {"precision": Precision("int8"), "engine": RTX, "int8": Int8(calibration=Path("x"))},

@@ -332,7 +332,7 @@ def test_without_a_class_the_weights_do_not_tell_every_head(
 ) -> None:
     assert load_checkpoint(str(write_paddle(tmp_path / "ie", "ie", architectures=None))).head == "ie"
     folder = write_paddle(tmp_path / "qa", "qa", architectures=None)
-    assert export_fails(folder).endswith("Paddle's weights do not tell which head: say --head")
+    assert export_fails(folder).endswith("Paddle's weights do not tell which head: pass --head")
     assert load_checkpoint(str(folder), "qa").head == "qa"
 
 

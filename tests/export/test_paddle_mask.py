@@ -139,8 +139,8 @@ def test_padding_can_be_asked_for(tmp_path: Path, erniem_export: Callable[..., A
         (("--target", "onnxruntime-cuda", "--fp16"), "--target onnxruntime-cuda masks by key lengths alone"),
         (("--target", "onnxruntime-cuda-packed"), "--target onnxruntime-cuda-packed masks by key lengths alone"),
         (("--target", "openvino", "--int8"), "--target openvino is not proven with it: take --target onnxruntime-cpu"),
-        (("--with-position-ids",), "--with-position-ids has no place in it: leave it out"),
-        (("--with-attentions",), "--with-attentions has no place in it: leave it out"),
+        (("--with-position-ids",), "--with-position-ids cannot be combined with it: leave it out"),
+        (("--with-attentions",), "--with-attentions cannot be combined with it: leave it out"),
         (("--engine", "tensorrt-rtx"), "--engine tensorrt-rtx has no bias on keys: leave it out"),
     ],
 )

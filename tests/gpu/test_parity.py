@@ -12,7 +12,7 @@ import pytest
 
 import erniem_export
 from erniem_export.errors import ParityError
-from erniem_export.parity.gate import check_parity
+from erniem_export.gate.parity import check_parity
 from erniem_rt import Session
 from erniem_rt.manifest import FLAVOURS, HEADS
 

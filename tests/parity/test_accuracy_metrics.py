@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniem_export.accuracy.metrics import figures
+from erniem_export.gate.accuracy import figures
 
 # What SQuAD's script reads as we do: in other alphabets it leaves punctuation where it is.
 WORDS = st.sampled_from(["the", "a", "An", "Ann", "Lee", "lee's", "3.5", "$5", "x-y", "Straße", "café", "...", "Рим"])

@@ -167,8 +167,8 @@ def test_bf16_that_was_not_proven(artifact):
     with pytest.raises(InvalidInputError) as caught:
         opened(artifact, precision="bf16")
     assert str(caught.value) == (
-        f"{artifact.path} was not proven in bf16: the gate held in nothing, says its manifest. Leave precision out, or "
-        "export again: the export tries bf16 and says what it found."
+        f"{artifact.path} did not pass the gate in bf16; its manifest lists nothing as proven. Leave precision out, or "
+        "export again: the export tries bf16 and reports the result."
     )
 
 
@@ -188,7 +188,9 @@ def test_bf16_on_a_cpu_without_it(artifact, monkeypatch):
 
     artifact.edit(lambda manifest: manifest.update(proven=["bf16"]))
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
-    with pytest.raises(EngineUnavailableError, match=r"precision='bf16' needs a CPU that multiplies bf16 .* does not"):
+    with pytest.raises(
+        EngineUnavailableError, match=r"precision='bf16' needs a CPU with AVX-512 BF16 or AMX, and this one is"
+    ):
         opened(artifact, precision="bf16")
 
 

@@ -204,8 +204,8 @@ def test_a_path_that_is_not_utf_8(heads, tmp_path):
     with pytest.raises(ArtifactError) as caught:
         Session(folder / "qa.onnx")
     assert str(caught.value) == (
-        f"{tmp_path}/mod\\xe8le/qa.onnx cannot be opened by onnxruntime, which takes paths in UTF-8 alone: rename "
-        "what is shown with a backslash, or make a link to it."
+        f"onnxruntime cannot open {tmp_path}/mod\\xe8le/qa.onnx: it takes UTF-8 paths only. Rename what is shown with "
+        "a backslash, or make a link."
     )
 
 

@@ -218,7 +218,7 @@ def test_missing_names(qa):
 def test_the_same_name_twice(qa):
     refuses(
         qa,
-        "attention_mask, input_ids came twice",
+        "given twice: attention_mask, input_ids",
         inputs={"input_ids": IDS, "attention_mask": IDS},
         input_ids=IDS,
         attention_mask=IDS,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from erniem_export.errors import EngineBuildError
+from erniem_export.gate.parity import judge
 from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of
-from erniem_export.parity.judge import judge
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.rewriter import Rewriter, name_products

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_export.parity.gate import check_parity
+from erniem_export.gate.parity import check_parity
 from erniem_rt.session import Session
 
 ALL = ("position_ids", "head_mask", "inputs_embeds", "hidden_states", "attentions")

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from erniem_export import onnx_export
 from erniem_export.errors import ExportError
+from erniem_export.gate.parity import check_parity
 from erniem_export.onnx_export import trace
 from erniem_export.options import GraphOptions
-from erniem_export.parity.gate import check_parity
 from erniem_rt.manifest import TensorSpec
 
 ROWS = ["batch", "sequence"]

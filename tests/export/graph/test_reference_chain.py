@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_export.parity.cases import build_cases
+from erniem_export.gate.cases import build_cases
 from erniem_rt.session import Session
 
 

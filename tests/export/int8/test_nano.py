@@ -13,9 +13,9 @@ import pytest
 
 from erniem_export import pipeline
 from erniem_export.checkpoint import load_checkpoint
+from erniem_export.gate.parity import check_parity
 from erniem_export.onnx_export import write
 from erniem_export.options import ExportOptions, Int8, Precision
-from erniem_export.parity.gate import check_parity
 from erniem_export.passes.rewriter import Rewriter
 from erniem_export.pipeline import export
 from erniem_export.progress import Terminal

@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from erniem_export.gate.report import Weights
+from erniem_export.gate.weights import compare_weights
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_export.parity.weights import Weights, compare_weights
 from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.int8 import to_int8
 from erniem_export.passes.int8_openvino import to_int8_openvino

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from erniem_export.errors import ExportError
+from erniem_export.gate.measures import EMBEDDING_THRESHOLDS, THRESHOLDS, measure, thresholds_of
 from erniem_export.onnx_export import write
-from erniem_export.parity.measures import EMBEDDING_THRESHOLDS, THRESHOLDS, measure, thresholds_of
 from erniem_export.passes.embedding import quantize_rows, store_embedding
 from erniem_export.passes.half import to_half
 

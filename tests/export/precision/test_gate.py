@@ -17,12 +17,12 @@ from erniem_export import cli, pipeline
 from erniem_export.bundle import build_manifest, files_of
 from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import ParityError, PrecisionError
+from erniem_export.gate.cases import build_cases
+from erniem_export.gate.measures import THRESHOLDS, measure, widened
+from erniem_export.gate.parity import judge
+from erniem_export.gate.rounding import Rounding, sensitive_parts
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions, Int8, Precision
-from erniem_export.parity.cases import build_cases
-from erniem_export.parity.judge import judge
-from erniem_export.parity.measures import THRESHOLDS, measure, widened
-from erniem_export.parity.rounding import Rounding, sensitive_parts
 from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
@@ -202,7 +202,7 @@ def test_an_export_that_rounding_costs_too_much_names_precision_and_remedy(
     write_checkpoint: Callable[..., Path], export_fails: Callable[..., str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     strict = dataclasses.replace(THRESHOLDS["bf16"], largest=1e-6)
-    monkeypatch.setattr("erniem_export.parity.gate.widened", lambda *_: strict)
+    monkeypatch.setattr("erniem_export.gate.parity.widened", lambda *_: strict)
     message = export_fails(write_checkpoint(tmp_path / "model", "qa"), "--bf16")
     assert message.startswith("qa.onnx in bf16 is too far from the PyTorch model: ")
     assert "in fp32: export with --fp16, or in fp32 (leave out --bf16)." in message

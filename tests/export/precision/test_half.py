@@ -14,9 +14,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from erniem_export.gate.measures import THRESHOLDS, measure
 from erniem_export.heads import CLASSES
 from erniem_export.onnx_export import write
-from erniem_export.parity.measures import THRESHOLDS, measure
 from erniem_export.passes.half import HALF_TYPES, LARGEST, to_half
 from erniem_export.precision import measure_ranges
 

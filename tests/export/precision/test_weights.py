@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from erniem_export.gate.report import Weights
+from erniem_export.gate.weights import compare_weights
 from erniem_export.onnx_export import write
-from erniem_export.parity.weights import Weights, compare_weights
 from erniem_export.passes.embedding import store_embedding
 from erniem_export.passes.half import to_half
 

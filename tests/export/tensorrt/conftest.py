@@ -14,9 +14,9 @@ import pytest
 
 from erniem_export.bundle import files_of
 from erniem_export.checkpoint import load_checkpoint
+from erniem_export.gate.cases import build_cases
 from erniem_export.onnx_export import write
 from erniem_export.options import PORTABLE, EngineOptions, GraphOptions, Int8, Precision
-from erniem_export.parity.cases import build_cases
 from erniem_export.precision import apply_precision
 from erniem_export.progress import Terminal
 from erniem_export.quantization.quantize import quantize_for_engine

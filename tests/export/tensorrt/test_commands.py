@@ -44,7 +44,10 @@ USAGE = [
     (["--compute-capability", "sm89"], "expected a compute capability such as 8.9, got 'sm89'"),
     (["--workspace", "0"], "expected a number of MiB of at least 1, got '0'"),
     (["--engine", "onnx"], "invalid choice: 'onnx'"),
-    (["--engine", "none", "--profile", "1x1,1x8,1x8"], "--profile is for a plan, and --engine none builds none"),
+    (
+        ["--engine", "none", "--profile", "1x1,1x8,1x8"],
+        "--profile applies to TensorRT plans only, and --engine none builds no plan",
+    ),
     (["--int8", "--engine", "tensorrt-rtx", "--cpu", "vnni"], "--cpu is for --int8 on a CPU"),
     (["--int8", "--engine", "tensorrt-rtx", "--calibration", "x"], "needs no --calibration: leave it out"),
 ]
@@ -117,14 +120,14 @@ def test_a_timing_cache_that_would_do_nothing_is_refused(
 def test_a_profile_without_a_plan_is_refused(without_builders, erniem_export, export_fails, write_checkpoint, tmp_path):
     profile = ("--profile", "1x1,1x8,1x8")
     for engine, said in (
-        (("--engine", "auto"), "--profile is for a plan, and in fp32 --engine must ask for one"),
-        (("--engine", "none"), "--profile is for a plan, and --engine none builds none"),
+        (("--engine", "auto"), "--profile applies to TensorRT plans only: in fp32, name a builder with --engine"),
+        (("--engine", "none"), "--profile applies to TensorRT plans only, and --engine none builds no plan"),
     ):
         result = erniem_export("--model", "nowhere", *engine, *profile)
         assert result.code == 2
         assert said in result.err.splitlines()[-1]
     line = export_fails(write_checkpoint(tmp_path / "model"), "--fp16", "--engine", "auto", *profile)
-    assert line.startswith("--profile is for a plan, and nothing that builds one is installed: pip install ")
+    assert line.startswith("--profile applies to TensorRT plans only, and no builder is installed: pip install ")
 
 
 def test_the_extra_asks_for_the_release_that_was_tried_and_later_ones(rtx):

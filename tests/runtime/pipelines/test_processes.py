@@ -184,7 +184,7 @@ def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path
     runs(script, tmp_path, cls)
 
 
-def test_a_stream_goes_on_in_the_child_and_batches_under_way_do_not(cls, tmp_path):
+def test_streams_and_batches_go_on_in_the_child_and_the_parent(cls, tmp_path):
     script = """
     pipe = erniem_rt.pipeline(path, threads=2, batch_size=2)
     expected = pipe(texts)
@@ -195,12 +195,7 @@ def test_a_stream_goes_on_in_the_child_and_batches_under_way_do_not(cls, tmp_pat
 
     def child():
         same(list(stream), expected[1:])
-        try:
-            next(batches)
-        except erniem_rt.ErnieMError as error:
-            assert "forked while run_all was under way" in str(error), error
-        else:
-            raise AssertionError("it went on")
+        assert len(list(batches)) == 8
 
     well(forked(child))
     assert len(list(batches)) == 8
@@ -326,7 +321,7 @@ def test_a_closed_session_and_another_artifact_are_refused(make_artifact, tmp_pa
         pickle.dumps(session)
     (artifact.folder / "config.json").write_text("{}\n", "utf-8")
     artifact.rehash()
-    with pytest.raises(ArtifactError, match="is not the artifact whose session was pickled"):
+    with pytest.raises(ArtifactError, match="is not the artifact of the pickled session"):
         pickle.loads(pickled)
     shutil.rmtree(artifact.folder)
     with pytest.raises(ArtifactError, match="is missing"):

@@ -61,7 +61,7 @@ def test_a_graph_runs_on_the_cpu_unless_told_otherwise(plan):
 
 def test_a_plan_on_the_cpu(machine, plan):
     assert refused(plan, InvalidInputError, device="cpu") == (
-        f"{plan} is a TensorRT plan, which runs on a GPU alone, and device is 'cpu': leave device out, give 'cuda' or "
+        f"{plan} is a TensorRT plan and needs a GPU, but device is 'cpu': leave device out, give 'cuda' or "
         "'cuda:N', or open qa.onnx."
     )
 
@@ -250,7 +250,7 @@ def test_a_truncated_plan(machine, plan, verify):
 
 def test_a_manifest_without_a_plan(machine, plan):
     edit(plan, lambda m: m.pop("plan"))
-    assert "qa.json describes no plan, so qa.plan is not run" in refused(plan, ArtifactError)
+    assert "qa.json describes no plan, so qa.plan cannot run" in refused(plan, ArtifactError)
 
 
 def test_a_plan_by_another_name(machine, plan):
@@ -290,7 +290,7 @@ def test_outputs_that_are_not_by_row_are_refused_before_the_plan_is_loaded(machi
     hidden = {"name": "hidden_states.0", "dtype": "float32", "shape": ["batch*choices", "sequence", 8]}
     edit(plan, lambda m: m["outputs"].append(hidden))
     assert refused(plan, ArtifactError) == (
-        f"{plan} has inputs or outputs that are not by row: open the .onnx file instead."
+        f"{plan} has inputs or outputs that cannot be split into rows: open the .onnx file instead."
     )
     assert machine.trt.deserialized == []
 
@@ -426,7 +426,7 @@ def test_sharing_weights_is_for_graphs(machine, plan):
 
 
 def test_threads_are_for_a_cpu(machine, plan):
-    assert refused(plan, InvalidInputError, threads=2).startswith("threads is for a CPU, and ")
+    assert refused(plan, InvalidInputError, threads=2).startswith("threads applies to a CPU only; ")
 
 
 def test_a_library_that_makes_no_runtime_says_why(machine, plan):

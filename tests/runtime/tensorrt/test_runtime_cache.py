@@ -88,8 +88,7 @@ def test_full_tensorrt_has_none(machine, heads, plan_of, tmp_path):
     with pytest.raises(InvalidInputError) as caught:
         Session(plan, runtime_cache=tmp_path / "kernels")
     assert str(caught.value) == (
-        f"runtime_cache is for plans of TensorRT for RTX, which compiles when it runs, and {plan} is one of tensorrt: "
-        "leave it out."
+        f"runtime_cache applies to plans of TensorRT for RTX only; {plan} is a plan of tensorrt. Remove it."
     )
     assert machine.trt.deserialized == []
 

@@ -1,28 +1,49 @@
-"""Are products in int8 the checkpoint's linear layers, as nearly as rounding leaves them?
+"""Are the weights in the graph the checkpoint's, all of them and to the bit, or as nearly as their type can hold them?
 
-Rounding lets one weight make up for the error of another (see :mod:`erniem_export.quantization.products`), so none
-need be the nearest step to its parameter, and the few that would overflow beside their neighbour are further off. Rows
-and columns as a whole are not: those of another matrix, and a scale that is another column's, are tens of steps off.
+Running the graph cannot tell: a batch looks up a few thousand of 250002 embeddings, and some parameters, such as the
+keys' biases, cancel out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
+import torch
 
+from erniem_export.gate.report import Weights
+from erniem_export.modeling import ErnieMForInformationExtraction
+from erniem_export.onnx_export import read
+from erniem_export.options import arithmetic_of
+from erniem_export.passes.half import HALF_TYPES
 from erniem_export.passes.rewriter import uncast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
+    from torch import Tensor
 
-__all__ = ["compare_products", "int8_products"]
+    from erniem_export.modeling import ErnieMPreTrainedModel
+
+__all__ = ["WORDS", "compare_weights", "stored_parameters"]
+
+WORDS = "word_embeddings.weight"
+# What both half and full precision read is stored in both.
+_COPIES = ("", ".float16", ".bfloat16")
+_ROWS_AT_ONCE = 8192
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+_HALF_STEP = 0.5001  # with room for the rounding of the product itself
 
 _WEIGHT = ".weight.int8"
+# The bounds of products in int8. Rounding lets one weight make up for the error of another (quantization/products.py),
+# so none need be the nearest step to its parameter, and the few that would overflow beside their neighbour are further
+# off. Rows and columns as a whole are not: those of another matrix, and a scale that is another column's, are tens of
+# steps off.
 # Root of the mean square distance along any row or column, in steps of int8; largest distance of one weight that was
 # not rounded towards zero; and of a bias, in what one step of every input would add to it. All are well above
 # the worst of nano, MiniLM and random models. The biases of trained models reach 3 to 70.
@@ -33,7 +54,108 @@ _BIAS_STEPS = 4.0
 _VALUE, _OUT = "self_attn.self_attn.v_proj", "self_attn.out_proj"
 
 
-@dataclasses.dataclass(frozen=True)
+def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Mapping[str, str]) -> Weights:
+    """Compare the weights that a graph reads with the parameters that they are named after (``.T``: transposed).
+
+    A weight is stored in float32 or as ``precision`` (the manifest's) says; a rounded one must be the parameter
+    rounded, and an int8 row of the table must be within half of its scale (``NAME.scale``). Products in int8 have
+    bounds of their own, above. All parameters must be there, but for those that the graph has no use for, biases of
+    zeros, and those that share the initializer of a parameter with the same values.
+    """
+    graph = read(artifact).graph
+    stored = _weights_read(graph)
+    takes_embeddings = any(value.name == "inputs_embeds" for value in graph.inputs)
+    parameters = model.state_dict()
+    found = _compare_products(graph, {name: parameter.numpy() for name, parameter in parameters.items()})
+    for name, parameter in parameters.items():
+        kind = precision["embedding"] if name.endswith(WORDS) else arithmetic_of(precision)
+        results = _compare(name, parameter.contiguous().numpy(), stored, kind)
+        if results:
+            found[name] = all(results) and found.get(name, True)
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if name not in found
+        and not _is_unused(name, model, takes_embeddings)
+        # Adding zeros is left out by the tracer.
+        and not (name.endswith(".bias") and not parameter.any())
+        and not any(torch.equal(parameter, parameters[other]) for other in found)
+    ]
+    return Weights(len(found), tuple(name for name, same in found.items() if not same), tuple(missing))
+
+
+def _weights_read(graph: ir.Graph) -> dict[str, NDArray[Any]]:
+    return {
+        name: value.const_value.numpy()
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and (value.uses() or value.is_graph_output())
+    }
+
+
+def _compare(name: str, expected: NDArray[Any], stored: Mapping[str, NDArray[Any]], kind: str) -> list[bool]:
+    """Whether each form in which a parameter is stored has its values."""
+    return [
+        _is_same(stored[f"{base}{copy}"], values, kind, stored.get(f"{base}.scale"))
+        for base, values in ((name, expected), (f"{name}.T", expected.T))
+        for copy in _COPIES
+        if f"{base}{copy}" in stored
+    ]
+
+
+def _is_unused(name: str, model: ErnieMPreTrainedModel, takes_embeddings: bool) -> bool:
+    if name.endswith(WORDS):
+        return takes_embeddings
+    # UIE's class has a pooler, as the checkpoints do, and reads every token's state instead.
+    return isinstance(model, ErnieMForInformationExtraction) and name.startswith("ernie_m.pooler.")
+
+
+def _is_same(stored: NDArray[Any], expected: NDArray[np.float32], kind: str, scale: NDArray[np.float32] | None) -> bool:
+    if stored.shape != expected.shape or str(stored.dtype) not in ("float32", _DTYPES[kind]):
+        return False
+    if stored.dtype == np.int8:
+        return scale is not None and all(_is_within(stored, scale, expected, rows) for rows in _slices(len(stored)))
+    # As bits, a weight equals itself even where it is NaN.
+    bits = f"u{stored.dtype.itemsize}"
+    return np.array_equal(stored.view(bits), expected.astype(stored.dtype).view(bits))
+
+
+def _is_within(stored: NDArray[Any], scale: NDArray[Any], expected: NDArray[Any], rows: slice) -> bool:
+    error = np.abs(stored[rows] * scale[rows] - expected[rows])
+    return bool((error <= scale[rows] * _HALF_STEP).all())
+
+
+def _slices(length: int) -> list[slice]:
+    """A table of 250002 rows is not copied whole."""
+    return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, length, _ROWS_AT_ONCE)]
+
+
+def stored_parameters(graph: ir.Graph, model: ErnieMPreTrainedModel) -> dict[str, Tensor]:
+    """Return the parameters that a graph stores in fewer bits, as it stores them, in float32 and of the same shape."""
+    found: dict[str, Tensor] = {}
+    for name, node in _nodes(graph).items():
+        product = _read(node)
+        found[f"{name}.weight"] = _tensor(product.weight.T)
+        if product.bias is not None and np.isfinite(product.bias).all():
+            found[f"{name}.bias"] = _tensor(product.bias)
+    for name in dict(model.named_parameters()):
+        for stored, transposed in ((name, False), (f"{name}.T", True)):
+            value = graph.initializers.get(stored)
+            if value is None or value.const_value is None or not value.uses():
+                continue
+            scale = graph.initializers.get(f"{stored}.scale")
+            if value.dtype in HALF_TYPES.values() or (value.dtype == ir.DataType.INT8 and scale is not None):
+                array = value.const_value.numpy().astype(np.float32)
+                if scale is not None and scale.const_value is not None:
+                    array *= scale.const_value.numpy()
+                found[name] = _tensor(array.T if transposed else array)
+    return found
+
+
+def _tensor(array: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+@dataclass(frozen=True)
 class _Product:
     """``weight (in, out)`` and ``bias (out,)`` as the graph computes with them; ``steps`` of int8, of the input too.
 
@@ -52,7 +174,7 @@ class _Product:
         return _Product(self.weight * both, self.steps * np.abs(both), bias, self.input_step)
 
 
-def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float32]]) -> dict[str, bool]:
+def _compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float32]]) -> dict[str, bool]:
     """Return, for the weight and the bias of each product in int8, whether it is the parameter of that name."""
     nodes = _nodes(graph)
     same: dict[str, bool] = {}
@@ -71,18 +193,13 @@ def compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float3
     return same
 
 
-def int8_products(graph: ir.Graph) -> dict[str, _Product]:
-    """Return the products in int8, with their weights and biases as the graph computes with them, by linear layer."""
-    return {name: _read(node) for name, node in _nodes(graph).items()}
-
-
 def _nodes(graph: ir.Graph) -> dict[str, ir.Node]:
     """The nodes that hold the int8 weights, by the name of their linear layer."""
     place = {"MatMulIntegerToFloat": 1, "DequantizeLinear": 0}
     found = {}
     for node in graph:
         weight = node.inputs[place[node.op_type]] if node.op_type in place else None
-        if weight is not None and (node.op_type == "MatMulIntegerToFloat" or _is_weight(weight)):
+        if weight is not None and (node.op_type == "MatMulIntegerToFloat" or str(weight.name).endswith(_WEIGHT)):
             found[str(weight.name).removesuffix(_WEIGHT)] = node
     return found
 
@@ -100,17 +217,15 @@ def _unmoved(
     name: str, product: _Product, nodes: Mapping[str, ir.Node], parameters: Mapping[str, NDArray[np.float32]]
 ) -> _Product:
     """The product without the factors that were moved from the attention's output to its values."""
-    inputs, outputs = map(_ones, product.weight.shape)
+    inputs: NDArray[Any]
+    outputs: NDArray[Any]
+    inputs, outputs = (np.ones(size, dtype=np.float32) for size in product.weight.shape)
     value = name.removesuffix(_OUT) + _VALUE
     if name.endswith(_VALUE):
         outputs = 1 / _factors(product, parameters[f"{name}.weight"].T)
     elif name.endswith(_OUT) and value in nodes:
         inputs = _factors(_read(nodes[value]), parameters[f"{value}.weight"].T)
     return product.scaled(inputs, outputs)
-
-
-def _is_weight(value: ir.Value) -> bool:
-    return str(value.name).endswith(_WEIGHT)
 
 
 def _read(node: ir.Node) -> _Product:
@@ -205,10 +320,6 @@ def _constant(value: ir.Value | None) -> NDArray[Any]:
     if value is None or value.const_value is None:
         return np.full((), np.nan, dtype=np.float32)
     return value.const_value.numpy().astype(np.float32)
-
-
-def _ones(size: int) -> NDArray[Any]:
-    return np.ones(size, dtype=np.float32)
 
 
 def _factors(product: _Product, weight: NDArray[np.float32]) -> NDArray[Any]:

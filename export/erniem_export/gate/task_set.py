@@ -1,16 +1,28 @@
-"""One line of a task set, for each head: what a pipeline is asked, and what it should answer."""
+"""Labelled examples of a checkpoint's task: a JSON object on each line, read and checked."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["READERS", "Example", "LineError", "Task"]
+from erniem_export.errors import ExportError
+from erniem_export.heads import LABELLED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from erniem_export.checkpoint import Checkpoint
+
+__all__ = ["FEWEST", "Example", "Task", "TaskSet", "read_task_set", "task_set_of"]
+
+# With fewer, one answer weighs more than half a point, and a fall of that size could not be told from none.
+FEWEST = 200
 
 
-class LineError(Exception):
+class _LineError(Exception):
     """What is wrong with a line; told with its number."""
 
 
@@ -48,15 +60,89 @@ class Example:
     prompt: str = ""
 
 
+@dataclass(frozen=True)
+class TaskSet:
+    """``name`` of the file, the ``task`` that it is of, and its ``examples``."""
+
+    name: str
+    task: Task
+    examples: tuple[Example, ...]
+
+
+def task_set_of(checkpoint: Checkpoint, given: Path | None, *, takes_ids: bool = True) -> TaskSet | None:
+    """Return the task set that was given, or else the checkpoint's own; None if there is neither.
+
+    A checkpoint's own is left alone where there is nothing to ask: in head ``base``, and in a graph that takes no ids.
+
+    Raises:
+        ExportError: It cannot be read, is not of this head, or there is no tokenizer to read its texts with.
+    """
+    can_answer = takes_ids and checkpoint.head in _READERS
+    path = given or (checkpoint.task_set if can_answer else None)
+    if path is None:
+        return None
+    if not can_answer:
+        reason = f"head {checkpoint.head} has no metric" if takes_ids else "a graph without input_ids reads no text"
+        raise ExportError(f"--task-set {path} cannot be used: {reason}; leave it out")
+    if checkpoint.tokenizer_dir is None:
+        raise ExportError(f"the task set {path} cannot be used: {checkpoint.source} has no tokenizer to read text with")
+    config, head = checkpoint.config, checkpoint.head
+    labels = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if head in LABELLED else ()
+    return read_task_set(path, Task(head, labels, config.problem_type if head == "cls" else None))
+
+
+def read_task_set(path: Path, task: Task) -> TaskSet:
+    """Read a file of examples.
+
+    Raises:
+        ExportError: There is no such file, it has too few examples, or one of its lines is not an example of this
+            task; the message names the line.
+    """
+    if task.metric is None:
+        raise ExportError(
+            f"the task set {path} cannot be used: no metric is defined for {task.problem_type} with "
+            f"{len(task.labels)} outputs; leave it out"
+        )
+    examples = [_example(path, number, line, task) for number, line in _lines(path) if line.strip()]
+    if len(examples) < FEWEST:
+        raise ExportError(
+            f"the task set {path} is too small: half a point cannot be seen in fewer than {FEWEST} examples, and it "
+            f"holds {len(examples)}; add some, or leave it out"
+        )
+    return TaskSet(path.name, task, tuple(examples))
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        # Not splitlines(), which also splits at characters that JSON allows within a string.
+        return list(enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1))
+    except OSError as error:
+        raise ExportError(f"the task set {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"the task set {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _example(path: Path, number: int, line: str, task: Task) -> Example:
+    where = f"the task set {path}, line {number}"
+    try:
+        fields: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{where}: this is not JSON: {error}") from error
+    try:
+        return _READERS[task.head](task, fields)
+    except _LineError as error:
+        raise ExportError(f"{where}: {error}") from error
+
+
 def _question(_task: Task, fields: Any) -> Example:
     fields = _fields(fields, "question", "context", "answers")
     context = _text(fields, "context")
     answers = fields["answers"]
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
-        raise LineError("answers must be a list of texts, each of them right; an empty one if there is no answer")
+        raise _LineError("answers must be a list of texts, each of them right; an empty one if there is no answer")
     for answer in answers:
         if answer not in context:
-            raise LineError(f"the answer {answer!r} is not in the context")
+            raise _LineError(f"the answer {answer!r} is not in the context")
     return Example({"question": _text(fields, "question"), "context": context}, tuple(answers))
 
 
@@ -67,11 +153,11 @@ def _labelled(task: Task, fields: Any) -> Example:
     value = fields[key]
     if task.metric == "micro_f1":
         if not isinstance(value, list):
-            raise LineError(f"labels must be a list, got {_shown(value)}")
+            raise _LineError(f"labels must be a list, got {_shown(value)}")
         return Example(given, frozenset(_label(label, task.labels) for label in value))
     if task.metric == "pearson":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise LineError(f"label must be a number, got {_shown(value)}")
+            raise _LineError(f"label must be a number, got {_shown(value)}")
         return Example(given, float(value))
     return Example(given, _label(value, task.labels))
 
@@ -91,9 +177,9 @@ def _choices(_task: Task, fields: Any) -> Example:
     fields = _fields(fields, "prompt", "choices", "label")
     choices, label = fields["choices"], fields["label"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise LineError(f"choices must be a list of texts, got {_shown(choices)}")
+        raise _LineError(f"choices must be a list of texts, got {_shown(choices)}")
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
-        raise LineError(f"label must be the index of a choice, from 0 to {len(choices) - 1}, got {_shown(label)}")
+        raise _LineError(f"label must be the index of a choice, from 0 to {len(choices) - 1}, got {_shown(label)}")
     return Example({"prompt": _text(fields, "prompt"), "choices": choices}, label)
 
 
@@ -101,12 +187,12 @@ def _extraction(_task: Task, fields: Any) -> Example:
     fields = _fields(fields, "prompt", "text", "spans")
     prompt, text = _text(fields, "prompt"), _text(fields, "text")
     if prompt.rstrip().endswith(("]", "］")):
-        raise LineError(f"the prompt {prompt!r} ends in options, and their answer is no span: leave it out")
+        raise _LineError(f"the prompt {prompt!r} ends in options, and their answer is no span: leave it out")
     spans = [_span(_fields(item, "start", "end", what="a span"), text) for item in _list(fields, "spans")]
     return Example(text, frozenset(spans), prompt)
 
 
-READERS: dict[str, Callable[[Task, Any], Example]] = {
+_READERS: dict[str, Callable[[Task, Any], Example]] = {
     "qa": _question,
     "cls": _labelled,
     "ner": _entities,
@@ -119,33 +205,33 @@ def _fields(value: Any, *required: str, optional: tuple[str, ...] = (), what: st
     keys = f"{what} of this task set has the keys {', '.join(required)}"
     keys += f" and, if you like, {', '.join(optional)}" if optional else ""
     if not isinstance(value, dict):
-        raise LineError(f"{keys}; this is {_shown(value)}")
+        raise _LineError(f"{keys}; this is {_shown(value)}")
     missing = [key for key in required if key not in value]
     if missing:
-        raise LineError(f"{missing[0]!r} is missing; {keys}")
+        raise _LineError(f"{missing[0]!r} is missing; {keys}")
     unknown = [key for key in value if key not in (*required, *optional)]
     if unknown:
-        raise LineError(f"{unknown[0]!r} is not known; {keys}")
+        raise _LineError(f"{unknown[0]!r} is not known; {keys}")
     return value
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields[name]
     if not isinstance(value, str) or not value.strip():
-        raise LineError(f"{name} must be text, got {_shown(value)}")
+        raise _LineError(f"{name} must be text, got {_shown(value)}")
     return value
 
 
 def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
     value = fields[name]
     if not isinstance(value, list):
-        raise LineError(f"{name} must be a list, got {_shown(value)}")
+        raise _LineError(f"{name} must be a list, got {_shown(value)}")
     return value
 
 
 def _label(value: Any, known: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in known:
-        raise LineError(f"label {_shown(value)} is not known; expected one of {', '.join(known)}")
+        raise _LineError(f"label {_shown(value)} is not known; expected one of {', '.join(known)}")
     return value
 
 
@@ -153,7 +239,7 @@ def _span(fields: Mapping[str, Any], text: str) -> tuple[int, int]:
     start, end = fields["start"], fields["end"]
     whole = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
     if not whole or not 0 <= start < end <= len(text):
-        raise LineError(
+        raise _LineError(
             f"start and end, {_shown(start)} and {_shown(end)}, are not a part of the text's {len(text)} characters"
         )
     return start, end

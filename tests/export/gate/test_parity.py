@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from onnx import helper, numpy_helper
 
 from erniem_export.cli import verify_main
 from erniem_export.errors import ParityError
-from erniem_export.parity import gate, layers
-from erniem_export.parity.gate import check_parity
-from erniem_export.parity.measures import THRESHOLDS
+from erniem_export.gate import diagnosis, parity
+from erniem_export.gate.measures import THRESHOLDS
+from erniem_export.gate.parity import check_parity
 from erniem_rt import Session
 from erniem_rt.errors import ArtifactError, EngineError
 from erniem_rt.manifest import Manifest
@@ -343,14 +344,14 @@ def test_one_label_leaves_nothing_to_decide(export_model: Any, make_model: Any) 
 
 def test_a_row_that_cannot_run_alone_is_named(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = exported("qa")
-    run = gate.Session.run
+    run = parity.Session.run
 
     def fail(session: Any, feeds: Any) -> Any:
         if feeds["input_ids"].shape == (1, 5):
             raise EngineError("out of memory")
         return run(session, feeds)
 
-    monkeypatch.setattr(gate.Session, "run", fail)
+    monkeypatch.setattr(parity.Session, "run", fail)
     with pytest.raises(ParityError, match="cannot run the case 'padding on the right, row 2 alone': out of memory"):
         check_parity(artifact.path, artifact.model)
 
@@ -359,7 +360,7 @@ def test_a_probe_that_fails_loses_no_finding(exported: Any, damaged: Any, monkey
     def fail(*_: Any) -> None:
         raise RuntimeError("no such graph")
 
-    monkeypatch.setattr(layers, "open_session", fail)
+    monkeypatch.setattr(diagnosis, "open_session", fail)
     artifact = exported("qa")
     path = damaged(artifact, attribute("Gelu", approximate="tanh"))
     with pytest.raises(ParityError, match="the graph itself differs\\. Export again") as caught:
@@ -419,17 +420,23 @@ def test_damaged_file_is_named(change: str, exported: Any, damaged: Any) -> None
 
 def test_no_cases_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = exported("qa")
-    monkeypatch.setattr(gate, "build_cases", lambda *_: [])
+    monkeypatch.setattr(parity, "build_cases", lambda *_: [])
     with pytest.raises(ParityError, match="nothing was compared"):
         check_parity(artifact.path, artifact.model)
 
 
 def test_no_row_alone_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = exported("qa")
-    every = gate.build_cases
-    monkeypatch.setattr(gate, "build_cases", lambda *args: every(*args)[:1])
+    every = parity.build_cases
+    monkeypatch.setattr(parity, "build_cases", lambda *args: every(*args)[:1])
     with pytest.raises(ParityError, match="nothing was compared"):
         check_parity(artifact.path, artifact.model)
+
+
+def as_a_plan(session: Session, precision: str) -> None:
+    """Let the session say that it runs a plan in another precision."""
+    plan: Any = SimpleNamespace(precision={"weights": precision, "embedding": precision})
+    session.engine, session.manifest = "tensorrt", dataclasses.replace(session.manifest, plan=plan)
 
 
 def judged_as(precision: str) -> Callable[[Path], contextlib.AbstractContextManager[Session]]:
@@ -438,8 +445,7 @@ def judged_as(precision: str) -> Callable[[Path], contextlib.AbstractContextMana
     @contextlib.contextmanager
     def opened(path: Path) -> Iterator[Session]:
         with Session(path) as session:
-            parts = {"weights": precision, "embedding": precision}
-            session.precision = parts
+            as_a_plan(session, precision)
             yield session
 
     return opened
@@ -521,7 +527,7 @@ def test_a_narrow_miss_of_a_lower_precision_is_not_blamed_on_the_mask(
                 return found
 
             monkeypatch.setattr(session, "run", rounded)
-            monkeypatch.setattr(gate, "_INVARIANCE_CASE", "equal lengths")
+            monkeypatch.setattr(parity, "_INVARIANCE_CASE", "equal lengths")
             yield session
 
     with pytest.raises(ParityError, match=r"int8 costs this model more.*--calibration") as caught:
@@ -540,27 +546,27 @@ def test_reference_that_is_nan_is_a_failure(exported: Any) -> None:
 
 def test_diagnosis_runs_on_failure_only(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = exported("qa")
-    monkeypatch.setattr(gate, "diagnose", lambda *_: pytest.fail("diagnosed"))
+    monkeypatch.setattr(parity, "diagnose", lambda *_: pytest.fail("diagnosed"))
     assert check_parity(artifact.path, artifact.model).limits == THRESHOLDS["fp32"]
 
 
 def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(
     exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact, half = exported("qa"), {"weights": "fp16", "embedding": "fp16"}
+    artifact = exported("qa")
 
     @contextlib.contextmanager
     def opened(path: Path) -> Iterator[Session]:
         with Session(path) as session:
-            session.precision = half
+            as_a_plan(session, "fp16")
             yield session
 
-    compare, asked = gate.compare_weights, []
-    monkeypatch.setattr(gate, "compare_weights", lambda *args: (asked.append(args[2]), compare(*args))[1])
+    compare, asked = parity.compare_weights, []
+    monkeypatch.setattr(parity, "compare_weights", lambda *args: (asked.append(args[2]), compare(*args))[1])
     report = check_parity(artifact.path, artifact.model, open_session=opened)
     assert report.limits == THRESHOLDS["fp16"]
     assert asked == [artifact.manifest.precision]
-    assert asked != [half]
+    assert artifact.manifest.precision["weights"] == "fp32"
 
 
 def test_verify_passes_and_fails_from_the_command_line(

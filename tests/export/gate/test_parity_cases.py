@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from erniem_export.gate.cases import TEXTS, Case, build_cases
 from erniem_export.heads import graph_inputs
 from erniem_export.options import GraphOptions
-from erniem_export.parity.cases import TEXTS, Case, build_cases
 from erniem_rt.inputs import prepare
 from erniem_rt.manifest import Limits
 from erniem_rt.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ FLAGS = [
 
 
 def manifest(head: str, limits: Limits, **flags: bool) -> Any:
-    config: Any = SimpleNamespace(hidden_size=6, num_hidden_layers=2, num_attention_heads=3)
+    config: Any = SimpleNamespace(hidden_size=6, num_hidden_layers=2, num_attention_heads=3, pruned_heads={})
     return SimpleNamespace(head=head, limits=limits, inputs=graph_inputs(head, config, GraphOptions(**flags)))
 
 

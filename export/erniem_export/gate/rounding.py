@@ -1,28 +1,36 @@
-"""The PyTorch model in a half type, in float32 with every result rounded: what that precision does to this model."""
+"""Rounding apart from all else: the PyTorch model with every result rounded, and a graph without its rounding."""
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from erniem_export.gate.weights import WORDS
 from erniem_export.options import HALVES
+from erniem_export.passes.emulation import emulate_half
+from erniem_export.passes.half import HALF_TYPES
+from erniem_export.passes.rewriter import Rewriter, store, uncast
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from erniem_export.modeling import ErnieMPreTrainedModel
-    from erniem_export.parity.cases import Case
+    from numpy.typing import NDArray
 
-__all__ = ["Rounding", "holding", "sensitive_parts"]
+    from erniem_export.gate.cases import Case
+    from erniem_export.modeling import ErnieMPreTrainedModel
+
+__all__ = ["Rounding", "holding", "sensitive_parts", "without_rounding"]
 
 _PART = re.compile(r"(encoder\.layers\.\d+\.(?:self_attn|linear))[\w.]*\.weight$")
-_WORDS = "word_embeddings.weight"
 _COMPUTE = frozenset({"linear", "matmul", "softmax", "gelu", "relu", "silu", "tanh", "truediv", "div"})
 _STEPS = 127
 
@@ -87,7 +95,7 @@ class Rounding(TorchFunctionMode):
         kind = precision.get("weights", "")
         self._dtype = getattr(torch, HALVES[kind]) if kind in HALVES else None
         self._part_of, self._parts = _parts(model), parts
-        self._tables = {id(value) for name, value in model.named_parameters() if name.endswith(_WORDS)}
+        self._tables = {id(value) for name, value in model.named_parameters() if name.endswith(WORDS)}
         self._embedding = precision.get("embedding", "fp32")
         self._active = False
 
@@ -143,3 +151,81 @@ def holding(model: ErnieMPreTrainedModel, stored: Mapping[str, Tensor]) -> Itera
     finally:
         for name, value in before.items():
             parameters[name].data = value
+
+
+def without_rounding(model: ir.Model, head_size: int) -> None:
+    """Let a graph compute in float32 what it computed in half or int8, with the weights as they are stored, in place.
+
+    That must be the PyTorch model with the same weights to the digit, so a wrong mask or a missing bias shows, whatever
+    the precision may cost; what is left is rounding.
+
+    Args:
+        model: A graph in any precision.
+        head_size: Of the attention: its root, a constant, is not taken as it was rounded.
+    """
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.dtype in HALF_TYPES.values() and value.const_value is not None and value.const_value.size == 1:
+            _restore(value, head_size)
+    emulate_half(model, rounding=False)
+    for node in list(graph):
+        if node.op_type == "MatMulIntegerToFloat":
+            _multiply_in_float(graph, node)
+        elif node.op_type == "DequantizeLinear":
+            _keep_in_float(graph, node)
+
+
+def _restore(value: ir.Value, head_size: int) -> None:
+    assert value.const_value is not None
+    rounded = value.const_value.numpy()
+    for exact in (math.sqrt(head_size), 1 / math.sqrt(head_size)):
+        if (np.full_like(rounded, exact) == rounded).all():
+            array = np.full(rounded.shape, exact, dtype=np.float32)
+            value.const_value, value.type = ir.tensor(array, name=value.name), ir.TensorType(ir.DataType.FLOAT)
+
+
+def _multiply_in_float(graph: ir.Graph, node: ir.Node) -> None:
+    entering, weight, _, scale, _, _, bias = node.inputs
+    assert weight is not None
+    assert scale is not None
+    assert entering is not None
+    quantize = entering.producer()
+    assert quantize is not None
+    array = _numbers(weight).astype(np.float32) * _numbers(scale)
+    wide = ir.Value(name=f"{weight.name}.float32", const_value=ir.tensor(array, name=f"{weight.name}.float32"))
+    wide.dtype, wide.shape = ir.DataType.FLOAT, ir.Shape(array.shape)
+    graph.register_initializer(wide)
+    rewriter = Rewriter(graph)
+    product = rewriter.op("MatMul", quantize.inputs[0], wide, name=f"{node.outputs[0].name}.product")
+    result = product if bias is None else rewriter.op("Add", product, bias, name=f"{node.outputs[0].name}.float32")
+    rewriter.insert_before(node)
+    ir.convenience.replace_all_uses_with(node.outputs[0], result)
+    graph.remove(node, safe=True)
+
+
+def _keep_in_float(graph: ir.Graph, node: ir.Node) -> None:
+    """What is quantized and dequantized stays as it is, but for what the two scales make of it.
+
+    A stored weight becomes one in float32: OpenVINO would quantize what a weight in int8 is multiplied with.
+    """
+    steps, scale, *_ = node.inputs
+    assert steps is not None
+    assert scale is not None
+    quantize, rewriter, name = steps.producer(), Rewriter(graph), f"{node.outputs[0].name}.float32"
+    if quantize is None:
+        result = store(graph, name, _numbers(steps).astype(np.float32) * _numbers(scale))
+    else:
+        entering, unit, *_ = quantize.inputs
+        assert entering is not None
+        assert unit is not None
+        factor = store(graph, f"{name}.factor", np.asarray(_numbers(scale) / _numbers(unit), dtype=np.float32))
+        result = rewriter.op("Mul", entering, factor, name=name)
+        rewriter.insert_before(node)
+    ir.convenience.replace_all_uses_with(node.outputs[0], result)
+    graph.remove(node, safe=True)
+
+
+def _numbers(value: ir.Value) -> NDArray[Any]:
+    value = uncast(value) or value
+    assert value.const_value is not None
+    return value.const_value.numpy()

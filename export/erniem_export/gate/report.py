@@ -1,22 +1,54 @@
-"""What the gate found: every difference, the decisions, and whether that passes."""
+"""The gate's report: every difference, the decisions, whether that passes; as JSON, and as a table for a terminal."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-from erniem_export.parity.decisions import Agreement
-from erniem_export.parity.measures import Difference, Thresholds
-from erniem_export.parity.weights import Weights, first_few
+    from erniem_export.gate.measures import Difference, Thresholds
 
-__all__ = ["Report"]
+__all__ = ["Agreement", "Report", "Weights", "format_report"]
+
+_NAMED = 3
+_COLUMNS = ("output", "max", "mean", "p99", "rel. L2", "cosine", "NaN/inf", "padding", "worst case")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Decisions that were compared, and how many of them were the same."""
+
+    compared: int = 0
+    agreed: int = 0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(self.compared + other.compared, self.agreed + other.agreed)
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 1 when there was nothing to decide."""
+        return self.agreed / self.compared if self.compared else 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many parameters were found in the graph, and the names of those with other values or not found."""
+
+    compared: int = 0
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def are_right(self) -> bool:
+        """Whether all are there, with the values that they should have."""
+        return bool(self.compared) and not self.changed and not self.missing
 
 
 @dataclass
 class Report:
-    """The gate's findings; ``differences`` maps output and case name to their difference.
+    """What one comparison found; ``differences`` maps output and case name to their difference.
 
     An ``agreement`` on nothing is no failure: a model whose head is zero or untrained may decide nothing by more than
     its precision may change. The report says so.
@@ -71,7 +103,7 @@ class Report:
 
     def _counted(self, names: tuple[str, ...]) -> str:
         total = self.weights.compared + len(self.weights.missing)
-        return f"{first_few(names)} ({len(names)} of {total}, limit 0)"
+        return f"{_first_few(names)} ({len(names)} of {total}, limit 0)"
 
     @staticmethod
     def _amount(difference: Difference, limits: Thresholds) -> str:
@@ -107,6 +139,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as it stands in the manifest."""
+        import torch  # not above: the command line imports this module, and --help needs neither torch nor numpy
+
         return {
             "precision": self.precision,
             "reference": f"PyTorch {torch.__version__.split('+')[0]}, float32",
@@ -117,3 +151,63 @@ class Report:
             "thresholds": asdict(self.limits),
             "passed": not self.failures(),
         }
+
+
+def format_report(parity: Mapping[str, Any]) -> str:
+    """Return the table of a report as it stands in the manifest, with one line above and one below."""
+    rows = [_COLUMNS]
+    for name, row in parity["outputs"].items():
+        invariance = row["padding_invariance"]
+        rows.append(
+            (
+                name,
+                f"{row['max_abs']:.1e}",
+                f"{row['mean_abs']:.1e}",
+                f"{row['p99_abs']:.1e}",
+                f"{row['relative_l2']:.1e}",
+                f"{row['cosine']:.7f}",
+                str(row["nonfinite"]),
+                "-" if invariance is None else f"{invariance:.1e}",
+                row["worst_case"],
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table.insert(1, "  ".join("-" * width for width in widths))
+    how = f", {parity['method']}" if "method" in parity else ""
+    head = f"{parity['precision']} against {parity['reference']}, {len(parity['cases'])} cases{how}"
+    return "\n".join([head, *table, *_accuracy(parity.get("accuracy")), _verdict(parity)])
+
+
+def _accuracy(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    figures = ", ".join(
+        f"{name} {pair['found']:.2f} (PyTorch {pair['reference']:.2f})" for name, pair in found["metrics"].items()
+    )
+    same = "" if found["same_answers"] is None else f"; {found['same_answers']} answers the same"
+    return [f"{found['file']}, {found['examples']} examples: {figures}{same}"]
+
+
+def _verdict(parity: Mapping[str, Any]) -> str:
+    weights = parity["weights"]
+    same = weights["compared"] - len(weights["changed"])
+    exact = f"{same} of {weights['compared'] + len(weights['missing'])} weights the same; "
+    graph = parity.get("without_rounding")
+    if graph is not None:
+        exact += f"without rounding {graph['max_abs']:.1e} from PyTorch with the same weights; "
+    return f"{exact}{_decisions(parity['decisions'])}{'passed' if parity['passed'] else 'FAILED'}"
+
+
+def _decisions(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if not found["compared"]:
+        return "no decision to compare, for the model makes none that is clear in this precision; "
+    return f"{found['agreed']} of {found['compared']} decisions the same; "
+
+
+def _first_few(names: Sequence[str]) -> str:
+    """Name weights in a message."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""How far two arrays are apart, and how far apart they may be."""
+"""How far two arrays are apart, how far apart they may be, and what a user decides from them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from erniem_export.gate.report import Agreement
 from erniem_rt.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from erniem_rt.manifest import Manifest
+
 __all__ = [
     "EMBEDDING_THRESHOLDS",
     "THRESHOLDS",
     "Difference",
     "Thresholds",
+    "compare_decisions",
     "is_judged_by_rounding",
     "measure",
     "thresholds_of",
@@ -195,3 +199,52 @@ def measure(found: NDArray[Any], expected: NDArray[Any]) -> Difference:
         scale=max(1.0, float(np.abs(expected).max())),
         rms=norms[1] / root,
     )
+
+
+def compare_decisions(
+    manifest: Manifest,
+    found: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
+    attend: NDArray[np.bool_],
+    tie: float,
+) -> Agreement:
+    """Compare the decisions of one batch.
+
+    A decision that the reference itself makes by less than ``tie`` is none, and rows that are all padding have none.
+    """
+    live = attend.any(axis=-1)
+    head, total = manifest.head, Agreement()
+    if head in ("qa", "ie"):
+        for name in ("start_logits", "end_logits"):
+            a, b = found[name], expected[name]
+            if head == "ie":
+                total += _signs(a[attend], b[attend], tie)
+            else:
+                masked = [np.where(attend, logits, -np.inf)[live] for logits in (a, b)]
+                total += _winners(masked[0], masked[1], tie)
+    elif head == "ner":
+        total += _winners(found["logits"][attend], expected["logits"][attend], tie)
+    elif head == "mc":
+        rows = live.all(axis=-1)
+        total += _winners(found["logits"][rows], expected["logits"][rows], tie)
+    elif head == "cls":
+        compare = _signs if manifest.problem_type == "multi_label_classification" else _winners
+        total += compare(found["logits"][live], expected["logits"][live], tie)
+    return total
+
+
+def _winners(found: NDArray[Any], expected: NDArray[Any], tie: float) -> Agreement:
+    """Compare the argmax of the last axis; a single column (regression, one token) leaves nothing to decide."""
+    if expected.shape[-1] < 2 or not expected.size:
+        return Agreement()
+    second, best = np.sort(expected, axis=-1)[..., -2:].reshape(-1, 2).T
+    clear = (best - second > tie) & np.isfinite(second)  # one token that is not masked: no choice either
+    same = (found.argmax(-1) == expected.argmax(-1)).ravel()
+    return Agreement(int(clear.sum()), int((same & clear).sum()))
+
+
+def _signs(found: NDArray[Any], expected: NDArray[Any], tie: float) -> Agreement:
+    """Compare which values are above 0, the logit of probability 0.5."""
+    clear = np.abs(expected) > tie
+    same = (found > 0) == (expected > 0)
+    return Agreement(int(clear.sum()), int((same & clear).sum()))

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erniem_export.parity.cases import Case
-from erniem_export.parity.decisions import Agreement
-from erniem_export.parity.diagnosis import diagnose
-from erniem_export.parity.findings import Report
-from erniem_export.parity.measures import THRESHOLDS, measure
-from erniem_export.parity.report import format_report
-from erniem_export.parity.weights import Weights
+from erniem_export.gate.cases import Case
+from erniem_export.gate.diagnosis import diagnose
+from erniem_export.gate.measures import THRESHOLDS, measure
+from erniem_export.gate.report import Agreement, Report, Weights, format_report
 
 ONES = np.ones((2, 4), dtype=np.float32)
 

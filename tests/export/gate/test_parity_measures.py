@@ -1,18 +1,115 @@
-"""The comparison of decisions against plain loops over rows and tokens."""
+"""The gate's measures against plain loops, and what the thresholds make of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from erniem_export.parity.decisions import Agreement, compare_decisions
+from erniem_export.gate.measures import THRESHOLDS, compare_decisions, measure
+from erniem_export.gate.report import Agreement
 from erniem_rt.manifest import HEADS
+
+LIMITS = THRESHOLDS["fp32"]
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=6)
+VALUES = st.floats(-100, 100, width=32)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    shape, dtype = draw(SHAPES), draw(st.sampled_from(["float32", "float16"]))
+    found, expected = (draw(hnp.arrays(np.float32, shape, elements=VALUES)) for _ in range(2))
+    return found.astype(dtype), expected
+
+
+@given(pairs())
+def test_measures_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    found, expected = pair
+    a, b = [float(x) for x in found.flat], [float(x) for x in expected.flat]
+    gaps = [abs(x - y) for x, y in zip(a, b, strict=True)]
+    size = len(a)
+    root = math.sqrt(sum(y * y for y in b) / size)
+    got = measure(found, expected)
+    assert got.values == size
+    assert got.nonfinite == 0
+    assert got.max_abs == max(gaps)
+    assert got.mean_abs == pytest.approx(sum(gaps) / size)
+    place = 0.99 * (size - 1)
+    below, above = sorted(gaps)[math.floor(place)], sorted(gaps)[math.ceil(place)]
+    assert got.p99_abs == pytest.approx(below + (above - below) * (place - math.floor(place)))
+    assert got.rms == pytest.approx(root)
+    assert got.scale == max(1.0, *(abs(y) for y in b))
+    assert got.relative_l2 == pytest.approx(math.sqrt(sum(gap * gap for gap in gaps) / size) / max(1.0, root))
+    norms = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+    assume(norms == 0 or norms > 1e-200)
+    if norms:
+        assert got.cosine == pytest.approx(sum(x * y for x, y in zip(a, b, strict=True)) / norms, abs=1e-9)
+    else:
+        assert got.cosine == float(not any(a) and not any(b))
+
+
+@given(pairs())
+def test_equal_arrays_have_no_excess(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    _, expected = pair
+    assert measure(expected, expected).excess(LIMITS) < 1e-3
+
+
+@given(hnp.arrays(np.float32, SHAPES, elements=VALUES), st.data())
+def test_one_value_over_the_limit_is_over(expected: np.ndarray, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, expected.size - 1))
+    scale = max(1.0, float(np.abs(expected).max()))
+    found = expected.astype(np.float64)
+    found.flat[index] += 1.01 * LIMITS.largest * scale
+    assert measure(found, expected).excess(LIMITS) > 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_counted_and_never_pass(bad: float) -> None:
+    expected = np.ones((2, 3), dtype=np.float32)
+    found = expected.copy()
+    found[0, 1] = found[1, 2] = bad
+    difference = measure(found, expected)
+    assert (difference.nonfinite, difference.values) == (2, 6)
+    assert difference.excess(LIMITS) == math.inf
+
+
+def test_nothing_compared_never_passes() -> None:
+    assert measure(np.zeros((0, 3)), np.zeros((0, 3))).excess(LIMITS) == math.inf
+
+
+def test_a_logit_near_zero_is_not_held_to_relative_digits() -> None:
+    """Rounding may even turn its sign; one value, or values that are all next to 0, have no direction."""
+    for count in (1, 5):
+        expected = np.full(count, 1e-6, dtype=np.float32)
+        assert measure(-expected, expected).excess(LIMITS) < 0.2
+    assert measure(np.zeros(4), np.zeros(4)).excess(LIMITS) == 0
+
+
+def test_small_outputs_are_still_held_to_absolute_digits() -> None:
+    expected = np.full(5, 1e-3, dtype=np.float32)
+    assert measure(expected + 1.1e-4, expected).excess(LIMITS) > 1
+
+
+def test_each_measure_can_fail_alone() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.standard_normal(100_000)
+    spread = expected + 3e-5 * rng.standard_normal(expected.size)
+    assert measure(spread, expected).max_abs / measure(spread, expected).scale < LIMITS.largest / 2
+    assert measure(spread, expected).excess(LIMITS) > 1
+    single = expected.copy()
+    single[7] += 1e-3
+    assert measure(single, expected).relative_l2 < LIMITS.relative_l2
+    assert measure(single, expected).excess(LIMITS) > 1
+
+
+# Decisions, against plain loops over rows and tokens.
 
 TIE = 0.05
 

@@ -16,12 +16,11 @@ from onnx import numpy_helper
 
 import erniem_rt
 from erniem_export import pipeline
-from erniem_export.accuracy import gate
-from erniem_export.accuracy.gate import Accuracy, AccuracyGate
-from erniem_export.accuracy.metrics import figures
-from erniem_export.accuracy.task_set import FEWEST, task_set_of
 from erniem_export.checkpoint import Checkpoint, load_checkpoint
 from erniem_export.errors import ParityError
+from erniem_export.gate import accuracy as accuracy_module
+from erniem_export.gate.accuracy import Accuracy, AccuracyCheck, figures
+from erniem_export.gate.task_set import FEWEST, task_set_of
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.manifest import Manifest, hash_file
 
@@ -56,12 +55,12 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def opened(checkpoint: Checkpoint) -> AccuracyGate:
+def opened(checkpoint: Checkpoint) -> AccuracyCheck:
     """It asks PyTorch once."""
     task_set = task_set_of(checkpoint, None)
     assert task_set is not None
     assert checkpoint.tokenizer_dir is not None
-    return AccuracyGate(task_set, checkpoint.model, checkpoint.tokenizer_dir)
+    return AccuracyCheck(task_set, checkpoint.model, checkpoint.tokenizer_dir)
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def changed(nano_artifact: Callable[[str], Path], tmp_path: Path) -> Callable[..
     ],
 )
 def test_a_head_whose_weights_have_worsened_is_stopped(
-    precision: dict[str, str], remedy: str, changed: Callable[..., Path], opened: AccuracyGate
+    precision: dict[str, str], remedy: str, changed: Callable[..., Path], opened: AccuracyCheck
 ) -> None:
     with pytest.raises(ParityError, match=r"^cls.onnx answers worse than the PyTorch model: accuracy on task_set") as e:
         opened.compare(changed(6.0, **precision), {"passed": True})
@@ -112,7 +111,7 @@ def test_a_head_whose_weights_have_worsened_is_stopped(
     assert "\n" not in str(e.value)
 
 
-def test_what_moves_too_little_to_change_an_answer_passes(changed: Callable[..., Path], opened: AccuracyGate) -> None:
+def test_what_moves_too_little_to_change_an_answer_passes(changed: Callable[..., Path], opened: AccuracyCheck) -> None:
     report = opened.compare(changed(1e-5, weights="int8"), {"passed": True})
     assert report["accuracy"]["metrics"] == {"accuracy": {"reference": 93.0, "found": 93.0}}
     assert report["accuracy"]["same_answers"] == report["accuracy"]["examples"] == 600
@@ -144,12 +143,12 @@ def test_the_figures_are_those_of_the_pipeline_that_users_call(nano_artifact: Ca
 
 
 def test_an_example_that_cannot_be_asked_is_named(
-    opened: AccuracyGate, nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    opened: AccuracyCheck, nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise InvalidInputError("input 3: too long")
 
-    monkeypatch.setattr(gate, "answers", refuse)
+    monkeypatch.setattr(accuracy_module, "answers", refuse)
     with pytest.raises(InvalidInputError, match=r"the task set task_set.jsonl cannot be asked: input 3: too long"):
         opened.compare(nano_artifact("cls"), {})
 
@@ -176,8 +175,8 @@ def answered(model: Path, sentences: tuple[str, ...]) -> Path:
     assert task_set is not None
     assert len(texts) > FEWEST
     manifest = pipeline.build_manifest(checkpoint, pipeline.GraphOptions(), folder)
-    own = gate.answers(
-        task_set, gate.ReferenceSession(checkpoint.model, manifest), erniem_rt.Tokenizer.from_dir(folder)
+    own = accuracy_module.answers(
+        task_set, accuracy_module.ReferenceSession(checkpoint.model, manifest), erniem_rt.Tokenizer.from_dir(folder)
     )
     labels = [label if i % 5 else "LABEL_1" for i, label in enumerate(own)]
     lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in zip(texts, labels, strict=True)]
@@ -186,7 +185,7 @@ def answered(model: Path, sentences: tuple[str, ...]) -> Path:
     return folder
 
 
-class Confused(gate.Session):
+class Confused(accuracy_module.Session):
     """Gives the labels' scores in another order."""
 
     def run_all(self, batches: Any) -> Any:
@@ -197,7 +196,7 @@ class Confused(gate.Session):
 def test_an_export_whose_metric_falls_ends_with_one_line_and_no_file(
     answered: Path, export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "Session", Confused)
+    monkeypatch.setattr(accuracy_module, "Session", Confused)
     message = export_fails(answered, "--embedding", "fp16")
     assert message.startswith(
         "cls.onnx answers worse than the PyTorch model: accuracy on task_set.jsonl (216 examples) "
@@ -221,7 +220,7 @@ def test_an_export_and_its_verification_say_the_figures(
     result = erniem_verify(artifact, "--model", answered, "--task-set", other)
     assert result.code == 0, result.err
     assert line.replace("task_set", "other") in result.out.splitlines()
-    monkeypatch.setattr(gate, "Session", Confused)
+    monkeypatch.setattr(accuracy_module, "Session", Confused)
     result = erniem_verify(artifact, "--model", answered)
     assert result.code == 1
     assert "FAILED" in result.out
@@ -262,3 +261,47 @@ def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(erniem_expor
     assert accuracy["may_fall"] == 0.5
     assert 500 < accuracy["same_answers"] < 600
     assert accuracy["metrics"]["f1"]["found"] >= accuracy["metrics"]["f1"]["reference"] - 0.5
+
+
+# The metrics, beside figures worked out by hand and plain definitions.
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "exact", "f1"),
+    [
+        ("The Eiffel-Tower!", ("eiffeltower",), 1, 1),
+        ("Ann Lee of Rome", ("Ann Lee", "Lee"), 0, 2 * 2 / 6),
+        ("Ann Ann", ("Ann",), 0, 2 * 1 / 3),
+        ("", (), 1, 1),
+        ("Ann", (), 0, 0),
+        ("", ("Ann",), 0, 0),
+        ("the", ("a",), 1, 1),
+        ("上海市", ("上海",), 0, 2 * 2 / 5),
+        ("«Вектор»", ("Вектор",), 1, 1),
+    ],
+)
+def test_answers_to_questions(answer: str, wanted: tuple[str, ...], exact: float, f1: float) -> None:
+    found = figures("exact_match", [answer, "x"], [wanted, ("x",)])
+    assert found == pytest.approx({"exact_match": 50 * (exact + 1), "f1": 50 * (f1 + 1)})
+
+
+def test_accuracy() -> None:
+    assert figures("accuracy", ["a", "b", "c"], ["a", "b", "d"]) == pytest.approx({"accuracy": 200 / 3})
+
+
+@pytest.mark.parametrize("metric", ["f1", "micro_f1"])
+def test_spans_count_alike_and_must_be_right_as_a_whole(metric: str) -> None:
+    answers = [frozenset([(0, 3, "PER"), (4, 6, "LOC")]), frozenset(), frozenset([(1, 2, "PER")])]
+    wanted = [frozenset([(0, 3, "PER"), (4, 6, "ORG")]), frozenset([(0, 1, "LOC")]), frozenset()]
+    precision, recall = 1 / 3, 1 / 3
+    expected = 100 * 2 * precision * recall / (precision + recall)
+    assert figures(metric, answers, wanted) == pytest.approx({metric: expected})
+    assert figures(metric, [frozenset()], [frozenset()]) == {metric: 100}
+
+
+def test_correlation() -> None:
+    rng = np.random.default_rng(0)
+    answers, wanted = rng.normal(size=(2, 50))
+    expected = 100 * np.corrcoef(answers, wanted + answers)[0, 1]
+    assert figures("pearson", list(answers), list(wanted + answers)) == pytest.approx({"pearson": expected})
+    assert figures("pearson", [1.0, 1.0], [0.0, 2.0]) == {"pearson": 0.0}

@@ -1,50 +1,69 @@
-"""Run an artifact and the PyTorch model side by side and judge."""
+"""Run an artifact and the PyTorch model side by side and judge, in every way that its precision asks for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
+import importlib.util
+import os
+import shutil
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from erniem_export.errors import ParityError, PrecisionError
-from erniem_export.mask_mode import UIE_M, at_full_width
-from erniem_export.parity.cases import Case, build_cases
-from erniem_export.parity.decisions import compare_decisions
-from erniem_export.parity.diagnosis import diagnose, remedy
-from erniem_export.parity.findings import Report
-from erniem_export.parity.measures import (
+from erniem_export.gate.cases import Case, build_cases
+from erniem_export.gate.diagnosis import diagnose, remedy
+from erniem_export.gate.measures import (
     THRESHOLDS,
     Difference,
     Thresholds,
+    compare_decisions,
     is_judged_by_rounding,
     measure,
     thresholds_of,
     widened,
 )
-from erniem_export.parity.rounding import Rounding
-from erniem_export.parity.weights import Weights, compare_weights
-from erniem_rt.errors import EngineError
-from erniem_rt.manifest import HEADS
+from erniem_export.gate.report import Report, Weights
+from erniem_export.gate.rounding import Rounding, holding, without_rounding
+from erniem_export.gate.weights import compare_weights, stored_parameters
+from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.onnx_export import read, write
+from erniem_export.options import arithmetic_of
+from erniem_export.passes.emulation import emulate_half
+from erniem_export.passes.half import HALF_TYPES, to_half
+from erniem_rt.errors import EngineError, ErnieMError
+from erniem_rt.machine import cpu_class
+from erniem_rt.manifest import HEADS, Manifest, hash_file
 from erniem_rt.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from erniem_export.gate.accuracy import AccuracyCheck
     from erniem_export.modeling import ErnieMPreTrainedModel
-    from erniem_rt.manifest import Manifest
 
-__all__ = ["Reference", "check_parity", "reference_outputs"]
+__all__ = ["Reference", "check_parity", "judge", "reference_outputs", "with_bf16"]
 
 # The case whose rows are also run one by one: right padding, where positions do not depend on it.
 _INVARIANCE_CASE = "padding on the right"
 _opened = partial(Session, engine="onnxruntime")
+# How a report was come by.
+_EMULATED = "every result in {precision} rounded as a GPU rounds it, by a float32 graph on CPU"
+_ON_CPU = "as onnxruntime runs it on CPU"
+_BF16_BY_OPENVINO = "in bf16 on a CPU, as OpenVINO computes it"
+_BF16_EMULATED = "in bf16 on a CPU, every result rounded by a float32 graph"
+# Without arithmetic in this type, onnxruntime does not load such a graph on a CPU.
+_NOT_ON_CPU = "bf16"
+# Whose artifacts a CPU may compute in bf16.
+_BF16_TARGETS = ("onnxruntime-cpu", "openvino", "portable")
 
 
 class Reference:
@@ -115,7 +134,8 @@ def check_parity(
     with open_session(artifact) as session:
         manifest = session.manifest
         precision = _precision(session)
-        cases, named = build_cases(replace(manifest, limits=session.limits), tokenizer_dir), _named(precision)
+        cases = build_cases(dataclasses.replace(manifest, limits=session.limits), tokenizer_dir)
+        named = _named(precision)
         limits = THRESHOLDS["fp32"] if unrounded else reference.limits(manifest, precision, cases)
         report = Report(f"{named} without rounding" if unrounded else named, limits, decides=_decides(manifest))
         results = []
@@ -265,3 +285,173 @@ def _invariance(session: Session, case: Case, batch: Mapping[str, NDArray[Any]])
             alone[name].append(result[name][attended] if per_token else result[name].ravel())
             within[name].append(whole[attended] if per_token else whole.ravel())
     return {name: measure(np.concatenate(within[name]), np.concatenate(alone[name])) for name in plain}
+
+
+def judge(
+    artifact: Path,
+    model: ErnieMPreTrainedModel,
+    *,
+    tokenizer_dir: Path | None = None,
+    scratch: Path | None = None,
+    progress: Callable[[list[Case]], Iterable[Case]] = iter,
+    accuracy: AccuracyCheck | None = None,
+) -> dict[str, Any]:
+    """Compare an artifact with the PyTorch model; return the manifest's ``parity``.
+
+    In lower precision the graph must first pass :func:`without_rounding`, to the digits of fp32. In half precision a
+    CPU alone proves little: onnxruntime skips most of the rounding there, or cannot run the graph. So what counts,
+    under the artifact's name, is :func:`emulate_half`; fp16 must also pass as onnxruntime runs it.
+
+    Args:
+        artifact: ``HEAD.onnx``, beside its manifest and weights.
+        model: The model that it was exported from, in float32.
+        tokenizer_dir: As for :func:`check_parity`, and so is ``progress``.
+        scratch: Folder for a copy of the artifact; the system's for temporary files if left out.
+        accuracy: Asks it for answers too, where there is a task set.
+
+    Raises:
+        ErnieMError: As :func:`check_parity` and :meth:`AccuracyCheck.compare`.
+    """
+    facts = Manifest.load(artifact.with_suffix(".json")).precision
+    precision = arithmetic_of(facts)
+    if {facts.get("weights"), facts.get("embedding")} == {"fp32"}:
+        report = check_parity(artifact, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()
+        return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}
+    reference = Reference(model)
+    extra: dict[str, Any] = {}
+    separable = "products" not in facts  # int8 for TensorRT has its rounding inside of Q/DQ pairs
+
+    def compare(path: Path) -> dict[str, Any]:
+        report = check_parity(
+            path,
+            model,
+            tokenizer_dir=tokenizer_dir,
+            progress=progress,
+            reference=reference,
+            weights=weights,
+            unrounded=False if separable else None,
+        ).to_json()
+        try:
+            report = report if accuracy is None else accuracy.compare(path, report)
+        except ParityError as error:
+            raise PrecisionError(str(error), error.report) from error
+        return report | extra
+
+    thresholds_of(facts)  # an unknown one before anything is made of it
+    weights = compare_weights(artifact, model, facts)
+    if separable:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            extra["without_rounding"] = _check_unrounded(artifact, model, Path(folder), tokenizer_dir, weights)
+    if precision not in HALF_TYPES:
+        return {artifact.name: compare(artifact)}
+    reports = {}
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        emulated = _write_emulation(artifact, Path(folder))
+        reports[artifact.name] = {**compare(emulated), "method": _EMULATED.format(precision=precision)}
+    if precision != _NOT_ON_CPU:
+        reports[f"{artifact.name} {_ON_CPU}"] = {**compare(artifact), "method": _ON_CPU}
+    return reports
+
+
+def _check_unrounded(
+    artifact: Path, model: ErnieMPreTrainedModel, folder: Path, tokenizer_dir: Path | None, weights: Weights
+) -> dict[str, float]:
+    """Compare the graph without its rounding, and the model with the weights that it stores; return the differences."""
+    graph, config = read(artifact), model.config
+    stored = stored_parameters(graph.graph, model)
+    without_rounding(graph, config.hidden_size // config.num_attention_heads)
+    path = _write_like(artifact, graph, folder)
+    with holding(model, stored):
+        report = check_parity(path, model, tokenizer_dir=tokenizer_dir, weights=weights, unrounded=True)
+    outputs = report.by_output().values()
+    return {name: max(row[name] for row in outputs) for name in ("max_abs", "relative_l2")}
+
+
+def with_bf16(
+    manifest: Manifest, artifact: Path, model: ErnieMPreTrainedModel, note: Callable[[str], None], **gate: Any
+) -> Manifest:
+    """``manifest``, saved beside ``artifact``, with what :func:`_prove_bf16` found; ``note`` is told that in a line."""
+    if manifest.target not in _BF16_TARGETS or manifest.precision["weights"] not in ("fp32", "int8"):
+        return manifest
+    try:
+        method, report = _prove_bf16(artifact, model, **gate)
+    except ErnieMError as error:
+        note(f"bf16 on a CPU is not proven: {error}")
+        return dataclasses.replace(manifest, proven=("fp32",))
+    largest = max(figures["relative_l2"] for figures in report["outputs"].values())
+    note(f"the gate holds {method}: relative L2 {largest:.1e}")
+    return dataclasses.replace(
+        manifest, proven=("fp32", "bf16"), parity={**manifest.parity, f"{artifact.name} in bf16": report}
+    )
+
+
+def _prove_bf16(
+    artifact: Path,
+    model: ErnieMPreTrainedModel,
+    *,
+    tokenizer_dir: Path | None = None,
+    scratch: Path | None = None,
+    progress: Callable[[list[Case]], Iterable[Case]] = iter,
+    accuracy: AccuracyCheck | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Run the gate on an artifact in fp32 or int8 that passed it, now computed in bf16; return how, and the report.
+
+    OpenVINO computes it where it is installed and this CPU has bf16. Elsewhere a graph in fp32 is emulated.
+
+    Args:
+        artifact: ``HEAD.onnx``, beside its manifest and weights.
+        model: As for :func:`judge`, and so are the others.
+
+    Raises:
+        ErnieMError: The gate does not hold, or bf16 can neither be computed nor emulated here.
+    """
+    manifest = Manifest.load(artifact.with_suffix(".json"))
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        copy = Path(folder) / artifact.name
+        if importlib.util.find_spec("openvino") is not None and {"bf16", "amx"} & set(cpu_class().split("-")):
+            method = _BF16_BY_OPENVINO
+            for name in manifest.files:
+                _link(artifact.with_name(name), copy.with_name(name))
+            dataclasses.replace(manifest, proven=("bf16",)).save(copy.with_suffix(".json"))
+            opened = partial(Session, engine="openvino", precision="bf16", cache=False, verify=False)
+        elif manifest.precision["weights"] == "fp32":
+            method = _BF16_EMULATED
+            _write_emulation(artifact, copy.parent, "bf16")
+            opened = partial(Session, engine="onnxruntime", verify=False)
+        else:
+            raise ErnieMError("for int8 it takes OpenVINO and a CPU with bf16")
+        report = check_parity(
+            copy, model, tokenizer_dir=tokenizer_dir, progress=progress, open_session=opened
+        ).to_json()
+        report = {**report, "method": method}
+        return method, report if accuracy is None else accuracy.compare(copy, report, opened)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_emulation(artifact: Path, folder: Path, half: str | None = None) -> Path:
+    """Write the graph in float32 with every result rounded as a GPU rounds it; put into ``half`` before, if given."""
+    graph, changes = read(artifact), {}
+    if half is not None:
+        to_half(graph, half, {})
+        changes["weights"] = half
+    emulate_half(graph)
+    return _write_like(artifact, graph, folder, **changes)
+
+
+def _write_like(artifact: Path, graph: ir.Model, folder: Path, **precision: str) -> Path:
+    """Write a graph made of the artifact's into ``folder``, with a manifest that differs in its files, and in
+    ``precision`` where that is given.
+    """
+    path = folder / artifact.name
+    write(graph, path)
+    files = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
+    manifest = Manifest.load(artifact.with_suffix(".json"))
+    precision = {**manifest.precision, **precision}
+    dataclasses.replace(manifest, files=files, plan=None, precision=precision).save(path.with_suffix(".json"))
+    return path

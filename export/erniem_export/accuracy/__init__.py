@@ -1,1 +1,0 @@
-"""What an artifact's precision costs its task: a labelled set, the pipelines' answers, the task's own metric."""
