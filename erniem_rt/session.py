@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +29,6 @@ from erniem_rt.manifest import Manifest
 from erniem_rt.processes import Workers, check_gpu, renew_after_fork
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
@@ -358,7 +358,13 @@ def _cache_folder(cache: object) -> Path | bool | None:
     if cache is None or isinstance(cache, bool):
         return cache
     folder = as_path("cache", cache).absolute()  # type: ignore[arg-type]
-    if folder.exists() and not folder.is_dir():
+    try:
+        named = b"\0" not in str(folder).encode()
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise InvalidInputError(f"cache must be the name of a folder, in UTF-8, got {str(folder)!r}.")
+    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112  # False where it may not be read
         raise InvalidInputError(f"cache must be a folder, True, False or None, and {folder} is a file.")
     return folder
 

@@ -54,6 +54,16 @@ def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, o
             "precision='bf16' needs engine='openvino' on a CPU: ONNX Runtime computes a graph in the precision that it "
             "was exported in."
         )
+    if options.precision == "fp32" and engine != "openvino" and (half := _half(manifest)):
+        raise InvalidInputError(
+            f"precision='fp32' of {path}, a graph in {half}, needs engine='openvino' on a CPU: ONNX Runtime computes a "
+            "graph in the precision that it was exported in. Leave precision out, or export in float32."
+        )
+    if options.precision == "bf16" and (half := _half(manifest)):
+        raise InvalidInputError(
+            f"precision='bf16' is for graphs in fp32 and int8, and {path} is in {half}. Leave precision out, or export "
+            "in float32."
+        )
     if options.precision == "bf16" and "bf16" not in manifest.proven:
         held = ", ".join(manifest.proven) or "nothing"
         raise InvalidInputError(
@@ -66,7 +76,7 @@ def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, o
 def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
     if device.kind != "cpu" or options.share_weights or options.spinning:
         return "onnxruntime"
-    if options.precision == "bf16":
+    if options.precision == "bf16" or (options.precision == "fp32" and _half(manifest)):
         return "openvino"
     size = sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
     weights = manifest.precision.get("weights")
@@ -74,6 +84,13 @@ def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
     made_for_it = manifest.target == "openvino" or "bf16" in manifest.precision.values()
     better = better or made_for_it or not _installed("onnxruntime")
     return "openvino" if better and _installed("openvino") else "onnxruntime"
+
+
+def _half(manifest: Manifest) -> str | None:
+    """The half type that a graph was exported in, if any."""
+    facts = manifest.precision
+    kind = facts.get("products", facts.get("weights"))
+    return kind if kind in ("fp16", "bf16") else None
 
 
 def _installed(package: str) -> bool:

@@ -189,7 +189,8 @@ class _Cache:
     def compiled(self, compile_with: Callable[[dict[str, str]], Any], checked: Callable[[], object]) -> Any:
         """The model from a cache folder, or else compiled and, if there is a folder for it, kept there."""
         for folder in self._folders:
-            if (entry := folder / self._name).is_dir():
+            # os.path's: it is False where a folder may not be read.
+            if os.path.isdir(entry := folder / self._name):  # noqa: PTH112
                 if self._is_whole(entry):
                     model = compile_with({"CACHE_DIR": str(entry)})
                     if model.get_property("LOADED_FROM_CACHE"):
@@ -216,7 +217,7 @@ class _Cache:
             check_size(blob, record.size)
             if self._verify:
                 check_hash(blob, record, os.cpu_count() or 1)
-        except (OSError, ValueError, TypeError, ArtifactError):
+        except (OSError, ValueError, TypeError, RecursionError, ArtifactError):
             return False
         return True
 

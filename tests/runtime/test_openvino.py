@@ -172,6 +172,17 @@ def test_bf16_that_was_not_proven(artifact):
     )
 
 
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_a_graph_in_half_precision_by_another_name(artifact, kind):
+    artifact.edit(lambda manifest: manifest.update(precision={"weights": kind}))
+    with pytest.raises(InvalidInputError, match=f"precision='bf16' is for graphs .* is in {kind}"):
+        opened(artifact, precision="bf16")
+    with pytest.raises(InvalidInputError, match=f"a graph in {kind}, needs engine='openvino' on a CPU"):
+        Session(artifact.path, engine="onnxruntime", precision="fp32")
+    with Session(artifact.path, precision="fp32") as session:
+        assert (session.engine, session.precision) == ("openvino", "fp32")
+
+
 def test_bf16_on_a_cpu_without_it(artifact, monkeypatch):
     import openvino
 

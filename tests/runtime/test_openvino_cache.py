@@ -117,7 +117,9 @@ def damage(how, entry):
         (entry / "compiled.json").write_text(how)
 
 
-@pytest.mark.parametrize("how", ["changed", "truncated", "no blob", "no record", "{", "[1]", '["x", {"size": 3}]'])
+@pytest.mark.parametrize(
+    "how", ["changed", "truncated", "no blob", "no record", "{", "[1]", '["x", {"size": 3}]', "[" * 10**6]
+)
 def test_what_is_damaged_is_built_again(artifact, loaded, how):
     assert_right(artifact)
     (entry,) = (artifact.folder / ".erniem-rt").iterdir()
@@ -154,6 +156,23 @@ def test_a_folder_by_name_that_cannot_be_written_is_a_warning(artifact, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the compiled model was not kept in .*inner: Not a directory"):
         assert_right(artifact, cache=tmp_path / "file/inner")
+
+
+def test_a_folder_that_may_not_be_looked_into(artifact, loaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("ERNIEM_RT_CACHE", str(tmp_path / ("x" * 300)))  # as another user's folder: stat fails
+    assert_right(artifact)
+    assert loaded == [False]
+
+
+def test_a_name_that_is_too_long_is_a_warning(artifact, tmp_path):
+    with pytest.warns(UserWarning, match="the compiled model was not kept in .*xxx: File name too long"):
+        assert_right(artifact, cache=tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_a_name_that_is_none(artifact, name):
+    with pytest.raises(InvalidInputError, match="cache must be the name of a folder, in UTF-8, got"):
+        assert_right(artifact, cache=name)
 
 
 def test_a_file_is_no_folder(artifact):

@@ -18,7 +18,7 @@ from erniem_export.gate.weights import WORDS
 from erniem_export.options import HALVES
 from erniem_export.passes.emulation import emulate_half
 from erniem_export.passes.half import HALF_TYPES
-from erniem_export.passes.rewriter import Rewriter
+from erniem_export.passes.rewriter import Rewriter, store, uncast
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -171,6 +171,8 @@ def without_rounding(model: ir.Model, head_size: int) -> None:
     for node in list(graph):
         if node.op_type == "MatMulIntegerToFloat":
             _multiply_in_float(graph, node)
+        elif node.op_type == "DequantizeLinear":
+            _keep_in_float(graph, node)
 
 
 def _restore(value: ir.Value, head_size: int) -> None:
@@ -201,6 +203,29 @@ def _multiply_in_float(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
+def _keep_in_float(graph: ir.Graph, node: ir.Node) -> None:
+    """What is quantized and dequantized stays as it is, but for what the two scales make of it.
+
+    A stored weight becomes one in float32: OpenVINO would quantize what a weight in int8 is multiplied with.
+    """
+    steps, scale, *_ = node.inputs
+    assert steps is not None
+    assert scale is not None
+    quantize, rewriter, name = steps.producer(), Rewriter(graph), f"{node.outputs[0].name}.float32"
+    if quantize is None:
+        result = store(graph, name, _numbers(steps).astype(np.float32) * _numbers(scale))
+    else:
+        entering, unit, *_ = quantize.inputs
+        assert entering is not None
+        assert unit is not None
+        factor = store(graph, f"{name}.factor", np.asarray(_numbers(scale) / _numbers(unit), dtype=np.float32))
+        result = rewriter.op("Mul", entering, factor, name=name)
+        rewriter.insert_before(node)
+    ir.convenience.replace_all_uses_with(node.outputs[0], result)
+    graph.remove(node, safe=True)
+
+
 def _numbers(value: ir.Value) -> NDArray[Any]:
+    value = uncast(value) or value
     assert value.const_value is not None
     return value.const_value.numpy()
