@@ -40,6 +40,7 @@ class Answering:
             limits=SimpleNamespace(max_length=LIMIT, pad_token_id=1),
             defaults=Defaults(),
         )
+        self.limits = self.manifest.limits
         self._logits = np.asarray(logits, np.float32)
 
     def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

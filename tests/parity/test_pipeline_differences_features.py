@@ -26,7 +26,7 @@ class ReferenceSession:
 
     def __init__(self, model: Any) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS["base"].outputs.items()]
-        limits = Limits(LIMIT, model.config.vocab_size, 1)
+        self.limits = limits = Limits(LIMIT, model.config.vocab_size, 1)
         self.manifest = SimpleNamespace(head="base", labels=None, limits=limits, outputs=outputs, defaults=Defaults())
         self._model = model
 

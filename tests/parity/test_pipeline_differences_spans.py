@@ -57,7 +57,7 @@ class ScriptedSession:
 
     def __init__(self, scripted: ScriptedModel, head: str) -> None:
         outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS[head].outputs.items()]
-        limits = Limits(LIMIT, scripted.model.config.vocab_size, 1)
+        self.limits = limits = Limits(LIMIT, scripted.model.config.vocab_size, 1)
         self.manifest = SimpleNamespace(head=head, labels=LABELS, limits=limits, outputs=outputs, defaults=Defaults())
         self._model = scripted.model
 
