@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from pathlib import Path
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from erniem_export import pipeline
 from erniem_export.errors import EngineBuildError
 from erniem_export.options import HALVES
 from erniem_export.passes.int8 import int8_weights
-from erniem_export.tensorrt import library, plan
+from erniem_export.tensorrt import builder, library, plan
 from erniem_export.tensorrt.proof import inspect, prove
 from erniem_rt.manifest import Manifest, Profile
 from erniem_rt.signals import Terminated
@@ -107,15 +108,16 @@ def test_an_interrupted_build_leaves_the_timing_cache_as_it_was(tensorrt, build,
     tensorrt(VERSIONS[1])
     cache = tmp_path / "timing.cache"
     cache.write_bytes(b"earlier ")
-    write = Path.write_bytes
+    replacing = builder.replacing
 
-    def interrupted(path, content):
-        if cache.name not in path.name:
-            return write(path, content)
-        write(path, bytes(content)[:3] if moment == "while it is written" else content)
-        raise KeyboardInterrupt
+    @contextmanager
+    def interrupted(path):
+        with replacing(path) as file:
+            part = SimpleNamespace(write=lambda content: file.write(bytes(content)[:3]))
+            yield part if moment == "while it is written" else file
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(builder, "replacing", interrupted)
     result, _ = build("--fp16", "--timing-cache", cache)
     assert result.err.splitlines()[-1] == "error: interrupted; nothing was written"
     assert cache.read_bytes() == b"earlier "
