@@ -513,7 +513,7 @@ def test_a_second_signal_does_not_interrupt_the_cleaning(
     rmtree = shutil.rmtree
 
     def terminate(*_: Any) -> None:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # to this thread: of others, it would be on its way for a while
 
     def remove(*arguments: Any, **options: Any) -> None:
         terminate()
