@@ -7,6 +7,7 @@ Usage: python -m benchmarks.bench [--device cpu|cuda|cuda:N] [--quick] [--engine
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -150,16 +151,18 @@ def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
         "threads": options.threads,
         "rounds": options.pace.rounds,
         **measure_model(model, options, budget, say),
+        "end_to_end": {"gap": _LEFT_OUT},
+        "accuracy": {"gap": _LEFT_OUT},
     }
+    _save(results, options)  # what was measured so far is kept
     folder = options.folder(model)
 
     def open_client(spec: EngineSpec, rows: Path = folder / "workloads.json") -> Client:
         return Client(spec, folder, rows, options.threads)
 
     _add_processes(results, options, open_client, say)
-    if options.quick:
-        results |= {"end_to_end": {"gap": _LEFT_OUT}, "accuracy": {"gap": _LEFT_OUT}}
-    else:
+    _save(results, options)
+    if not options.quick:
         say("from text to answer")
         results["end_to_end"] = trained.end_to_end(folder, open_client, options.pace, say)
         results["accuracy"] = trained.accuracy(
@@ -169,9 +172,13 @@ def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
             options.pace,
             say,
         )
+    _save(results, options)
+    return results
+
+
+def _save(results: dict[str, Any], options: Options) -> None:
     results["ratios"] = bars.ratios(results)
     _write(results, options.output)
-    return results
 
 
 def _run_on_gpu(options: Options, say: Say) -> dict[str, Any]:
@@ -318,6 +325,7 @@ def measure_peak(device: str, size: int) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any], output: Path) -> None:
+    results = copy.deepcopy(results)
     models = results.get("models", {"": results})
     for verdict in (v for m in models.values() for e in m["engines"].values() for v in e["results"].values()):
         verdict.pop("first_logits", None)
