@@ -520,6 +520,7 @@ def test_a_second_signal_does_not_interrupt_the_cleaning(
         rmtree(*arguments, **options)
 
     on_hangup(signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a library that is loaded by now may have set its own
     monkeypatch.setattr(pipeline, "trace", terminate)
     monkeypatch.setattr(bundle.shutil, "rmtree", remove)
     with pytest.raises(SystemExit) as end:
