@@ -108,8 +108,9 @@ def last_line(text: str) -> str:
 
 
 def artifact_bytes(folder: Path) -> int:
-    """Size of all files that the engine is given."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    """Size of all files that the engine is given; a cache of compiled models, in a hidden folder, is none of them."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    return sum(path.stat().st_size for path in files if not path.relative_to(folder).parts[0].startswith("."))
 
 
 def _signature(step: str, model: str) -> dict[str, str]:
