@@ -54,8 +54,8 @@ class Session:
         path: The folder that was exported; ``HEAD.onnx``, its manifest ``HEAD.json`` or the TensorRT plan ``HEAD.plan``
             in it; or the hub id of such a folder (with ``pip install "erniem-rt[hub]"``).
         engine: what computes a graph: ``"onnxruntime"``, ``"openvino"`` (on a CPU, with
-            ``pip install "erniem-rt[openvino]"``), or ``"auto"``: the faster of those that are installed, by the class
-            of CPU and the artifact (see docs/engines.md). ``"tensorrt"`` is for plans.
+            ``pip install "erniem-rt[openvino]"``), or ``"auto"``: one of those that are installed, by the class of
+            CPU and the artifact (see docs/engines.md). ``"tensorrt"`` is for plans.
         precision: floating-point type of a graph on a CPU; for an int8 graph, the type between its int8 matmuls.
             ``"fp32"``, or ``"bf16"``, which needs OpenVINO, a CPU with bf16, and an artifact that passed the gate in
             bf16 (``manifest.proven``). ``"auto"`` uses bf16 only if the graph is in bf16.
