@@ -44,12 +44,15 @@ def export(
     hidden_states: bool = False,
     attentions: bool = False,
     mask: str = "auto",
+    base: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> tuple[Path, Manifest]:
     """Export a checkpoint; the artifact gets its final name only if it passes the gate.
 
     Args:
-        model: Folder of a checkpoint, hub id, or ``random:tiny``, ``random:base``, ``random:large``.
+        model: Folder of a checkpoint, hub id, or ``random:tiny``, ``random:base``, ``random:large``; of an adapter of
+            peft too (with ``pip install "erniem-rt[adapters]"``), which is merged into its base.
         output: Folder that receives ``HEAD.onnx``, its weights, its manifest and the tokenizer's files.
         head: ``base``, ``cls``, ``ner``, ``qa``, ``mc``, ``ie``; ``auto`` reads it from the checkpoint.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, for the matmuls of the layers.
@@ -78,6 +81,8 @@ def export(
         attentions: Add the outputs ``attentions.0``, ``.1``, ...
         mask: ``padding``: nothing attends to padding; ``uie-m``: what PaddleNLP's Taskflow does with uie-m, for head
             ``ie``; ``auto``: as the checkpoint was trained, which is ``uie-m`` for UIEM from Paddle.
+        base: Folder or hub id of an adapter's base; None for the one that the adapter names.
+        tokenizer: Folder or hub id of the tokenizer; None for the checkpoint's own.
         quiet: Print no progress to standard error.
 
     Returns:
@@ -112,6 +117,8 @@ def export(
         ),
         task_set=_path(task_set),
         mask=mask,
+        base=_text(base),
+        tokenizer=_text(tokenizer),
     )
     return run(wanted.resolved(), Terminal(quiet=quiet))
 
@@ -121,6 +128,8 @@ def verify(
     model: str | os.PathLike[str],
     *,
     task_set: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Manifest:
     """Compare an exported artifact with its checkpoint again.
@@ -128,7 +137,7 @@ def verify(
     Args:
         artifact: The exported folder, an artifact in it, or its hub id.
         model: As for :func:`export`.
-        task_set: As for :func:`export`.
+        task_set: As for :func:`export`, and so are ``base`` and ``tokenizer``.
         quiet: As for :func:`export`.
 
     Returns:
@@ -140,7 +149,8 @@ def verify(
     from erniem_export.pipeline import verify as run
     from erniem_export.progress import Terminal
 
-    return run(artifact, str(model), Terminal(quiet=quiet), _path(task_set))
+    terminal = Terminal(quiet=quiet)
+    return run(artifact, str(model), terminal, _path(task_set), base=_text(base), tokenizer=_text(tokenizer))
 
 
 def register() -> None:
@@ -157,3 +167,7 @@ def register() -> None:
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+def _text(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else str(value)

@@ -131,6 +131,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
         files=files_of(stage),
         checkpoint={
             "source": checkpoint.source,
+            **checkpoint.adapter,
             "architecture": checkpoint.architecture,
             "sha256": checkpoint.identity(),
         },

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erniem_export.config_file import HEAD_OF_CLASS, as_paddle_reads, name_labels, read_config, without_paths
+from erniem_export.adapters import Adapter, find_adapter, merge
+from erniem_export.config_file import (
+    HEAD_OF_CLASS,
+    as_paddle_reads,
+    name_labels,
+    read_config,
+    with_values,
+    without_paths,
+)
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES, LABELLED, make_model
@@ -23,6 +31,7 @@ from erniem_export.sources import (
     TOKENIZER_FILES,
     check_layout,
     find_folder,
+    find_tokenizer,
     paddle_files,
     pickled_files,
     tokenizer_files,
@@ -70,6 +79,17 @@ class _Weights:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """A model as a folder has it."""
+
+    model: ErnieMPreTrainedModel
+    head: str
+    config_text: str
+    is_paddle: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint.
 
@@ -77,7 +97,8 @@ class Checkpoint:
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
     artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` is for Paddle's weights;
-    ``notes`` say what was made of the files where that is not obvious.
+    ``adapter`` names the type and the base of an adapter that was merged; ``notes`` say what was made of the files
+    where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -90,6 +111,7 @@ class Checkpoint:
     defaults: Defaults = field(default_factory=Defaults)
     lower_case: bool = False
     paddle: bool = False
+    adapter: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -116,50 +138,122 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
+def load_checkpoint(
+    model: str, head: str = "auto", *, base: str | None = None, tokenizer: str | None = None
+) -> Checkpoint:
     """Load a local folder, a hub id, or ``random:tiny``, ``random:base``, ``random:large``.
 
     Args:
-        model: Where the checkpoint is.
+        model: Where the checkpoint is; of an adapter, which is merged into its base.
         head: One of the six heads, or ``auto`` to read it from the config or the weights.
+        base: Where the base of an adapter is; None for what the adapter names.
+        tokenizer: Where the tokenizer is; None for the checkpoint's own.
 
     Raises:
         CheckpointError: It is not there, damaged, not ErnieM, of another head, or at odds with its own config.
     """
-    if model.startswith(_RANDOM):
-        return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
     try:
-        root = find_folder(model)
-        sentences = read_sentence_folder(root)
-        folder = root if sentences is None else sentences.model
-        check_layout(folder)
-        config_text, config = read_config(folder)
-        weights = _find_weights(folder)
-        if weights.is_paddle:
-            config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
-        said = json.loads(config_text)
-        head = _resolve_head(head, config, weights)
-        names = weights.names(head)
-        shapes = weights.shapes(names)
-        about_labels = name_labels(config, said) if head in LABELLED else None
-        fit = check_weights(head, config, shapes, said)
-        defaults, about_defaults = _defaults(head, config, folder, sentences)
-        return Checkpoint(
-            model=_load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names),
-            head=head,
-            source=root.resolve().name if Path(model).expanduser().is_dir() else model,
-            config_text=config_text,
-            tokenizer_dir=folder if tokenizer_files(folder) else None,
-            task_set=_beside(folder, TASK_SET_FILE),
-            calibration=_beside(folder, CALIBRATION_FILE),
-            defaults=defaults,
-            paddle=weights.is_paddle,
-            lower_case=head == "base" and sentences is not None and sentences.lower_case(),
-            notes=(*weights.notes, *_notes(head, fit), *([about_labels] if about_labels else []), *about_defaults),
-        )
+        own = None if tokenizer is None else find_tokenizer(tokenizer)
+        if model.startswith(_RANDOM):
+            if base is not None:
+                raise CheckpointError(f"--base is for adapters, and {model} is none: leave it out")
+            return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head, own)
+        return _opened(model, head, base, own)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
+
+
+def _opened(model: str, head: str, base: str | None, tokenizer: Path | None) -> Checkpoint:
+    root = find_folder(model)
+    sentences = read_sentence_folder(root)
+    folder = root if sentences is None else sentences.model
+    check_layout(folder)
+    adapter = find_adapter(folder, base)
+    loaded = _read_model(folder, head) if adapter is None else _merged(adapter, head)
+    head = loaded.head
+    places = [folder] if adapter is None else [folder, adapter.base]
+    tokenizers = [place for place in places if tokenizer_files(place)]
+    words = tokenizer or next(iter(tokenizers), None)
+    defaults, about_defaults = _defaults(head, loaded.model.config, folder, sentences, words)
+    return Checkpoint(
+        model=loaded.model,
+        head=head,
+        source=root.resolve().name if Path(model).expanduser().is_dir() else model,
+        config_text=loaded.config_text,
+        tokenizer_dir=words,
+        task_set=_beside(TASK_SET_FILE, folder),
+        calibration=_beside(CALIBRATION_FILE, *places),
+        defaults=defaults,
+        paddle=loaded.is_paddle,
+        lower_case=head == "base" and sentences is not None and sentences.lower_case(),
+        adapter={} if adapter is None else {"adapter": adapter.kind, "base": adapter.base_name},
+        notes=(*loaded.notes, *_of_tokenizers(tokenizer, tokenizers), *about_defaults),
+    )
+
+
+def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Model:
+    """The model in a folder, which may be the base of an adapter: then with the adapter's head."""
+    config_text, config = read_config(folder if adapter is None else adapter.config_folder)
+    weights = _find_weights(folder)
+    if weights.is_paddle:
+        config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
+    if adapter is None:
+        head = _resolve_head(head, config, weights)
+    else:
+        head = _head_of_adapter(adapter, config, weights, head)
+        adapter.check_width(config.hidden_size)
+        values = adapter.values(head, config.num_labels)
+        config_text, config = with_values(adapter.config_folder / CONFIG_FILE, config_text, values)
+    said = json.loads(config_text)
+    names = weights.names(head)
+    shapes = weights.shapes(names) | (adapter.shapes if adapter is not None else {})
+    about_labels = name_labels(config, said) if head in LABELLED else None
+    fit = check_weights(head, config, shapes, said)
+    model = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names, adapter)
+    notes = (*weights.notes, *_notes(head, fit), *([about_labels] if about_labels else []))
+    return _Model(model, head, config_text, weights.is_paddle, notes)
+
+
+def _merged(adapter: Adapter, head: str) -> _Model:
+    """An adapter merged into its base."""
+    with adapter.of_base():
+        found = _read_model(adapter.base, head, adapter)
+    model, warned = merge(found.model, found.head, adapter)
+    notes = (f"an adapter of type {adapter.kind}: merged into {adapter.base_name}", *found.notes, *warned)
+    if head == "base" != found.head:
+        encoder = make_model(head, model.config, pooler=model.base_model.pooler is not None)
+        encoder.load_state_dict(model.base_model.state_dict(), assign=True)
+        return replace(found, model=encoder.eval(), head=head, notes=notes)
+    return replace(found, model=model, notes=notes)
+
+
+def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, head: str) -> str:
+    """The head that an adapter was trained in, where ``head`` is asked for."""
+    own = adapter.head or adapter.head_of_whole()
+    if own is None and adapter.brings("classifier") and head == "auto":
+        raise CheckpointError("neither the adapter nor its base tells which head: pass --head")
+    if own is None:
+        own = _resolve_head(head, config, weights)
+    if head not in ("auto", "base", own):
+        raise CheckpointError(f"--head {head} contradicts the adapter, which was trained with head {own}")
+    return own
+
+
+def _of_tokenizers(given: Path | None, own: list[Path]) -> list[str]:
+    """What is to be said where a tokenizer is given in place of the checkpoint's own."""
+    if given is None or not own or _same_files(given, own[0]):
+        return []
+    return [
+        f"the tokenizer is that of --tokenizer, and not the checkpoint's own, which differs: {given.resolve().name}"
+    ]
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    files = [tokenizer_files(folder) for folder in (one, other)]
+    return [file.name for file in files[0]] == [file.name for file in files[1]] and all(
+        ours.read_bytes() == theirs.read_bytes() for ours, theirs in zip(*files, strict=True)
+    )
 
 
 def _find_weights(folder: Path) -> _Weights:
@@ -178,8 +272,8 @@ def _find_weights(folder: Path) -> _Weights:
     return _Weights(files, found, False, wrapper, tuple(notes))
 
 
-def _beside(folder: Path, name: str) -> Path | None:
-    return folder / name if (folder / name).is_file() else None
+def _beside(name: str, *folders: Path) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _notes(head: str, fit: Fit) -> tuple[str, ...]:
@@ -189,7 +283,7 @@ def _notes(head: str, fit: Fit) -> tuple[str, ...]:
 
 
 def _defaults(
-    head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None
+    head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None, tokenizer: Path | None
 ) -> tuple[Defaults, list[str]]:
     """What the checkpoint says of how its texts are read, and what is to be said of that."""
     found, notes = Defaults(), list[str]()
@@ -198,8 +292,8 @@ def _defaults(
     elif head == "base" and (aside := left_aside(folder)):
         notes = [aside]
     file, limit = SENTENCE_FILE, found.max_seq_len
-    if limit is None and tokenizer_files(folder):
-        file, limit = TOKENIZER_FILES[2], read_settings(folder).model_max_length
+    if limit is None and tokenizer is not None:
+        folder, file, limit = tokenizer, TOKENIZER_FILES[2], read_settings(tokenizer).model_max_length
     if limit is not None and limit <= _SPECIAL_TOKENS:
         raise CheckpointError(
             f"{folder / file} gives a row {limit} tokens, of which {_SPECIAL_TOKENS} are special ones: set the length "
@@ -212,7 +306,7 @@ def _defaults(
     return replace(found, max_seq_len=limit), notes
 
 
-def _random(size: str, head: str) -> Checkpoint:
+def _random(size: str, head: str, tokenizer: Path | None) -> Checkpoint:
     if size not in SIZES:
         raise CheckpointError(f"random:{size} is not known; expected one of {', '.join(_RANDOM + s for s in SIZES)}")
     config = random_config(size, head)
@@ -220,7 +314,8 @@ def _random(size: str, head: str) -> Checkpoint:
     model = make_model(head, config)
     model.to_empty(device="cpu")
     randomize(model)
-    return Checkpoint(model.eval(), head, _RANDOM + size, without_paths(config.to_json_string(use_diff=False)), None)
+    config_text = without_paths(config.to_json_string(use_diff=False))
+    return Checkpoint(model.eval(), head, _RANDOM + size, config_text, tokenizer)
 
 
 def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
@@ -258,18 +353,26 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
 
 
 def _load(
-    weights: _Weights, model: ErnieMPreTrainedModel, given: Mapping[str, str], names: Mapping[str, str]
+    weights: _Weights,
+    model: ErnieMPreTrainedModel,
+    given: Mapping[str, str],
+    names: Mapping[str, str],
+    adapter: Adapter | None,
 ) -> ErnieMPreTrainedModel:
     """``model`` with its parameters, in float32: each has a name in ``names``, and that its name in the files.
 
     Not by ``from_pretrained``: it would look for adapters where peft is installed, and refuse some metadata.
     """
-    names = {name: given[found] for name, found in names.items()}
-    tensors = read_tensors(weights.files, set(names.values()))
+    whole = {} if adapter is None else adapter.whole
+    in_files = {name: given[found] for name, found in names.items() if found not in whole}
+    tensors = read_tensors(weights.files, set(in_files.values()))
     state = {}
-    for name, found in names.items():
+    for name, found in in_files.items():
         tensor = tensors.pop(found)
         state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
+    if adapter is not None:
+        brought = read_tensors([adapter.file], set(whole.values()))
+        state |= {name: brought[whole[found]].float() for name, found in names.items() if found in whole}
     model.load_state_dict(state, assign=True)
     loaded: ErnieMPreTrainedModel = model.eval()
     return loaded

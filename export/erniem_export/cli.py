@@ -32,7 +32,7 @@ from erniem_export.options import (
     flag_of,
 )
 from erniem_export.progress import Terminal
-from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
+from erniem_export.sources import has_own_config, is_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "verify_main"]
 
-_MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
+_MODEL_HELP = "folder of a checkpoint or an adapter, hub id, or random:tiny, random:base, random:large"
 
 # How many names a line holds.
 _NAMED = 4
@@ -93,7 +93,7 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
         model = _model_in(artifact if artifact.is_dir() else artifact.parent, arguments.model)
     except OptionError as error:
         parser.error(str(error))
-    return _run(lambda: _verify(arguments.artifact, model, arguments.task_set))
+    return _run(lambda: _verify(model, arguments))
 
 
 def _export(options: ExportOptions) -> None:
@@ -154,10 +154,11 @@ def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:
     ]
 
 
-def _verify(artifact: str, model: str, task_set: Path | None) -> None:
+def _verify(model: str, arguments: argparse.Namespace) -> None:
     from erniem_export.pipeline import verify
 
-    _say(*_reports(verify(artifact, model, Terminal(), task_set)))
+    given = {"base": arguments.base, "tokenizer": arguments.tokenizer}
+    _say(*_reports(verify(arguments.artifact, model, Terminal(), arguments.task_set, **given)))
 
 
 def _reports(manifest: Manifest) -> list[str]:
@@ -189,8 +190,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        # In the folder of a checkpoint of Paddle, the artifact's config would be another one than the checkpoint's.
-        output=arguments.output or Path("out" if arguments.model or is_paddle_checkpoint(Path()) else ""),
+        # In the folder of an adapter, or of Paddle, the artifact's config would be another one than the checkpoint's.
+        output=arguments.output or Path("out" if arguments.model or not has_own_config(Path()) else ""),
         graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
@@ -199,6 +200,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         engine=_engine_options(arguments),
         task_set=arguments.task_set,
         mask=arguments.mask,
+        base=arguments.base,
+        tokenizer=arguments.tokenizer,
     )
 
 
@@ -271,7 +274,7 @@ def _export_parser() -> argparse.ArgumentParser:
         "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; "
         "give uie-m for a copy of uie-m in PyTorch format",
     )
-    _add_task_set(parser)
+    _add_sources(parser)
     _add_size_options(parser)
     _add_engine_options(parser)
     for title, added in _GRAPH_HELP.items():
@@ -434,11 +437,17 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")
     parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
-    _add_task_set(parser)
+    _add_sources(parser)
     return parser
 
 
-def _add_task_set(parser: argparse.ArgumentParser) -> None:
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", metavar="DIR|HUB_ID", help="the model that an adapter is merged into (default: the one that it names)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR|HUB_ID", help="where the tokenizer is (default: in the checkpoint's folder)"
+    )
     parser.add_argument(
         "--task-set",
         type=_path,

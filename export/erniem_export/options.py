@@ -183,7 +183,8 @@ class ExportOptions:
     that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
     in; ``keep`` the part of the vocabulary to keep; ``target`` what the graph is made for, one of :data:`TARGETS`;
     ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own;
-    ``mask`` one of :data:`MASKS`. ``chose_target`` says that ``target`` was ``auto`` before :meth:`resolved`.
+    ``mask`` one of :data:`MASKS`; ``base`` the base of an adapter and ``tokenizer`` where the tokenizer is, if not what
+    the checkpoint says. ``chose_target`` says that ``target`` was ``auto`` before :meth:`resolved`.
     """
 
     model: str
@@ -197,6 +198,8 @@ class ExportOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     task_set: Path | None = None
     mask: str = "auto"
+    base: str | None = None
+    tokenizer: str | None = None
     chose_target: bool = False
 
     def resolved(self) -> ExportOptions:

@@ -26,6 +26,7 @@ from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
 from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
+from erniem_export.sources import tokenizer_files
 from erniem_export.tensorrt.library import AUTO, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tensorrt.profiles import resolve_profiles
@@ -76,7 +77,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         check_int8(options.int8, flavour, target=options.target)
     with staging(options.output) as stage:
         progress.step(f"loading {options.model}")
-        checkpoint = load_checkpoint(options.model, options.head)
+        checkpoint = load_checkpoint(options.model, options.head, base=options.base, tokenizer=options.tokenizer)
         options = options.with_mask(mask_mode_of(options, checkpoint))
         _refuse_early(checkpoint, options, flavour)
         library = _builder_for_mask(library, options, progress)
@@ -168,10 +169,19 @@ def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str |
     graph_inputs(checkpoint.head, checkpoint.config, options.graph)
 
 
-def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
+def verify(
+    artifact: str | os.PathLike[str],
+    model: str,
+    progress: Progress,
+    task_set: Path | None = None,
+    *,
+    base: str | None = None,
+    tokenizer: str | None = None,
+) -> Manifest:
     """Run the gate again on an exported artifact, its folder's or a hub id's; return its manifest with the new report.
 
-    ``task_set`` is a file of labelled examples, if not the checkpoint's own.
+    ``task_set`` is a file of labelled examples, if not the checkpoint's own; ``base`` and ``tokenizer`` are as in
+    :class:`~erniem_export.options.ExportOptions`. A checkpoint without tokenizer has the artifact's.
 
     Raises:
         ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
@@ -185,7 +195,9 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
     manifest = Manifest.load(artifact.with_suffix(".json"))
     thresholds_of(manifest.precision)  # an unknown one before anything large is loaded
     progress.step(f"loading {model}")
-    checkpoint = load_checkpoint(model, manifest.head)
+    checkpoint = load_checkpoint(model, manifest.head, base=base, tokenizer=tokenizer)
+    if checkpoint.tokenizer_dir is None and tokenizer_files(artifact.parent):
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=artifact.parent)
     if "vocabulary" in manifest.checkpoint:
         checkpoint = prune_like(checkpoint, artifact.parent)
     _refuse_other_sizes(artifact, manifest, checkpoint)
