@@ -245,7 +245,7 @@ def _of_tokenizers(given: Path | None, own: list[Path]) -> list[str]:
     if given is None or not own or _same_files(given, own[0]):
         return []
     return [
-        f"the tokenizer is that of --tokenizer, and not the checkpoint's own, which differs: {given.resolve().name}"
+        f"the tokenizer is that of --tokenizer ({given.resolve().name}), and not the checkpoint's own, which differs"
     ]
 
 
