@@ -137,7 +137,7 @@ def test_a_tokenizer_from_elsewhere(
     assert result.code == 0, result.err
     assert "no tokenizer" not in result.err
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == (tokenizer_dir / "vocab.txt").read_bytes()
-    assert pipeline_of(tmp_path / "out")("ein Text")["label"]
+    assert pipeline_of(tmp_path / "out")("ein Text")[0]["label"]
     for given in ([], ["--tokenizer", tokenizer_dir]):
         report = erniem_verify(tmp_path / "out", "--model", bare, *given)
         assert report.code == 0, report.err
