@@ -23,7 +23,7 @@ import torch
 import transformers
 
 import erniem_rt
-from erniem_export import bundle, cli, pipeline
+from erniem_export import cli, pipeline
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import ExportError
 from erniem_rt import Session
