@@ -37,7 +37,7 @@ from erniem_export.sources import (
     tokenizer_files,
     weight_files,
 )
-from erniem_export.weight_names import some, wrapper_of
+from erniem_export.weight_names import from_uie_pytorch, is_uie_pytorch, some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
 from erniem_rt.manifest import Defaults
 from erniem_rt.tokenizer.settings import read_settings
@@ -57,18 +57,21 @@ _SPECIAL_TOKENS = 2
 
 @dataclass(frozen=True)
 class _Weights:
-    """Weight files and what tensors they hold, by the names there; ``wrapper`` is before each of these."""
+    """Weight files and what tensors they hold, by the names there; ``wrapper`` is before those of the encoder."""
 
     files: list[Path]
     found: Shapes
     is_paddle: bool
     wrapper: str = ""
+    is_uie_pytorch: bool = False
     notes: tuple[str, ...] = ()
 
     def names(self, head: str) -> dict[str, str]:
         """PyTorch's name of each tensor to its name in the files."""
         if self.is_paddle:
             return names_as_pytorch(self.found, head)
+        if self.is_uie_pytorch:
+            return {from_uie_pytorch(name): name for name in self.found}
         return {name.removeprefix(self.wrapper): name for name in self.found}
 
     def shapes(self, names: Mapping[str, str]) -> Shapes:
@@ -85,7 +88,7 @@ class _Model:
     model: ErnieMPreTrainedModel
     head: str
     config_text: str
-    is_paddle: bool
+    like_paddle: bool
     notes: tuple[str, ...]
 
 
@@ -96,9 +99,9 @@ class Checkpoint:
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
-    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` is for Paddle's weights;
-    ``adapter`` names the type and the base of an adapter that was merged; ``notes`` say what was made of the files
-    where that is not obvious.
+    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` says that the
+    weights are of Paddle or of software that computes as it does; ``adapter`` names the type and the base of an
+    adapter that was merged; ``notes`` say what was made of the files where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -185,7 +188,7 @@ def _opened(model: str, head: str, base: str | None, tokenizer: Path | None) -> 
         task_set=_beside(TASK_SET_FILE, folder),
         calibration=_beside(CALIBRATION_FILE, *places),
         defaults=defaults,
-        paddle=loaded.is_paddle,
+        paddle=loaded.like_paddle,
         lower_case=head == "base" and sentences is not None and sentences.lower_case(),
         adapter={} if adapter is None else {"adapter": adapter.kind, "base": adapter.base_name},
         notes=(*loaded.notes, *_of_tokenizers(tokenizer, tokenizers), *about_defaults),
@@ -212,7 +215,7 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
     fit = check_weights(head, config, shapes, said)
     model = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names, adapter)
     notes = (*weights.notes, *_notes(head, fit), *([about_labels] if about_labels else []))
-    return _Model(model, head, config_text, weights.is_paddle, notes)
+    return _Model(model, head, config_text, weights.is_paddle or weights.is_uie_pytorch, notes)
 
 
 def _merged(adapter: Adapter, head: str) -> _Model:
@@ -267,9 +270,12 @@ def _find_weights(folder: Path) -> _Weights:
     if paddle:
         return _Weights(files, found, is_paddle=True)
     notes = [f"the folder has Paddle's weights too ({some(beside)}): PyTorch's are taken"] if beside else []
+    if is_uie_pytorch(found):
+        notes = [*notes, "the tensors have uie_pytorch's names, which were changed to those of transformers"]
+        return _Weights(files, found, False, is_uie_pytorch=True, notes=tuple(notes))
     if wrapper := wrapper_of(found):
         notes = [*notes, f"the names of the tensors begin with {wrapper}, which was taken off"]
-    return _Weights(files, found, False, wrapper, tuple(notes))
+    return _Weights(files, found, False, wrapper, notes=tuple(notes))
 
 
 def _beside(name: str, *folders: Path) -> Path | None:
