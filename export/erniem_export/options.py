@@ -237,8 +237,6 @@ class ExportOptions:
             return f"{flag_of(extra)} cannot be combined with it: leave it out"
         if self.target in (ON_CUDA, ON_CUDA_PACKED) and not self.chose_target:
             return f"--target {self.target} masks by key lengths alone: take --target {PORTABLE}"
-        if self.target == ON_OPENVINO:
-            return f"--target {self.target} is not proven with it: take --target {ON_CPU}, which OpenVINO runs too"
         if self.for_tensorrt:
             return f"--engine {self.engine.engine} has no bias on keys: leave it out"
         return None
