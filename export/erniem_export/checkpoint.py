@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 _RANDOM = "random:"
+# Heads with a classifier.
+_CLASSIFYING = ("cls", "ner", "mc")
 # Around a text alone: [CLS] and [SEP].
 _SPECIAL_TOKENS = 2
 
@@ -233,11 +235,9 @@ def _merged(adapter: Adapter, head: str) -> _Model:
 
 def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, head: str) -> str:
     """The head that an adapter was trained in, where ``head`` is asked for."""
-    own = adapter.head or adapter.head_of_whole()
-    if own is None and adapter.brings("classifier") and head == "auto":
+    own = adapter.head or adapter.head_of_whole() or _resolve_head(head, config, weights)
+    if adapter.brings("classifier") and own not in _CLASSIFYING:
         raise CheckpointError("neither the adapter nor its base tells which head: pass --head")
-    if own is None:
-        own = _resolve_head(head, config, weights)
     if head not in ("auto", "base", own):
         raise CheckpointError(f"--head {head} contradicts the adapter, which was trained with head {own}")
     return own

@@ -121,6 +121,15 @@ def test_an_adapter_tells_its_head_and_brings_what_its_base_lacks(head: str, bas
     assert json.loads(found.config_text)["architectures"] == [CLASSES[head].__name__]
 
 
+def test_an_adapter_that_does_not_tell_its_head(adapter: Path, tmp_path: Path, write_checkpoint: Write) -> None:
+    """As transformers' own save_pretrained writes it: the base tells, or the user."""
+    edited(adapter, task_type=None, auto_mapping=None)
+    with pytest.raises(CheckpointError, match="neither the adapter nor its base tells which head: pass --head"):
+        load_checkpoint(str(adapter))
+    assert load_checkpoint(str(adapter), "cls").head == "cls"
+    assert load_checkpoint(str(adapter), base=str(write_checkpoint(tmp_path / "other", "cls"))).head == "cls"
+
+
 def test_the_encoder_of_an_adapted_classifier(base: Path, tmp_path: Path) -> None:
     adapted = train(base, tmp_path / "adapter")
     found = load_checkpoint(str(tmp_path / "adapter"), "base")
