@@ -29,7 +29,9 @@ TARGETS = {
     "test-floor",
     "test-gpu",
     "test-transformers5",
+    "test-web",
     "typecheck",
+    "web",
     "wheel",
 }
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")

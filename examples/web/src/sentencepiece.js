@@ -30,7 +30,12 @@ export class SentencePieceModel {
     this.pieces = model.pieces.map(({ piece }) => piece);
     const normal = model.pieces.filter(({ type }) => type === NORMAL);
     this._scores = new Map(normal.map(({ piece, score }) => [piece, score]));
-    this._longest = normal.reduce((longest, { piece }) => Math.max(longest, piece.length), 0);
+    /** The size in code points of the longest piece that begins with a character. @type {Map<string, number>} */
+    this._longest = new Map();
+    for (const { piece } of normal) {
+      const chars = [...piece];
+      this._longest.set(chars[0], Math.max(this._longest.get(chars[0]) ?? 0, chars.length));
+    }
     const lowest = normal.reduce((least, { score }) => Math.min(least, score), Infinity);
     this._unknownScore = Math.fround(lowest - UNKNOWN_PENALTY);
     this._rules = new CharacterRules(model.charsmap);
@@ -91,12 +96,13 @@ export class SentencePieceModel {
       from[end] = start;
       isKnown[end] = known;
     };
+    const text = chars.join('');
+    const places = placesOf(chars);
     for (let start = 0; start < chars.length; start++) {
-      let piece = '';
       let hasOwn = false; // whether the model knows this character alone
-      for (let end = start + 1; end <= chars.length && piece.length < this._longest; end++) {
-        piece += chars[end - 1];
-        const score = this._scores.get(piece);
+      const last = Math.min(start + (this._longest.get(chars[start]) ?? 0), chars.length);
+      for (let end = start + 1; end <= last; end++) {
+        const score = this._scores.get(text.slice(places[start], places[end]));
         if (score === undefined) continue;
         offer(start, end, best[start] + score, 1);
         hasOwn ||= end === start + 1;
@@ -108,7 +114,7 @@ export class SentencePieceModel {
     for (let end = chars.length, start; end > 0; end = start) {
       start = from[end];
       while (!isKnown[end] && start > 0 && !isKnown[start]) start = from[start];
-      pieces.push({ piece: chars.slice(start, end).join(''), start, end });
+      pieces.push({ piece: text.slice(places[start], places[end]), start, end });
     }
     return pieces.reverse();
   }
@@ -162,6 +168,13 @@ const offsetOf = (unit) => (unit >>> 10) << ((unit & 0x200) >>> 6);
 
 /** @param {number} first The first byte of a character. */
 const charSize = (first) => (first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4);
+
+/** Where each character begins in their text, in UTF-16 units; at the end, its length. @param {string[]} chars */
+function placesOf(chars) {
+  const places = new Uint32Array(chars.length + 1);
+  for (const [i, char] of chars.entries()) places[i + 1] = places[i] + char.length;
+  return places;
+}
 
 /** How many UTF-16 units some bytes of UTF-8 take. @param {Uint8Array} bytes @param {number} start @param {number} size */
 function unitsOf(bytes, start, size) {
