@@ -46,7 +46,12 @@ const VIEWS = [
     async show(answer, { text }) {
       const found = await answer(text, { aggregation_strategy: 'average' });
       if (!found.length) return [element('p', 'No names found.')];
-      return [marked(text, found.map((/** @type {any} */ entity) => ({ ...entity, name: entity.entity_group })))];
+      return [
+        marked(
+          text,
+          found.map((/** @type {any} */ entity) => ({ ...entity, name: entity.entity_group })),
+        ),
+      ];
     },
   },
   {
@@ -92,7 +97,10 @@ const VIEWS = [
 ];
 
 const demo = await (await fetch('demo.json')).json();
-/** Pipelines by task, opened when they are first needed. @type {Map<string, Promise<import('./src/index.js').Pipeline>>} */
+/**
+ * Pipelines by task, opened when they are first needed.
+ * @type {Map<string, Promise<import('./src/index.js').Pipeline>>}
+ */
 const opened = new Map();
 let view = VIEWS[0];
 /** @type {Map<string, Values>} */
@@ -157,13 +165,20 @@ function open({ task, head }) {
   return opening;
 }
 
-/** A text with marks where something was found. @param {string} text @param {{start: number, end: number, name: string}[]} found */
+/**
+ * A text with marks where something was found.
+ * @param {string} text
+ * @param {{start: number, end: number, name: string}[]} found
+ */
 function marked(text, found) {
   const line = element('p');
   line.dir = 'auto';
   let at = 0;
   for (const { start, end, name } of found) {
-    line.append(text.slice(at, start), element('mark', text.slice(start, end), ...(name ? [element('small', name)] : [])));
+    line.append(
+      text.slice(at, start),
+      element('mark', text.slice(start, end), ...(name ? [element('small', name)] : [])),
+    );
     at = end;
   }
   line.append(text.slice(at));

@@ -21,7 +21,10 @@ import { Tokenizer, settingsOf } from './tokenizer.js';
  * @property {string} [mask_mode]
  */
 
-/** What the graph made of a row, by output; logits of one token after the other. @typedef {Record<string, Float32Array>} Outputs */
+/**
+ * What the graph made of a row, by output; logits of one token after the other.
+ * @typedef {Record<string, Float32Array>} Outputs
+ */
 
 const FORMAT = 1;
 const TARGETS = ['onnxruntime-cpu', 'portable', 'openvino'];
@@ -46,14 +49,13 @@ export class Artifact {
    * @param {import('onnxruntime-common').InferenceSession.SessionOptions} options
    */
   static async open(url, head, options) {
-    const folder = url.replace(/[^/]*\.(onnx|json)$/, '').replace(/([^/])$/, '$1/');
+    const folder = url.replace(/(onnx\/model\.onnx|[^/]*\.(onnx|json))$/, '').replace(/([^/])$/, '$1/');
     const manifest = checked(await readJson(folder, `${head}.json`), `${folder}${head}.json`, head);
-    const names = Object.keys(manifest.files);
     const tokenizer = await openTokenizer(folder, manifest);
     const graph = await readListed(folder, manifest, manifest.artifact);
-    const external = names.filter((name) => name.startsWith(`${manifest.artifact}.`));
+    const weights = [`${manifest.artifact}.data`, `${manifest.artifact}_data`].filter((name) => name in manifest.files);
     const externalData = await Promise.all(
-      external.map(async (path) => ({ path, data: await readListed(folder, manifest, path) })),
+      weights.map(async (name) => ({ path: name.replace(/.*\//, ''), data: await readListed(folder, manifest, name) })),
     );
     try {
       return new Artifact(manifest, tokenizer, await ort.InferenceSession.create(graph, { externalData, ...options }));
@@ -125,8 +127,12 @@ export class Artifact {
  * @returns {Manifest}
  */
 function checked(manifest, path, head) {
-  if (!manifest) throw new ErnieMError(`there is no ${path}: expected a folder that erniem-export wrote for head ${head}.`);
-  const refuse = (/** @type {string} */ why, remedy = 'Export again with --target onnxruntime-cpu and without such options.') => {
+  if (!manifest)
+    throw new ErnieMError(`there is no ${path}: expected a folder that erniem-export wrote for head ${head}.`);
+  const refuse = (
+    /** @type {string} */ why,
+    remedy = 'Export again with --target onnxruntime-cpu and without such options.',
+  ) => {
     throw new ErnieMError(`${path} ${why}, which this package cannot serve. ${remedy}`);
   };
   const version = String(manifest.format_version);
@@ -143,7 +149,11 @@ function checked(manifest, path, head) {
 /** @param {string} folder @param {Manifest} manifest */
 async function openTokenizer(folder, manifest) {
   const has = (/** @type {string} */ name) => name in manifest.files;
-  if (!has(MODEL)) throw new ErnieMError(`${folder} has no ${MODEL}: its checkpoint had no tokenizer files when it was exported.`);
+  if (!has(MODEL))
+    throw new ErnieMError(`${folder} has no ${MODEL}: its checkpoint had no tokenizer files when it was exported.`);
+  const config = has('config.json') ? await readJson(folder, 'config.json') : {};
+  if (config.model_type === 'xlm-roberta')
+    throw new ErnieMError(`${folder} has XLM-R's tokenizer; this package has ErnieM's alone.`);
   const [model, vocabulary, ...settings] = await Promise.all([
     readListed(folder, manifest, MODEL),
     has('vocab.txt') ? readListed(folder, manifest, 'vocab.txt') : undefined,
@@ -159,13 +169,20 @@ async function openTokenizer(folder, manifest) {
   }
 }
 
-/** The content of a file that the manifest lists, of the size that it lists. @param {string} folder @param {Manifest} manifest @param {string} name */
+/**
+ * The content of a file that the manifest lists, of the size that it lists.
+ * @param {string} folder
+ * @param {Manifest} manifest
+ * @param {string} name
+ */
 async function readListed(folder, manifest, name) {
   const content = await readOrRaise(folder, name);
   const size = manifest.files[name]?.size;
   if (!content) throw new ErnieMError(`there is no ${folder}${name}, which the manifest lists. Copy the whole folder.`);
   if (content.byteLength !== size) {
-    throw new ErnieMError(`${folder}${name} has ${content.byteLength} bytes; the manifest lists ${size}. Copy the folder again.`);
+    throw new ErnieMError(
+      `${folder}${name} has ${content.byteLength} bytes; the manifest lists ${size}. Copy the folder again.`,
+    );
   }
   return new Uint8Array(content);
 }

@@ -36,7 +36,8 @@ const COMMON = { batch_size: 16, max_seq_len: undefined };
 
 /**
  * Answers one input, or a list of inputs with a list of answers; options as for `pipeline`, for this call.
- * @typedef {((input: any, options?: Record<string, any>) => Promise<any>) & {artifact: Artifact, close: () => Promise<void>}} Pipeline
+ * @typedef {{artifact: Artifact, close: () => Promise<void>}} Opened
+ * @typedef {((input: any, options?: Record<string, any>) => Promise<any>) & Opened} Pipeline
  */
 
 /**
@@ -56,8 +57,10 @@ const COMMON = { batch_size: 16, max_seq_len: undefined };
  */
 export async function pipeline(task, url, { session = {}, ...options } = {}) {
   const found = Object.hasOwn(TASKS, task) ? TASKS[task] : undefined;
-  if (!found) throw new ErnieMError(`task is ${JSON.stringify(task)}; expected one of ${Object.keys(TASKS).join(', ')}.`);
-  if (typeof url !== 'string' || !url) throw new ErnieMError(`expected the URL or path of an exported folder, got ${JSON.stringify(url)}.`);
+  if (!found)
+    throw new ErnieMError(`task is ${JSON.stringify(task)}; expected one of ${Object.keys(TASKS).join(', ')}.`);
+  if (typeof url !== 'string' || !url)
+    throw new ErnieMError(`expected the URL or path of an exported folder, got ${JSON.stringify(url)}.`);
   const usual = merged(task, { ...COMMON, ...found.options }, options);
   const artifact = await Artifact.open(url, found.head, session);
   /** @type {(input: any, changed?: Record<string, any>) => Promise<any>} */
@@ -66,23 +69,36 @@ export async function pipeline(task, url, { session = {}, ...options } = {}) {
     requireCount('batch_size', asked.batch_size);
     const prepare = found.prepare(artifact, asked);
     if (!Array.isArray(input)) return (await answers(artifact, [prepare(input, true)], asked.batch_size))[0];
-    return answers(artifact, input.map((item, i) => named(i, () => prepare(item, false))), asked.batch_size);
+    return answers(
+      artifact,
+      input.map((item, i) => named(i, () => prepare(item, false))),
+      asked.batch_size,
+    );
   };
   return Object.assign(answer, { artifact, close: () => artifact.session.release() });
 }
 
 /** @param {Artifact} artifact @param {Job[]} jobs @param {number} batchSize */
 async function answers(artifact, jobs, batchSize) {
-  const outputs = await artifact.run(jobs.flatMap(({ rows }) => rows), batchSize);
+  const outputs = await artifact.run(
+    jobs.flatMap(({ rows }) => rows),
+    batchSize,
+  );
   let at = 0;
   return jobs.map(({ rows, finish }) => finish(outputs.slice(at, (at += rows.length))));
 }
 
-/** Options with others in their place; undefined changes nothing. @param {string} task @param {Record<string, any>} usual @param {Record<string, any>} options */
+/**
+ * Options with others in their place; undefined changes nothing.
+ * @param {string} task
+ * @param {Record<string, any>} usual
+ * @param {Record<string, any>} options
+ */
 function merged(task, usual, options) {
   const asked = { ...usual };
   for (const [name, value] of Object.entries(options)) {
-    if (!(name in usual)) throw new ErnieMError(`${task} takes no option ${name}; expected one of ${Object.keys(usual).join(', ')}.`);
+    if (!(name in usual))
+      throw new ErnieMError(`${task} takes no option ${name}; expected one of ${Object.keys(usual).join(', ')}.`);
     if (value !== undefined) asked[name] = value;
   }
   return asked;

@@ -9,7 +9,10 @@ const TASK = 'question-answering';
 const [WINDOW, STRIDE] = [384, 128];
 const SPECIAL = 4;
 
-/** A token, and where an answer that begins or ends with it does. @typedef {{id: number, start: number, end: number}} Token */
+/**
+ * A token, and where an answer that begins or ends with it does.
+ * @typedef {{id: number, start: number, end: number}} Token
+ */
 /** A possible answer. @typedef {{start: number, end: number, score: number}} Candidate */
 
 /** @type {import('./index.js').Task} */
@@ -38,8 +41,15 @@ export const questionAnswering = {
         );
       }
       const room = Math.min(limit, Math.max(usual, taken + stride)) - taken;
-      const parts = windows(tokens.length, room, Math.min(stride, room)).map(({ start, stop }) => tokens.slice(start, stop));
-      const rows = parts.map((part) => tokenizer.row(question, part.map(({ id }) => id)));
+      const parts = windows(tokens.length, room, Math.min(stride, room)).map(({ start, stop }) =>
+        tokens.slice(start, stop),
+      );
+      const rows = parts.map((part) =>
+        tokenizer.row(
+          question,
+          part.map(({ id }) => id),
+        ),
+      );
       return { rows, finish: (outputs) => answersOf(input.context, rows, parts, outputs, options) };
     };
   },
@@ -73,7 +83,10 @@ function answersOf(context, rows, parts, outputs, { top_k, max_answer_len, handl
     const first = rows[i].length - 1 - parts[i].length; // the context is followed by one separator
     return { start: probabilities(start_logits, first), end: probabilities(end_logits, first), tokens: parts[i] };
   });
-  let spans = bestSpans(readings.flatMap((reading) => bestInWindow(reading, top_k, max_answer_len)), top_k);
+  let spans = bestSpans(
+    readings.flatMap((reading) => bestInWindow(reading, top_k, max_answer_len)),
+    top_k,
+  );
   if (handle_impossible_answer) {
     const score = Math.min(...readings.map(({ start, end }) => start[0] * end[0]));
     spans = bestFirst([...spans, { start: 0, end: 0, score }]).slice(0, top_k);
@@ -82,7 +95,12 @@ function answersOf(context, rows, parts, outputs, { top_k, max_answer_len, handl
   return top_k === 1 ? found[0] : found;
 }
 
-/** Over `[CLS]`, which means no answer, and the context; as in transformers, the question and the separators are left out. @param {Float32Array} logits @param {number} first */
+/**
+ * Over `[CLS]`, which means no answer, and the context; as in transformers, the question and the separators are left
+ * out.
+ * @param {Float32Array} logits
+ * @param {number} first
+ */
 const probabilities = (logits, first) => softmax([logits[0], ...logits.subarray(first, -1)]);
 
 /** Each span once, with its best score. @param {Candidate[]} found @param {number} count */
@@ -100,7 +118,7 @@ function bestSpans(found, count) {
 const bestFirst = (spans) => [...spans].sort((a, b) => b.score - a.score);
 
 /**
- * Up to `count` different spans of at most `most` tokens, the best first; of equals, the one that begins, then ends, first.
+ * Up to `count` different spans of at most `most` tokens, the best first; of equals, the one that begins or ends first.
  * @param {{start: Float64Array, end: Float64Array, tokens: Token[]}} reading
  * @param {number} count
  * @param {number} most

@@ -9,7 +9,8 @@ const SHARED = 128;
 
 /** @param {string} name @param {unknown} value @returns {string} */
 export function requireText(name, value) {
-  if (typeof value !== 'string') throw new ErnieMError(`${name} must be a string, got ${value === null ? 'null' : typeof value}.`);
+  if (typeof value !== 'string')
+    throw new ErnieMError(`${name} must be a string, got ${value === null ? 'null' : typeof value}.`);
   if (!strip(value)) throw new ErnieMError(`${name} is empty: expected text.`);
   return value;
 }
@@ -27,7 +28,8 @@ export function requireCount(name, value, least = 1) {
 
 /** @param {string} name @param {unknown} value @param {readonly any[]} choices */
 export function requireChoice(name, value, choices) {
-  if (!choices.includes(value)) throw new ErnieMError(`${name} must be one of ${choices.join(', ')}, got ${JSON.stringify(value)}.`);
+  if (!choices.includes(value))
+    throw new ErnieMError(`${name} must be one of ${choices.join(', ')}, got ${JSON.stringify(value)}.`);
 }
 
 /**
@@ -39,7 +41,8 @@ export function requireChoice(name, value, choices) {
  */
 export function requireKeys(task, input, required, optional = []) {
   const keys = [...required, ...optional.map((key) => `${key} (optional)`)].join(', ');
-  if (typeof input !== 'object' || input === null) throw new ErnieMError(`${task} takes an object with ${keys}, got ${typeof input}.`);
+  if (typeof input !== 'object' || input === null)
+    throw new ErnieMError(`${task} takes an object with ${keys}, got ${typeof input}.`);
   const missing = required.find((key) => input[key] === undefined);
   if (missing) throw new ErnieMError(`${missing} is missing; ${task} takes an object with ${keys}.`);
   const unknown = Object.keys(input).find((key) => !required.includes(key) && !optional.includes(key));
@@ -80,7 +83,11 @@ export function windows(length, size, step) {
   return Array.from({ length: count }, (_, i) => ({ start: i * step, stop: Math.min(i * step + size, length) }));
 }
 
-/** The part of each window that sees more text around it there than in any other. @param {Span[]} spans @returns {Span[]} */
+/**
+ * The part of each window that sees more text around it there than in any other.
+ * @param {Span[]} spans
+ * @returns {Span[]}
+ */
 export function bestParts(spans) {
   const middle = (/** @type {number} */ i) => Math.floor((spans[i].start + spans[i - 1].stop) / 2);
   return spans.map((span, i) => ({

@@ -20,7 +20,10 @@ const fromUtf8 = new TextDecoder('utf-8', { ignoreBOM: true });
  *   end, where what became them ends.
  */
 
-/** A piece, and its range in `chars` of what it was cut from. @typedef {{piece: string, start: number, end: number}} Piece */
+/**
+ * A piece, and its range in `chars` of what it was cut from.
+ * @typedef {{piece: string, start: number, end: number}} Piece
+ */
 
 export class SentencePieceModel {
   /** @param {Uint8Array} file The content of `sentencepiece.bpe.model`. @param {string} name Its name, for errors. */
@@ -55,7 +58,7 @@ export class SentencePieceModel {
     const origins = [];
     let isAfterSpace = true;
     let origin = 0; // in UTF-16 units
-    for (let at = 0; at < bytes.length; ) {
+    for (let at = 0; at < bytes.length;) {
       const rule = this._rules.longest(bytes, at);
       const found = rule?.text ?? String.fromCodePoint(/** @type {number} */ (text.codePointAt(origin)));
       const size = rule?.size ?? charSize(bytes[at]);
@@ -141,7 +144,7 @@ class CharacterRules {
     if (!units.length) return undefined;
     let size = 0;
     let value = 0;
-    for (let at = start, node = offsetOf(units[0]); at < bytes.length; ) {
+    for (let at = start, node = offsetOf(units[0]); at < bytes.length;) {
       node ^= bytes[at];
       const unit = units[node];
       if ((unit & 0x800000ff) !== bytes[at]) break;
@@ -176,7 +179,12 @@ function placesOf(chars) {
   return places;
 }
 
-/** How many UTF-16 units some bytes of UTF-8 take. @param {Uint8Array} bytes @param {number} start @param {number} size */
+/**
+ * How many UTF-16 units some bytes of UTF-8 take.
+ * @param {Uint8Array} bytes
+ * @param {number} start
+ * @param {number} size
+ */
 function unitsOf(bytes, start, size) {
   let units = 0;
   for (let at = start; at < start + size; at += charSize(bytes[at])) units += bytes[at] < 0xf0 ? 1 : 2;
@@ -206,9 +214,12 @@ function readModel(file, name) {
       }
     }
   } catch (error) {
-    throw new ErnieMError(`${name} is not a readable sentencepiece model: ${error instanceof Error ? error.message : error}`);
+    throw new ErnieMError(
+      `${name} is not a readable sentencepiece model: ${error instanceof Error ? error.message : error}`,
+    );
   }
-  if (!pieces.some(({ type }) => type === NORMAL)) throw new ErnieMError(`${name} is not a sentencepiece model: it holds no pieces.`);
+  if (!pieces.some(({ type }) => type === NORMAL))
+    throw new ErnieMError(`${name} is not a sentencepiece model: it holds no pieces.`);
   if (!isPlain || pieces.some(({ type }) => type === USER_DEFINED || type === BYTE)) {
     throw new ErnieMError(
       `${name} is not a sentencepiece model as ErnieM has them: expected a unigram model without byte fallback and ` +
@@ -250,7 +261,7 @@ function* fieldsOf(message) {
     const kind = key & 7;
     if (kind === 3 || kind === 4 || kind > 5) throw new Error(`it has a field of kind ${kind}.`);
     const number = kind === 0 || kind === 2 ? integer() : 0;
-    const size = kind === 2 ? number : { 0: 0, 1: 8, 5: 4 }[kind] ?? 0;
+    const size = kind === 2 ? number : ({ 0: 0, 1: 8, 5: 4 }[kind] ?? 0);
     if (at + size > message.length) throw new Error('it ends too early.');
     yield { field: key >>> 3, number, bytes: /** @type {Uint8Array<ArrayBuffer>} */ (message.subarray(at, at + size)) };
     at += size;

@@ -1,7 +1,17 @@
 /** Head `cls`: which labels fit a text or a pair of texts, and labels that the model was not trained on. */
 
 import { ErnieMError } from './errors.js';
-import { limitOf, requireChoice, requireCount, requireKeys, requireText, requireTokens, sigmoid, softmax, textOf } from './rows.js';
+import {
+  limitOf,
+  requireChoice,
+  requireCount,
+  requireKeys,
+  requireText,
+  requireTokens,
+  sigmoid,
+  softmax,
+  textOf,
+} from './rows.js';
 import { strip } from './tokenizer.js';
 
 const FUNCTIONS = { sigmoid, softmax, none: (/** @type {ArrayLike<number>} */ logits) => Float64Array.from(logits) };
@@ -28,7 +38,8 @@ export const textClassification = {
       requireKeys('text-classification', given, ['text'], ['text_pair']);
       const first = tokenizer.encode(requireText('text', given.text)).ids;
       requireTokens('text', first.length);
-      const second = given.text_pair == null ? undefined : tokenizer.encode(requireText('text_pair', given.text_pair)).ids;
+      const second =
+        given.text_pair == null ? undefined : tokenizer.encode(requireText('text_pair', given.text_pair)).ids;
       if (second) requireTokens('text_pair', second.length);
       const [kept, other] = tokenizer.shortened(limit - (second ? 4 : 2), first, second);
       return {
@@ -52,17 +63,24 @@ export const zeroShotClassification = {
     const limit = limitOf(manifest, options);
     const candidates = candidatesOf(options.candidate_labels);
     const template = requireText('hypothesis_template', options.hypothesis_template);
-    if (!template.includes(PLACE)) throw new ErnieMError(`hypothesis_template must be text with ${PLACE} where the label goes, got ${JSON.stringify(template)}.`);
+    if (!template.includes(PLACE))
+      throw new ErnieMError(
+        `hypothesis_template must be text with ${PLACE} where the label goes, got ${JSON.stringify(template)}.`,
+      );
     const hypotheses = candidates.map((label) => {
       requireTokens(`candidate label ${JSON.stringify(label)}`, tokenizer.encode(label).ids.length);
       const { ids } = tokenizer.encode(template.replaceAll(PLACE, () => label));
       if (limit - 4 - ids.length < 1) {
-        throw new ErnieMError(`the hypothesis for candidate label ${JSON.stringify(label)} alone takes ${ids.length} tokens; the limit is ${limit}. Shorten it.`);
+        throw new ErnieMError(
+          `the hypothesis for candidate label ${JSON.stringify(label)} alone takes ${ids.length} tokens; ` +
+            `the limit is ${limit}. Shorten it.`,
+        );
       }
       return ids;
     });
     const entailment = labelId(labels, 'entail');
-    const contradiction = options.multi_label || candidates.length === 1 ? labelId(labels, 'contra', entailment) : undefined;
+    const contradiction =
+      options.multi_label || candidates.length === 1 ? labelId(labels, 'contra', entailment) : undefined;
     return (input) => {
       const sequence = textOf('zero-shot-classification', input);
       const ids = tokenizer.cut(tokenizer.encode(sequence).ids, limit);
@@ -104,7 +122,12 @@ function candidatesOf(given) {
   return labels;
 }
 
-/** The one label that starts with a prefix; of two labels, the other one. @param {string[]} labels @param {string} prefix @param {number} [other] */
+/**
+ * The one label that starts with a prefix; of two labels, the other one.
+ * @param {string[]} labels
+ * @param {string} prefix
+ * @param {number} [other]
+ */
 function labelId(labels, prefix, other) {
   const found = labels.flatMap((label, i) => (label.toLowerCase().startsWith(prefix) ? [i] : []));
   if (!found.length && other !== undefined && labels.length === 2) return 1 - other;

@@ -1,16 +1,34 @@
 /** Head `ner`: labels of tokens, words or entities, in texts of any length. */
 
 import { ErnieMError } from './errors.js';
-import { argmax, bestParts, limitOf, requireChoice, requireCount, requireTokens, sharedTokens, softmax, textOf, windows } from './rows.js';
+import {
+  argmax,
+  bestParts,
+  limitOf,
+  requireChoice,
+  requireCount,
+  requireTokens,
+  sharedTokens,
+  softmax,
+  textOf,
+  windows,
+} from './rows.js';
 import { strip } from './tokenizer.js';
 
 const STRATEGIES = ['none', 'simple', 'first', 'average', 'max'];
 // Letters, digits and marks of scripts that are written with spaces: not Thai, Lao, Myanmar, Khmer, Chinese, Japanese.
 const JOINS = /^[\p{L}\p{M}\p{N}]$/u;
-const UNSPACED = /^[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff66-\uff9f\u{20000}-\u{3ffff}]$/u;
+const UNSPACED =
+  /^[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff66-\uff9f\u{20000}-\u{3ffff}]$/u;
 
-/** A range of the text and its probability of each label. @typedef {{start: number, end: number, scores: ArrayLike<number>}} Token */
-/** A label, its probability, and where it was found. @typedef {{label: string, score: number, start: number, end: number}} Labelled */
+/**
+ * A range of the text and its probability of each label.
+ * @typedef {{start: number, end: number, scores: ArrayLike<number>}} Token
+ */
+/**
+ * A label, its probability, and where it was found.
+ * @typedef {{label: string, score: number, start: number, end: number}} Labelled
+ */
 
 /** @type {import('./index.js').Task} */
 export const tokenClassification = {
@@ -19,10 +37,12 @@ export const tokenClassification = {
   prepare({ manifest, tokenizer, labels }, options) {
     const { aggregation_strategy: strategy, ignore_labels: ignored } = options;
     requireChoice('aggregation_strategy', strategy, STRATEGIES);
-    if (!Array.isArray(ignored)) throw new ErnieMError(`ignore_labels must be a list of labels, got ${JSON.stringify(ignored)}.`);
+    if (!Array.isArray(ignored))
+      throw new ErnieMError(`ignore_labels must be a list of labels, got ${JSON.stringify(ignored)}.`);
     const room = limitOf(manifest, options) - 2;
     const stride = requireCount('stride', options.stride ?? sharedTokens(room), 0);
-    if (stride >= room) throw new ErnieMError(`stride is ${stride}; it must be less than the ${room} tokens of a window.`);
+    if (stride >= room)
+      throw new ErnieMError(`stride is ${stride}; it must be less than the ${room} tokens of a window.`);
     return (input) => {
       const text = textOf('token-classification', input);
       const { ids, offsets } = tokenizer.encode(text);
@@ -31,9 +51,12 @@ export const tokenClassification = {
       return {
         rows: spans.map(({ start, stop }) => tokenizer.row(ids.slice(start, stop))),
         finish(outputs) {
-          const scores = bestParts(spans).flatMap((part, i) => scoresOf(outputs[i].logits, labels.length, part, spans[i].start));
+          const scores = bestParts(spans).flatMap((part, i) =>
+            scoresOf(outputs[i].logits, labels.length, part, spans[i].start),
+          );
           const tokens = offsets.map(([start, end], i) => ({ start, end, scores: scores[i] }));
-          const found = strategy === 'none' ? entitiesOf(text, tokens, labels) : groupsOf(text, tokens, labels, strategy);
+          const found =
+            strategy === 'none' ? entitiesOf(text, tokens, labels) : groupsOf(text, tokens, labels, strategy);
           return found.filter((entity) => !ignored.includes('entity' in entity ? entity.entity : entity.entity_group));
         },
       };
@@ -63,13 +86,24 @@ function entitiesOf(text, tokens, labels) {
   });
 }
 
-/** Neighbours of one kind, up to the next `B-`, with their mean score. @param {string} text @param {Token[]} tokens @param {string[]} labels @param {string} strategy */
+/**
+ * Neighbours of one kind, up to the next `B-`, with their mean score.
+ * @param {string} text
+ * @param {Token[]} tokens
+ * @param {string[]} labels
+ * @param {string} strategy
+ */
 function groupsOf(text, tokens, labels, strategy) {
   const entities =
     strategy === 'simple'
       ? tokens.map(({ scores, start, end }) => labelled(scores, start, end, labels))
-      : wordsOf(text, tokens).map((word) => labelled(scoresOfWord(word, strategy), word[0].start, word[word.length - 1].end, labels));
-  return neighbours(entities, (previous, entity) => !entity.label.startsWith('B-') && kindOf(entity.label) === kindOf(previous.label)).flatMap((group) => {
+      : wordsOf(text, tokens).map((word) =>
+          labelled(scoresOfWord(word, strategy), word[0].start, word[word.length - 1].end, labels),
+        );
+  return neighbours(
+    entities,
+    (previous, entity) => !entity.label.startsWith('B-') && kindOf(entity.label) === kindOf(previous.label),
+  ).flatMap((group) => {
     let [start, end] = [group[0].start, group[group.length - 1].end];
     while (start < end && !strip(text[start])) start++;
     while (end > start && !strip(text[end - 1])) end--;
@@ -91,11 +125,20 @@ function wordsOf(text, tokens) {
     if (token.start < previous.end) return true;
     const between = text.slice(previous.end, token.start);
     const isApart = [...between].some((char) => !strip(char));
-    return !isApart && joins([...text.slice(0, previous.end).slice(-2)].at(-1)) && joins([...text.slice(token.start, token.start + 2)][0]);
+    return (
+      !isApart &&
+      joins([...text.slice(0, previous.end).slice(-2)].at(-1)) &&
+      joins([...text.slice(token.start, token.start + 2)][0])
+    );
   });
 }
 
-/** Lists of neighbours that belong together. @template T @param {T[]} items @param {(previous: T, item: T) => boolean} belongs */
+/**
+ * Lists of neighbours that belong together.
+ * @template T
+ * @param {T[]} items
+ * @param {(previous: T, item: T) => boolean} belongs
+ */
 function neighbours(items, belongs) {
   /** @type {T[][]} */
   const groups = [];
@@ -113,7 +156,13 @@ function scoresOfWord(word, strategy) {
   return Array.from(word[0].scores, (_, i) => word.reduce((sum, { scores }) => sum + scores[i], 0) / word.length);
 }
 
-/** @param {ArrayLike<number>} scores @param {number} start @param {number} end @param {string[]} labels @returns {Labelled} */
+/**
+ * @param {ArrayLike<number>} scores
+ * @param {number} start
+ * @param {number} end
+ * @param {string[]} labels
+ * @returns {Labelled}
+ */
 function labelled(scores, start, end, labels) {
   const best = argmax(scores);
   return { label: labels[best], score: scores[best], start, end };

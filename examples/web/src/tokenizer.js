@@ -21,11 +21,20 @@ import { SentencePieceModel, WORD_START } from './sentencepiece.js';
  * @property {[number, number][]} offsets Half-open ranges in UTF-16 units: `text.slice(start, end)`.
  */
 
-/** A stretch of text, and for each UTF-16 unit its index in the whole. @typedef {{text: string, places: number[]}} Segment */
+/**
+ * A stretch of text, and for each UTF-16 unit its index in the whole.
+ * @typedef {{text: string, places: number[]}} Segment
+ */
 
 // transformers' order: tokens that the vocabulary lacks get their ids in it.
 const NAMES = ['bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token'];
-const DEFAULTS = { unk_token: '[UNK]', sep_token: '[SEP]', pad_token: '[PAD]', cls_token: '[CLS]', mask_token: '[MASK]' };
+const DEFAULTS = {
+  unk_token: '[UNK]',
+  sep_token: '[SEP]',
+  pad_token: '[PAD]',
+  cls_token: '[CLS]',
+  mask_token: '[MASK]',
+};
 const CLASSES = ['ErnieMTokenizer', 'ErnieMTokenizerFast'];
 const STANDS_ALONE = /^[\u4e00-\u9fff,;:.?!~，；：。？！《》【】]$/;
 // Python's str.isdigit: decimal digits, and the others with the Unicode property "digit".
@@ -153,7 +162,10 @@ export class Tokenizer {
     return segments.filter((segment) => segment.text);
   }
 
-  /** Let each added token strip, or be merged into, the text beside it, in the reference's order of steps. @param {Segment[]} segments */
+  /**
+   * Let each added token strip, or be merged into, the text beside it, in the reference's order of steps.
+   * @param {Segment[]} segments
+   */
   _settleNeighbours(segments) {
     for (let i = 0; i < segments.length; i++) {
       const segment = segments[i];
@@ -172,7 +184,11 @@ export class Tokenizer {
     }
   }
 
-  /** A segment's tokens, each with its range of UTF-16 units. @param {string} run @returns {[string, number, number][]} */
+  /**
+   * A segment's tokens, each with its range of UTF-16 units.
+   * @param {string} run
+   * @returns {[string, number, number][]}
+   */
   _tokens(run) {
     if (this._findsAdded && this._added.has(run)) return [[run, 0, run.length]];
     const normalized = this._model.normalize(run);
@@ -251,8 +267,10 @@ export class Tokenizer {
  */
 export function settingsOf(config = {}, specialMap = {}, addedIds = {}) {
   const name = config.tokenizer_class ?? CLASSES[0];
-  if (!CLASSES.includes(name)) throw new ErnieMError(`the tokenizer is ${name}, expected ErnieMTokenizer, which gives other ids.`);
-  if (Object.keys(config.sp_model_kwargs ?? {}).length) throw new ErnieMError('sp_model_kwargs in tokenizer_config.json is not supported.');
+  if (!CLASSES.includes(name))
+    throw new ErnieMError(`the tokenizer is ${name}, expected ErnieMTokenizer, which gives other ids.`);
+  if (Object.keys(config.sp_model_kwargs ?? {}).length)
+    throw new ErnieMError('sp_model_kwargs in tokenizer_config.json is not supported.');
   const decoder = config.added_tokens_decoder;
   if (decoder) {
     const entries = Object.entries(decoder).map(([id, entry]) => /** @type {const} */ ([Number(id), tokenOf(entry)]));
@@ -261,7 +279,9 @@ export function settingsOf(config = {}, specialMap = {}, addedIds = {}) {
   const additional = [...(config.additional_special_tokens ?? []), ...(specialMap.additional_special_tokens ?? [])];
   /** @type {Record<string, any>} */
   const settings = { ...config, ...specialMap, additional_special_tokens: additional };
-  const special = new Set([...NAMES.map((key) => settings[key]).filter(Boolean), ...additional].map((entry) => tokenOf(entry).content));
+  const special = new Set(
+    [...NAMES.map((key) => settings[key]).filter(Boolean), ...additional].map((entry) => tokenOf(entry).content),
+  );
   const added = Object.entries(addedIds).map(([content, id]) => {
     const isSpecial = special.has(content);
     return /** @type {const} */ ([id, { ...tokenOf(content), normalized: !isSpecial, special: isSpecial }]);
@@ -269,14 +289,18 @@ export function settingsOf(config = {}, specialMap = {}, addedIds = {}) {
   return { ...settings, added_tokens: new Map(added) };
 }
 
-/** Named and additional special tokens: by name, and without repetitions in the order in which ids are given out. @param {Record<string, any>} settings */
+/**
+ * Named and additional special tokens: by name, and without repetitions in the order in which ids are given out.
+ * @param {Record<string, any>} settings
+ */
 function specialTokens(settings) {
   const added = new Map([...(settings.added_tokens?.values() ?? [])].map((token) => [token.content, token]));
   /** @type {Record<string, AddedToken>} */
   const byName = {};
   for (const name of NAMES) {
     const entry = name in settings ? settings[name] : /** @type {Record<string, string>} */ (DEFAULTS)[name];
-    if (!entry && name in DEFAULTS) throw new ErnieMError(`the tokenizer's settings have no ${name}, which ErnieM needs.`);
+    if (!entry && name in DEFAULTS)
+      throw new ErnieMError(`the tokenizer's settings have no ${name}, which ErnieM needs.`);
     if (entry) byName[name] = added.get(tokenOf(entry).content) ?? tokenOf(entry);
   }
   const additional = (settings.additional_special_tokens ?? []).map((/** @type {any} */ entry) =>
@@ -294,7 +318,8 @@ function specialTokens(settings) {
 function tokenOf(entry) {
   const none = { lstrip: false, rstrip: false, single_word: false };
   if (typeof entry === 'string') return { ...none, content: entry, normalized: false, special: true };
-  if (typeof entry?.content !== 'string') throw new ErnieMError(`expected a token as text or with "content", got ${JSON.stringify(entry)}.`);
+  if (typeof entry?.content !== 'string')
+    throw new ErnieMError(`expected a token as text or with "content", got ${JSON.stringify(entry)}.`);
   return { ...none, normalized: true, special: false, ...entry };
 }
 

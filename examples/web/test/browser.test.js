@@ -7,7 +7,9 @@ import { Page, chromium, serve } from './chromium.js';
 
 const HERE = fileURLToPath(new URL('.', import.meta.url));
 const OUT = fileURLToPath(new URL('../../../out/', import.meta.url));
-const skip = chromium ? false : 'Chromium is not installed: install it (Debian: apt-get install chromium), or set CHROMIUM';
+const skip = chromium
+  ? false
+  : 'Chromium is not installed: install it (Debian: apt-get install chromium), or set CHROMIUM';
 
 /** @type {Page} */
 let page;
@@ -27,7 +29,12 @@ after(async () => {
   server?.close();
 });
 
-/** Choose a tab and an example, and answer it. @param {string} tab @param {string} example @returns {Promise<string>} What the page shows. */
+/**
+ * Choose a tab and an example, and answer it.
+ * @param {string} tab
+ * @param {string} example
+ * @returns {Promise<string>} What the page shows.
+ */
 async function shown(tab, example) {
   await page.evaluate(`{
     [...document.querySelectorAll('#tasks button')].find((one) => one.textContent === ${JSON.stringify(tab)}).click();
@@ -61,7 +68,9 @@ test('the page answers every example', { skip }, async () => {
 });
 
 test('the page says what is wrong with its input, and answers again', { skip }, async () => {
-  await page.evaluate('document.querySelector("[name=question]").value = " "; document.querySelector("#answer").click()');
+  await page.evaluate(
+    'document.querySelector("[name=question]").value = " "; document.querySelector("#answer").click()',
+  );
   await page.until('document.querySelector("#result .error")');
   assert.equal(await page.evaluate('document.querySelector("#result").innerText'), 'question is empty: expected text.');
   assert.match(await shown('Questions', 'de: Wo wurde Johanna Keller geboren?'), /^Rostock /);
@@ -86,7 +95,10 @@ test('tokens and answers in the browser are those of the Python package', { skip
 });
 
 test('the page asks no other server, and complains of nothing', { skip }, () => {
-  assert.deepEqual(page.requests.filter((url) => !url.startsWith(server.url) && !/^(data|blob):/.test(url)), []);
+  assert.deepEqual(
+    page.requests.filter((url) => !url.startsWith(server.url) && !/^(data|blob):/.test(url)),
+    [],
+  );
   assert.ok(page.requests.some((url) => url.endsWith('.wasm')));
   assert.deepEqual(page.complaints, []);
 });

@@ -6,7 +6,14 @@ import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { extname, join, normalize } from 'node:path';
 
-const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.mjs': 'text/javascript', '.css': 'text/css', '.wasm': 'application/wasm', '.json': 'application/json' };
+const TYPES = {
+  '.html': 'text/html',
+  '.js': 'text/javascript',
+  '.mjs': 'text/javascript',
+  '.css': 'text/css',
+  '.wasm': 'application/wasm',
+  '.json': 'application/json',
+};
 
 /** The command that starts Chromium here; undefined if there is none. */
 export const chromium = [process.env.CHROMIUM, 'chromium', 'chromium-browser', 'google-chrome'].find(
@@ -66,8 +73,20 @@ export class Page {
   /** Start a browser that reaches nothing but this machine, and open a page in it. */
   static async open() {
     const profile = await mkdtemp(join(tmpdir(), 'erniem-web-'));
-    const flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-debugging-pipe', '--no-first-run'];
-    flags.push('--disable-background-networking', `--user-data-dir=${profile}`, '--window-size=900,980', '--force-color-profile=srgb');
+    const flags = [
+      '--headless=new',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-dev-shm-usage',
+      '--remote-debugging-pipe',
+      '--no-first-run',
+    ];
+    flags.push(
+      '--disable-background-networking',
+      `--user-data-dir=${profile}`,
+      '--window-size=900,980',
+      '--force-color-profile=srgb',
+    );
     const stdio = /** @type {const} */ (['ignore', 'ignore', 'ignore', 'pipe', 'pipe']);
     const page = new Page(spawn(/** @type {string} */ (chromium), flags, { stdio: [...stdio] }), profile);
     const { targetId } = await page.send('Target.createTarget', { url: 'about:blank' });
@@ -85,14 +104,18 @@ export class Page {
 
   /** The value of an expression in the page, or what its promise gives. @param {string} expression */
   async evaluate(expression) {
-    const { result, exceptionDetails } = await this.send('Runtime.evaluate', { expression, awaitPromise: true, returnByValue: true });
+    const { result, exceptionDetails } = await this.send('Runtime.evaluate', {
+      expression,
+      awaitPromise: true,
+      returnByValue: true,
+    });
     if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
     return result.value;
   }
 
   /** Wait until an expression is true in the page. @param {string} expression */
   async until(expression, seconds = 60) {
-    for (const end = Date.now() + 1000 * seconds; !(await this.evaluate(expression)); ) {
+    for (const end = Date.now() + 1000 * seconds; !(await this.evaluate(expression));) {
       if (Date.now() > end) throw new Error(`waited ${seconds} s for ${expression}`);
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
@@ -116,8 +139,10 @@ export class Page {
     if (error) waiting?.reject(new Error(error.message));
     else waiting?.resolve(result);
     if (method === 'Network.requestWillBeSent') this.requests.push(params.request.url);
-    if (method === 'Runtime.exceptionThrown') this.complaints.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text);
-    if (method === 'Log.entryAdded' && params.entry.level === 'error') this.complaints.push(`${params.entry.text} ${params.entry.url ?? ''}`);
+    if (method === 'Runtime.exceptionThrown')
+      this.complaints.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text);
+    if (method === 'Log.entryAdded' && params.entry.level === 'error')
+      this.complaints.push(`${params.entry.text} ${params.entry.url ?? ''}`);
     if (method === 'Runtime.consoleAPICalled' && ['error', 'warning'].includes(params.type)) {
       this.complaints.push(params.args.map((/** @type {any} */ arg) => arg.value ?? arg.description).join(' '));
     }

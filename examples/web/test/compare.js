@@ -1,4 +1,6 @@
-/** Comparisons with what the Python package gave, for Node and the browser alike. Each returns what differs, as text. */
+/**
+ * Comparisons with what the Python package gave, for Node and the browser alike. Each returns what differs, as text.
+ */
 
 import { Tokenizer, pipeline, settingsOf } from '../src/index.js';
 
@@ -12,7 +14,11 @@ const TOO_NEW = /(?!\p{NChar})\p{Cn}/u;
  * @param {{name: string, files: Record<string, any>, texts: [string, number[], [number, number][]][]}} variant
  */
 export function tokenDifferences(model, vocabulary, { name, files, texts }) {
-  const settings = settingsOf(files['tokenizer_config.json'], files['special_tokens_map.json'], files['added_tokens.json']);
+  const settings = settingsOf(
+    files['tokenizer_config.json'],
+    files['special_tokens_map.json'],
+    files['added_tokens.json'],
+  );
   const tokenizer = new Tokenizer(model, vocabulary, settings);
   return texts.flatMap(([text, ids, offsets]) => {
     if (TOO_NEW.test(text)) return [];
@@ -20,7 +26,9 @@ export function tokenDifferences(model, vocabulary, { name, files, texts }) {
     const expected = { ids, offsets: offsets.map(([start, end]) => [places[start], places[end]]) };
     const found = tokenizer.encode(text);
     const same = JSON.stringify(found) === JSON.stringify(expected);
-    return same ? [] : [`${name}: ${JSON.stringify(text)} gave ${JSON.stringify(found)}, expected ${JSON.stringify(expected)}`];
+    return same
+      ? []
+      : [`${name}: ${JSON.stringify(text)} gave ${JSON.stringify(found)}, expected ${JSON.stringify(expected)}`];
   });
 }
 
@@ -35,7 +43,10 @@ export async function answerDifferences(url, { task, head, options, inputs, answ
   return inputs.flatMap((input, i) => {
     const expected = inUnits(answers[i], input.context ?? input.text ?? input);
     if (isClose(found[i], expected)) return [];
-    return [`${task} ${JSON.stringify(options)} of ${JSON.stringify(input)} gave ${JSON.stringify(found[i])}, expected ${JSON.stringify(expected)}`];
+    return [
+      `${task} ${JSON.stringify(options)} of ${JSON.stringify(input)} gave ${JSON.stringify(found[i])}, ` +
+        `expected ${JSON.stringify(expected)}`,
+    ];
   });
 }
 
@@ -54,9 +65,15 @@ function inUnits(answer, text) {
   return { ...answer, start: places[answer.start], end: places[answer.end] };
 }
 
-/** Whether two values are equal, numbers that are no integers within the tolerance. @param {any} a @param {any} b @returns {boolean} */
+/**
+ * Whether two values are equal, numbers that are no integers within the tolerance.
+ * @param {any} a
+ * @param {any} b
+ * @returns {boolean}
+ */
 function isClose(a, b) {
-  if (typeof a === 'number' && typeof b === 'number') return a === b || (!(Number.isInteger(a) && Number.isInteger(b)) && Math.abs(a - b) <= TOLERANCE);
+  if (typeof a === 'number' && typeof b === 'number')
+    return a === b || (!(Number.isInteger(a) && Number.isInteger(b)) && Math.abs(a - b) <= TOLERANCE);
   if (typeof a !== 'object' || typeof b !== 'object') return a === b;
   const keys = Object.keys(a);
   return keys.length === Object.keys(b).length && keys.every((key) => key in b && isClose(a[key], b[key]));

@@ -15,19 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 import erniem_rt
 from erniem_rt.tokenizer import Tokenizer
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "nano" / "checkpoints"
 ODD = [
-    "شَدَّة مُشَدَّدَة َّ ّ َ اَلْعَرَبِيَّةُ", "ﷺ ﷽ لا ﻻ", "👩‍👩‍👧‍👦 🇩🇪🇫🇷 ❤️‍🔥 👍🏽", "ＡＢＣ　１２３　ｶﾞｷﾞ！？", "东京塔位于日本东京都港区芝公园。",
-    "東京タワーは高さ333メートルです", "ภาษาไทยไม่มีช่องว่าง", "a\x00b\x01c\x1fd\x7fe\x85f", "a\u200bb\u200dc\ufeffd\u00ade", "\ufeffBOM first",
-    "\ud83d alone, \ude00 alone", "\ude00\ud83d", "x\udfff", "한국어 텍스트 ㅎㅏㄴ", "한국", "é é ﬁ ﬀ ㎏ ㍻ ㈱ ½ ² ① ❶ ፩ ٣ ३ 𝟘",
-    " leading", "trailing ", "two  spaces\t\ttabs\n\nlines\r\n", "\u3000ideographic\u3000", "▁ a ▁▁ b ▁", "▁", " ▁ ",
-    "[CLS] a [SEP]b[MASK] c[PAD][UNK]", "x[MASK]", "[mask] [[MASK]]", "<s> </s> <unk> <pad>", "1a2b3c 12ab34 3.14 1,000,000 2026-11-28",
-    "...!!! ,,,;;; ~~~ ，。；：？！《》【】", "ΣΑΣ ὈΔΥΣΣΕΎΣ İstanbul DİYARBAKIR ẞ ŉ ǰ", "\u1100\u1161\u11a8 \u0344 \u0f73 \u2126 \u212b", "a" * 300,
-    "\U0010ffff \U000f0000 \ue000 \ufffe \uffff", "ー゛゜ヽヾ〱", "‮right to left‬ \u2066isolate\u2069", "नमस्ते दुनिया क्षि", "𠮷野家 𪚥",
-    "\x1c\x1d\x1e\x1f", "\u00a0\u2009\u202f", " ", "",
+    "شَدَّة مُشَدَّدَة َّ ّ َ اَلْعَرَبِيَّةُ", "ﷺ ﷽ لا ﻻ", "👩‍👩‍👧‍👦 🇩🇪🇫🇷 ❤️‍🔥 👍🏽", "ＡＢＣ　１２３　ｶﾞｷﾞ！？",
+    "东京塔位于日本东京都港区芝公园。", "東京タワーは高さ333メートルです", "ภาษาไทยไม่มีช่องว่าง",
+    "a\x00b\x01c\x1fd\x7fe\x85f", "a\u200bb\u200dc\ufeffd\u00ade", "\ufeffBOM first", "\ud83d alone, \ude00 alone",
+    "\ude00\ud83d", "x\udfff", "한국어 텍스트 ㅎㅏㄴ", "한국", "é é ﬁ ﬀ ㎏ ㍻ ㈱ ½ ² ① ❶ ፩ ٣ ३ 𝟘", " leading", "trailing ",
+    "two  spaces\t\ttabs\n\nlines\r\n", "\u3000ideographic\u3000", "▁ a ▁▁ b ▁", "▁", " ▁ ",
+    "[CLS] a [SEP]b[MASK] c[PAD][UNK]", "x[MASK]", "[mask] [[MASK]]", "<s> </s> <unk> <pad>",
+    "1a2b3c 12ab34 3.14 1,000,000 2026-11-28", "...!!! ,,,;;; ~~~ ，。；：？！《》【】",
+    "ΣΑΣ ὈΔΥΣΣΕΎΣ İstanbul DİYARBAKIR ẞ ŉ ǰ", "\u1100\u1161\u11a8 \u0344 \u0f73 \u2126 \u212b", "a" * 300,
+    "\U0010ffff \U000f0000 \ue000 \ufffe \uffff", "ー゛゜ヽヾ〱", "‮right to left‬ \u2066isolate\u2069",
+    "नमस्ते दुनिया क्षि", "𠮷野家 𪚥", "\x1c\x1d\x1e\x1f", "\u00a0\u2009\u202f", " ", "",
 ]  # fmt: skip
 AROUND_ADDED = [
     "a [NEW] b", "a  [NEW]\u3000b[NEW]c", "Neu neu NEU", "word sword words a word", "x [NEW]ER y", "x[NEW]ERy  [NEW]ER",
@@ -59,8 +63,29 @@ def main(artifacts: Path, output: Path) -> None:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found), encoding="utf-8")
+    optimum_layout(artifacts / "qa", output.parent / "optimum")
     texts = sum(len(variant["texts"]) for variant in found["variants"])
     print(f"{output}: {texts} texts, {sum(len(case['inputs']) for case in found['answers'])} answers")
+
+
+def optimum_layout(folder: Path, copy: Path) -> None:
+    """A copy of nano's qa as optimum lays out files: onnx/model.onnx and onnx/model.onnx_data."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    (copy / "onnx").mkdir()
+    graph = onnx.load(copy / "qa.onnx", load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "model.onnx_data" if entry.key == "location" else entry.value
+    onnx.save(graph, copy / "onnx" / "model.onnx")
+    (copy / "qa.onnx.data").rename(copy / "onnx" / "model.onnx_data")
+    (copy / "qa.onnx").unlink()
+    manifest = json.loads((copy / "qa.json").read_text())
+    manifest["artifact"] = "onnx/model.onnx"
+    del manifest["files"]["qa.onnx"], manifest["files"]["qa.onnx.data"]
+    for file in (copy / "onnx").iterdir():
+        manifest["files"][f"onnx/{file.name}"] = {"size": file.stat().st_size}
+    (copy / "qa.json").write_text(json.dumps(manifest))
 
 
 def variant(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
