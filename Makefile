@@ -171,7 +171,7 @@ $(SERVE): .venv-serve/.pins dist/.stamp
 
 $(WEB)/node_modules/.stamp: $(WEB)/package-lock.json
 	@echo 'installing $< into $(@D) (once, about half a minute)'
-	@cd $(WEB) && npm ci --silent
+	@cd $(WEB) && npm ci --loglevel=error
 	@touch $@
 
 out/web-test/expected.json: $(WEB)/test/expected.py $(WEB_MODELS)

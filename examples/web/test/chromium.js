@@ -84,7 +84,7 @@ export class Page {
     flags.push(
       '--disable-background-networking',
       `--user-data-dir=${profile}`,
-      '--window-size=900,980',
+      '--window-size=900,900',
       '--force-color-profile=srgb',
     );
     const stdio = /** @type {const} */ (['ignore', 'ignore', 'ignore', 'pipe', 'pipe']);
