@@ -89,11 +89,12 @@ export class SentencePieceModel {
    * @returns {Piece[]}
    */
   cut(chars) {
-    const best = new Float32Array(chars.length + 1); // sentencepiece's sums are in float32, which decides ties
+    const best = new Float32Array(chars.length + 1);
     const from = new Int32Array(chars.length + 1).fill(-1);
     const isKnown = new Uint8Array(chars.length + 1);
-    /** @type {(start: number, end: number, total: number, known: number) => void} */
-    const offer = (start, end, total, known) => {
+    /** @type {(start: number, end: number, score: number, known: number) => void} */
+    const offer = (start, end, score, known) => {
+      const total = Math.fround(best[start] + score); // sentencepiece's sums are in float32, which decides ties
       if (from[end] >= 0 && total <= best[end]) return;
       best[end] = total;
       from[end] = start;
@@ -107,10 +108,10 @@ export class SentencePieceModel {
       for (let end = start + 1; end <= last; end++) {
         const score = this._scores.get(text.slice(places[start], places[end]));
         if (score === undefined) continue;
-        offer(start, end, best[start] + score, 1);
+        offer(start, end, score, 1);
         hasOwn ||= end === start + 1;
       }
-      if (!hasOwn) offer(start, start + 1, Math.fround(best[start] + this._unknownScore), 0);
+      if (!hasOwn) offer(start, start + 1, this._unknownScore, 0);
     }
     /** @type {Piece[]} */
     const pieces = [];

@@ -36,6 +36,7 @@ ODD = [
 AROUND_ADDED = [
     "a [NEW] b", "a  [NEW]\u3000b[NEW]c", "Neu neu NEU", "word sword words a word", "x [NEW]ER y", "x[NEW]ERy  [NEW]ER",
     "a.b*c A.B*C aXb*c", "<x> [NEW] İ Σ word ΑΣ İ[NEW]İ", "ΑΣ [MASK] ΑΣ", "İİ Neu İİ", "😀[NEW]😀 😀 word😀", "[NEW]",
+    "a R>  b <L c", "a  <LR>  b",
 ]  # fmt: skip
 ADDED = {
     "4000": {"content": "[NEW]", "lstrip": True, "rstrip": True, "special": True, "normalized": False},
@@ -43,6 +44,8 @@ ADDED = {
     "4002": {"content": "word", "single_word": True},
     "4003": {"content": "[NEW]ER", "lstrip": True, "single_word": True, "special": True, "normalized": False},
     "4004": {"content": "a.b*c", "normalized": False},
+    "4006": {"content": "R>", "rstrip": True},
+    "4007": {"content": "<L", "lstrip": True},
 }
 # Changes to tokenizer_config.json; None removes a key.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -102,8 +105,10 @@ def variant(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         for file, content in files.items():
             (Path(copy) / file).write_text(json.dumps(content))
         tokenizer = Tokenizer.from_dir(copy)
-    texts = list(dict.fromkeys(task_texts())) + every_character() + random_texts(3000) if not changes else []
-    encoded = [(text, tokenizer(text, add_special_tokens=False)) for text in texts + ODD + AROUND_ADDED]
+    texts = ODD + AROUND_ADDED
+    if not changes:
+        texts = [*dict.fromkeys(task_texts()), *every_character(), *random_texts(3000), *repeats(folder), *texts]
+    encoded = [(text, tokenizer(text, add_special_tokens=False)) for text in texts]
     return {"name": name, "files": files, "texts": [[text, row.input_ids, row.offsets] for text, row in encoded]}
 
 
@@ -159,6 +164,17 @@ def random_texts(count: int) -> list[str]:
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") for text in texts]
 
 
+def repeats(folder: Path) -> list[str]:
+    """Words of the vocabulary again and again: cuts of equal probability, which rounding to float32 decides."""
+    rng = random.Random(2)
+    words = [word.replace("▁", "") for word in (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()[4:-1]]
+    short = [word for word in words if 0 < len(word) <= 2]
+    return [
+        "".join(rng.choices(words, k=5)) + "".join(rng.choices(short, k=rng.randint(1, 2))) * rng.randint(3, 40)
+        for _ in range(5000)
+    ]
+
+
 def examples(head: str, count: int) -> list[dict[str, Any]]:
     """The first inputs of a head's task set, which has the languages in turn."""
     lines = (CHECKPOINTS / head / "task_set.jsonl").read_text(encoding="utf-8").splitlines()
@@ -187,7 +203,8 @@ def text_classification() -> Iterator[tuple[list[Any], dict[str, Any]]]:
     yield [example["text"] for example in inputs[:40]], {"top_k": None}
     long = long_text("cls", "text")
     yield [long, {"text": long, "text_pair": long}, {"text": "a", "text_pair": long}], {"function_to_apply": "sigmoid"}
-    yield inputs[:40], {"top_k": 2, "function_to_apply": "none", "max_seq_len": 20}
+    for length in (20, 21):
+        yield inputs[:40], {"top_k": 2, "function_to_apply": "none", "max_seq_len": length}
 
 
 def token_classification() -> Iterator[tuple[list[Any], dict[str, Any]]]:
