@@ -209,7 +209,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
             InvalidInputError: An input is not text or is empty; there is no schema, or it is not one; a prompt leaves
                 no room for a text.
         """
-        called = self._called(options)
+        called = self.options_for(options)
         asked = self._asked(called)
         if asked is None:
             raise InvalidInputError(

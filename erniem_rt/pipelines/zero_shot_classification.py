@@ -161,7 +161,7 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
                 template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
                 where it is needed.
         """
-        asked = self._called({**options, "candidate_labels": candidate_labels})
+        asked = self.options_for({**options, "candidate_labels": candidate_labels})
         limit = self._limit(asked)
         candidates, multi_label = asked.candidate_labels, asked.multi_label
         if candidates is None:
