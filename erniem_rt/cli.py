@@ -42,7 +42,10 @@ def run() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer lines. Return 0, or 1 after an error of the artifact or of a line; exit with 2 on wrong usage."""
-    arguments = _make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["serve"]:
+        return _serve(words[1:])
+    arguments = _make_parser().parse_args(words)
     try:
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
@@ -56,6 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Terminated:
         _discard_output()
+        raise
+    except KeyboardInterrupt:
+        _say("error: interrupted")
+        return 1
+
+
+def _serve(words: list[str]) -> int:
+    from erniem_rt import serve
+
+    parser = argparse.ArgumentParser(
+        prog="erniem-rt serve",
+        description="Serve exported models over HTTP and gRPC in the Open Inference Protocol V2, with health checks "
+        'and metrics. Needs pip install "erniem-rt[serve]".',
+    )
+    serve.add_arguments(parser)
+    try:
+        return serve.serve(parser.parse_args(words), lambda line: _print_error(f"{line}\n"))
+    except (ErnieMError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 1
+    except Terminated:
         raise
     except KeyboardInterrupt:
         _say("error: interrupted")
@@ -171,6 +195,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="erniem-rt",
+        epilog="erniem-rt serve DIR serves models over HTTP and gRPC: see erniem-rt serve --help.",
         description='Answer JSON lines with an exported model. A line is a JSON string or {"text": ...}; for question '
         'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
         '{"text", "text_pair"}.',

@@ -57,7 +57,9 @@ class Gated(Pipeline):
 
 
 def session(threads: int) -> SimpleNamespace:
-    return SimpleNamespace(device="cpu", engine="onnxruntime", threads=threads, with_threads=session, close=lambda: None)
+    return SimpleNamespace(
+        device="cpu", engine="onnxruntime", threads=threads, with_threads=session, close=lambda: None
+    )
 
 
 def test_each_caller_gets_the_answer_to_its_own_request():
@@ -121,7 +123,7 @@ def test_other_options_never_share_a_batch():
         gated.gate.release(20)
         for future in futures:
             future.result(WAIT)
-    one, *rest = gated.runs
+    _, *rest = gated.runs
     assert [items for _, items, _ in rest] == [
         ["0", "6"],
         ["1", "7"],
@@ -176,7 +178,7 @@ def test_a_full_queue_is_one_clear_error_and_the_others_are_answered():
         taken = [batcher.submit("first")]
         gated.has_run()
         taken += [batcher.submit(inputs) for inputs in ("a", ["b", "c"])]
-        with pytest.raises(QueueFullError, match="3 rows wait .* this request has 1; the queue takes 3: try again"):
+        with pytest.raises(QueueFullError, match=r"3 rows wait .* this request has 1; the queue takes 3: try again"):
             batcher("d")
         gated.gate.release(9)
         assert [future.result(WAIT) for future in taken] == ["FIRST", "A", ["B", "C"]]
@@ -319,7 +321,7 @@ def same(found, expected) -> bool:
 def test_answers_are_those_of_the_pipeline(nano_artifact, head):
     template, options = TASKS[head]
     rng = random.Random(3)
-    inputs = [filled(template, "und Haus " * rng.randrange(12)) for _ in range(40)]
+    inputs = [filled(template, f"{i} " + "und Haus " * rng.randrange(12)) for i in range(40)]
     with erniem_rt.pipeline(nano_artifact(head), threads=1) as pipeline:
         batches = recorded(pipeline)
         with Batcher(pipeline, workers=2) as batcher:
