@@ -448,6 +448,8 @@ class _Server:
         servicer = InferenceServicer(self._plane, _fixed_repository(self._repository))
         add_GRPCInferenceServiceServicer_to_server(servicer, self._grpc)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        with _bound(arguments.host, arguments.grpc_port, "--grpc-port"):
+            pass  # grpc would say in its own words, on standard error, that the port is taken
         try:
             arguments.grpc_port = self._grpc.add_insecure_port(f"{host}:{arguments.grpc_port}")
         except RuntimeError as error:
@@ -482,9 +484,18 @@ def _import_kserve() -> Any:
         import kserve
     finally:
         sys.argv = arguments
-    # It logs a traceback for each bad request; what is not the client's fault is logged below.
-    logging.getLogger("kserve").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("kserve")
+    logger.setLevel(logging.ERROR)
+    logger.addFilter(lambda record: not _is_clients(record.exc_info))
     return kserve
+
+
+def _is_clients(raised: Any) -> bool:
+    """Whether this is no more than a bad request, which KServe would log with a traceback."""
+    from grpc_interceptor.exceptions import GrpcException
+    from kserve.errors import InvalidInput, ModelNotFound
+
+    return bool(raised) and isinstance(raised[1], (InvalidInput, ModelNotFound, GrpcException, NotImplementedError))
 
 
 def _kserve_model(kserve: Any, model: Served) -> Any:
@@ -510,10 +521,14 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
                 raise exceptions.Unavailable(str(error)) from None
             except ErnieMError as error:
                 raise exceptions.Internal(str(error)) from error
+            written = [kserve.InferOutput(name, list(array.shape), kind, array) for name, kind, array in outputs]
+            if payload.from_grpc:  # KServe 0.21 fails on arrays there where inputs came as binary data
+                for output in written:
+                    output.set_data_from_numpy(output.data)
             return kserve.InferResponse(
                 payload.id or str(uuid.uuid4()),
                 model.name,
-                [kserve.InferOutput(name, list(array.shape), kind, array) for name, kind, array in outputs],
+                written,
                 use_binary_outputs=payload.use_binary_outputs,
                 requested_outputs=payload.request_outputs,
             )
@@ -526,7 +541,10 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
 def _tensor(given: Any) -> tuple[str, str, NDArray[Any]]:
     """Name, datatype and array of KServe's input."""
     try:
-        return given.name, given.datatype, given.as_numpy()
+        array = given.as_numpy()
+        if list(array.shape) != list(given.shape):  # numpy fills in a negative size
+            raise ValueError(f"they are {array.shape}")
+        return given.name, given.datatype, array
     except Exception as error:  # whatever numpy and struct say of data that does not fit
         raise InvalidInputError(
             f"input {given.name!r}: its data do not fit the shape {list(given.shape)} and the datatype "
