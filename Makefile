@@ -45,7 +45,7 @@ test: $(DEV) ## Run all tests against the reference, transformers 4.57
 	.venv/bin/$(PYTEST) $(ARGS)
 
 test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime that is admitted, with artifacts exported here
-	for head in base cls mc qa; do \
+	for head in base cls ie mc ner qa; do \
 		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/floor/$$head || exit 1; \
 	done
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
