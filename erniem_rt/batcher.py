@@ -143,6 +143,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._entry = threading.RLock()  # held while a request is taken, with its call for a worker
         self._workers = Workers(self.workers)
+        self._slots = threading.Semaphore(self.workers)  # one is taken for each batch that is computed
         self._queue: deque[_Request] = deque()
         self._waiting = self._running = self._answered = self._failed = self._refused = self._cancelled = 0
         self._batch_sizes: Counter[int] = Counter()
@@ -158,7 +159,16 @@ class Batcher:
             QueueFullError: The queue is full.
             EngineError: The engine failed.
         """
-        return self.submit(inputs, **options).result()
+        request = self._request(inputs, options)
+        with self._entry:
+            self._require_open()
+            # With nobody before it, a request need not go through another thread.
+            at_once = not self._queue and self._slots.acquire(blocking=False)
+            if not at_once:
+                self._enqueue(request)
+        if at_once:
+            self._run([request])
+        return request.future.result()
 
     async def answer(self, inputs: Any = None, /, **options: Any) -> Any:
         """The same in a coroutine: ``await batcher.answer(text)``. If it is cancelled in the queue, it is not run."""
@@ -174,17 +184,20 @@ class Batcher:
         request = self._request(inputs, options)
         with self._entry:
             self._require_open()
-            with self._lock:
-                if self._waiting + request.size > self.max_queue:
-                    self._refused += 1
-                    raise QueueFullError(
-                        f"{self._waiting} rows wait for an answer and this request has {request.size}; the queue takes "
-                        f"{self.max_queue}: try again later."
-                    )
-                self._waiting += request.size
-                self._queue.append(request)
-            self._workers.submit(self._work)
+            self._enqueue(request)
         return request.future
+
+    def _enqueue(self, request: _Request) -> None:
+        with self._lock:
+            if self._waiting + request.size > self.max_queue:
+                self._refused += 1
+                raise QueueFullError(
+                    f"{self._waiting} rows wait for an answer and this request has {request.size}; the queue takes "
+                    f"{self.max_queue}: try again later."
+                )
+            self._waiting += request.size
+            self._queue.append(request)
+        self._workers.submit(self._work)
 
     @property
     def stats(self) -> BatcherStats:
@@ -207,6 +220,10 @@ class Batcher:
         with self._entry:
             self._closed = True
         self._workers.wait()
+        for _ in range(self.workers):  # of calls that went without a worker
+            self._slots.acquire()
+        for _ in range(self.workers):
+            self._slots.release()
         if self._beside is not self.pipeline:
             self._beside.session.close()
 
@@ -266,18 +283,29 @@ class Batcher:
 
     def _work(self) -> None:
         """Answer what waits, as much as goes together."""
+        self._slots.acquire()
         with self._lock:
             batch = self._next_batch()
+        self._run(batch)
+
+    def _run(self, batch: list[_Request]) -> None:
+        """Answer a batch, for which a slot was taken. It is free again when the callers hear of their answers."""
+        try:
             if not batch:
                 return
-            self._running += 1
-            self._batch_sizes[len(batch)] += 1
-            alone = self._running == 1 and not self._queue
-        try:
-            self._answer(self.pipeline if alone else self._beside, batch)
-        finally:
             with self._lock:
-                self._running -= 1
+                self._running += 1
+                self._batch_sizes[len(batch)] += 1
+                alone = self._running == 1 and not self._queue
+            try:
+                results = self._answers(self.pipeline if alone else self._beside, batch)
+            finally:
+                with self._lock:
+                    self._running -= 1
+        finally:
+            self._slots.release()
+        for request, (result, error) in zip(batch, results, strict=True):
+            self._settle(request, result, error)
 
     def _next_batch(self) -> list[_Request]:
         """Take the first request, and with it others of the same options."""
@@ -298,22 +326,16 @@ class Batcher:
         self._queue.extendleft(reversed(left))
         return batch
 
-    def _answer(self, pipeline: Pipeline[Any], batch: list[_Request]) -> None:
+    def _answers(self, pipeline: Pipeline[Any], batch: list[_Request]) -> list[tuple[Any, BaseException | None]]:
+        """The result of each request, or what is raised for it."""
         try:
             found = self._found(pipeline, batch)
         except BaseException as error:
             if len(batch) == 1:
-                self._settle(batch[0], None, _fresh(error))
-            else:  # it may be one of them, for example one that is too large
-                for request in batch:
-                    self._answer(pipeline, [request])
-            return
-        for request in batch:
-            answers = list(islice(found, len(request.items)))
-            try:
-                self._settle(request, _result(pipeline, request, answers), None)
-            except BaseException as error:
-                self._settle(request, None, _fresh(error))
+                return [(None, _fresh(error))]
+            # It may be one of them, for example one that is too large.
+            return [result for request in batch for result in self._answers(pipeline, [request])]
+        return [_result(pipeline, request, list(islice(found, len(request.items)))) for request in batch]
 
     def _found(self, pipeline: Pipeline[Any], batch: list[_Request]) -> Iterator[Any]:
         """An answer or an error for each input of a batch, in order."""
@@ -342,13 +364,16 @@ def _unpickled(pipeline: Pipeline[Any], options: dict[str, Any]) -> Batcher:
     return Batcher(pipeline, **options)
 
 
-def _result(pipeline: Pipeline[Any], request: _Request, answers: list[Any]) -> Any:
+def _result(pipeline: Pipeline[Any], request: _Request, answers: list[Any]) -> tuple[Any, BaseException | None]:
     """What the pipeline's call returns, or raises, with these answers to its inputs."""
     if request.asked.errors == "raise":
         for index, answer in enumerate(answers):
             if isinstance(answer, InvalidInputError):
-                raise InvalidInputError(f"input {index}: {answer}") if request.is_many else answer
-    return pipeline.formed(request.inputs, answers if request.is_many else answers[0], request.asked)
+                return None, InvalidInputError(f"input {index}: {answer}") if request.is_many else answer
+    try:
+        return pipeline.formed(request.inputs, answers if request.is_many else answers[0], request.asked), None
+    except BaseException as error:
+        return None, _fresh(error)
 
 
 def _fresh(error: BaseException) -> BaseException:

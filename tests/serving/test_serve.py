@@ -100,7 +100,7 @@ ASKED = {
     "ie": ({"text": TEXTS}, {"schema": '{"Person": "Year"}', "threshold": "0.25"}, {"schema": {"Person": "Year"}}),
     "mc": ({"prompt": TEXTS, "choices": [["1971", "Denver"]] * 2}, {}, {}),
     "base": ({"text": TEXTS}, {"pooling": "cls", "normalize": True}, None),
-    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]', "multi_label": True}, {"candidate_labels": ["a, b", "c"]}),
+    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]'}, {"candidate_labels": ["a, b", "c"]}),
 }
 
 
@@ -161,7 +161,8 @@ def test_binary_data_and_one_text_without_pooling(server, nano_artifact):
     with erniem_rt.pipeline(nano_artifact("base")) as pipeline:
         np.testing.assert_array_equal(output.as_numpy(), pipeline(TEXTS[:1], pooling="none")[0][None])
     status, _, found = post(server, "base", {"inputs": [text_tensor("text", TEXTS)], "parameters": {"pooling": "none"}})
-    assert (status, found["error"].split(":")[0]) == (400, "pooling='none' gives each text as many vectors as it has tokens")
+    assert status == 400
+    assert found["error"].startswith("pooling='none' gives each text as many vectors as it has tokens")
 
 
 def one(name="text", data=("Fiona Kendall left Denver.",), **changed):
@@ -188,7 +189,7 @@ BAD = {
     "a matrix": (one(data=["a", "b"], shape=[1, 2]), 400, "must have the shape (rows,) or (rows, 1), got (1, 2)"),
     "an unknown option": (one() | {"parameters": {"top_k": 2}}, 400, "token-classification takes no parameter 'top_k'"),
     "an option of the server": (one() | {"parameters": {"batch_size": 9}}, 400, "takes no parameter 'batch_size'"),
-    "a wrong value": (one() | {"parameters": {"aggregation_strategy": "x"}}, 400, "aggregation_strategy must be one of"),
+    "a wrong value": (one() | {"parameters": {"aggregation_strategy": "x"}}, 400, "aggregation_strategy must be one"),
     "a list as a parameter": (one() | {"parameters": {"ignore_labels": ["O"]}}, 400, "parameters.ignore_labels"),
     "no list in JSON": (one() | {"parameters": {"ignore_labels": "[O"}}, 400, "parameter 'ignore_labels' must be JSON"),
     "another output": (one() | {"outputs": [{"name": "logits"}]}, 400, "Unexpected inference output 'logits'"),
@@ -279,8 +280,8 @@ def test_metrics(server):
     text = get(server, "/metrics")[2].decode()
     answered = re.search(r'^erniem_requests_total{model_name="ner",outcome="answered"} (\S+)$', text, re.MULTILINE)
     assert float(answered[1]) >= 1
-    for name in ("erniem_queue_rows", "erniem_running_batches", "erniem_batch_requests_sum", "erniem_request_seconds_sum"):
-        assert re.search(rf'^{name}{{model_name="ner"}} \S+$', text, re.MULTILINE)
+    for name in ("queue_rows", "running_batches", "batch_requests_sum", "request_seconds_sum"):
+        assert re.search(rf'^erniem_{name}{{model_name="ner"}} \S+$', text, re.MULTILINE)
     assert 'request_predict_seconds_count{model_name="ner"}' in text
 
 
@@ -321,7 +322,7 @@ def test_a_full_queue_is_503_and_a_client_that_goes_away_disturbs_nobody(start_s
     wait_for(server, [1, 0])
     gone.close()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, server, "ner", {"text": ["Fiona Kendall left Denver."]}, aggregation_strategy="simple")
+        waiting = pool.submit(ask, server, "ner", {"text": ["Fiona Kendall left Denver."]})
         wait_for(server, [1, 1])
         status, headers, found = post(server, "ner", one())
         assert (status, headers["retry-after"]) == (503, "1")
@@ -352,9 +353,7 @@ def test_sigterm_answers_what_was_taken_and_ends(start_server, nano_artifact):
 
 def test_sigterm_ends_in_time_whatever_runs(start_server, nano_artifact):
     options = {"ner": {"stride": 500}}
-    server = start_server(
-        nano_artifact("ner").parent, "--threads", 1, "--timeout", 1, "--options", json.dumps(options)
-    )
+    server = start_server(nano_artifact("ner").parent, "--threads", 1, "--timeout", 1, "--options", json.dumps(options))
     thread = threading.Thread(target=lambda: post(server, "ner", one(data=[LONG])), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda _: None)  # the client sees its connection end

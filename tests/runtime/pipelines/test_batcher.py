@@ -103,6 +103,36 @@ def test_a_request_alone_gets_all_threads_and_several_get_one_each():
     assert gated.batches == [["alone"], ["beside"], ["then", "more"], ["again"]]
 
 
+def test_one_client_has_all_threads_in_each_request():
+    gated = Gated(threads=2, open_gate=True)
+    with Batcher(gated) as batcher:
+        for number in range(200):
+            assert batcher.submit(str(number)).result(WAIT) == str(number)
+        started = threading.active_count()
+        gated.runs.clear()
+        for number in range(200):
+            assert batcher(str(number)) == str(number)
+        assert threading.active_count() <= started  # such a call needs no other thread
+    assert {threads for threads, _, _ in gated.runs} == {2}
+
+
+def test_no_more_batches_run_than_there_are_workers():
+    gated = Gated()
+    with Batcher(gated, workers=2) as batcher, ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(batcher, "a"), pool.submit(batcher, "b")]
+        gated.has_run(2)
+        calls += [pool.submit(batcher, text) for text in "cd"]
+        futures = [batcher.submit(text) for text in "ef"]
+        assert not gated.entered.acquire(timeout=0.1)
+        assert batcher.stats.running == 2
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        gated.gate.release(9)
+        closing.join(WAIT)
+        assert [future.result(WAIT) for future in (*calls[:2], *futures)] == [*"ABEF"]
+    assert batcher.stats.running == 0
+
+
 @pytest.mark.parametrize(("threads", "workers"), [(2, 1), (1, 2)])
 def test_one_session_is_enough_for_one_worker_or_one_thread(threads, workers):
     gated = Gated(threads, open_gate=True)
