@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, field
@@ -140,7 +140,7 @@ class Batcher:
 
     def after_fork(self) -> None:
         """Start with an empty queue, counters at zero and no thread: as a new batcher, or in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._entry = threading.RLock()  # held while a request is taken, with its call for a worker
         self._workers = Workers(self.workers)
         self._slots = threading.Semaphore(self.workers)  # one is taken for each batch that is computed
@@ -186,6 +186,21 @@ class Batcher:
             self._require_open()
             self._enqueue(request)
         return request.future
+
+    def submit_all(self, calls: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[Future[Any]]:
+        """The same for calls that are there at once, each its inputs and options; none begins before all are taken.
+
+        What is wrong with one of them is raised by its future.
+        """
+        futures = []
+        with self._entry, self._lock:
+            for inputs, options in calls:
+                try:
+                    futures.append(self.submit(inputs, **options))
+                except ErnieMError as error:
+                    futures.append(Future())
+                    futures[-1].set_exception(error)
+        return futures
 
     def _enqueue(self, request: _Request) -> None:
         with self._lock:

@@ -29,16 +29,30 @@ from erniem_rt.pipelines.base import Options
 from erniem_rt.pipelines.inputs import split_at_commas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from erniem_rt.pipelines.base import Pipeline
 
-__all__ = ["Served", "add_arguments", "read_inputs", "read_options", "serve"]
+    # Name, datatype and array.
+    Tensor = tuple[str, str, NDArray[Any]]
+
+__all__ = [
+    "LISTS",
+    "Served",
+    "add_arguments",
+    "hidden_size",
+    "names_of_inputs",
+    "read_call",
+    "read_inputs",
+    "read_options",
+    "serve",
+    "write_answers",
+]
 
 # Inputs that are a list for each row.
-_LISTS = ("choices",)
+LISTS = ("choices",)
 # For whoever serves to set: with these, a short request could take any amount of work or memory.
 _NOT_FOR_CLIENTS = {field.name for field in fields(Options)} - {"errors"} | {"doc_stride", "stride"}
 # Parameters of the protocol itself.
@@ -64,46 +78,64 @@ class Served:
     @property
     def inputs(self) -> list[dict[str, Any]]:
         """What the protocol's metadata says of the inputs."""
-        pipeline = self.batcher.pipeline
         return [
-            {"name": name, "datatype": "BYTES", "shape": [-1, -1] if name in _LISTS else [-1]}
-            for name in (*pipeline.required, *pipeline.optional)
+            {"name": name, "datatype": "BYTES", "shape": [-1, -1] if name in LISTS else [-1]}
+            for name in names_of_inputs(self.batcher.pipeline)
         ]
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
         """What the protocol's metadata says of the outputs."""
-        pipeline = self.batcher.pipeline
-        if pipeline.task != "feature-extraction":
+        hidden = hidden_size(self.batcher.pipeline)
+        if hidden is None:
             return [{"name": "answer", "datatype": "BYTES", "shape": [-1]}]
-        (hidden,) = (int(spec.shape[-1]) for spec in pipeline.manifest.outputs if spec.name == "last_hidden_state")
         return [{"name": "embedding", "datatype": "FP32", "shape": [-1, hidden]}]
 
-    async def answer(
-        self, tensors: Iterable[tuple[str, str, NDArray[Any]]], parameters: dict[str, Any]
-    ) -> list[tuple[str, str, NDArray[Any]]]:
-        """Outputs by name, datatype and array, for inputs by name, datatype and array.
+    async def answer(self, tensors: Iterable[Tensor], parameters: Mapping[str, Any]) -> Tensor:
+        """The output, for inputs by name, datatype and array.
 
         Raises:
             InvalidInputError: The request cannot be answered.
             QueueFullError: Too many requests wait.
             EngineError: The engine failed.
         """
-        pipeline = self.batcher.pipeline
-        items = read_inputs(pipeline, tensors, self.batcher.max_items)
-        options = read_options(pipeline, parameters)
-        is_array = pipeline.task == "feature-extraction"
-        if is_array:
-            _require_one_shape(pipeline, options, len(items))
-        answers = await self.batcher.answer(items, **options)
-        if is_array:
-            return [("embedding", "FP32", np.asarray(answers, np.float32))]
-        return [("answer", "BYTES", np.array([*map(_json, answers), b""], object)[:-1])]
+        items, options = read_call(self.batcher, tensors, parameters)
+        return write_answers(self.batcher.pipeline, await self.batcher.answer(items, **options))
 
 
-def read_inputs(
-    pipeline: Pipeline[Any], tensors: Iterable[tuple[str, str, NDArray[Any]]], most: int | None = None
-) -> list[Any]:
+def names_of_inputs(pipeline: Pipeline[Any]) -> tuple[str, ...]:
+    """The tensors of a request; those that are not the pipeline's ``required`` may be missing."""
+    return (*pipeline.required, *pipeline.optional)
+
+
+def hidden_size(pipeline: Pipeline[Any]) -> int | None:
+    """The length of a vector; None where answers are JSON."""
+    if pipeline.task != "feature-extraction":
+        return None
+    return next(int(spec.shape[-1]) for spec in pipeline.manifest.outputs if spec.name == "last_hidden_state")
+
+
+def read_call(
+    batcher: Batcher, tensors: Iterable[Tensor], parameters: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The inputs and the options of a request; :class:`InvalidInputError` if it is none."""
+    items = read_inputs(batcher.pipeline, tensors, batcher.max_items)
+    options = read_options(batcher.pipeline, parameters)
+    if hidden_size(batcher.pipeline) is not None:
+        _require_one_shape(batcher.pipeline, options, len(items))
+    return items, options
+
+
+def write_answers(pipeline: Pipeline[Any], answers: Any) -> Tensor:
+    """The output for the answers to a list: ``embedding``, or ``answer`` with JSON."""
+    if hidden_size(pipeline) is not None:
+        return "embedding", "FP32", np.asarray(answers, np.float32)
+    texts = np.empty(len(answers), object)
+    texts[:] = [_json(answer) for answer in answers]
+    return "answer", "BYTES", texts
+
+
+def read_inputs(pipeline: Pipeline[Any], tensors: Iterable[Tensor], most: int | None = None) -> list[Any]:
     """The inputs of a pipeline's call from tensors ``(name, datatype, array)``, one per row of the arrays.
 
     Arrays are ``(rows,)`` or ``(rows, 1)``, those of choices ``(rows, choices)``, of str or of bytes in UTF-8.
@@ -111,7 +143,7 @@ def read_inputs(
     Raises:
         InvalidInputError: A tensor is missing, not of this task, or not of texts; there are more than ``most`` rows.
     """
-    known = (*pipeline.required, *pipeline.optional)
+    known = names_of_inputs(pipeline)
     columns: dict[str, list[Any]] = {}
     for name, datatype, array in tensors:
         if name not in known or name in columns:
@@ -135,7 +167,7 @@ def _column(name: str, array: NDArray[Any], most: int | None) -> list[Any]:
     """The rows of a tensor: a text each, or a list of texts."""
     if most is not None and array.size > most:
         raise InvalidInputError(f"input {name!r} has {array.size} texts, and a request may have at most {most}.")
-    if name in _LISTS:
+    if name in LISTS:
         if array.ndim != 2:
             raise InvalidInputError(f"input {name!r} must have the shape (rows, choices), got {array.shape}.")
         return [[_text(name, one) for one in row] for row in array.tolist()]
@@ -151,7 +183,7 @@ def _text(name: str, value: Any) -> Any:
         raise InvalidInputError(f"input {name!r} must be text in UTF-8: {error}.") from error
 
 
-def read_options(pipeline: Pipeline[Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def read_options(pipeline: Pipeline[Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a pipeline's call from the parameters of a request: numbers, bools and str.
 
     Lists, and the schema, are JSON in a str; lists of names may also have commas. ``top_k="all"`` is None.
@@ -515,21 +547,22 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
 
         async def predict(self, payload: Any, headers: Any = None) -> Any:  # noqa: ARG002
             try:
-                outputs = await model.answer(map(_tensor, payload.inputs), to_http_parameters(payload.parameters or {}))
+                name, kind, array = await model.answer(
+                    map(_tensor, payload.inputs), to_http_parameters(payload.parameters or {})
+                )
             except InvalidInputError as error:
                 raise InvalidInput(str(error)) from None
             except QueueFullError as error:
                 raise exceptions.Unavailable(str(error)) from None
             except ErnieMError as error:
                 raise exceptions.Internal(str(error)) from error
-            written = [kserve.InferOutput(name, list(array.shape), kind, array) for name, kind, array in outputs]
+            written = kserve.InferOutput(name, list(array.shape), kind, array)
             if payload.from_grpc:  # KServe 0.21 fails on arrays there where inputs came as binary data
-                for output in written:
-                    output.set_data_from_numpy(output.data)
+                written.set_data_from_numpy(array)
             return kserve.InferResponse(
                 payload.id or str(uuid.uuid4()),
                 model.name,
-                written,
+                [written],
                 use_binary_outputs=payload.use_binary_outputs,
                 requested_outputs=payload.request_outputs,
             )
@@ -539,7 +572,7 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
     return made
 
 
-def _tensor(given: Any) -> tuple[str, str, NDArray[Any]]:
+def _tensor(given: Any) -> Tensor:
     """Name, datatype and array of KServe's input."""
     try:
         array = given.as_numpy()

@@ -104,7 +104,7 @@ def test_parameters_that_are_no_options(pipelines, head, parameters, told):
 def answered(pipeline, columns, **parameters):
     with erniem_rt.Batcher(pipeline) as batcher:
         served = Served("it", batcher)
-        ((name, datatype, array),) = asyncio.run(served.answer(tensors(columns), parameters))
+        name, datatype, array = asyncio.run(served.answer(tensors(columns), parameters))
         (described,) = served.outputs
         assert (described["name"], described["datatype"]) == (name, datatype)
         return array
