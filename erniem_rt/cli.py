@@ -198,8 +198,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="erniem-rt",
-        epilog="erniem-rt serve serves models over HTTP and gRPC, erniem-rt triton writes a model repository for Triton: "
-        "each has its --help. An artifact in a folder of that name is ./serve or ./triton.",
+        epilog="erniem-rt serve serves models over HTTP and gRPC, erniem-rt triton writes a model repository for "
+        "Triton; each has its --help. An artifact in a folder of that name is ./serve or ./triton.",
         description='Answer JSON lines with an exported model. A line is a JSON string or {"text": ...}; for question '
         'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
         '{"text", "text_pair"}.',

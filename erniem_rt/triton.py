@@ -33,11 +33,16 @@ _TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP1
 _MOST_ROWS = 64
 _MODEL = '''\
 """Written by erniem-rt triton. Triton's Python needs erniem-rt: pip install "erniem-rt[ort,text]"."""
-
+{paths}
 from erniem_rt.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
+_PATHS = """
+import sys
+
+sys.path[:0] = {folders}
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         default="{}",
         help='the task, and options of the session and the pipeline, like \'{"task": "zero-shot-classification"}\'',
+    )
+    parser.add_argument(
+        "--site-packages",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where Triton finds erniem-rt and its packages, if its Python does not have them; may be repeated",
     )
     parser.add_argument("--instances", **count, help="processes that answer; default: one per CPU of this machine")
     parser.add_argument("--threads", **count, default=1, help="threads of each; default: 1")
@@ -113,7 +125,8 @@ def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> dict[str
     with _opened(artifact, options) as pipeline, Batcher(pipeline, workers=1, **limits):
         config = _python_config(pipeline, name, instances, limits, options)
     found: dict[str, str | Path] = {f"1/artifact/{path.name}": path for path in _companions(artifact)}
-    return {"config.pbtxt": config, "1/model.py": _MODEL, **found}
+    paths = _PATHS.format(folders=arguments.site_packages) if arguments.site_packages else ""
+    return {"config.pbtxt": config, "1/model.py": _MODEL.format(paths=paths), **found}
 
 
 def _companions(artifact: Path) -> Iterator[Path]:
