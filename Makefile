@@ -26,6 +26,7 @@ SERVE := .venv-serve/.stamp
 FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
 SERVING := .venv-serving/.stamp
+TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
 
 .PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
@@ -50,11 +51,12 @@ test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime
 	done
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
 
-test-serving: $(DEV) $(SERVING) ## Run `erniem-rt serve` on KServe, with artifacts exported here
+test-serving: $(DEV) $(SERVING) $(TRITON) ## Run `erniem-rt serve`, and `erniem-rt triton` on its server, with artifacts exported here
 	for head in qa cls ner ie mc base; do \
 		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/serving/$$head || exit 1; \
 	done
-	ERNIEM_SERVING=1 ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving $(ARGS)
+	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py $(ARGS)
+	ERNIEM_SERVING=triton ERNIEM_NANO=out/serving .venv-triton/bin/pytest tests/serving/test_triton.py $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
 # traced there is nothing left of it, so what is done with graphs is tested once, by `make test`; an export in int8, which
@@ -117,7 +119,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -153,6 +155,13 @@ $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirem
 
 $(SERVING): .venv-serving/.pins dist/.stamp
 	$(call install-package,.venv-serving,--force-reinstall dist/*.whl)
+
+.venv-triton/.pins: requirements/triton.txt
+	$(call install,.venv-triton,triton)
+	@touch $@
+
+$(TRITON): .venv-triton/.pins dist/.stamp
+	$(call install-package,.venv-triton,--force-reinstall dist/*.whl)
 
 .venv-floor/.pins: requirements/floor.txt
 	$(call install,.venv-floor,floor)

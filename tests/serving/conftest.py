@@ -19,12 +19,12 @@ WAIT = 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what lies in this folder unless make said that KServe is there."""
-    if "ERNIEM_SERVING" in os.environ:
-        return
+    """Skip what lies in this folder unless make said that its server is there: kserve or triton."""
+    there = os.environ.get("ERNIEM_SERVING")
     for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="needs KServe: make test-serving"))
+        needed = "triton" if item.path.name == "test_triton.py" else "kserve"
+        if HERE in item.path.parents and needed != there:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed}: make test-serving"))
 
 
 @dataclass
