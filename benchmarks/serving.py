@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=192, help="per measurement")
     parser.add_argument("--transformers", metavar="CHECKPOINT", help="also measure transformers' pipeline on it")
     parser.add_argument("--python", default=sys.executable, help="runs the server with transformers")
+    parser.add_argument("--no-servers", action="store_true", help="measure the batcher only")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--baseline", choices=("erniem-rt", "transformers"), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -108,9 +109,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
         pipeline = stack.enter_context(erniem_rt.pipeline(arguments.artifact, engine=arguments.engine))
         batcher = stack.enter_context(erniem_rt.Batcher(pipeline))
         texts = workload(pipeline.tokenizer, arguments.requests)
-        servers = {"serve": stack.enter_context(serving(arguments))}
-        servers["KServe"] = stack.enter_context(without_queue(arguments, "erniem-rt"))
-        if arguments.transformers:
+        servers = {}
+        if not arguments.no_servers:
+            servers["serve"] = stack.enter_context(serving(arguments))
+            servers["KServe"] = stack.enter_context(without_queue(arguments, "erniem-rt"))
+        if arguments.transformers and not arguments.no_servers:
             servers["transformers"] = stack.enter_context(without_queue(arguments, "transformers"))
         name = arguments.artifact.name
         rates: dict[str, Callable[[], float]] = {

@@ -59,6 +59,7 @@ _NOT_FOR_CLIENTS = {field.name for field in fields(Options)} - {"errors"} | {"do
 _OF_THE_PROTOCOL = ("binary_data_output",)
 _SESSION_OPTIONS = ("engine", "precision", "device", "threads", "spinning", "shrink_memory", "cache")
 _BATCHER_OPTIONS = ("workers", "max_batch", "max_queue", "max_items", "max_characters")
+_MOST_ITEMS = 256
 # Seconds that a stopping server has beyond those for open requests, to close connections and models.
 _CLOSING = 2
 
@@ -265,7 +266,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queue.add_argument("--workers", **count, help="batches at a time; default: see the docs")
     queue.add_argument("--max-batch", **count, default=16, help="most rows that run together; default: 16")
     queue.add_argument("--max-queue", **count, default=1024, help="most rows that wait, beyond it: 503; default: 1024")
-    queue.add_argument("--max-items", **count, default=256, help="most rows of one request; default: 256")
+    queue.add_argument(
+        "--max-items", **count, help="most rows of one request; default: 256, or --max-queue if that is less"
+    )
     queue.add_argument(
         "--max-characters", **count, default=100_000, help="most characters of one request; default: 100000"
     )
@@ -286,8 +289,10 @@ def serve(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         ErnieMError: KServe is not installed, a port is taken, a model cannot be loaded, or an option is wrong.
     """
     _require_kserve()
-    for name in ("timeout", "max_body"):
+    for name in ("timeout", "max_body", "max_queue"):
         require_count(name, getattr(arguments, name))
+    if arguments.max_items is None:
+        arguments.max_items = min(_MOST_ITEMS, arguments.max_queue)
     named = _named(arguments.models)
     options = _options_by_name(arguments.options, named)
     with contextlib.ExitStack() as stack:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonPythonModel", "add_arguments", "write"]
 
-# The first image whose onnxruntime (1.21) computes every graph of ours correctly.
+# The first image whose onnxruntime, 1.21, computes padded batches correctly.
 _IMAGE = "25.03"
 _TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 # Most rows of a request to a graph, for Triton's own batching.
@@ -99,10 +99,8 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    say(
-        f"{target} is for Triton {_IMAGE} or newer"
-        + ("" if arguments.arrays else ", with erniem-rt[ort,text] in its Python")
-    )
+    needs = f"Triton {_IMAGE} or newer" if arguments.arrays else "erniem-rt[ort,text] in Triton's Python"
+    say(f"{target} needs {needs}")
     return 0
 
 

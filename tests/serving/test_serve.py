@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -86,6 +87,24 @@ def test_curl_lines_of_the_document(server, command, output):
 
 def rounded(text):
     return re.sub(r"\d+\.\d+(e-\d+)?", lambda number: f"{float(number[0]):.2f}", text).strip()
+
+
+def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
+    monkeypatch.chdir(nano_artifact("cls").parents[2])
+    plain, fastapi = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    exec(compile(plain, "serving.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n2\n")
+    found: dict = {}
+    exec(compile(fastapi, "serving.md", "exec"), found)
+
+    async def ask_app():
+        async with found["lifespan"](found["app"]):
+            assert len(await found["classify"](["One text.", "Another text."])) == 2
+            with pytest.raises(found["HTTPException"]) as raised:
+                await found["classify"]([""])
+            assert raised.value.status_code == 400
+
+    asyncio.run(ask_app())
 
 
 def test_the_document_has_a_line_for_each_task():
@@ -180,7 +199,7 @@ BAD = {
     "an empty text": (one(data=[""]), 400, "input 0: text is empty: expected text."),
     "a number": (one(data=[7]), 400, "input 0: text must be str, got int."),
     "a null": (one(data=[None]), 400, "input 0: text must be str, got NoneType"),
-    "rows of two sizes": (one(data=[["a"], ["b", "c"]], shape=[2]), 400, "its data do not fit the shape [2]"),
+    "rows of two sizes": (one(data=[["a"], ["b", "c"]], shape=[2]), 400, "input 0: text must be str, got list."),
     "another datatype": (one(datatype="INT32"), 400, "datatype INT32"),
     "another name": (one("texts"), 400, "input 'texts' is not known; token-classification takes text."),
     "twice": ({"inputs": one()["inputs"] * 2}, 400, "input 'text' is given twice"),
@@ -313,9 +332,7 @@ def wait_for(server, expected):
 
 
 def test_a_full_queue_is_503_and_a_client_that_goes_away_disturbs_nobody(start_server, nano_artifact):
-    server = start_server(
-        nano_artifact("ner").parent, "--workers", 1, "--max-queue", 1, "--max-items", 1, "--threads", 1
-    )
+    server = start_server(nano_artifact("ner").parent, "--workers", 1, "--max-queue", 1, "--threads", 1)
     body = json.dumps(one(data=[LONG])).encode()
     gone = http.client.HTTPConnection(server.address.removeprefix("http://"))
     gone.request("POST", "/v2/models/ner/infer", body, {"content-type": "application/json"})
