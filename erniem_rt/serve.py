@@ -347,8 +347,13 @@ def _bound(host: str, port: int, option: str) -> Iterator[socket.socket]:
         try:
             listening.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise _port_error(host, port, option, getattr(error, "strerror", None) or error) from error
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise _port_error(host, port, option, reason) from error
         yield listening
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _port_error(host: str, port: int, option: str, reason: object) -> InvalidInputError:
@@ -453,11 +458,11 @@ class _Server:
 
     def _tell(self) -> None:
         host, port = self._listening.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = f"http://{_in_address(host)}:{port}"
         for model in self._models:
             self._say(f"serving {model.batcher.pipeline.task} at {address}/v2/models/{model.name}/infer")
         if self._grpc is not None:
-            self._say(f"serving gRPC at {self._arguments.host}:{self._arguments.grpc_port}")
+            self._say(f"serving gRPC at {_in_address(self._arguments.host)}:{self._arguments.grpc_port}")
 
     def _application(self) -> Any:
         from fastapi import FastAPI
@@ -485,11 +490,10 @@ class _Server:
         self._grpc = aio.server(interceptors=[ExceptionToStatusInterceptor()], options=options)
         servicer = InferenceServicer(self._plane, _fixed_repository(self._repository))
         add_GRPCInferenceServiceServicer_to_server(servicer, self._grpc)
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         with _bound(arguments.host, arguments.grpc_port, "--grpc-port"):
             pass  # grpc would say in its own words, on standard error, that the port is taken
         try:
-            arguments.grpc_port = self._grpc.add_insecure_port(f"{host}:{arguments.grpc_port}")
+            arguments.grpc_port = self._grpc.add_insecure_port(f"{_in_address(arguments.host)}:{arguments.grpc_port}")
         except RuntimeError as error:
             raise _port_error(arguments.host, arguments.grpc_port, "--grpc-port", "it is taken") from error
         await self._grpc.start()
@@ -501,11 +505,11 @@ class _Server:
 
 @contextlib.contextmanager
 def _signals(stop: Callable[..., None]) -> Iterator[None]:
-    """Call ``stop`` at SIGTERM, Ctrl-C and SIGHUP, in the main thread, where Python takes signals."""
+    """Call ``stop`` at SIGTERM, Ctrl-C and SIGHUP, but not at what is ignored, as SIGHUP is under nohup."""
+    # In other threads than the main one Python lets nobody set a handler.
     names = ("SIGTERM", "SIGINT", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    before = {
-        getattr(signal, name): signal.signal(getattr(signal, name), stop) for name in names if hasattr(signal, name)
-    }
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    before = {one: signal.signal(one, stop) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         yield
     finally:

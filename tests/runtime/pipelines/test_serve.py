@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import erniem_rt
 from erniem_rt import InvalidInputError
 from erniem_rt.cli import main
-from erniem_rt.serve import Served, read_inputs, read_options
+from erniem_rt.serve import Served, _signals, read_inputs, read_options
 
 # Of the tensors of each head's requests: names, and rows.
 ROWS = {
@@ -166,6 +167,18 @@ def test_what_cannot_be_served_is_one_line(capsys, monkeypatch, tmp_path, words,
     assert said.startswith("error: ")
     assert told in said
     assert said.count("\n") == 1
+
+
+def test_signals_that_are_ignored_stay_so(monkeypatch):
+    came = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with _signals(lambda number, _: came.append(number)):
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                signal.raise_signal(number)
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_help_loads_no_server(capsys):
