@@ -3,10 +3,10 @@
 ::
 
     ErnieMError
-    ├── InvalidInputError        (also a ValueError)   arguments that cannot be answered
-    ├── ArtifactError                                  a file that is missing, damaged or not ours
-    ├── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
-    └── EngineError              (also a RuntimeError) a run that the engine could not finish
+    ├── InvalidInputError        (also a ValueError)   invalid arguments
+    ├── ArtifactError                                  a missing, damaged or foreign file
+    ├── EngineUnavailableError   (also an ImportError) a missing package, driver or device
+    └── EngineError              (also a RuntimeError) a failed run of the engine
 
 Each message says what was expected, what was given, and what to do.
 """
@@ -17,11 +17,11 @@ __all__ = ["ArtifactError", "EngineError", "EngineUnavailableError", "ErnieMErro
 
 
 class ErnieMError(Exception):
-    """Root of every error that erniem-rt raises on purpose."""
+    """Base class of all errors of erniem-rt."""
 
 
 class InvalidInputError(ErnieMError, ValueError):
-    """Text, ids, masks or options that no answer can be computed from."""
+    """Text, ids, masks or options are invalid."""
 
 
 class ArtifactError(ErnieMError):
@@ -29,8 +29,8 @@ class ArtifactError(ErnieMError):
 
 
 class EngineUnavailableError(ErnieMError, ImportError):
-    """A package, a driver or a device that the request needs is not there, or cannot do what it needs."""
+    """A required package, driver or device is missing or lacks a feature."""
 
 
 class EngineError(ErnieMError, RuntimeError):
-    """The engine failed while it computed: out of memory, or a fault of its own."""
+    """The engine failed during a run, for example out of memory."""
