@@ -382,7 +382,7 @@ def with_bf16(
         note(f"bf16 on a CPU is not proven: {error}")
         return dataclasses.replace(manifest, proven=("fp32",))
     largest = max(figures["relative_l2"] for figures in report["outputs"].values())
-    note(f"the gate holds {method}: relative L2 {largest:.1e}")
+    note(f"passed the gate {method}: relative L2 {largest:.1e}")
     return dataclasses.replace(
         manifest, proven=("fp32", "bf16"), parity={**manifest.parity, f"{artifact.name} in bf16": report}
     )
