@@ -35,7 +35,7 @@ LAUNCH = 1024
 
 
 def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Iterator[tuple[int, Outputs]]:
-    """Run rows of ids, each of its own length; yield each row's outputs as soon as they are computed.
+    """Run rows of ids of any lengths; yield each row's outputs as soon as they are computed.
 
     Args:
         session: The model. With head ``mc`` each row is one choice, scored alone.

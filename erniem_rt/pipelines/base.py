@@ -73,7 +73,7 @@ class RunOptions(CommonOptions, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """:class:`RunOptions`, checked; a task with options of its own extends it."""
+    """Checked :class:`RunOptions`; tasks extend it by their options."""
 
     none_is_a_value: ClassVar[frozenset[str]] = frozenset()
 
@@ -190,7 +190,7 @@ class Pipeline(Generic[AnyAnswer]):
         return self._limit(self._options)
 
     def close(self) -> None:
-        """Free the tokenizer and, unless the session was passed in, the model. Closing twice is fine."""
+        """Free the tokenizer and, unless the session was passed in, the model. May be called twice."""
         if self.owns_session:
             self.session.close()
         self._tokenizer = None

@@ -1,4 +1,4 @@
-"""ErnieMConfig: the reference's configuration, on transformers 4 and 5 alike."""
+"""ErnieMConfig: the reference's configuration, for transformers 4 and 5."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def quantize_for_engine(
     flavour: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Do the same as :func:`quantize` in the form for this flavour of TensorRT; other operations keep their types.
+    """Quantize like :func:`quantize`, but in the form for this flavour of TensorRT; other operations keep their types.
 
     Raises:
         ExportError: The calibration text cannot be used, or there is no tokenizer for it.
