@@ -232,7 +232,7 @@ def _packed_attention(trial: _Trial) -> dict[str, Any]:
     if not hasattr(trial.library.module, "AttentionIOForm"):
         return {"available": False, "reason": f"{trial.library} knows no attention over packed rows"}
     refused = _refusal(trial, _packed(trial), [_packed_shapes(profile, trial.heads) for profile in trial.profiles])
-    reason = f"failed: {refused}" if refused else "succeeded; rows run in buckets of like length all the same"
+    reason = f"failed: {refused}" if refused else "succeeded; rows still run in buckets of similar length"
     return {"available": not refused, "reason": f"a trial build of TRT_Attention on packed rows {reason}"}
 
 
