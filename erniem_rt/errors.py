@@ -3,10 +3,10 @@
 ::
 
     ErnieMError
-    ├── InvalidInputError        (also a ValueError)   invalid arguments
-    ├── ArtifactError                                  a missing, damaged or foreign file
-    ├── EngineUnavailableError   (also an ImportError) a missing package, driver or device
-    └── EngineError              (also a RuntimeError) a failed run of the engine
+    ├── InvalidInputError        (also a ValueError)   arguments that cannot be answered
+    ├── ArtifactError                                  a file that is missing, damaged or not ours
+    ├── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
+    └── EngineError              (also a RuntimeError) a run that the engine could not finish
 
 Each message says what was expected, what was given, and what to do.
 """
@@ -33,4 +33,4 @@ class EngineUnavailableError(ErnieMError, ImportError):
 
 
 class EngineError(ErnieMError, RuntimeError):
-    """The engine failed during a run, for example out of memory."""
+    """The engine failed while it computed: out of memory, or a fault of its own."""

@@ -152,8 +152,8 @@ class Fields:
         return [Fields(self.path, item, f"{self.prefix}{key}[{i}].", self.ignored) for i, item in enumerate(value)]
 
     def plain_name(self, name: str) -> str:
-        """Return ``name`` if it names a file directly inside the folder, on any system."""
-        # Windows' rules cover "/", "\" and drive letters.
+        """``name`` if it is a file directly inside the folder, on any system."""
+        # Windows rules also know "/" and, on top, "\" and drive letters.
         if name in {"", ".", ".."} or "\0" in name or PureWindowsPath(name).name != name:
             raise artifact_error(
                 self.path,

@@ -255,7 +255,7 @@ class Session:
         return engine
 
     def _open_again(self) -> Engine:
-        """Open the graph again; verify its files if they changed since the first time."""
+        """The graph from the files that were checked before; they are hashed where they are not the same by now."""
         changed = self.manifest.stamps(self._path.parent) != self._stamps
         try:
             return load_graph(self._path, self.manifest, self._device, self._graph_options, verify=changed)
@@ -318,7 +318,7 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
 
 
 def _artifact_of(manifest: Manifest, path: Path) -> Path:
-    """Return the artifact's path: the plan's if ``path`` is a plan, otherwise the graph's."""
+    """The file beside its manifest: the plan if ``path`` is one, otherwise the graph."""
     if not is_plan(path):
         return path.with_name(manifest.artifact)
     if manifest.plan is None:

@@ -205,7 +205,7 @@ def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: boo
 
 
 def _about_links(path: Path, version: str) -> str:
-    """Return what to do about links that onnxruntime does not follow; empty if neither graph nor weights are one."""
+    """What to do about links that onnxruntime does not follow; nothing where neither graph nor weights are one."""
     weights = path.with_name(f"{path.name}.data")
     if not (path.is_symlink() or weights.is_symlink()):
         return ""

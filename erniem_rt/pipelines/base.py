@@ -221,7 +221,7 @@ class Pipeline(Generic[AnyAnswer]):
         return limit
 
     def _called(self, options: Mapping[str, Any]) -> Any:
-        """Return the pipeline's options updated by those of a call, checked."""
+        """The pipeline's options with those of a call, checked."""
         require_options(type(self), options)
         return self._options.changed(options)
 

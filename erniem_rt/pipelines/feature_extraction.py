@@ -154,7 +154,7 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         return pooling, bool(defaults.normalize) if asked.normalize is None else asked.normalize
 
     def _stacked(self, found: list[Any]) -> Any:
-        """Stack vectors to one array, unless there is an error among them."""
+        """Vectors as one array, unless there is an error among them."""
         if not all(isinstance(vector, np.ndarray) for vector in found):
             return found
         hidden = next(spec.shape[-1] for spec in self.manifest.outputs if spec.name == "last_hidden_state")

@@ -1,7 +1,7 @@
-"""Splits a run of text into ErnieM tokens with their ranges of characters.
+"""One run of text to ErnieM tokens, each with the characters it came from.
 
-sentencepiece normalizes the run (the model's NFKC and whitespace rules) and cuts it into pieces; ErnieM then cuts
-pieces further at CJK characters, punctuation and digits. Both steps keep track of positions.
+sentencepiece normalises the run (NFKC and whitespace rules of the model) and cuts it into pieces; ErnieM then cuts
+pieces further at CJK characters, punctuation and digits. Positions are followed through both steps.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SentencePieceModel:
         return int(self._processor.piece_to_id(piece))
 
     def serialized(self) -> bytes:
-        """Return the model file's content."""
+        """The model file's content."""
         return bytes(self._processor.serialized_model_proto())
 
     def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -82,12 +82,12 @@ class SentencePieceModel:
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
 
     def tokenize(self, run: str, *, drop_lone_marks: bool = False) -> tuple[list[str], list[tuple[int, int]]]:
-        """Cut ``run`` (without added tokens) into tokens, each with its range in the normalized run."""
+        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to."""
         run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
         tokens: list[str] = []
         spans: list[tuple[int, int]] = []
-        position = 0  # in the normalized run, which is the concatenation of the pieces
+        position = 0  # in the normalised run, which the pieces spell out one after the other
         for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
             # A lone mark is a token only in mid-text, and only if the next piece does not start with a mark.
             keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
@@ -232,7 +232,8 @@ class RunTokens(NamedTuple):
 class PieceTable:
     """Tokens by piece id, computed at a piece's first use, so that a large vocabulary costs nothing to load.
 
-    It has no tokens for the unknown piece, whose text varies, nor, with ``drop_lone_marks``, for a mark alone.
+    It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
+    mark alone.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ _DEFAULTS = {
 _FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces", "drop_lone_marks")
 _SIDES = ("padding_side", "truncation_side")
 _CLASSES = ("ErnieMTokenizer", "ErnieMTokenizerFast")
-_NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit", and takes any value above this as that
+_NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class TokenizerSettings:
         padding_side: The side on which rows are padded.
         truncation_side: The end at which texts are cut.
         clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
-        drop_lone_marks: Drop word-start marks ``▁`` without text, as PaddleNLP's tokenizer does; the reference keeps
-            some.
+        drop_lone_marks: Make no token of a word-start mark ``▁`` alone, as PaddleNLP's tokenizer does; the reference
+            keeps some.
     """
 
     special_tokens: Mapping[str, AddedToken] = field(default_factory=lambda: dict(_DEFAULTS))
@@ -132,7 +132,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def _check_class(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise unless the tokenizer is ErnieM's, by this file or, as in transformers, by ``config.json``."""
+    """Raise unless the tokenizer is ErnieM's; as in transformers, ``config.json`` may say so instead."""
     file, name = CONFIG_FILE, config.get("tokenizer_class")
     if name is None:
         file, name = MODEL_CONFIG_FILE, _read_object(folder / MODEL_CONFIG_FILE).get("tokenizer_class")

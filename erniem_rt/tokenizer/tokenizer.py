@@ -50,18 +50,19 @@ _Value = TypeVar("_Value")
 class Tokenizer:
     """Text to rows of ids and back, with the ids of the reference ``ErnieMTokenizer``.
 
-    A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer is immutable, and threads may share it.
+    A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer never changes after it was made and may
+    be shared between threads.
 
-    Offsets are half-open ranges of code points in the given text. Their starts and ends never decrease along a row.
-    They cover the characters that the model's normalization turned into the token, without the whitespace before a word
-    and without dropped characters. Tokens from one character's expansion (``㍻`` gives ``平`` and ``成``) share that
-    character's range. A token that is only the word-start mark ``▁`` has the range of the first whitespace character in
-    its run. Lone surrogates are read as U+FFFD.
+    Offsets are half-open ranges of code points of the text as it was given, and neither shrink nor step back along a
+    row. They cover what became the token under the model's normalisation, without the whitespace before a word and
+    without what normalisation drops. Tokens cut from one character's expansion (``㍻`` gives ``平`` and ``成``) share
+    that character's range. A token that is only the word-start mark ``▁`` has the range of the whitespace character it
+    stands for, the first of its run. Lone surrogates are read as U+FFFD.
 
     Args:
         sentencepiece_model: The sentencepiece model.
-        vocab_file: A token per line, in the order of the ids. By default the model's own pieces and ids.
-        settings: Special tokens, casing, limits and sides; by default the reference's. Also an attribute.
+        vocab_file: A token per line, in the order of the ids. Without it the model's own pieces and ids are used.
+        settings: Special tokens, casing, limits and sides; the reference's defaults if left out. Also an attribute.
 
     Raises:
         ArtifactError: A file is missing or damaged; the message names it.
@@ -369,7 +370,7 @@ class Tokenizer:
     ) -> list[int]:
         """Return the token types of the row of these ids: 0 up to the first text's end, then 1.
 
-        ErnieM itself has no token types. As in the reference, the first text's [SEP] has type 1.
+        ErnieM itself has no token types. As in the reference, the first text's [SEP] counts with the second text.
         """
         if token_ids_1 is None:
             return [0] * (len(token_ids_0) + 2)
@@ -488,7 +489,7 @@ class Tokenizer:
 
 
 def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> tuple[SentencePieceModel, Vocabulary]:
-    """Load both files in parallel: sentencepiece releases the GIL while it builds its tables."""
+    """Load both files side by side: sentencepiece leaves Python free while it builds its tables."""
     if vocab_file is None:
         loaded = SentencePieceModel(model)
         return loaded, Vocabulary(TokenList.of(loaded.pieces()), settings)

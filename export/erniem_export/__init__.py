@@ -1,7 +1,7 @@
 """Export ErnieM checkpoints from PyTorch to ONNX, and check the numbers.
 
-:func:`export` and :func:`verify` do the same as the commands ``erniem-export`` and ``erniem-verify``. The models are in
-:mod:`erniem_export.modeling`; :func:`register` adds them to transformers 5.
+:func:`export` and :func:`verify` are what the commands ``erniem-export`` and ``erniem-verify`` do. The models live in
+:mod:`erniem_export.modeling`; :func:`register` makes transformers 5 know them.
 """
 
 from __future__ import annotations

@@ -72,9 +72,9 @@ def staging(output: Path) -> Iterator[Path]:
 
 
 def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: bool = False) -> Checkpoint:
-    """Copy the config and the tokenizer's files beside the graph, with the sentencepiece model in its fastest order.
+    """Put the config and the tokenizer's files beside the graph, the sentencepiece model in its fastest order.
 
-    The model keeps its order if that defines the ids, or if the artifact's folder already has it in that order.
+    The model stays as it is where its order tells the ids, and where the artifact's folder has it like that already.
 
     Returns:
         The checkpoint, with the tokenizer in ``stage`` if ``drop_lone_marks`` is set.
@@ -161,7 +161,7 @@ def limits_of(config: ErnieMConfig) -> Limits:
 
 
 def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> None:
-    """Check that the files ``names`` of ``head`` in ``stage`` may be installed in ``output``.
+    """Check that the files ``names`` of ``head``, which lie in ``stage``, may go to ``output``.
 
     Raises:
         ExportError: Another head in ``output`` shares a file whose content differs (it came from another

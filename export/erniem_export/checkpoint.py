@@ -163,7 +163,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
 
 
 def _find_weights(folder: Path) -> _Weights:
-    """Return the weights of a checkpoint, PyTorch's if there are also Paddle's."""
+    """The weights of a checkpoint, PyTorch's if there are those of both."""
     files = weight_files(folder)
     found = read_shapes(files)
     paddle, beside = is_paddle(files, found), [file.name for file in paddle_files(folder)]

@@ -189,7 +189,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        # Not in the folder of a Paddle checkpoint, whose config differs from the artifact's.
+        # In the folder of a checkpoint of Paddle, the artifact's config would be another one than the checkpoint's.
         output=arguments.output or Path("out" if arguments.model or is_paddle_checkpoint(Path()) else ""),
         graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),

@@ -62,7 +62,7 @@ CPUS = ("auto", "avx2", "vnni", "arm64")
 # The masks; auto: as the checkpoint was trained, uie-m for UIEM from Paddle.
 MASKS = ("auto", *MASK_MODES)
 
-# The builders of TensorRT plans. auto: with --fp16 and --bf16 an installed one that can build here, if any.
+# What builds a TensorRT plan. auto: with --fp16 and --bf16 what is installed and can build here, if anything.
 ENGINES = ("auto", "none", *FLAVOURS)
 
 

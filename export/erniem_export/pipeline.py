@@ -169,9 +169,9 @@ def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str |
 
 
 def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, task_set: Path | None = None) -> Manifest:
-    """Run the gate again on an exported artifact, its folder or a hub id; return its manifest with the new report.
+    """Run the gate again on an exported artifact, its folder's or a hub id's; return its manifest with the new report.
 
-    ``task_set`` is a file of labelled examples; by default the checkpoint's own.
+    ``task_set`` is a file of labelled examples, if not the checkpoint's own.
 
     Raises:
         ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
@@ -183,7 +183,7 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
             f"{artifact} is a plan, and comparing it needs a GPU (make test-gpu); give {graph}, the graph beside it"
         )
     manifest = Manifest.load(artifact.with_suffix(".json"))
-    thresholds_of(manifest.precision)  # refuses an unknown precision before loading anything large
+    thresholds_of(manifest.precision)  # an unknown one before anything large is loaded
     progress.step(f"loading {model}")
     checkpoint = load_checkpoint(model, manifest.head)
     if "vocabulary" in manifest.checkpoint:

@@ -44,7 +44,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# sentence-transformers: the list of modules, the model's settings, prompts, and the modules' folders.
+# sentence-transformers: which modules there are, the model's own settings, prompts, and the folders of the modules.
 MODULES_FILE = "modules.json"
 SENTENCE_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
@@ -52,7 +52,7 @@ MODULE_FOLDERS = "[0-9]_*"
 # The model's folder in its older versions.
 _MODEL_FOLDER = "0_Transformer"
 _ADAPTER_FILE = "adapter_config.json"
-# Suffixes of files that users may take for weights.
+# Endings of files that somebody may take for the weights.
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # Paddle's graphs for serving, whose weights have no names.
 _STATIC = (".pdmodel", ".pdiparams")
@@ -89,7 +89,7 @@ def find_folder(model: str) -> Path:
 
 
 def check_layout(folder: Path) -> None:
-    """Refuse adapters, and Git LFS pointers in place of files.
+    """Refuse what would be read as something else: an adapter, and pointers of Git LFS in place of files.
 
     Raises:
         CheckpointError: The folder has either.
@@ -163,7 +163,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether ``folder`` has an ErnieM model: weights and ErnieM's config."""
+    """Whether ``folder`` holds an ErnieM model: weights, and a config that says so."""
     name = CONFIG_FILE if (folder / CONFIG_FILE).is_file() else PADDLE_CONFIG_FILE
     try:
         config = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -175,12 +175,12 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def is_paddle_checkpoint(folder: Path) -> bool:
-    """Return whether ``folder`` has Paddle's weights and none of PyTorch."""
+    """Whether ``folder`` holds Paddle's weights and none of PyTorch."""
     return bool(paddle_files(folder)) and weight_files(folder) == paddle_files(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer's existing files; none without the sentencepiece model."""
+    """Return the tokenizer's files that are there; none without the sentencepiece model."""
     if not (folder / TOKENIZER_FILES[0]).is_file():
         return []
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -201,7 +201,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _base_of(file: Path) -> str:
-    """Return the name of an adapter's base model, if its file has it."""
+    """Which model an adapter is of, as far as its file tells."""
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):

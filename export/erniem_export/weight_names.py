@@ -27,7 +27,7 @@ _ADAPTED = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|ia3_l|adalora_\
 
 
 def wrapper_of(names: Collection[str]) -> str:
-    """Return a training library's prefix of every tensor's name; empty without one.
+    """The prefix that a training library has put before the name of every tensor; empty without one.
 
     Raises:
         CheckpointError: The names are an adapter's, or have an unknown layout or prefix.

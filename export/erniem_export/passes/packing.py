@@ -103,7 +103,7 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
 def _pack_embeddings(
     graph: ir.Graph, attention: ir.Node, input_ids: ir.Value, has_padding_key: bool = False
 ) -> _Layout:
-    """Look up only the kept tokens; with a padding key (uie-m), use the ids and positions that the graph computes."""
+    """Look up only the tokens that count; with a key for the padding, ids and positions are those of the graph."""
     words, places = (_lookup(graph, f"{table}_embeddings.weight") for table in ("word", "position"))
     added = single_use(words.outputs[0], "Add", "embeddings")
     rewriter = Rewriter(graph)
