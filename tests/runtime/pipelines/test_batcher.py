@@ -253,7 +253,7 @@ def test_options_that_are_none(options, told):
 
 def test_calls_that_are_there_at_once_run_together():
     gated = Gated(open_gate=True)
-    with Batcher(gated, max_items=4) as batcher:
+    with Batcher(gated, workers=1, max_items=4) as batcher:
         futures = batcher.submit_all([("a", {}), (["b", "bad"], {}), (["c"] * 5, {}), ("d", {"style": 1}), (["e"], {})])
         assert [futures[i].result(WAIT) for i in (0, 3, 4)] == ["A", "D", ["E"]]
         assert str(futures[1].exception(WAIT)) == "input 1: text is bad."
