@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["to_int8_openvino"]
 
-_EMBEDDINGS = "packed.embeddings"
+_EMBEDDINGS, _CONTEXT = "packed.embeddings", ".context"
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
@@ -79,10 +79,18 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
     elif factors is not None:
         smoothed = store(graph, f"{name}.input_factors", factors)
         values = rewriter.op("Mul", entering, smoothed, name=f"{name}.input_smoothed")
+    context = None if len(quantization.exact) or factors is not None else _context_of(entering)
+    if context is not None:
+        values = context
     steps = rewriter.op("QuantizeLinear", values, unit, zero_point, name=f"{name}.input_uint8")
     steps.type = ir.TensorType(ir.DataType.UINT8)
     rounded = rewriter.op("DequantizeLinear", steps, scale, zero_point, name=f"{name}.input_dequantized")
     rounded.type = _FLOAT
+    if context is not None:
+        (reader,) = [use.node for use in context.uses() if use.node is not steps.producer()]
+        reader.replace_input_with(0, rounded)
+        rewriter.insert_before(reader)
+        return _Entry(entering, None)
     exact = None
     if len(quantization.exact):
         # Factors of these channels are 1.
@@ -90,6 +98,15 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
         exact = rewriter.op("Gather", entering, channels, name=f"{name}.input_exact", axis=-1)
     rewriter.insert_before(node)
     return _Entry(rounded, exact)
+
+
+def _context_of(value: ir.Value) -> ir.Value | None:
+    """What attention gives, as one row per head, if ``value`` is that as tokens."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Reshape", "Gather"):
+        value = node.inputs[0]
+        node = value.producer()
+    return value if node is not None and str(node.name).endswith(_CONTEXT) else None
 
 
 def _norm_in_steps(
@@ -297,7 +314,7 @@ def _unfuse(
         biases[mask, bias] = added
     scores = rewriter.op("Add", scores, biases[mask, bias], name=f"{name}.masked")
     weights = rewriter.op("Softmax", scores, name=f"{name}.weights", axis=-1)
-    context = rewriter.op("MatMul", weights, value, name=f"{name}.context")
+    context = rewriter.op("MatMul", weights, value, name=f"{name}{_CONTEXT}")
     flat = next(use.node for use in attention.outputs[0].uses())
     width = rewriter.int64([-1, heads * size])
     if first_tokens:
