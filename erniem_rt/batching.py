@@ -26,9 +26,9 @@ _T = TypeVar("_T")
 Outputs = dict[str, "NDArray[Any]"]
 
 # On a CPU, attention over a row of n positions costs as much as n² / 1000 tokens cost in the matmuls, and a further run
-# of the engine as much as 48 tokens: estimates from a profile of base size in int8 on AVX2; 6 to 48 tokens made no
-# difference.
-_POSITIONS_PER_TOKEN, _RUN = 1000, 48
+# of the engine as much as 24 tokens: estimates from profiles of base size in int8. On AVX2, 6 to 48 tokens made no
+# difference; on AVX-512 with VNNI, 12 and 24 took 0.88 of the time of 48 in ONNX Runtime, and 0.97 in OpenVINO.
+_POSITIONS_PER_TOKEN, _RUN = 1000, 24
 # For a plan, lengths are rounded up to a multiple of this: fewer shapes, so that CUDA graphs are found again.
 BUCKET = 16
 # What one more run of a plan costs, in positions: below that, padding is the cheaper way. An estimate, not measured.

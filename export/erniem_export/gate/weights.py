@@ -51,6 +51,7 @@ _MEAN_STEPS = 6.0
 _WEIGHT_STEPS = 20.0
 _BIAS_STEPS = 4.0
 # Factors that even the inputs of the second may be in the scales of the first, whose results these are.
+_MOVES = frozenset({"Cast", "Gather", "Reshape", "Squeeze", "Unsqueeze"})
 _VALUE, _OUT = "self_attn.self_attn.v_proj", "self_attn.out_proj"
 
 
@@ -236,8 +237,7 @@ def _read_standard(node: ir.Node) -> _Product:
     steps, scales = _constant(node.inputs[0]), _constant(node.inputs[1])
     product = _Product(steps * scales, np.broadcast_to(scales, steps.shape), None, np.nan)
     multiplied = _reader(node.outputs[0], "MatMul")
-    entering = None if multiplied is None else uncast(multiplied.inputs[0])
-    rounded = None if entering is None else entering.producer()
+    rounded = None if multiplied is None else _moved_from(multiplied.inputs[0])
     if multiplied is None or rounded is None or rounded.op_type != "DequantizeLinear":
         return product
     added = _reader(multiplied.outputs[0], "Add")
@@ -246,6 +246,14 @@ def _read_standard(node: ir.Node) -> _Product:
     product = dataclasses.replace(product, weight=whole, bias=_constant(biases[0] if biases else None))
     product = _with_input(product, rounded.inputs[0], scales)
     return _with_norm(product, rounded, scales)
+
+
+def _moved_from(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes ``value``, before it was moved from heads or slots to tokens."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
