@@ -70,7 +70,8 @@ class Tokenizer:
     row. They cover what became the token under the model's normalisation, without the whitespace before a word and
     without what normalisation drops. Tokens cut from one character's expansion (``㍻`` gives ``平`` and ``成``) share
     that character's range. A token that is only the word-start mark ``▁`` has the range of the whitespace character it
-    stands for, the first of its run; in XLM-R it has that of the character behind it. Lone surrogates are read as U+FFFD.
+    stands for, the first of its run; in XLM-R it has that of the character behind it. Lone surrogates are read as
+    U+FFFD.
 
     Args:
         sentencepiece_model: The sentencepiece model.
@@ -405,15 +406,17 @@ class Tokenizer:
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, str]:
+    ) -> tuple[str, ...]:
         """Write ``vocab.txt`` (the base vocabulary) and ``sentencepiece.bpe.model`` into an existing folder.
+
+        XLM-R has no ``vocab.txt``.
 
         Args:
             save_directory: The folder.
             filename_prefix: Put before the vocabulary's name, with a hyphen; the model keeps its name.
 
         Returns:
-            The paths of the two files.
+            The paths of these files.
 
         Raises:
             InvalidInputError: There is no such folder.
@@ -421,10 +424,12 @@ class Tokenizer:
         folder = as_path("save_directory", save_directory)
         if not folder.is_dir():
             raise InvalidInputError(f"save_directory must be an existing folder, got {folder}.")
-        vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
-        vocab_file.write_text(self._vocabulary.text(), encoding="utf-8", newline="\n")
         model_file = folder / MODEL_FILE
         model_file.write_bytes(self._model.serialized())
+        if self._is_xlm_roberta:
+            return (str(model_file),)
+        vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
+        vocab_file.write_text(self._vocabulary.text(), encoding="utf-8", newline="\n")
         return str(vocab_file), str(model_file)
 
     def _tokenized_together(self, texts: Sequence[str], threads: int) -> TokenizedTexts:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from erniem_export.config_file import HEAD_OF_CLASS, as_paddle_reads, name_labels, read_config, without_paths
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "stored_dtypes"]
 
 _RANDOM = "random:"
 # Around a text alone: [CLS] and [SEP].
@@ -193,6 +195,21 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
+
+
+def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
+    """The type in which the files of a loaded checkpoint store each parameter, by its name in the model."""
+    root = find_folder(model)
+    sentences = read_sentence_folder(root)
+    weights = _find_weights(
+        root if sentences is None else sentences.model, is_xlm_roberta=checkpoint.original is not None
+    )
+    given = weights.names(checkpoint.head)
+    said = json.loads(checkpoint.config_text)
+    names = check_weights(checkpoint.head, checkpoint.config, weights.shapes(given), said).names
+    tensors = read_tensors(weights.files, set(given.values()))
+    found = {name: tensors[given[stored]].dtype for name, stored in names.items()}
+    return {name: torch.bfloat16 if dtype == torch.uint16 else dtype for name, dtype in found.items()}
 
 
 def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:

@@ -177,7 +177,9 @@ def is_checkpoint(folder: Path) -> bool:
         return False
     if not isinstance(config, dict) or not holds_weights(folder):
         return False
-    return config.get("model_type") in ("ernie_m", XLM_ROBERTA) or str(config.get("init_class")).startswith(_PADDLE_CLASSES)
+    return config.get("model_type") in ("ernie_m", XLM_ROBERTA) or str(config.get("init_class")).startswith(
+        _PADDLE_CLASSES
+    )
 
 
 def is_paddle_checkpoint(folder: Path) -> bool:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = [
     "CLASSES",
+    "ERNIE_M_CLASSES",
     "HEADS",
     "KIND",
     "POSITIONS",
@@ -49,7 +52,7 @@ HEADS = tuple(CLASSES.values())
 POSITIONS = "embeddings.position_embeddings.weight"
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 
-_ERNIE_M_CLASSES = {
+ERNIE_M_CLASSES = {
     "base": "ErnieMModel",
     "cls": "ErnieMForSequenceClassification",
     "ner": "ErnieMForTokenClassification",
@@ -102,7 +105,7 @@ def config_as_ernie_m(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     given = {**_DEFAULTS, **content, "model_type": "ernie_m", "positions_skip_padding": True}
     if isinstance(given.get("architectures"), list):
         names = given["architectures"]
-        given["architectures"] = [_ERNIE_M_CLASSES[CLASSES[name]] if name in CLASSES else name for name in names]
+        given["architectures"] = [ERNIE_M_CLASSES[CLASSES[name]] if name in CLASSES else name for name in names]
     return given
 
 
@@ -175,9 +178,9 @@ class Original:
         tables: XLM-R's own position and token type tables, by their names without a prefix.
     """
 
-    def __init__(self, head: str, config_text: str, model: nn.Module, tables: Mapping[str, Tensor]) -> None:
+    def __init__(self, head: str, config_text: str, model: ErnieMPreTrainedModel, tables: Mapping[str, Tensor]) -> None:
         self.name = next(name for name, its in CLASSES.items() if its == head)
-        self._head, self._content, self._model = head, json.loads(config_text), model
+        self._head, self._content, self.model = head, json.loads(config_text), model
         self._tables = tables
         self._made: dict[str, Any] = {}
 
@@ -192,9 +195,9 @@ class Original:
         import transformers
 
         config = transformers.XLMRobertaConfig.from_dict(self._content)
-        config.num_labels = self._model.config.num_labels
+        config.num_labels = self.model.config.num_labels
         config._attn_implementation = attention
-        weights = {as_xlm_roberta(name, self._head): tensor for name, tensor in self._model.state_dict().items()}
+        weights = {as_xlm_roberta(name, self._head): tensor for name, tensor in self.model.state_dict().items()}
         has_pooler = any("pooler." in name for name in weights)
         options = {"add_pooling_layer": has_pooler} if self._head == "base" else {}
         with torch.device("meta"):
