@@ -91,13 +91,14 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
             notes.append(f"{MODULES_FILE} and the folders of its modules are not converted: copy them")
         counts = _count(checkpoint, stage, lines)
         install_files(stage, output)
-    return Conversion(checkpoint.head, (*notes, *_what_differs(to, difference)), *counts)
+    return Conversion(checkpoint.head, (*notes, *_what_differs(to, difference, counted=lines is not None)), *counts)
 
 
 def _check(checkpoint: Checkpoint, to: str) -> None:
-    kind = ERNIE_M if checkpoint.original is None else KIND
-    if checkpoint.is_random or kind == to:
-        raise ExportError(f"{checkpoint.source} is {_NAMES[kind]} already" * (kind == to) or "expected a checkpoint")
+    if (ERNIE_M if checkpoint.original is None else KIND) == to:
+        raise ExportError(f"{checkpoint.source} is {_NAMES[to]} already: expected the other one")
+    if checkpoint.is_random:
+        raise ExportError(f"{checkpoint.source} is no checkpoint: expected a folder or a hub id")
     if checkpoint.head not in HEADS:
         raise ExportError(f"head {checkpoint.head} is none that XLM-R has here: {', '.join(HEADS)}")
     if checkpoint.config.pad_token_id != _PAD:
@@ -141,7 +142,7 @@ def _config(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     return {
         "architectures": [classes[head]],
         "model_type": KIND if to == KIND else "ernie_m",
-        **{key: getattr(config, key) for key in _SHARED_KEYS if getattr(config, key, None) is not None},
+        **{key: value for key in _SHARED_KEYS if (value := given.get(key, getattr(config, key, None))) is not None},
         **labels,
         **(xlm_roberta if to == KIND else {}),
         **({"torch_dtype": dtype} if dtype else {}),
@@ -250,12 +251,12 @@ def _count(checkpoint: Checkpoint, stage: Path, lines: list[str] | None) -> tupl
     return len(lines), sum(own(line).input_ids != other(line).input_ids for line in lines)
 
 
-def _what_differs(to: str, difference: float) -> list[str]:
+def _what_differs(to: str, difference: float, *, counted: bool) -> list[str]:
+    other = _NAMES[ERNIE_M if to == KIND else KIND]
+    ask = "" if counted else "; --text FILE counts for how many of your texts they differ"
     return [
-        f"the same rows through both models differ by at most {difference:.1e}",
-        "they compute the same on rows padded on the right with their attention_mask; not on rows padded on the left,"
-        " rows with [PAD] inside, and rows without a mask, which XLM-R does not mask",
-        f"the tokenizers differ: ErnieM cuts sentencepiece's pieces at digits, punctuation and Chinese characters. Give"
-        f" the model the ids of the {_NAMES[ERNIE_M if to == KIND else KIND]} tokenizer, or count with --text FILE for"
-        " how many of your texts they differ",
+        f"both models on the same rows: the largest difference is {difference:.1e}",
+        "the same on rows padded on the right, with attention_mask; not on rows padded on the left, with [PAD] inside, "
+        "or without a mask",
+        f"the tokenizers differ: give the model {other}'s ids, or accept other ones{ask}",
     ]
