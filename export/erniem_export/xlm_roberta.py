@@ -195,7 +195,7 @@ class Original:
         import transformers
 
         config = transformers.XLMRobertaConfig.from_dict(self._content)
-        config.num_labels = self.model.config.num_labels
+        config.num_labels, config.vocab_size = self.model.config.num_labels, self.model.config.vocab_size
         config._attn_implementation = attention
         weights = {as_xlm_roberta(name, self._head): tensor for name, tensor in self.model.state_dict().items()}
         has_pooler = any("pooler." in name for name in weights)
