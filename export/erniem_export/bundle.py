@@ -124,6 +124,10 @@ def _write_model(checkpoint: Checkpoint, stage: Path) -> None:
     source = checkpoint.tokenizer_dir / _SETTINGS
     if source.is_file():
         (stage / _SETTINGS).write_bytes(source.read_bytes())
+    without = Tokenizer.from_dir(stage, verify=False)
+    tokens = tokenizer.settings.all_special_tokens
+    if (tokenizer.get_vocab(), tokens) == (without.get_vocab(), without.settings.all_special_tokens):
+        return
     added = {str(index): dataclasses.asdict(token) for index, token in tokenizer.settings.added_tokens.items()}
     _set(stage / _SETTINGS, added_tokens_decoder=added)
 

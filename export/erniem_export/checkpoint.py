@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,7 @@ from erniem_export.xlm_roberta import (
     Original,
     bare,
     head_of_weights,
+    in_own_names,
     names_as_ernie_m,
     unused,
     with_token_type,
@@ -170,7 +171,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         names = weights.names(head)
         shapes = weights.shapes(names)
         about_labels = name_labels(config, said) if head in LABELLED else None
-        fit = check_weights(head, config, shapes, said)
+        fit = _fit(weights, head, config, shapes, said)
         defaults, about_defaults = _defaults(head, config, folder, sentences)
         loaded = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names)
         return Checkpoint(
@@ -195,6 +196,15 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
+
+
+def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
+    try:
+        return check_weights(head, config, shapes, said)
+    except CheckpointError as error:
+        if not weights.is_xlm_roberta:
+            raise
+        raise CheckpointError(in_own_names(str(error), head)) from error
 
 
 def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:

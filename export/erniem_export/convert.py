@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from erniem_export.bundle import install_files, staging
@@ -124,7 +125,10 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
             head, text, checkpoint.model, {POSITIONS: stored[prefix + POSITIONS].float(), TOKEN_TYPES: types.float()}
         )
     difference = _difference(checkpoint, original)
-    save_file(stored, stage / _WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(stored, stage / _WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
     read_config(stage)
     return difference
 

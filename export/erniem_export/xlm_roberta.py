@@ -34,6 +34,7 @@ __all__ = [
     "bare",
     "config_as_ernie_m",
     "head_of_weights",
+    "in_own_names",
     "names_as_ernie_m",
     "unused",
     "with_token_type",
@@ -77,6 +78,7 @@ _PARTS = (
 _INNER = ("embeddings.", "encoder.", "pooler.")
 # Of cls: XLM-R's classification head is ErnieM's pooler and classifier.
 _CLASSIFIER = {"classifier.dense.": "pooler.dense.", "classifier.out_proj.": "classifier."}
+_NAMED = re.compile(r"(?:ernie_m\.)?\b(?:embeddings|encoder|pooler|classifier)(?:\.\w+)*")
 # What a head reads beside the encoder, and all that any does.
 _READ = {
     "base": r"pooler\.dense\.\w+",
@@ -139,6 +141,11 @@ def as_xlm_roberta(name: str, head: str) -> str:
     for theirs, ours in _PARTS:
         found = found.replace(ours, theirs)
     return found if head == "base" else ROBERTA + found
+
+
+def in_own_names(text: str, head: str) -> str:
+    """A message about ErnieM's tensors with XLM-R's names of them."""
+    return _NAMED.sub(lambda found: as_xlm_roberta(f"{found[0]}.", head).rstrip("."), text).replace("ErnieM", "XLM-R")
 
 
 def unused(names: Iterable[str], head: str) -> list[str]:

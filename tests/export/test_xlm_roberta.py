@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.gate.parity import Reference, check_parity
 from erniem_rt import Session, pipeline
-from erniem_rt.manifest import Manifest
+from erniem_rt.manifest import Defaults, Manifest
 from erniem_rt.tokenizer import Tokenizer
 
 CLASSES = {
@@ -155,14 +155,29 @@ def test_a_checkpoint_with_tokenizer_json_alone(
     fast = transformers.XLMRobertaTokenizerFast.from_pretrained(checkpoint)
     fast.backend_tokenizer.save(str(checkpoint / "tokenizer.json"))
     (checkpoint / "sentencepiece.bpe.model").unlink()
-    done = erniem_export("--model", checkpoint, "--output", tmp_path / "out")
+    done = erniem_export("--model", checkpoint, "--output", checkpoint)  # as in the checkpoint's own folder
     assert done.code == 0, done.err
     assert "gives other ids" not in done.err
+    shutil.copytree(checkpoint, tmp_path / "out", ignore=shutil.ignore_patterns("tokenizer.json", "model.safetensors"))
     found = Tokenizer.from_dir(tmp_path / "out")
     assert found.settings.model_max_length == 128
     for text in (*sentences, "a <mask> b"):
         assert found(text) == expected(text)
     assert pipeline(tmp_path / "out")([sentences[0]])[0]["label"].startswith("LABEL_")
+
+
+def test_a_sentence_transformers_folder_brings_its_pooling(copied: Make) -> None:
+    checkpoint = copied("base", pooler=False)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    (checkpoint / "1_Pooling").mkdir()
+    (checkpoint / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (checkpoint / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": false}')
+    assert load_checkpoint(str(checkpoint)).defaults == Defaults(64, "cls", True)
 
 
 def test_another_tokenizer_json_is_told(erniem_export: Any, copied: Make, tmp_path: Path, quick_gate: None) -> None:
@@ -207,7 +222,8 @@ def test_a_masked_language_model_is_refused_by_name(
         "config.json names XLMRobertaForMaskedLM, which is none of XLM-R's heads that are exported, base, cls, ner, "
         "qa; --head base exports the encoder alone"
     )
-    assert "the weights have no classifier" in export_fails(checkpoint, "--head", "cls")
+    said = "the weights have no classifier.out_proj, classifier.dense, which head 'cls' needs"
+    assert said in export_fails(checkpoint, "--head", "cls")
     done = erniem_export("--model", checkpoint, "--head", "base", "--output", tmp_path / "out")
     assert done.code == 0, done.err
     assert "lm_head.bias" in done.err
@@ -230,7 +246,8 @@ def test_a_masked_language_model_is_refused_by_name(
             "= 'ErnieMTokenizer', expected 'XLMRobertaTokenizer'",
         ),
         ({"max_position_embeddings": 514}, "max_position_embeddings = 514, but"),
-        ({"vocab_size": 20}, "vocab_size = 20, but"),
+        ({"vocab_size": 20}, "vocab_size = 20, but roberta.embeddings.word_embeddings.weight has"),
+        ({"intermediate_size": 20}, "but roberta.encoder.layer.0.intermediate.dense.weight has 48"),
     ],
 )
 def test_what_no_artifact_can_have_is_refused(
