@@ -191,12 +191,13 @@ class Original:
         self._tables = tables
         self._made: dict[str, Any] = {}
 
-    def __call__(self, *, output_attentions: bool = False, **inputs: Any) -> Any:
-        """As the ErnieM model, with the class's own position ids."""
-        kind = "eager" if output_attentions else "sdpa"
+    def __call__(self, *, attention_mask: Tensor, output_attentions: bool = False, **inputs: Any) -> Any:
+        """As the ErnieM model, with the class's own position ids; ``attention_mask (batch, sequence)`` has 0 and 1."""
+        # A row that attends to nothing has uniform weights in eager attention, and in transformers 5 none in the other.
+        kind = "sdpa" if attention_mask.any(-1).all() and not output_attentions else "eager"
         if kind not in self._made:
             self._made[kind] = self._make(kind)
-        return self._made[kind](output_attentions=output_attentions, **inputs)
+        return self._made[kind](attention_mask=attention_mask, output_attentions=output_attentions, **inputs)
 
     def _make(self, attention: str) -> Any:
         import transformers
