@@ -115,6 +115,8 @@ class TokenizerSettings:
     family: Family = "ernie-m"
 
     def __post_init__(self) -> None:
+        if self.special_tokens == _DEFAULTS and self.family != "ernie-m":
+            object.__setattr__(self, "special_tokens", dict(_DEFAULTS_OF[self.family]))
         missing = [name for name in _DEFAULTS if name not in self.special_tokens]
         if missing:
             raise ArtifactError(f"A tokenizer needs {', '.join(_DEFAULTS)}; {', '.join(missing)} is not set.")
