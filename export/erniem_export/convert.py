@@ -129,7 +129,7 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
         save_file(stored, stage / _WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
-    read_config(stage)
+    read_config(stage)  # as whoever opens it will
     return difference
 
 

@@ -188,7 +188,7 @@ class Original:
     def __init__(self, head: str, config_text: str, model: ErnieMPreTrainedModel, tables: Mapping[str, Tensor]) -> None:
         self.name = next(name for name, its in CLASSES.items() if its == head)
         self._head, self._content, self.model = head, json.loads(config_text), model
-        self._tables = tables
+        self.tables = tables
         self._made: dict[str, Any] = {}
 
     def __call__(self, *, attention_mask: Tensor, output_attentions: bool = False, **inputs: Any) -> Any:
@@ -210,7 +210,7 @@ class Original:
         options = {"add_pooling_layer": has_pooler} if self._head == "base" else {}
         with torch.device("meta"):
             model = getattr(transformers, self.name)(config, **options)
-        for name, table in self._tables.items():
+        for name, table in self.tables.items():
             weights[name if self._head == "base" else ROBERTA + name] = table
         model.load_state_dict(weights, assign=True)
         embeddings = model.base_model.embeddings

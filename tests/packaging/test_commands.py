@@ -35,7 +35,7 @@ TARGETS = {
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 # In a code span, or at the start of a line of a transcript or of a code block.
 MAKE = re.compile(r'(?:`|^(?:\$ )?)make(?: [A-Z]+=(?:"[^"]*"|\S+))* ([a-z][a-z0-9-]*)', re.MULTILINE)
-CONSOLE = re.compile(r"(?:`|^(?:\$ )?)(erniem-(?:export|verify))((?:[^`\n\\]|\\\n)*)", re.MULTILINE)
+CONSOLE = re.compile(r"(?:`|^(?:\$ )?)(erniem-(?:export|verify|convert))((?:[^`\n\\]|\\\n)*)", re.MULTILINE)
 
 
 def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
