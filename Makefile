@@ -25,9 +25,15 @@ TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
 FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
+SERVING := .venv-serving/.stamp
+TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
+WEB := examples/web
+WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ner.stamp
+# What a page needs of onnxruntime-web.
+ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,10 +50,17 @@ test: $(DEV) ## Run all tests against the reference, transformers 4.57
 	.venv/bin/$(PYTEST) $(ARGS)
 
 test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime that is admitted, with artifacts exported here
-	for head in base cls mc qa; do \
+	for head in base cls ie mc ner qa; do \
 		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/floor/$$head || exit 1; \
 	done
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
+
+test-serving: $(DEV) $(SERVING) $(TRITON) ## Run `erniem-rt serve`, and `erniem-rt triton` on its server, with artifacts exported here
+	for head in qa cls ner ie mc base; do \
+		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/serving/$$head || exit 1; \
+	done
+	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py $(ARGS)
+	ERNIEM_SERVING=triton ERNIEM_NANO=out/serving .venv-triton/bin/pytest tests/serving/test_triton.py $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
 # traced there is nothing left of it, so what is done with graphs is tested once, by `make test`; an export in int8, which
@@ -82,6 +95,20 @@ nano-eval: $(DEV) ## Measure the nano checkpoints on their held-out data
 nano-task-sets: $(DEV) ## Write the task sets and calibration texts of the nano checkpoints
 	.venv/bin/python examples/nano/task_sets.py $(ARGS)
 
+web: $(WEB)/node_modules/.stamp $(WEB_MODELS) ## Put the page of examples/web, with nano's models, into out/web: static files
+	@mkdir -p out/web/ort
+	cp -R $(WEB)/index.html $(WEB)/style.css $(WEB)/app.js $(WEB)/src examples/nano/demo.json out/web
+	cp $(ORT_WEB:%=$(WEB)/node_modules/onnxruntime-web/dist/%) out/web/ort
+	@echo 'out/web is ready: serve it with python3 -m http.server --bind 127.0.0.1 --directory out/web'
+
+test-web: ## Compare examples/web with the Python package, in Node and in Chromium; skipped where they are not installed
+	@if ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null || ! npm --version >/dev/null 2>&1; then \
+		echo 'make test-web: skipped, because there is no Node.js 20 or newer with npm'; \
+	else \
+		$(MAKE) --no-print-directory web out/web-test/expected.json && \
+		cd $(WEB) && npm run --silent types && npm test --silent; \
+	fi
+
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
 	.venv-bench/bin/python -m benchmarks.bench $(ARGS)
 	.venv-bench/bin/python -m benchmarks.plots
@@ -89,6 +116,9 @@ bench: $(BENCH) ## Measure every engine at base size; write results, plots and t
 
 bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
 	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
+
+bench-serving: $(SERVING) ## Measure the batcher and `erniem-rt serve`; ARGS="--artifact DIR --tokenizer DIR"
+	.venv-serving/bin/python -m benchmarks.serving $(ARGS)
 
 test-gpu: ## Run the parity gate of heads, precisions and engines on an NVIDIA GPU, for at most 8 minutes
 	@$(ON_GPU) benchmarks/machine.py test-gpu cuda pytest sentencepiece
@@ -107,7 +137,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -137,6 +167,20 @@ $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirem
 	$(call install,.venv-bench,bench)
 	$(call install-package,.venv-bench,--no-build-isolation --editable .)
 
+.venv-serving/.pins: requirements/serve.txt requirements/serving.txt
+	$(call install,.venv-serving,serving)
+	@touch $@
+
+$(SERVING): .venv-serving/.pins dist/.stamp
+	$(call install-package,.venv-serving,--force-reinstall dist/*.whl)
+
+.venv-triton/.pins: requirements/triton.txt
+	$(call install,.venv-triton,triton)
+	@touch $@
+
+$(TRITON): .venv-triton/.pins dist/.stamp
+	$(call install-package,.venv-triton,--force-reinstall dist/*.whl)
+
 .venv-floor/.pins: requirements/floor.txt
 	$(call install,.venv-floor,floor)
 	@touch $@
@@ -150,6 +194,18 @@ $(FLOOR): .venv-floor/.pins dist/.stamp
 
 $(SERVE): .venv-serve/.pins dist/.stamp
 	$(call install-package,.venv-serve,--force-reinstall dist/*.whl)
+
+$(WEB)/node_modules/.stamp: $(WEB)/package-lock.json
+	@echo 'installing $< into $(@D) (once, about half a minute)'
+	@cd $(WEB) && npm ci --loglevel=error
+	@touch $@
+
+out/web-test/expected.json: $(WEB)/test/expected.py $(WEB_MODELS)
+	.venv/bin/python $< out/web/models $@
+
+out/web/models/%.stamp: $(DEV) $(SOURCES)
+	.venv/bin/erniem-export --model $(NANO)/$* --output out/web/models/$*
+	@touch $@
 
 dist/.stamp: $(DEV) $(SOURCES)
 	@rm -rf dist

@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, ErnieMError, InvalidInputError
+    from erniem_rt.batcher import Batcher, BatcherStats
+    from erniem_rt.errors import (
+        ArtifactError,
+        EngineError,
+        EngineUnavailableError,
+        ErnieMError,
+        InvalidInputError,
+        QueueFullError,
+    )
     from erniem_rt.pipelines import pipeline
     from erniem_rt.pipelines.answers import (
         ChoiceAnswer,
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "Batcher",
+    "BatcherStats",
     "ChoiceAnswer",
     "EngineError",
     "EngineUnavailableError",
@@ -43,6 +53,7 @@ __all__ = [
     "MultipleChoicePipeline",
     "QuestionAnswer",
     "QuestionAnsweringPipeline",
+    "QueueFullError",
     "Session",
     "TextClassificationPipeline",
     "TokenClassificationPipeline",
@@ -64,11 +75,15 @@ def __getattr__(name: str) -> object:
 
 
 def _loaded(name: str) -> object:
-    # Written out: tools that pack programs find what they have to pack by reading imports.
+    # Plain imports, so that packaging tools find them.
     if name == "Session":
         from erniem_rt.session import Session
 
         return Session
+    if name.startswith("Batcher"):
+        from erniem_rt import batcher
+
+        return getattr(batcher, name)
     if name == "Tokenizer":
         from erniem_rt.tokenizer import Tokenizer
 

@@ -130,6 +130,46 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model:
 
 
 @pytest.fixture(scope="session")
+def xlm_roberta(once_per_run: Callable[..., Path], sentencepiece_model: bytes) -> Callable[..., Path]:
+    """``xlm_roberta(head, pooler=True, **config)``: a small XLM-R checkpoint, written once by transformers' own class.
+
+    Its weights are random, biases and norms too, so that nothing of the model can hide. Do not change it.
+    """
+
+    def write(head: str, pooler: bool, config: dict[str, Any], folder: Path) -> None:
+        import sentencepiece
+        import torch
+        import transformers
+
+        from erniem_export.random_weights import randomize
+
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model).get_piece_size()
+        sizes = {"vocab_size": pieces + 2, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        others = {"intermediate_size": 48, "max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1}
+        labels = {"num_labels": 2 if head == "qa" else 3, "bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-5}
+        kind = transformers.XLMRobertaConfig(**{**sizes, **others, **labels, **config})
+        names = {"base": "Model", "cls": "ForSequenceClassification", "ner": "ForTokenClassification"}
+        names |= {"qa": "ForQuestionAnswering", "mlm": "ForMaskedLM"}
+        model = getattr(transformers, f"XLMRoberta{names[head]}")(
+            kind, **({"add_pooling_layer": pooler} if head == "base" else {})
+        )
+        randomize(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("query.weight", "key.weight")):
+                    parameter *= 2  # attention with peaks
+        model.save_pretrained(folder)
+        (folder / "sentencepiece.bpe.model").write_bytes(sentencepiece_model)
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 128}')
+
+    def get(head: str, pooler: bool = True, **config: Any) -> Path:
+        key = hashlib.sha256(repr((head, pooler, sorted(config.items()))).encode()).hexdigest()[:12]
+        return once_per_run(f"xlm-roberta-{key}", partial(write, head, pooler, config))
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def written_once(once_per_run: Callable[..., Path]) -> Callable[..., Path]:
     """The folder with ``HEAD.onnx`` of a model, traced and written; the same weights once per run.
 

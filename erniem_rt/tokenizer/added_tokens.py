@@ -1,4 +1,4 @@
-"""Added tokens, such as ``[MASK]``, which are found in raw text before sentencepiece sees it."""
+"""Finds added tokens, such as ``[MASK]``, in raw text before sentencepiece runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A stretch of text and, for each of its characters, the index it had in the original text."""
+    """A part of a text, and each character's index in the original text."""
 
     text: str
     origins: Sequence[int]
 
     def slice(self, start: int, end: int) -> Segment:
-        """The characters from ``start`` to ``end``."""
+        """Return the characters from ``start`` to ``end``."""
         return Segment(self.text[start:end], self.origins[start:end])
 
     def joined_with(self, other: Segment) -> Segment:
-        """This segment and ``other`` as one."""
+        """Return this segment followed by ``other``."""
         return Segment(self.text + other.text, [*self.origins, *other.origins])
 
+    def widened(self, before: Sequence[int], behind: Sequence[int]) -> Segment:
+        """The same text, whose range begins and ends with these characters too."""
+        origins = [*self.origins]
+        origins[:1], origins[-1:] = [*before[:1], *origins[:1]][:1], [*origins[-1:], *behind[-1:]][-1:]
+        return Segment(self.text, origins)
+
     def stripped_left(self) -> Segment:
-        """Without the whitespace at its start."""
+        """Return the segment without whitespace at its start."""
         return self.slice(len(self.text) - len(self.text.lstrip()), len(self.text))
 
     def stripped_right(self) -> Segment:
-        """Without the whitespace at its end."""
+        """Return the segment without whitespace at its end."""
         return self.slice(0, len(self.text.rstrip()))
 
 
@@ -38,7 +44,7 @@ _EMPTY = Segment("", range(0))
 
 
 class TextSplitter:
-    """Splits raw text into added tokens and the runs between them, lower-casing the runs if asked to."""
+    """Splits raw text into added tokens and the runs between them, and lower-cases the runs if configured."""
 
     def __init__(
         self,
@@ -47,18 +53,21 @@ class TextSplitter:
         *,
         do_lower_case: bool,
         split_special_tokens: bool,
+        covers_stripped: bool = False,
     ) -> None:
+        """``covers_stripped``: the whitespace that an added token strips is in its range, as in fast tokenizers."""
         self._added: Mapping[str, AddedToken] = {token.content: token for token in added_tokens}
         self._pattern = None if split_special_tokens else _any_of(self._added, longest_first=True)
         self._find_added = not split_special_tokens
         self._do_lower_case = do_lower_case
+        self._covers_stripped = covers_stripped
         kept = [token.content for token in self._added.values() if token.normalized and not token.special]
         self._case_kept = _any_of([*special_tokens, *kept], longest_first=False)
 
     def whole(self, texts: Sequence[str]) -> list[str | None]:
-        """Texts that are one segment, lower-cased if asked to and position by position.
+        """Return texts that are a single segment, lower-cased if configured, with unchanged positions.
 
-        None for a text with added tokens, and for one in which lower-casing moves characters.
+        None for a text with added tokens, or in which lower-casing moves characters.
         """
         runs: list[str | None] = list(texts)
         if self._do_lower_case:
@@ -70,14 +79,14 @@ class TextSplitter:
         return runs
 
     def split(self, text: str) -> list[Segment]:
-        """Segments in order, without empty ones."""
+        """Return the segments in order, without empty ones."""
         whole = Segment(text, range(len(text)))
         if self._do_lower_case:
             whole = self._lowered(text)
         return [segment for segment in self._settle_neighbours(self._cut(whole)) if segment.text]
 
     def is_added(self, text: str) -> bool:
-        """Whether this segment is an added token, to be taken as it stands."""
+        """Return whether this segment is an added token."""
         return self._find_added and text in self._added
 
     def _cut(self, whole: Segment) -> list[Segment]:
@@ -93,7 +102,7 @@ class TextSplitter:
         return segments
 
     def _settle_neighbours(self, segments: list[Segment]) -> list[Segment]:
-        """Let each added token strip, or be merged into, the text beside it, in the reference's order of steps."""
+        """Let each added token strip the adjacent text, or merge with it, in the order of the reference's steps."""
         for i, segment in enumerate(segments):
             token = self._added.get(segment.text) if self._find_added else None
             if token is None:
@@ -104,6 +113,11 @@ class TextSplitter:
                 segments[i + 1] = right.stripped_left()
             if token.lstrip and left.text:
                 segments[i - 1] = left.stripped_right()
+            if self._covers_stripped:
+                segments[i] = segment.widened(
+                    left.origins[len(segments[i - 1].text) :] if token.lstrip and left.text else (),
+                    right.origins[: len(right.text) - len(segments[i + 1].text)] if token.rstrip and right.text else (),
+                )
             if token.single_word and left.text and left.text[-1] != " ":
                 segments[i - 1] = segments[i - 1].joined_with(segment)
                 segments[i] = _EMPTY
@@ -124,7 +138,7 @@ class TextSplitter:
         return Segment(lowered, origins)
 
     def _case_runs(self, text: str) -> Iterator[tuple[int, int, bool]]:
-        """Consecutive ranges of ``text``, each with whether its case is to be lowered."""
+        """Yield consecutive ranges of ``text``, each with whether to lower-case it."""
         position = 0
         for match in self._case_kept.finditer(text) if self._case_kept else ():
             yield position, match.start(), True
@@ -134,13 +148,13 @@ class TextSplitter:
 
 
 def _lower(text: str) -> str:
-    """Lower-case each character by itself, as the reference does: no final form of sigma."""
+    """Lower-case each character alone, as the reference does: without the final form of sigma."""
     return text.replace("Σ", "σ").lower()
 
 
 def _any_of(words: Collection[str], *, longest_first: bool) -> re.Pattern[str] | None:
-    # The leftmost match counts and, with longest_first, the longest there. The reference's trie does the same, except
-    # that it loses its place in some texts where one added token lies inside another.
+    # Takes the leftmost match and, with longest_first, the longest one there. So does the reference's trie, except in
+    # some texts where one added token lies inside another.
     found = [word for word in words if word]
     if longest_first:
         found.sort(key=len, reverse=True)

@@ -1,16 +1,20 @@
-"""One run of text to ErnieM tokens, each with the characters it came from.
+"""One run of text to tokens, each with the characters it came from.
 
 sentencepiece normalises the run (NFKC and whitespace rules of the model) and cuts it into pieces; ErnieM then cuts
-pieces further at CJK characters, punctuation and digits. Positions are followed through both steps.
+pieces further at CJK characters, punctuation and digits, and XLM-R does not. Positions are followed through both steps.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import re
+import struct
 from functools import lru_cache, partial
 from itertools import chain
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +37,7 @@ _NOT_YET_KNOWN = -1
 
 
 class TokenSpan(NamedTuple):
-    """A token and the half-open range it occupies, in code points of the string it was cut from."""
+    """A token and its half-open range, in code points of the string it was cut from."""
 
     token: str
     start: int
@@ -41,14 +45,14 @@ class TokenSpan(NamedTuple):
 
 
 class SentencePieceModel:
-    """A loaded sentencepiece model. Holds no state that changes results, so threads may share it."""
+    """A loaded sentencepiece model. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
         self._set_up(_load(path))
 
     def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         self._processor = processor
-        # Not of a method: that would hold the model, in a circle which only the cycle collector frees.
+        # Not a bound method, which would make a reference cycle with this object.
         self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
         self.size: int = self._processor.get_piece_size()
         self.unknown_id: int = self._processor.unk_id()
@@ -60,15 +64,15 @@ class SentencePieceModel:
         self._set_up(_loaded(content, "the pickle"))
 
     def pieces(self) -> list[str]:
-        """Every piece of the model, by id."""
+        """Return every piece of the model, by id."""
         return [self.piece(i) for i in range(self.size)]
 
     def piece(self, index: int) -> str:
-        """The piece with this id."""
+        """Return the piece with this id."""
         return str(self._processor.id_to_piece(index))
 
     def piece_id(self, piece: str) -> int:
-        """The id of a piece, ``unknown_id`` if the model lacks it."""
+        """Return the id of a piece, ``unknown_id`` if the model lacks it."""
         return int(self._processor.piece_to_id(piece))
 
     def serialized(self) -> bytes:
@@ -76,30 +80,36 @@ class SentencePieceModel:
         return bytes(self._processor.serialized_model_proto())
 
     def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The piece ids of all (readable) runs, one after the other, and where each run ends among them."""
+        """Return the piece ids of all (readable) runs, concatenated, and each run's end among them."""
         rows = self._processor.encode(list(runs), out_type=int, num_threads=threads)
         ends = np.cumsum([len(row) for row in rows])
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
 
-    def tokenize(self, run: str, *, drop_lone_marks: bool = False) -> tuple[list[str], list[tuple[int, int]]]:
-        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to."""
+    def tokenize(
+        self, run: str, *, drop_lone_marks: bool = False, whole_pieces: bool = False
+    ) -> tuple[list[str], list[tuple[int, int]]]:
+        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to.
+
+        With ``whole_pieces`` every piece is a token, lone marks too, as XLM-R has it.
+        """
         run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
         tokens: list[str] = []
         spans: list[tuple[int, int]] = []
+        split = whole_piece if whole_pieces else _split_once
         position = 0  # in the normalised run, which the pieces spell out one after the other
         for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
-            # A lone mark counts in mid-text only, and only if the next piece does not bring a mark of its own.
+            # A lone mark is a token only in mid-text, and only if the next piece does not start with a mark.
             keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
-            if piece != WORD_START or keeps_mark:
-                for token, start, end in _split_once(piece):
+            if piece != WORD_START or keeps_mark or whole_pieces:
+                for token, start, end in split(piece):
                     tokens.append(token)
                     spans.append((position + start, position + end))
             position += len(piece)
         return tokens, spans
 
     def source_spans(self, run: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The ranges of a run that became these ranges of what the model normalises it to."""
+        """Map ranges of the normalized run to ranges of the run."""
         run = readable([run])[0]
         _, origins = self._processor.normalize(run, with_offsets=True)
         if origins == [0, *range(len(run) + 1)]:
@@ -107,14 +117,14 @@ class SentencePieceModel:
         return [self._source_span(run, origins, start, end) for start, end in spans]
 
     def only_marks_spaces(self, run: str) -> bool:
-        """Whether normalisation changes no more than to put the word-start mark before the run and for its spaces."""
+        """Return whether normalization only inserts the word-start mark before the run and in place of spaces."""
         return bool(self._processor.normalize(run) == WORD_START + run.replace(" ", WORD_START))
 
     def _source_span(self, text: str, origins: list[int], start: int, end: int) -> tuple[int, int]:
-        """The range of ``text`` that became the normalised characters ``start`` to ``end``.
+        """Return the range of ``text`` that became the normalized characters ``start`` to ``end``.
 
-        ``origins[i]`` is where the characters that became normalised character ``i`` begin. They end where the next
-        ones begin, less what normalisation dropped in between (control characters, repeated whitespace).
+        ``origins[i]`` is the start of the characters that became normalized character ``i``. They end where the next
+        ones start, without characters that normalization dropped (control characters, repeated whitespace).
         """
         source_start, last = origins[start], origins[end - 1]
         following = end
@@ -127,7 +137,7 @@ class SentencePieceModel:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    _new_processor()  # Report a missing package first.
+    _new_processor()  # report a missing package first
     if not path.is_file():
         raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
     refuse_pointer(path)
@@ -135,7 +145,7 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
-    return _loaded(content, path)
+    return _loaded(model_of_fast_tokenizer(content, path) if path.suffix == ".json" else content, path)
 
 
 def _new_processor() -> sentencepiece.SentencePieceProcessor:
@@ -149,7 +159,7 @@ def _new_processor() -> sentencepiece.SentencePieceProcessor:
 
 
 def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
-    """A processor from the content of a model file, with its path for what may be wrong with it."""
+    """Load a processor from a model file's content; ``path`` is for error messages."""
     processor = _new_processor()
     try:
         loaded = processor.LoadFromSerializedProto(content)
@@ -159,10 +169,73 @@ def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProc
         raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")
     if processor.is_byte(processor.piece_to_id("<0x00>")) or processor.normalize("a").endswith(WORD_START):
         raise ArtifactError(
-            f"{path} has byte fallback or marks at the end of words. ErnieM's models have neither, and offsets "
+            f"{path} has byte fallback or marks at the end of words. ErnieM's and XLM-R's have neither, and offsets "
             "cannot be told with them."
         )
     return processor
+
+
+# The first ids of XLM-R, which fairseq gave, and its last.
+XLM_ROBERTA_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
+XLM_ROBERTA_LAST = "<mask>"
+# What sentencepiece begins with, and the types of these pieces.
+_UNKNOWN, _CONTROL = 2, 3
+_OWN_PIECES = (("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL))
+# Steps of a tokenizer.json that do what sentencepiece does without being told.
+_KNOWN_NORMALIZERS = ("Precompiled", "Strip", "Replace")
+_KNOWN_PRE_TOKENIZERS = ("WhitespaceSplit", "Metaspace")
+
+
+def model_of_fast_tokenizer(content: bytes, path: Path) -> bytes:
+    """The sentencepiece model that an XLM-R ``tokenizer.json`` was made from: its pieces, scores and normalisation.
+
+    Raises:
+        ArtifactError: It is not JSON, or describes something else.
+    """
+    try:
+        said = json.loads(content)
+        vocabulary = [(str(piece), float(score)) for piece, score in said["model"]["vocab"]]
+        kind = said["model"]["type"] == "Unigram" and not said["model"].get("byte_fallback")
+        steps = [*_steps(said.get("normalizer")), *_steps(said.get("pre_tokenizer"))]
+        charsmap = b"".join(
+            base64.b64decode(step["precompiled_charsmap"] or "") for step in steps if step["type"] == "Precompiled"
+        )
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise ArtifactError(f"{path} is not a readable tokenizer.json of XLM-R: {error!r}") from error
+    first = len(XLM_ROBERTA_FIRST)
+    others = [step["type"] for step in steps if step["type"] not in (*_KNOWN_NORMALIZERS, *_KNOWN_PRE_TOKENIZERS)]
+    if not kind or others or tuple(piece for piece, _ in vocabulary[:first]) != XLM_ROBERTA_FIRST:
+        what = f"the steps {', '.join(others)}" if others else "another model or order of tokens"
+        raise ArtifactError(
+            f"{path} has {what}, which XLM-R's does not have: put the sentencepiece.bpe.model that it was made from "
+            "beside it."
+        )
+    end = len(vocabulary) - (vocabulary[-1][0] == XLM_ROBERTA_LAST)
+    pieces = [_piece(piece, 0.0, kind) for piece, kind in _OWN_PIECES]
+    pieces += [_piece(piece, score) for piece, score in vocabulary[first:end]]
+    return b"".join(_field(1, piece) for piece in pieces) + _field(3, _field(2, charsmap))
+
+
+def _steps(said: Any) -> list[Any]:
+    """The steps of a normalizer or a pre-tokenizer, one by one."""
+    if said is None:
+        return []
+    return [step for key in ("normalizers", "pretokenizers") for step in said.get(key, ())] or [said]
+
+
+def _piece(piece: str, score: float, kind: int | None = None) -> bytes:
+    """A ``SentencePiece`` of sentencepiece's ModelProto."""
+    typed = b"" if kind is None else bytes([3 << 3, kind])
+    return _field(1, piece.encode("utf-8", "replace")) + bytes([2 << 3 | 5]) + struct.pack("<f", score) + typed
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of protobuf with its length before it."""
+    size, length = len(content), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
 
 
 def _normalizes_to_nothing(processor: sentencepiece.SentencePieceProcessor, char: str) -> bool:
@@ -174,9 +247,9 @@ def _split_once(piece: str) -> tuple[TokenSpan, ...]:
 
 
 def split_piece(piece: str) -> tuple[TokenSpan, ...]:
-    """Cut a piece as the reference does: CJK characters and punctuation stand alone, runs of digits are apart.
+    """Cut a piece as the reference does: CJK characters, punctuation marks and runs of digits become tokens.
 
-    The ranges are those in the piece, without a leading word-start mark unless the mark is all there is.
+    Ranges are positions in the piece, and exclude a leading word-start mark unless the token is only that mark.
     """
     cuts = []
     begin = 0
@@ -200,10 +273,17 @@ def split_piece(piece: str) -> tuple[TokenSpan, ...]:
 _remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
 
 
+def whole_piece(piece: str) -> tuple[TokenSpan, ...]:
+    """The piece as one token, as XLM-R has it; a mark alone has the range of the character behind it."""
+    if piece == WORD_START:
+        return (TokenSpan(piece, 1, 2),)
+    return (_without_mark(piece, 0, len(piece)),)
+
+
 def readable(runs: Sequence[str]) -> list[str]:
-    """The runs with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     try:
-        "".join(runs).encode()  # far faster than a search in each
+        "".join(runs).encode()  # much faster than a search in each run
     except UnicodeEncodeError:
         return [_LONE_SURROGATE.sub("\ufffd", run) for run in runs]
     return list(runs)
@@ -216,11 +296,11 @@ def _without_mark(piece: str, start: int, end: int) -> TokenSpan:
 
 
 class RunTokens(NamedTuple):
-    """The tokens of many runs of text, one run after the other.
+    """The tokens of many runs of text, concatenated.
 
     Attributes:
         ids: ``(tokens,)`` int64.
-        spans: ``(tokens, 2)`` int64, half-open ranges in code points of the run as sentencepiece normalises it.
+        spans: Returns ``(tokens, 2)`` int64, half-open ranges in code points of the run normalized by sentencepiece.
         bounds: ``(runs + 1,)``; run ``i`` has the tokens from ``bounds[i]`` to ``bounds[i + 1]``.
     """
 
@@ -230,21 +310,27 @@ class RunTokens(NamedTuple):
 
 
 class PieceTable:
-    """Tokens by piece id, computed when a piece is first met, so that a large vocabulary costs nothing to load.
+    """Tokens by piece id, computed at a piece's first use, so that a large vocabulary costs nothing to load.
 
     It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
-    mark alone.
+    mark alone. With ``whole_pieces`` every piece is a token.
     """
 
     def __init__(
-        self, model: SentencePieceModel, ids_of: Callable[[Iterable[str]], list[int]], *, drop_lone_marks: bool = False
+        self,
+        model: SentencePieceModel,
+        ids_of: Callable[[Iterable[str]], list[int]],
+        *,
+        drop_lone_marks: bool = False,
+        whole_pieces: bool = False,
     ) -> None:
         self._model = model
         self._ids_of = ids_of
         self._mark = model.piece_id(WORD_START)
+        self._whole_pieces = whole_pieces
         self._lock = Lock()
         size = model.size
-        self._tokens = np.empty((0, 3), dtype=np.int64)  # id, start and end in the piece; a piece's lie together
+        self._tokens = np.empty((0, 3), dtype=np.int64)  # id, and start and end in the piece; grouped by piece
         self._first = np.zeros(size, dtype=np.int64)
         self._length = np.zeros(size, dtype=np.int64)
         self._begins_word = np.zeros(size, dtype=bool)
@@ -255,19 +341,20 @@ class PieceTable:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A thread of the parent may have held the lock; what it was adding is added again."""
+        """Replace the lock, which a thread of the parent may have held."""
         self._lock = Lock()
 
     def look_up(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> RunTokens:
-        """Tokens of runs of pieces.
+        """Return the tokens of runs of pieces.
 
         Args:
-            pieces: ``(pieces,)`` the piece ids of all runs.
-            ends: ``(runs,)`` where each run ends in ``pieces``.
+            pieces: ``(pieces,)``, the piece ids of all runs.
+            ends: ``(runs,)``, each run's end in ``pieces``.
         """
         self._learn(pieces)
         counts = self._count[pieces]
-        counts[self._dropped_marks(pieces, ends)] = 0
+        if not self._whole_pieces:
+            counts[self._dropped_marks(pieces, ends)] = 0
         token_ends = np.cumsum(counts)
         rows = np.repeat(self._first[pieces] - (token_ends - counts), counts)
         rows += np.arange(len(rows))
@@ -285,7 +372,7 @@ class PieceTable:
         return RunTokens(tokens[rows, 0], spans, bounds)
 
     def _dropped_marks(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where a piece is only the word-start mark and opens its run, or the next piece brings a mark of its own."""
+        """Return the positions of lone word-start marks that start their run or precede a piece with a mark."""
         is_bound = np.zeros(len(pieces) + 1, dtype=bool)
         is_bound[0] = True
         is_bound[ends] = True
@@ -302,7 +389,7 @@ class PieceTable:
             splits = []
             for i in learned:
                 piece = self._model.piece(i)
-                splits.append(split_piece(piece))
+                splits.append(whole_piece(piece) if self._whole_pieces else split_piece(piece))
                 self._length[i] = len(piece)
                 self._begins_word[i] = piece.startswith(WORD_START)
             spans = [span for split in splits for span in split]
@@ -312,4 +399,4 @@ class PieceTable:
             known = len(self._tokens)
             self._tokens = np.concatenate([self._tokens, np.array(rows, dtype=np.int64).reshape(-1, 3)])
             self._first[learned] = known + np.cumsum(counts) - counts
-            self._count[learned] = counts  # last: threads that do not hold the lock read the rest only after this
+            self._count[learned] = counts  # last: other threads read the rest, without the lock, only after this

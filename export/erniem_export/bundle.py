@@ -1,4 +1,4 @@
-"""The folder of an artifact: written aside, checked, then moved into place; all of it or nothing."""
+"""Writes an artifact's folder: prepares and checks the files in a temporary folder, then installs all or none."""
 
 from __future__ import annotations
 
@@ -21,34 +21,44 @@ from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
 from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
-from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
+from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, TOKENIZER_FILES, holds_weights, tokenizer_files
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.files import require_utf_8
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
+from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["build_manifest", "check_room", "copy_companions", "files_of", "install", "limits_of", "staging"]
+__all__ = [
+    "build_manifest",
+    "check_room",
+    "copy_companions",
+    "files_of",
+    "install",
+    "install_files",
+    "limits_of",
+    "staging",
+]
 
 _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 
-# Not by the names of their packages: onnxruntime may have come as onnxruntime-gpu.
+# Module names, not package names: onnxruntime may be installed as onnxruntime-gpu.
 _LIBRARIES = ("torch", "transformers", "onnx")
 
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the final files, on the same disk; it is gone afterwards, whatever happens.
+    """Yield an empty folder beside the final files, on the same disk, and always remove it afterwards.
 
-    So is ``output`` itself, if it was not there before and nothing was installed in it.
+    Also removes ``output`` if it is new and nothing was installed in it.
 
     Raises:
         ExportError: ``output`` cannot be written, or the disk is full.
-        ArtifactError: ``output`` is no path in UTF-8.
+        ArtifactError: The path ``output`` is not UTF-8.
     """
     require_utf_8(output.absolute())
     created: list[Path] = []
@@ -77,10 +87,10 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
     The model stays as it is where its order tells the ids, and where the artifact's folder has it like that already.
 
     Returns:
-        The checkpoint, with the tokenizer in ``stage`` if it is to ``drop_lone_marks``.
+        The checkpoint, with the tokenizer in ``stage`` if ``drop_lone_marks`` is set.
 
     Raises:
-        CheckpointError: A tokenizer's file cannot be read.
+        CheckpointError: A file of the tokenizer cannot be read.
     """
     (stage / CONFIG_FILE).write_text(checkpoint.config_text, encoding="utf-8")
     files = tokenizer_files(checkpoint.tokenizer_dir) if checkpoint.tokenizer_dir else []
@@ -88,6 +98,9 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
     for file in files:
         try:
             content = file.read_bytes()
+            if file.name == FAST_TOKENIZER:
+                _write_model(checkpoint, stage)
+                continue
             if file.suffix == ".json":
                 content = without_paths(content.decode("utf-8")).encode("utf-8")
             elif file.name == _MODEL and has_vocabulary and not _holds(stage.parent / _MODEL, content):
@@ -103,7 +116,23 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
     return dataclasses.replace(checkpoint, tokenizer_dir=stage)
 
 
-def _set(settings: Path, **given: bool) -> None:
+def _write_model(checkpoint: Checkpoint, stage: Path) -> None:
+    """The sentencepiece model of an XLM-R tokenizer that has none, and the added tokens that only its file lists."""
+    assert checkpoint.tokenizer_dir is not None
+    tokenizer = Tokenizer.from_dir(checkpoint.tokenizer_dir, verify=False)
+    tokenizer.save_vocabulary(stage)
+    source = checkpoint.tokenizer_dir / _SETTINGS
+    if source.is_file():
+        (stage / _SETTINGS).write_bytes(source.read_bytes())
+    without = Tokenizer.from_dir(stage, verify=False)
+    tokens = tokenizer.settings.all_special_tokens
+    if (tokenizer.get_vocab(), tokens) == (without.get_vocab(), without.settings.all_special_tokens):
+        return
+    added = {str(index): dataclasses.asdict(token) for index, token in tokenizer.settings.added_tokens.items()}
+    _set(stage / _SETTINGS, added_tokens_decoder=added)
+
+
+def _set(settings: Path, **given: object) -> None:
     content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     settings.write_text(json.dumps({**content, **given}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -113,7 +142,7 @@ def _holds(file: Path, content: bytes) -> bool:
 
 
 def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
-    """Describe what lies in ``stage``, in full precision; the parity report is still empty."""
+    """Return the manifest of the files in ``stage``, in full precision and without a parity report."""
     config, head = checkpoint.config, checkpoint.head
     return Manifest(
         head=head,
@@ -148,12 +177,12 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
 
 
 def files_of(stage: Path) -> dict[str, FileRecord]:
-    """The files in ``stage``, with their sizes and hashes."""
+    """Return the files in ``stage``, with their sizes and hashes."""
     return {file.name: hash_file(file) for file in sorted(stage.iterdir())}
 
 
 def limits_of(config: ErnieMConfig) -> Limits:
-    """The bounds on ids and positions."""
+    """Return the bounds on ids and positions."""
     return Limits(
         max_length=config.max_position_embeddings - POSITION_OFFSET,
         vocab_size=config.vocab_size,
@@ -185,14 +214,14 @@ def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> No
 
 
 def install(stage: Path, output: Path, manifest: Manifest) -> None:
-    """Move a finished artifact from ``stage`` to ``output``, in place of what was there for its head.
+    """Move a finished artifact from ``stage`` to ``output``, and replace an earlier one of its head.
 
-    The old manifest goes first and the new one comes last: none ever stands beside the files of another export.
-    If anything fails, or is interrupted, ``output`` is as it was.
+    Removes the old manifest first and moves the new one last, so that no manifest is ever beside the files of another
+    export. A failure or an interruption restores ``output``.
 
     Raises:
-        ExportError: As of :func:`check_room`.
-        OSError: As the file system gives it.
+        ExportError: See :func:`check_room`.
+        OSError: The file system's error.
     """
     arriving = [*manifest.files, f"{manifest.head}.json"]
     check_room(stage, output, manifest.head, arriving)
@@ -203,8 +232,23 @@ def install(stage: Path, output: Path, manifest: Manifest) -> None:
     _exchange(stage, output, leaving, arriving)
 
 
+def install_files(stage: Path, output: Path) -> None:
+    """Move the files of ``stage`` to ``output``, all or none.
+
+    Raises:
+        ExportError: A file of that name, with other content, is there.
+        OSError: As the file system gives it.
+    """
+    names = sorted(file.name for file in stage.iterdir())
+    for name in names:
+        there = output / name
+        if there.exists() and not (there.is_file() and filecmp.cmp(stage / name, there, shallow=False)):
+            raise ExportError(f"{there} is there already and would be lost: choose another --output")
+    _exchange(stage, output, names, names)
+
+
 def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]) -> None:
-    """Move ``leaving`` out of ``output`` and ``arriving`` in; back again if that fails half-way."""
+    """Move ``leaving`` out of ``output`` and ``arriving`` in; undo all moves after a failure."""
     backup = stage / "replaced"
     backup.mkdir()
     try:
@@ -214,7 +258,7 @@ def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]
         for name in arriving:
             (stage / name).replace(output / name)
     except BaseException:
-        # By what lies where, so it does not matter how far it had come.
+        # Depends only on which files exist, so it works after any number of moves.
         for name in reversed(arriving):
             if not (stage / name).exists():
                 (output / name).unlink()
@@ -225,17 +269,17 @@ def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]
 
 
 def _manifests(output: Path, head: str) -> tuple[Manifest | None, dict[str, Manifest]]:
-    """The manifest of ``head`` in ``output``, and those of the other heads."""
+    """Return the manifest of ``head`` in ``output``, and those of the other heads."""
     found = {name: manifest for name in HEADS if (manifest := _manifest_of(output, name))}
     return found.pop(head, None), found
 
 
 def _ours(output: Path, previous: Manifest | None, others: Mapping[str, Manifest]) -> set[str]:
-    """The files in ``output`` that came from exports and may be replaced."""
+    """Return the files in ``output`` that exports wrote and may be replaced."""
     manifests = {**others, **({previous.head: previous} if previous else {})}
     listed = {file for manifest in manifests.values() for file in manifest.files}
     listed |= {f"{head}.json" for head in manifests}
-    # In a checkpoint's own folder, an export lists companions that were there before it.
+    # In a checkpoint's own folder, a manifest lists files that existed before the export.
     return listed.difference((CONFIG_FILE, *TOKENIZER_FILES) if holds_weights(output) else ())
 
 
@@ -243,4 +287,4 @@ def _manifest_of(output: Path, head: str) -> Manifest | None:
     try:
         return Manifest.load(output / f"{head}.json")
     except ArtifactError:
-        return None  # not there, broken already, or not ours
+        return None  # missing, damaged, or not ours

@@ -1,4 +1,4 @@
-"""A checkpoint, loaded: the model in float32, and what came with it."""
+"""Loads a checkpoint: the model in float32 and its accompanying files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from erniem_export.adapters import Adapter, find_adapter, merge
 from erniem_export.config_file import (
@@ -39,6 +41,20 @@ from erniem_export.sources import (
 )
 from erniem_export.weight_names import from_uie_pytorch, is_uie_pytorch, some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
+from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
+from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
+from erniem_export.xlm_roberta import (
+    POSITIONS,
+    ROBERTA,
+    TOKEN_TYPES,
+    Original,
+    bare,
+    head_of_weights,
+    in_own_names,
+    names_as_ernie_m,
+    unused,
+    with_token_type,
+)
 from erniem_rt.manifest import Defaults
 from erniem_rt.tokenizer.settings import read_settings
 
@@ -48,12 +64,12 @@ if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "stored_dtypes"]
 
 _RANDOM = "random:"
 # Heads with a classifier.
 _CLASSIFYING = ("cls", "ner", "mc")
-# Around a text alone: [CLS] and [SEP].
+# In a row of one text: [CLS] and [SEP].
 _SPECIAL_TOKENS = 2
 
 
@@ -65,19 +81,30 @@ class _Weights:
     found: Shapes
     is_paddle: bool
     wrapper: str = ""
-    is_uie_pytorch: bool = False
     notes: tuple[str, ...] = ()
+    is_uie_pytorch: bool = False
+    is_xlm_roberta: bool = False
 
     def names(self, head: str) -> dict[str, str]:
-        """PyTorch's name of each tensor to its name in the files."""
+        """Map PyTorch's names of the tensors to the names in the files."""
         if self.is_paddle:
             return names_as_pytorch(self.found, head)
         if self.is_uie_pytorch:
             return {from_uie_pytorch(name): name for name in self.found}
-        return {name.removeprefix(self.wrapper): name for name in self.found}
+        names = {name.removeprefix(self.wrapper): name for name in self.found}
+        if self.is_xlm_roberta:
+            return {ours: names[theirs] for ours, theirs in names_as_ernie_m(names, head).items()}
+        return names
+
+    def tables(self) -> dict[str, str]:
+        """XLM-R's tables of positions and token types, whose sum is ErnieM's table of positions."""
+        if not self.is_xlm_roberta:
+            return {}
+        own = {bare(name.removeprefix(self.wrapper)): name for name in self.found}
+        return {table: own[table] for table in (POSITIONS, TOKEN_TYPES) if table in own}
 
     def shapes(self, names: Mapping[str, str]) -> Shapes:
-        """PyTorch's name to PyTorch's shape."""
+        """Map PyTorch's names to PyTorch's shapes."""
         if not self.is_paddle:
             return {name: self.found[given] for name, given in names.items()}
         return {name: shape_as_pytorch(name, self.found[given]) for name, given in names.items()}
@@ -92,6 +119,7 @@ class _Model:
     config_text: str
     like_paddle: bool
     notes: tuple[str, ...]
+    original: Original | None
 
 
 @dataclass(frozen=True)
@@ -101,9 +129,10 @@ class Checkpoint:
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
-    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` says that the
-    weights are of Paddle or of software that computes as it does; ``adapter`` names the type and the base of an
-    adapter that was merged; ``notes`` say what was made of the files where that is not obvious.
+    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` says that the weights
+    are of Paddle or of software that computes as it does; ``adapter`` names the type and the base of an adapter that
+    was merged; ``original`` is transformers' own model of an XLM-R checkpoint, which ``model`` computes as ErnieM;
+    ``notes`` say what was made of the files where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -118,6 +147,7 @@ class Checkpoint:
     paddle: bool = False
     adapter: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    original: Original | None = None
 
     @property
     def config(self) -> ErnieMConfig:
@@ -126,13 +156,13 @@ class Checkpoint:
 
     @property
     def is_random(self) -> bool:
-        """Whether it is one of ours for trials, without a tokenizer."""
+        """Whether it is a random model for trials, without a tokenizer."""
         return self.source.startswith(_RANDOM)
 
     @property
     def architecture(self) -> str:
         """The class's name."""
-        return type(self.model).__name__
+        return type(self.model).__name__ if self.original is None else self.original.name
 
     def identity(self) -> str:
         """SHA-256 over the names, shapes and float32 values of all parameters: the same for any file format."""
@@ -155,7 +185,7 @@ def load_checkpoint(
         tokenizer: Where the tokenizer is; None for the checkpoint's own.
 
     Raises:
-        CheckpointError: It is not there, damaged, not ErnieM, of another head, or at odds with its own config.
+        CheckpointError: It is missing, damaged, not ErnieM, of another head, or contradicts its config.
     """
     try:
         own = None if tokenizer is None else find_tokenizer(tokenizer)
@@ -194,13 +224,20 @@ def _opened(model: str, head: str, base: str | None, tokenizer: Path | None) -> 
         lower_case=head == "base" and sentences is not None and sentences.lower_case(),
         adapter={} if adapter is None else {"adapter": adapter.kind, "base": adapter.base_name},
         notes=(*loaded.notes, *_of_tokenizers(tokenizer, tokenizers), *about_defaults),
+        original=loaded.original,
     )
 
 
 def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Model:
     """The model in a folder, which may be the base of an adapter: then with the adapter's head."""
     config_text, config = read_config(folder if adapter is None else adapter.config_folder)
-    weights = _find_weights(folder)
+    is_xlm_roberta = json.loads(config_text).get("model_type") == XLM_ROBERTA
+    if adapter is not None and is_xlm_roberta:
+        raise CheckpointError(
+            "it is an XLM-R, and adapters are merged into ErnieM alone: merge this one with peft's merge_and_unload(), "
+            "save the result with save_pretrained and export that folder"
+        )
+    weights = _find_weights(folder, is_xlm_roberta=is_xlm_roberta)
     if weights.is_paddle:
         config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
     if adapter is None:
@@ -214,10 +251,11 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
     names = weights.names(head)
     shapes = weights.shapes(names) | (adapter.shapes if adapter is not None else {})
     about_labels = name_labels(config, said) if head in LABELLED else None
-    fit = check_weights(head, config, shapes, said)
+    fit = _fit(weights, head, config, shapes, said)
     model = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names, adapter)
-    notes = (*weights.notes, *_notes(head, fit), *([about_labels] if about_labels else []))
-    return _Model(model, head, config_text, weights.is_paddle or weights.is_uie_pytorch, notes)
+    notes = (*weights.notes, *_notes(head, fit, weights), *([about_labels] if about_labels else []))
+    original = _original(weights, head, config_text, model)
+    return _Model(model, head, config_text, weights.is_paddle or weights.is_uie_pytorch, notes, original)
 
 
 def _merged(adapter: Adapter, head: str) -> _Model:
@@ -259,10 +297,39 @@ def _same_files(one: Path, other: Path) -> bool:
     )
 
 
-def _find_weights(folder: Path) -> _Weights:
+def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
+    try:
+        return check_weights(head, config, shapes, said)
+    except CheckpointError as error:
+        if not weights.is_xlm_roberta:
+            raise
+        raise CheckpointError(in_own_names(str(error), head)) from error
+
+
+def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
+    """The type in which the files of a loaded checkpoint store each parameter, by its name in the model."""
+    if checkpoint.adapter:  # merged in float32
+        return dict.fromkeys(checkpoint.model.state_dict(), torch.float32)
+    root = find_folder(model)
+    sentences = read_sentence_folder(root)
+    weights = _find_weights(
+        root if sentences is None else sentences.model, is_xlm_roberta=checkpoint.original is not None
+    )
+    given = weights.names(checkpoint.head)
+    said = json.loads(checkpoint.config_text)
+    names = check_weights(checkpoint.head, checkpoint.config, weights.shapes(given), said).names
+    tensors = read_tensors(weights.files, set(given.values()))
+    found = {name: tensors[given[stored]].dtype for name, stored in names.items()}
+    return {name: torch.bfloat16 if dtype == torch.uint16 else dtype for name, dtype in found.items()}
+
+
+def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:
     """The weights of a checkpoint, PyTorch's if there are those of both."""
     files = weight_files(folder)
     found = read_shapes(files)
+    if is_xlm_roberta:
+        wrapper = wrapper_of(found, ROBERTA, "encoder.layer.")
+        return _Weights(files, found, False, wrapper, _unwrapped(wrapper), is_xlm_roberta=True)
     paddle, beside = is_paddle(files, found), [file.name for file in paddle_files(folder)]
     if paddle and files[0].name not in beside and (pickled := pickled_files(folder)):
         beside = [file.name for file in files]
@@ -272,18 +339,24 @@ def _find_weights(folder: Path) -> _Weights:
     notes = [f"the folder has Paddle's weights too ({some(beside)}): PyTorch's are taken"] if beside else []
     if is_uie_pytorch(found):
         notes = [*notes, "the tensors have uie_pytorch's names, which were changed to those of transformers"]
-        return _Weights(files, found, False, is_uie_pytorch=True, notes=tuple(notes))
-    if wrapper := wrapper_of(found):
-        notes = [*notes, f"the names of the tensors begin with {wrapper}, which was taken off"]
-    return _Weights(files, found, False, wrapper, notes=tuple(notes))
+        return _Weights(files, found, False, notes=tuple(notes), is_uie_pytorch=True)
+    wrapper = wrapper_of(found)
+    return _Weights(files, found, False, wrapper, (*notes, *_unwrapped(wrapper)))
+
+
+def _unwrapped(wrapper: str) -> tuple[str, ...]:
+    return (f"the names of the tensors begin with {wrapper}, which was taken off",) if wrapper else ()
 
 
 def _beside(name: str, *folders: Path) -> Path | None:
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _notes(head: str, fit: Fit) -> tuple[str, ...]:
-    left = [f"left out of the weights, for no output depends on it: {some(fit.left_out)}"] if fit.left_out else []
+def _notes(head: str, fit: Fit, weights: _Weights) -> tuple[str, ...]:
+    left_out = [*fit.left_out]
+    if weights.is_xlm_roberta:
+        left_out += unused((name.removeprefix(weights.wrapper) for name in weights.found), head)
+    left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
     bare = head == "base" and not fit.pooler
     return (*left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
 
@@ -291,7 +364,7 @@ def _notes(head: str, fit: Fit) -> tuple[str, ...]:
 def _defaults(
     head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None, tokenizer: Path | None
 ) -> tuple[Defaults, list[str]]:
-    """What the checkpoint says of how its texts are read, and what is to be said of that."""
+    """Return the checkpoint's defaults for the pipelines, and notes on them."""
     found, notes = Defaults(), list[str]()
     if head == "base" and sentences is not None:
         found, notes = sentences.defaults()
@@ -306,7 +379,7 @@ def _defaults(
             "that the model was trained with, or remove it"
         )
     if limit is not None and limit >= config.max_position_embeddings - POSITION_OFFSET:
-        limit = None  # the model's own
+        limit = None  # the model's limit
     if limit is not None:
         notes = [*notes, f"pipelines read at most {limit} tokens in a row, as {file} says; max_seq_len changes it"]
     return replace(found, max_seq_len=limit), notes
@@ -325,6 +398,8 @@ def _random(size: str, head: str, tokenizer: Path | None) -> Checkpoint:
 
 
 def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
+    if weights.is_xlm_roberta:
+        _check_head_of_xlm_roberta(head, config)
     declared = [HEAD_OF_CLASS[name] for name in config.architectures or [] if name in HEAD_OF_CLASS]
     if head == "auto":
         return declared[0] if declared else _head_of_weights(config, weights)
@@ -336,7 +411,21 @@ def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
     return head
 
 
+def _check_head_of_xlm_roberta(head: str, config: ErnieMConfig) -> None:
+    heads = ", ".join(XLM_ROBERTA_HEADS)
+    if head not in ("auto", *XLM_ROBERTA_HEADS):
+        raise CheckpointError(f"--head {head} is none of XLM-R's heads that are exported: {heads}")
+    others = [name for name in config.architectures or [] if name not in HEAD_OF_CLASS]
+    if head == "auto" and others:
+        raise CheckpointError(
+            f"config.json names {', '.join(others)}, which is none of XLM-R's heads that are exported, {heads}; --head "
+            "base exports the encoder alone"
+        )
+
+
 def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
+    if weights.is_xlm_roberta:
+        return head_of_weights(weights.names("auto") | dict.fromkeys(weights.found))
     shapes = weights.shapes(weights.names("auto"))
     names = set(shapes)
     if "qa_outputs.weight" in names:
@@ -345,7 +434,7 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
         return "ie"
     if "classifier.weight" not in names:
         return "base"
-    if weights.is_paddle:  # where every head has a pooler, and that of question answering the same name
+    if weights.is_paddle:  # there, every head has a pooler, and question answering's classifier has the same name
         raise CheckpointError("the config names no class, and Paddle's weights do not tell which head: pass --head")
     if "ernie_m.pooler.dense.weight" not in names:
         return "ner"
@@ -365,20 +454,32 @@ def _load(
     names: Mapping[str, str],
     adapter: Adapter | None,
 ) -> ErnieMPreTrainedModel:
-    """``model`` with its parameters, in float32: each has a name in ``names``, and that its name in the files.
+    """Return ``model`` with its parameters in float32; ``given`` and ``names`` map their names to those in the files.
 
-    Not by ``from_pretrained``: it would look for adapters where peft is installed, and refuse some metadata.
+    Not with ``from_pretrained``, which looks for adapters if peft is installed, and refuses some metadata.
     """
     whole = {} if adapter is None else adapter.whole
     in_files = {name: given[found] for name, found in names.items() if found not in whole}
-    tensors = read_tensors(weights.files, set(in_files.values()))
+    tables = weights.tables()
+    tensors = read_tensors(weights.files, {*in_files.values(), *tables.values()})
     state = {}
     for name, found in in_files.items():
         tensor = tensors.pop(found)
         state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
+        if name.endswith(POSITIONS) and TOKEN_TYPES in tables:
+            state[name] = with_token_type(state[name], tensors[tables[TOKEN_TYPES]].float())
     if adapter is not None:
         brought = read_tensors([adapter.file], set(whole.values()))
         state |= {name: brought[whole[found]].float() for name, found in names.items() if found in whole}
     model.load_state_dict(state, assign=True)
     loaded: ErnieMPreTrainedModel = model.eval()
     return loaded
+
+
+def _original(weights: _Weights, head: str, config_text: str, model: ErnieMPreTrainedModel) -> Original | None:
+    """transformers' own model of an XLM-R checkpoint; None for others."""
+    if not weights.is_xlm_roberta:
+        return None
+    tables = weights.tables()
+    tensors = read_tensors(weights.files, set(tables.values()))
+    return Original(head, config_text, model, {name: tensors[found].float() for name, found in tables.items()})

@@ -1,4 +1,4 @@
-"""``erniem-export`` and ``erniem-verify``."""
+"""``erniem-export``, ``erniem-verify`` and ``erniem-convert``."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from erniem_rt.signals import Terminated, stopped_by_signals
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan
 
-__all__ = ["main", "verify_main"]
+__all__ = ["convert_main", "main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint or an adapter, hub id, or random:tiny, random:base, random:large"
 
-# How many names a line holds.
+# The largest number of names in a line.
 _NAMED = 4
 
 _GRAPH_HELP = {
@@ -62,12 +62,12 @@ _GRAPH_HELP = {
     },
 }
 
-# torch has no error of its own for this on a CPU.
+# torch has no separate error class for this on a CPU.
 _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage).
+    """Run ``erniem-export``; return 0 (success) or 1 (failure, with one line on the reason), or exit with 2 (usage).
 
     SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129.
     """
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``erniem-verify``; returns as :func:`main`."""
+    """Run ``erniem-verify``; return or exit like :func:`main`."""
     parser = _verify_parser()
     arguments = parser.parse_args(argv)
     try:
@@ -94,6 +94,23 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     except OptionError as error:
         parser.error(str(error))
     return _run(lambda: _verify(model, arguments))
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``erniem-convert``; returns as :func:`main`."""
+    arguments = _convert_parser().parse_args(argv)
+    return _run(lambda: _convert(arguments))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from erniem_export.convert import convert
+
+    done = convert(arguments.checkpoint, arguments.output, arguments.to, arguments.head, arguments.text, Terminal())
+    counted = []
+    if done.rows is not None and done.other_ids is not None:
+        share = done.other_ids / done.rows
+        counted = [f"{arguments.text}: {done.other_ids} of {done.rows} rows ({share:.1%}) get other ids"]
+    _say(*done.notes, *counted, f"{arguments.output}: head {done.head} as {arguments.to}")
 
 
 def _export(options: ExportOptions) -> None:
@@ -113,7 +130,7 @@ def _export(options: ExportOptions) -> None:
 
 
 def _int8_line(done: Mapping[str, Any]) -> list[str]:
-    """Summarise what was decided for each matmul; the manifest has all of it."""
+    """Summarize the int8 matmuls; the manifest has the details."""
     products = done.get("products", {}).values()
     if not products:
         return []
@@ -125,7 +142,7 @@ def _int8_line(done: Mapping[str, Any]) -> list[str]:
 
 
 def _kept_line(precision: Mapping[str, str]) -> list[str]:
-    """What half precision leaves in fp32, in short; all of it stands in the manifest."""
+    """Summarize the operations kept in fp32; the manifest has the details."""
     kept = precision.get("kept_in_fp32")
     if not kept:
         return []
@@ -170,13 +187,13 @@ def _say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):
-            # What is still buffered would fail once more when the interpreter ends.
+            # Buffered output would fail again at the interpreter's exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ExportError(f"all is done, but the report cannot be printed: {error.strerror or error}") from error
 
 
 def _model_in(folder: Path, model: str | None) -> str:
-    """``model``, or ``folder`` if it holds a checkpoint and no other was named."""
+    """Return ``model``, or by default ``folder`` if it has a checkpoint."""
     if model is None and not is_checkpoint(folder):
         raise OptionError(
             "--model is missing, and there is no ErnieM checkpoint in "
@@ -225,7 +242,7 @@ def _run(command: Callable[[], None]) -> int:
 
 
 def _explained(error: BaseException) -> str | None:
-    """The message of an error that the user can act on; None for bugs."""
+    """Return the message of an error that the user can act on; None for bugs."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing was written"
     if isinstance(error, ErnieMError):
@@ -438,6 +455,27 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")
     parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
     _add_sources(parser)
+    return parser
+
+
+def _convert_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="erniem-convert",
+        description="Write an ErnieM checkpoint as one of XLM-R, or back: the same weights under other names.",
+    )
+    parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or hub id")
+    parser.add_argument("--to", choices=("xlm-roberta", "ernie-m"), required=True, help="which model's checkpoint")
+    parser.add_argument("--output", type=_path, metavar="DIR", required=True, help="where the checkpoint goes")
+    parser.add_argument(
+        "--head", choices=("auto", "base", "cls", "ner", "qa"), default="auto", help="auto reads it from the checkpoint"
+    )
+    parser.add_argument(
+        "--text",
+        type=_path,
+        metavar="FILE",
+        help="text (UTF-8, one a line) like what will be served: count for how many lines the tokenizers' ids differ",
+    )
     return parser
 
 

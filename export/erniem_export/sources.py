@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local folder or the hub."""
+"""Finds a checkpoint's files, in a local folder or on the hub."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "CALIBRATION_FILE",
     "CONFIG_FILE",
+    "FAST_TOKENIZER",
     "MODULES_FILE",
     "MODULE_FOLDERS",
     "PADDLE_CONFIG_FILE",
@@ -24,6 +25,7 @@ __all__ = [
     "SENTENCE_FILE",
     "TASK_SET_FILE",
     "TOKENIZER_FILES",
+    "XLM_ROBERTA",
     "adapter_weights",
     "check_layout",
     "find_folder",
@@ -32,6 +34,7 @@ __all__ = [
     "holds_weights",
     "is_adapter",
     "is_checkpoint",
+    "is_xlm_roberta",
     "paddle_files",
     "pickled_files",
     "tokenizer_files",
@@ -40,11 +43,11 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-# What PaddleNLP wrote up to 2.4 in place of it.
+# PaddleNLP's equivalent up to 2.4.
 PADDLE_CONFIG_FILE = "model_config.json"
 # Labelled examples of the checkpoint's task, for the accuracy gate.
 TASK_SET_FILE = "task_set.jsonl"
-# Texts like those to be served, a text on each line, for int8.
+# Texts for calibrating int8, a text on each line.
 CALIBRATION_FILE = "calibration.txt"
 TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
@@ -53,12 +56,15 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# XLM-R's fast tokenizer, which may be all that a checkpoint has, and how its config names the model.
+FAST_TOKENIZER = "tokenizer.json"
+XLM_ROBERTA = "xlm-roberta"
 # sentence-transformers: which modules there are, the model's own settings, prompts, and the folders of the modules.
 MODULES_FILE = "modules.json"
 SENTENCE_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 MODULE_FOLDERS = "[0-9]_*"
-# Where its older versions kept the model.
+# The model's folder in its older versions.
 _MODEL_FOLDER = "0_Transformer"
 # What peft saves of an adapter; in the order in which it prefers them.
 ADAPTER_FILE = "adapter_config.json"
@@ -67,12 +73,12 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # Paddle's graphs for serving, whose weights have no names.
 _STATIC = (".pdmodel", ".pdiparams")
-# How the names of Paddle's classes begin.
+# Prefixes of the names of Paddle's classes.
 _PADDLE_CLASSES = ("UIEM", "ErnieM")
 # In the order in which transformers prefers them, and Paddle's at the end.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
 _INDEX_FILES = tuple(f"{name}.index.json" for name in _SINGLE_FILES)
-# Not "model*": model.fp16.safetensors and the like are variants that nobody asked for.
+# Not "model*", which would download variants such as model.fp16.safetensors.
 _HUB_PATTERNS = (
     ("model.safetensors", "model-*.safetensors", _INDEX_FILES[0]),
     ("pytorch_model.bin", "pytorch_model-*.bin", _INDEX_FILES[1]),
@@ -126,7 +132,7 @@ def check_layout(folder: Path) -> None:
 
 
 def what_is_there(folder: Path) -> str:
-    """What a folder holds that is not a whole checkpoint, and what to do: the end of a sentence, or nothing."""
+    """Return what an incomplete checkpoint's folder has and what to do, as the end of a sentence; may be empty."""
     names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
     inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, ADAPTER_FILE))]
     if inner:
@@ -160,12 +166,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """PyTorch's weight files that are no safetensors; none if there are none."""
+    """Return PyTorch's pickled weight files."""
     return _files_of_kind(folder, 1)
 
 
 def paddle_files(folder: Path) -> list[Path]:
-    """Paddle's own weight files; none if there are none."""
+    """Return Paddle's weight files."""
     return _files_of_kind(folder, 2)
 
 
@@ -176,7 +182,7 @@ def _files_of_kind(folder: Path, kind: int) -> list[Path]:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether ``folder`` is a checkpoint's."""
+    """Return whether ``folder`` has weights."""
     return any((folder / name).is_file() for name in (*_SINGLE_FILES, *_INDEX_FILES))
 
 
@@ -201,7 +207,9 @@ def is_checkpoint(folder: Path) -> bool:
         return False
     if not isinstance(config, dict) or not holds_weights(folder):
         return False
-    return config.get("model_type") == "ernie_m" or str(config.get("init_class")).startswith(_PADDLE_CLASSES)
+    return config.get("model_type") in ("ernie_m", XLM_ROBERTA) or str(config.get("init_class")).startswith(
+        _PADDLE_CLASSES
+    )
 
 
 def has_own_config(folder: Path) -> bool:
@@ -211,10 +219,26 @@ def has_own_config(folder: Path) -> bool:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer's files that are there; none without the sentencepiece model."""
-    if not (folder / TOKENIZER_FILES[0]).is_file():
+    """Return the tokenizer's files that are there; none without the sentencepiece model.
+
+    XLM-R has no vocabulary, and may have its fast tokenizer's file in place of that model.
+    """
+    model, vocabulary, *others = TOKENIZER_FILES
+    if is_xlm_roberta(folder):
+        names = [model if (folder / model).is_file() else FAST_TOKENIZER, *others]
+    else:
+        names = [model, vocabulary, *others]
+    if not (folder / names[0]).is_file():
         return []
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def is_xlm_roberta(folder: Path) -> bool:
+    """Whether ``folder`` holds the config of an XLM-R model."""
+    try:
+        return bool(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"] == XLM_ROBERTA)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _shards(index: Path) -> list[Path]:
@@ -262,6 +286,7 @@ def _download(model: str, revision: str | None, choices: Iterable[tuple[str, ...
             CALIBRATION_FILE,
             SENTENCE_FILE,
             *TOKENIZER_FILES,
+            FAST_TOKENIZER,
             *patterns,
         ]
         modules = [MODULES_FILE, PROMPTS_FILE, f"{MODULE_FOLDERS}/{CONFIG_FILE}"]
@@ -286,7 +311,7 @@ def _download(model: str, revision: str | None, choices: Iterable[tuple[str, ...
             f"there is no folder {model}, and the hub cannot be reached; "
             "download the model where there is a network and pass its folder"
         )
-    except Exception as error:  # the network's errors have no common class, and other ones in each version of the hub
+    except Exception as error:  # network errors have no common class, and differ between versions of the hub library
         reason = f"there is no folder {model}, and the download from the hub failed: {_first_line(error)}"
     raise CheckpointError(reason)
 

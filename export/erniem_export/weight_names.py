@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors: ErnieM's own, those of training libraries around it, and of other layouts."""
+"""Reads the names of a checkpoint's tensors: ErnieM's, and the prefixes of training libraries and other layouts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _UIE_PYTORCH = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
 )
-# What training libraries put before every name: torch.compile, DataParallel, Lightning, peft.
+# Prefixes of torch.compile, DataParallel, Lightning and peft.
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "base_model.model.")
-# What no output depends on: buffers that count positions, losses, heads of pretraining, a counter of averaged weights.
+# Tensors that no output depends on: position buffers, losses, pretraining heads, a counter of averaged weights.
 _LEFT_OVER = re.compile(
     r"(?:ernie_m\.)?embeddings\.(?:position_ids|token_type_ids)"
     r"|(?:loss\w*|criterion|lm_head|cls\.predictions|cls\.seq_relationship)\..+"
@@ -41,11 +41,13 @@ _LEFT_OVER = re.compile(
 _ADAPTED = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|ia3_l|adalora_\w+)\.")
 
 
-def wrapper_of(names: Collection[str]) -> str:
+def wrapper_of(names: Collection[str], prefix: str = PREFIX, layers: str = "encoder.layers.") -> str:
     """The prefix that a training library has put before the name of every tensor; empty without one.
 
+    ``prefix`` and ``layers`` begin the names of the model's own tensors, and of its layers behind that.
+
     Raises:
-        CheckpointError: The names are an adapter's, or of a layout or under a prefix that is not read.
+        CheckpointError: The names are an adapter's, or have an unknown layout or prefix.
     """
     if adapted := [name for name in names if _ADAPTED.search(name)]:
         raise CheckpointError(
@@ -54,8 +56,8 @@ def wrapper_of(names: Collection[str]) -> str:
         )
     words = min((name for name in names if name.endswith(_WORDS)), default=_WORDS)
     base = words.removesuffix(_WORDS)
-    before = base.removesuffix(PREFIX)
-    if not before or not any(name.startswith(f"{base}encoder.layers.") for name in names):
+    before = base.removesuffix(prefix)
+    if not before or not any(name.startswith(f"{base}{layers}") for name in names):
         return ""
     bare = sorted(name for name in names if not name.startswith(before) and not is_left_over(name))
     if before == _ENCODER:
@@ -63,7 +65,7 @@ def wrapper_of(names: Collection[str]) -> str:
     if before not in _WRAPPERS or bare:
         rest = f", which {some(bare)} {'does' if len(bare) == 1 else 'do'} not" if bare else ""
         raise CheckpointError(
-            f"the weights have {words} in place of {PREFIX}{_WORDS}: take {before} off the names that begin with it"
+            f"the weights have {words} in place of {prefix}{_WORDS}: take {before} off the names that begin with it"
             f"{rest}"
         )
     return before
@@ -84,11 +86,11 @@ def from_uie_pytorch(name: str) -> str:
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a tensor is one that no output depends on."""
+    """Return whether no output depends on a tensor."""
     return _LEFT_OVER.fullmatch(name) is not None
 
 
 def some(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
