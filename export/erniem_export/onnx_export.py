@@ -120,7 +120,8 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
 
 def write(graph: ir.Model, path: Path) -> None:
     """Write ``path`` and, with the weights, ``path`` + ``.data``."""
-    ir.save(graph, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
+    with _without_shapes(list(graph.graph.initializers.values())):
+        ir.save(graph, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
 
 
 def read(path: Path) -> ir.Model:
@@ -195,6 +196,21 @@ def _without_values(weights: Sequence[ir.Value]) -> Iterator[None]:
     finally:
         for value, content in values.items():
             value.const_value = content
+
+
+@contextlib.contextmanager
+def _without_shapes(weights: Sequence[ir.Value]) -> Iterator[None]:
+    """Hide what the weights' tensors say as well: tools that change a tensor in place, as ONNX Runtime's quantizer
+    does, leave a second note of its shape as it was.
+    """
+    known = [(value, value.type, value.shape) for value in weights]
+    for value in weights:
+        value.type = value.shape = None
+    try:
+        yield
+    finally:
+        for value, kind, shape in known:
+            value.type, value.shape = kind, shape
 
 
 def _transpose_weights(graph: ir.Graph) -> None:
