@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from erniem_rt import __version__
 from erniem_rt.errors import ArtifactError
 from erniem_rt.fields import Fields, artifact_error
-from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
+from erniem_rt.files import PIECE, FileRecord, check_hash, check_size, hash_file, replacing, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -390,13 +390,14 @@ def _parse_tensor(fields: Fields) -> TensorSpec:
 
 
 def _parse_record(fields: Fields) -> FileRecord:
-    pieces = None if fields.data.get("pieces_sha256") is None else fields.sha256("pieces_sha256")
-    return FileRecord(fields.sha256("sha256"), fields.integer("size", 0), pieces)
+    size = fields.integer("size", 0)
+    return FileRecord(fields.sha256("sha256"), size, fields.crc32("crc32", -(-size // PIECE)))
 
 
 def _as_json(record: FileRecord) -> dict[str, object]:
     """What the file says of a file: no key without a value."""
-    return {key: value for key, value in asdict(record).items() if value is not None}
+    found = {key: value for key, value in asdict(record).items() if value is not None}
+    return found if record.crc32 is None else {**found, "crc32": "".join(f"{piece:08x}" for piece in record.crc32)}
 
 
 def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -67,22 +68,20 @@ def test_hashes_are_those_of_the_whole_content(tmp_path, size):
 def test_a_large_file_is_recorded_and_checked_in_pieces(tmp_path, monkeypatch, extra):
     monkeypatch.setattr(files, "PIECE", 4096)
     content = os.urandom(8192 + extra)
-    pieces = [hashlib.sha256(content[start : start + 4096]).digest() for start in range(0, len(content), 4096)]
+    pieces = tuple(zlib.crc32(content[start : start + 4096]) for start in range(0, len(content), 4096))
     path = tmp_path / "data"
     path.write_bytes(content)
     record = hash_file(path)
-    assert record == FileRecord(
-        hashlib.sha256(content).hexdigest(), len(content), hashlib.sha256(b"".join(pieces)).hexdigest()
-    )
+    assert record == FileRecord(hashlib.sha256(content).hexdigest(), len(content), pieces)
     for threads in (1, 3):
         check_hash(path, record, threads)
     for place in (0, 4095, 4096, len(content) - 1):
         changed = bytearray(content)
         changed[place] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(
-            ArtifactError, match=f"data was changed after export: expected sha256 {record.pieces_sha256}"
-        ):
+        number = place // 4096
+        expected = rf"data was changed after export: expected CRC-32 {pieces[number]:08x} for bytes {number * 4096} to"
+        with pytest.raises(ArtifactError, match=expected):
             check_hash(path, record, 2)
     path.write_bytes(content[4096:8192] + content[:4096] + content[8192:])
     with pytest.raises(ArtifactError, match="was changed after export"):
@@ -92,14 +91,21 @@ def test_a_large_file_is_recorded_and_checked_in_pieces(tmp_path, monkeypatch, e
 def test_a_file_of_one_piece_has_one_hash(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "PIECE", 4096)
     (tmp_path / "data").write_bytes(b"x" * 4096)
-    assert hash_file(tmp_path / "data").pieces_sha256 is None
+    assert hash_file(tmp_path / "data").crc32 is None
 
 
 def test_pieces_survive_the_manifest(manifest, tmp_path):
-    files = {**manifest.files, "qa.onnx.data": FileRecord("a" * 64, 1 << 30, "b" * 64)}
+    files = {**manifest.files, "qa.onnx.data": FileRecord("a" * 64, 40 << 20, (0, 0xDEADBEEF, 0xFFFFFFFF))}
     replace(manifest, files=files).save(tmp_path / "qa.json")
     assert Manifest.load(tmp_path / "qa.json").files == files
-    assert "pieces_sha256" not in json.loads((tmp_path / "qa.json").read_text())["files"]["qa.onnx"]
+    written = json.loads((tmp_path / "qa.json").read_text())
+    assert written["files"]["qa.onnx.data"]["crc32"] == "00000000deadbeefffffffff"
+    assert "crc32" not in written["files"]["qa.onnx"]
+    for wrong in ("00000000deadbeef", "00000000DEADBEEFFFFFFFFF", 7):
+        written["files"]["qa.onnx.data"]["crc32"] = wrong
+        (tmp_path / "qa.json").write_text(json.dumps(written))
+        with pytest.raises(ArtifactError, match=r"'files.qa.onnx.data.crc32' must be 24 lower-case hex digits"):
+            Manifest.load(tmp_path / "qa.json")
 
 
 def test_hashing_what_is_not_there(tmp_path):
