@@ -223,6 +223,11 @@ def check_exported(folder: Path, names: Sequence[str]) -> None:
         check_hash(path, record)
 
 
+def is_exported(folder: Path, name: str) -> bool:
+    """Whether a manifest in ``folder`` lists the file ``name``."""
+    return any(name in manifest.files for manifest in _manifests(folder))
+
+
 def was_exported_without(folder: Path, name: str) -> bool:
     """Whether ``folder`` is an exported one, and no manifest in it lists the file ``name``."""
     manifests = _manifests(folder)

@@ -31,7 +31,15 @@ from .encoding import (
     padded_length,
 )
 from .pieces import PieceTable, SentencePieceModel, readable
-from .settings import SETTINGS_FILES, Side, TokenizerSettings, check_exported, read_settings, was_exported_without
+from .settings import (
+    SETTINGS_FILES,
+    Side,
+    TokenizerSettings,
+    check_exported,
+    is_exported,
+    read_settings,
+    was_exported_without,
+)
 from .vocabulary import TokenList, Vocabulary, decode, read_vocabulary
 
 if TYPE_CHECKING:
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "sentencepiece.bpe.model"
 VOCABULARY_FILE = "vocab.txt"
+# An exported folder's second copy of the model, its pieces sorted as sentencepiece sorts them at each load: it cuts
+# every text alike and loads in three quarters of the time. Only the pieces' own ids differ, so it takes a vocab.txt.
+SORTED_FILE = "sentencepiece.sorted.model"
 
 _Value = TypeVar("_Value")
 
@@ -118,8 +129,8 @@ class Tokenizer:
     def from_dir(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Tokenizer:
         """Load from an exported folder or a checkpoint's.
 
-        Reads ``sentencepiece.bpe.model`` and, where present, ``vocab.txt``, ``tokenizer_config.json``,
-        ``special_tokens_map.json`` and ``added_tokens.json``.
+        Reads ``sentencepiece.bpe.model`` (in an exported folder, its copy that loads faster) and, where present,
+        ``vocab.txt``, ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``.
 
         Args:
             path: The folder, an artifact in it, or its hub id (with ``pip install "erniem-rt[hub]"``).
@@ -133,18 +144,19 @@ class Tokenizer:
         if not folder.is_dir():
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
         if verify:
-            check_exported(folder, (MODEL_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
+            check_exported(folder, (MODEL_FILE, SORTED_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
         if not (folder / MODEL_FILE).exists() and was_exported_without(folder, MODEL_FILE):
             raise ArtifactError(
                 f"{folder} has no {MODEL_FILE}: its checkpoint had no tokenizer files when it was exported. Put them "
                 "into the checkpoint's folder and export again, or give ids to a Session."
             )
-        vocab_file = folder / VOCABULARY_FILE
-        return cls(
-            folder / MODEL_FILE,
-            vocab_file if vocab_file.exists() else None,
-            settings=read_settings(folder),
-        )
+        model, vocab_file = folder / MODEL_FILE, folder / VOCABULARY_FILE
+        if not vocab_file.exists():
+            return cls(model, settings=read_settings(folder))
+        faster = is_exported(folder, SORTED_FILE)
+        made = cls(folder / SORTED_FILE if faster else model, vocab_file, settings=read_settings(folder))
+        made._model.original = model.absolute() if faster else None
+        return made
 
     def __call__(
         self,

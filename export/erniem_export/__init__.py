@@ -44,6 +44,7 @@ def export(
     hidden_states: bool = False,
     attentions: bool = False,
     mask: str = "auto",
+    layout: str = "flat",
     quiet: bool = False,
 ) -> tuple[Path, Manifest]:
     """Export a checkpoint; the artifact gets its final name only if it passes the gate.
@@ -78,10 +79,12 @@ def export(
         attentions: Add the outputs ``attentions.0``, ``.1``, ...
         mask: ``padding``: nothing attends to padding; ``uie-m``: what PaddleNLP's Taskflow does with uie-m, for head
             ``ie``; ``auto``: as the checkpoint was trained, which is ``uie-m`` for UIEM from Paddle.
+        layout: ``flat``: ``HEAD.onnx`` and its weights beside the other files. ``optimum``: ``onnx/model.onnx``, with
+            ``model.onnx_data`` beside it, as optimum and sentence-transformers look for them.
         quiet: Print no progress to standard error.
 
     Returns:
-        The path of ``HEAD.onnx`` and its manifest, which holds the parity report.
+        The path of the graph and its manifest, which holds the parity report.
 
     Raises:
         OptionError: An option is not known, or two contradict each other.
@@ -112,6 +115,7 @@ def export(
         ),
         task_set=_path(task_set),
         mask=mask,
+        layout=layout,
     )
     return run(wanted.resolved(), Terminal(quiet=quiet))
 

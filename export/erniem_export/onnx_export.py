@@ -22,7 +22,7 @@ from erniem_export.options import GraphOptions
 from erniem_export.passes.rewriter import store
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
-from erniem_rt.manifest import TensorSpec
+from erniem_rt.manifest import TensorSpec, weights_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,9 +119,9 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
 
 
 def write(graph: ir.Model, path: Path) -> None:
-    """Write ``path`` and, with the weights, ``path`` + ``.data``."""
+    """Write ``path`` and its weights, in the file of :func:`~erniem_rt.manifest.weights_name`."""
     with _without_shapes(list(graph.graph.initializers.values())):
-        ir.save(graph, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
+        ir.save(graph, path, external_data=weights_name(path.name), size_threshold_bytes=_EXTERNAL_FROM_BYTES)
 
 
 def read(path: Path) -> ir.Model:
@@ -130,7 +130,7 @@ def read(path: Path) -> ir.Model:
     Raises:
         ArtifactError: The graph has weights in another file than its own.
     """
-    graph, weights = ir.load(path), path.with_name(f"{path.name}.data")
+    graph, weights = ir.load(path), path.with_name(weights_name(path.name))
     for value in graph.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
