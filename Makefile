@@ -25,9 +25,10 @@ TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
 FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
+INTEROP := .venv-interop/.stamp
 NANO := examples/nano/checkpoints
 
-.PHONY: help setup demo test test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +60,9 @@ test-transformers5: $(TF5) ## Run what depends on transformers, and real exports
 	.venv-tf5/bin/erniem-export --model $(NANO)/qa --head qa --output out/transformers5
 	.venv-tf5/bin/erniem-verify out/transformers5/qa.onnx --model $(NANO)/qa
 	.venv-tf5/bin/erniem-export --model $(NANO)/cls --head cls --int8 --output out/transformers5/int8
+
+test-interop: $(INTEROP) ## Run other tools on our artifacts and compare with docs/interop.md (some minutes)
+	.venv-interop/bin/python -m benchmarks.interop $(ARGS)
 
 lint: $(DEV) ## Check style and formatting
 	.venv/bin/ruff check .
@@ -107,7 +111,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-interop
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -136,6 +140,10 @@ $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirements/bench.txt
 	$(call install,.venv-bench,bench)
 	$(call install-package,.venv-bench,--no-build-isolation --editable .)
+
+$(INTEROP): pyproject.toml requirements/serve.txt requirements/common.txt requirements/interop.txt
+	$(call install,.venv-interop,interop)
+	$(call install-package,.venv-interop,--no-build-isolation --editable .)
 
 .venv-floor/.pins: requirements/floor.txt
 	$(call install,.venv-floor,floor)

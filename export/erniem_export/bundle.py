@@ -24,7 +24,7 @@ from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentence_folder import modules_of
 from erniem_export.sentencepiece_model import in_byte_order
-from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
+from erniem_export.sources import CONFIG_FILE, MODULES_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.files import require_utf_8
@@ -172,15 +172,20 @@ def _stays(there: Path, coming: Path, head: str) -> bool:
         return True
     if not (there.is_file() and coming.is_file() and filecmp.cmp(there, coming, shallow=False)):
         return False
-    previous, others = _manifests(there.parent, head)
-    shared = any(there.name in manifest.files for manifest in others.values())
-    return shared or there.name not in _ours(there.parent, previous, others)
+    _, others = _manifests(there.parent, head)
+    return any(there.name in manifest.files for manifest in others.values()) or _is_theirs(there, head)
+
+
+def _is_theirs(there: Path, head: str) -> bool:
+    """Whether a file exists and is not from an export."""
+    return there.is_file() and there.name not in _ours(there.parent, *_manifests(there.parent, head))
 
 
 def lay_out_for_optimum(stage: Path, manifest: Manifest) -> Manifest:
     """Move the graph and its weights in ``stage`` to the names that optimum looks for; return the manifest with them.
 
-    A base model with a pooling of its own gets the files from which sentence-transformers knows it.
+    A base model with a pooling of its own gets the files from which sentence-transformers knows it, unless the folder
+    has them.
     """
     graph, weights = stage / OPTIMUM_GRAPH, stage / weights_name(OPTIMUM_GRAPH)
     graph.parent.mkdir()
@@ -195,7 +200,7 @@ def lay_out_for_optimum(stage: Path, manifest: Manifest) -> Manifest:
     del files[manifest.artifact]
     files[OPTIMUM_GRAPH] = hash_file(graph)
     files[weights_name(OPTIMUM_GRAPH)] = files.pop(weights_name(manifest.artifact))
-    if manifest.defaults.pooling is not None:
+    if manifest.defaults.pooling is not None and not _is_theirs(stage.parent / MODULES_FILE, manifest.head):
         hidden = next(int(spec.shape[-1]) for spec in manifest.outputs if spec.name == "last_hidden_state")
         for name, written in modules_of(manifest.defaults, manifest.limits.max_length, hidden).items():
             (stage / name).parent.mkdir(exist_ok=True)
