@@ -182,7 +182,7 @@ def _bound(found: Any, expected: Any) -> str:
         if difference <= 10.0**-exponent:
             return f"≤ 1e-{exponent}"
     relative = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    return next((f"L2 ≤ {limit}" for limit in (0.02, 0.05, 0.1, 0.2) if relative <= limit), f"L2 {relative:.1f}")
+    return "L2 ≤ 0.1" if relative <= 0.1 else f"L2 {relative:.1f}"
 
 
 def _in_onnxruntime(model: Path | bytes, feeds: dict[str, Any]) -> Any:

@@ -43,6 +43,7 @@ __all__ = [
     "install",
     "lay_out_for_optimum",
     "limits_of",
+    "note_of_settings",
     "staging",
 ]
 
@@ -164,6 +165,18 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
 def files_of(stage: Path) -> dict[str, FileRecord]:
     """The files in ``stage``, with their sizes and hashes."""
     return {file.name: hash_file(file) for file in sorted(stage.iterdir())}
+
+
+def note_of_settings(stage: Path) -> str | None:
+    """What to say where the settings stayed as they were and do not name ``attention_mask``."""
+    settings = stage / _SETTINGS
+    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    if "attention_mask" in (said.get("model_input_names") or ()) or not (stage / _MODEL).is_file():
+        return None
+    return (
+        f"{_SETTINGS} is the checkpoint's own and stays as it is, so optimum finds no attention_mask: add "
+        '"model_input_names": ["input_ids", "attention_mask"] to it, or choose another --output'
+    )
 
 
 def _stays(there: Path, coming: Path, head: str) -> bool:

@@ -17,6 +17,7 @@ from erniem_export.bundle import (
     install,
     lay_out_for_optimum,
     limits_of,
+    note_of_settings,
     staging,
 )
 from erniem_export.checkpoint import load_checkpoint
@@ -100,6 +101,8 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         checkpoint = copy_companions(
             checkpoint, stage, drop_lone_marks=_drops_lone_marks(checkpoint, options.graph.mask_mode)
         )
+        if options.layout == OPTIMUM and (note := note_of_settings(stage)):
+            progress.note(note)
         graph = [OPTIMUM_GRAPH] if options.layout == OPTIMUM else []
         check_room(stage, options.output, checkpoint.head, [*files_of(stage), *graph])
         manifest = build_manifest(checkpoint, options.graph, stage)

@@ -462,6 +462,25 @@ def test_what_the_layout_of_optimum_has_no_place_for(
         assert said in result.err
 
 
+def test_the_layout_of_optimum_in_the_checkpoint_itself(checkpoint: Path, erniem_export: Run, quick_gate: None) -> None:
+    """Whose files stay as they are, and its own modules.json counts."""
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": ""} for name in ("Transformer", "Pooling")]
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    (checkpoint / "tokenizer_config.json").write_text("{}")
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    for _ in range(2):
+        arguments = ("--model", checkpoint, "--head", "base", "--layout", "optimum", "--output", checkpoint)
+        result = erniem_export(*arguments)
+        assert result.code == 0, result.err
+        assert "so optimum finds no attention_mask: add" in result.err
+        assert {name: (checkpoint / name).read_bytes() for name in before} == before
+    settings = json.dumps({"model_input_names": ["input_ids", "attention_mask"]})
+    (checkpoint / "tokenizer_config.json").write_text(settings)
+    result = erniem_export(*arguments)
+    assert result.code == 0, result.err
+    assert "attention_mask" not in result.err
+
+
 @pytest.mark.parametrize("failing_at", ["onnx/model.onnx", "cls.json"])
 def test_nothing_is_left_of_half_a_layout(
     failing_at: str, checkpoint: Path, export_fails: Fails, quick_gate: None, monkeypatch: pytest.MonkeyPatch
