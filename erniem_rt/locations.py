@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +98,16 @@ def _chosen(folder: Path, head: str | None, shown: str) -> Path:
         raise ArtifactError(
             f"{shown} holds no artifact: expected a manifest such as qa.json in it. Export with erniem-export."
         )
-    files = ", ".join(f"{name}.onnx" for name in found)
+    files = ", ".join(map(partial(_shown, folder), found))
     if head is not None:
         raise ArtifactError(f"{shown} holds no artifact of head {head!r}, only {files}.")
     raise ArtifactError(f"{shown} holds several artifacts: {files}. Give the path of one of them.")
+
+
+def _shown(folder: Path, head: str) -> str:
+    """A file by which to name an artifact: the manifest in optimum's layout, or else the graph."""
+    inside = (folder / OPTIMUM_GRAPH).exists() and not (folder / f"{head}.onnx").exists()
+    return f"{head}.json" if inside else f"{head}.onnx"
 
 
 def _download(model: str, choose: Callable[[Path], Path] | None) -> Path:
