@@ -42,6 +42,7 @@ TEXTS = (
     "Вчера мы долго спорили о том, где поставить книжный шкаф.",
     "图书馆今天上午9点开门。",
 )
+_ROUNDED = "L2 ≤ 0.1"
 _SCRIPT = """
 import fs from 'node:fs';
 const [,, name, model, weights, rows] = process.argv;
@@ -97,17 +98,17 @@ def changes(text: str) -> str:
 def made_table(folder: Path) -> str:
     """The table, of the tools in :data:`ROWS`."""
     told = {line.split(" | ")[0]: line for line in (read_block(DOCUMENT, BLOCK) or "").splitlines()}
-    lines = table(["tool", *VARIANTS, "what to know"], []).splitlines()
+    lines = table(["tool", "versions", *VARIANTS, "what to know"], []).splitlines()
     for row in ROWS:
         print(f"{row.tool} ...", file=sys.stderr, flush=True)
         versions = _versions(row.packages)
         if versions is None:
             print("  not installed: not checked", file=sys.stderr)
-            lines += [line for start, line in told.items() if start.startswith(f"| {row.tool}, ")]
+            lines += [line for start, line in told.items() if start == f"| {row.tool}"]
             continue
         with contextlib.redirect_stdout(io.StringIO()):
             cells = row.cells(folder)
-        lines.append(table([f"{row.tool}, {versions}", *cells, row.note], []).splitlines()[0])
+        lines.append(table([row.tool, versions, *cells, row.note], []).splitlines()[0])
     return "\n".join(lines) + "\n"
 
 
@@ -174,7 +175,7 @@ def _each(folder: Path, compute: Callable[[Path, dict[str, Any]], Any], head: st
 
 
 def _bound(found: Any, expected: Any) -> str:
-    """The largest difference, rounded up to a power of ten that every machine holds; relative L2 where it is large."""
+    """The largest difference, rounded up to a power of ten that every machine holds, or else the relative L2 error."""
     if found.shape != expected.shape:
         return f"shape {found.shape}"
     difference = float(np.abs(found - expected).max())
@@ -182,7 +183,7 @@ def _bound(found: Any, expected: Any) -> str:
         if difference <= 10.0**-exponent:
             return f"≤ 1e-{exponent}"
     relative = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    return "L2 ≤ 0.1" if relative <= 0.1 else f"L2 {relative:.1f}"
+    return _ROUNDED if relative <= 0.1 else f"L2 {relative:.1f}"
 
 
 def _in_onnxruntime(model: Path | bytes, feeds: dict[str, Any]) -> Any:
@@ -241,9 +242,16 @@ def _pipelines(folder: Path) -> list[str]:
     asked = [{key: json.loads(line)[key] for key in ("question", "context")} for line in lines]
     with erniem_rt.pipeline(folder / "qa" / "default") as ours:
         answer = theirs("question-answering", "qa", "QuestionAnswering")
-        alike = [answer(**each)["answer"] == ours(**each)["answer"] for each in asked]
+        alike = [_answer(answer, each) == ours(**each)["answer"] for each in asked]
         found.append(f"answers {_same(all(alike))}")
     return [EMPTY, "; ".join(found), EMPTY]
+
+
+def _answer(theirs: Any, asked: dict[str, str]) -> str | None:
+    try:
+        return str(theirs(**asked)["answer"])
+    except KeyError:  # of transformers, where the last token is a candidate
+        return None
 
 
 def _same(alike: bool) -> str:
@@ -364,7 +372,10 @@ def _by_node(folder: Path, package: str) -> list[str]:
             answer = subprocess.run(command, cwd=work, check=True, capture_output=True, text=True, timeout=300)
             return np.array(json.loads(answer.stdout), dtype=np.float32).reshape(len(ids), -1)
 
-        return _each(folder, compute)
+        cells = _each(folder, compute)
+    if package == "onnxruntime-web":  # a last bit may fall to the other side where int8 rounds, or not
+        cells[-1] = cells[-1].replace("≤ 1e-5", _ROUNDED).replace("≤ 1e-4", _ROUNDED)
+    return cells
 
 
 ROWS = (
@@ -379,7 +390,7 @@ ROWS = (
         "transformers `pipeline` on an `ORTModel`",
         ("transformers",),
         _pipelines,
-        "Its question answering takes the second separator for a part of the context: use `erniem_rt.pipeline`. Its "
+        "Its question answering does not count the second separator ([why](#optimum)): use `erniem_rt.pipeline`. Its "
         "token classification has no offsets from a slow tokenizer",
     ),
     Row(
@@ -399,7 +410,7 @@ ROWS = (
         "ONNX Runtime `quantize_dynamic`",
         ("onnxruntime",),
         lambda folder: [*_each(folder, _quantized)[:2], EMPTY],
-        "All six heads. `--int8` is faster and closer ([speed](benchmarks.md#results))",
+        "All six heads. `--int8` is faster ([speed](benchmarks.md#results))",
     ),
     Row(
         "OpenVINO",
@@ -411,10 +422,10 @@ ROWS = (
         "NNCF `quantize`",
         ("nncf", "openvino"),
         lambda folder: _each(folder, partial(_by_openvino, quantize=True)),
-        "Reads every graph; its own int8 costs more than ours",
+        "Its own int8, after training, of every graph that OpenVINO reads",
     ),
-    Row("onnxslim", ("onnxslim",), lambda folder: _each(folder, _by_onnxslim), "Nothing to gain"),
-    Row("onnxsim", ("onnxsim",), lambda folder: _each(folder, _by_onnxsim), "Nothing to gain"),
+    Row("onnxslim", ("onnxslim",), lambda folder: _each(folder, _by_onnxslim), "Reads and writes every graph"),
+    Row("onnxsim", ("onnxsim",), lambda folder: _each(folder, _by_onnxsim), "Reads and writes every graph"),
     Row(
         "CTranslate2, from the checkpoint as XLM-R",
         ("ctranslate2",),
