@@ -1,1 +1,1 @@
-"""What a user could run instead, on the same work: engines in processes of their own, figures as JSON."""
+"""Compares ErnieM engines on the same work, each in its own process, and writes the results as JSON."""

@@ -1,4 +1,4 @@
-"""One class per engine, which loads an artifact and answers rows of ids. Engines' packages are imported when used."""
+"""One class per engine, which loads an artifact and runs rows of ids. Engines' packages are imported when used."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Array = NDArray[Any]
 
 
 class Adapter(ABC):
-    """An engine, loaded."""
+    """A loaded engine."""
 
     versions: dict[str, str]
 
     @abstractmethod
     def run(self, rows: Rows, batch_size: int) -> Array:
-        """Answer rows in order of arrival: logits, float32 ``(rows, labels)``."""
+        """Return the logits of the rows in their order, float32 ``(rows, labels)``."""
 
     def hidden_states(self, rows: Rows, batch_size: int) -> list[Array]:
-        """For a model without a head: per row the last hidden states, float32 ``(tokens, hidden)``."""
+        """Return the last hidden states per row, float32 ``(tokens, hidden)``, of a model without a head."""
         raise NotImplementedError(f"{type(self).__name__} answers with logits only")
 
 
 class PaddedAdapter(Adapter):
-    """An engine that takes arrays: each batch padded to its longest row."""
+    """An engine that takes padded batches."""
 
     @abstractmethod
     def run_batch(self, input_ids: Array, attention_mask: Array, output: str) -> Array:
-        """Answer int64 ids and mask ``(batch, sequence)`` with the named output of the model."""
+        """Return the named output of the model for int64 ids and mask ``(batch, sequence)``."""
 
     def run(self, rows: Rows, batch_size: int) -> Array:
         return np.concatenate([self.run_batch(*pad(batch), "logits") for batch in batches(rows, batch_size)])
@@ -50,7 +50,7 @@ class PaddedAdapter(Adapter):
 
 
 class TransformersModel(PaddedAdapter):
-    """The reference on a CPU: transformers' own class, eager or compiled; ``autocast`` to bf16."""
+    """The reference model on a CPU: transformers' class, eager or compiled; ``autocast`` to bf16."""
 
     def __init__(self, artifact: Path, threads: int, compiled: bool = False, autocast: bool = False) -> None:
         import torch
@@ -74,10 +74,10 @@ class TransformersModel(PaddedAdapter):
 
 
 class TorchModel(PaddedAdapter):
-    """PyTorch on any device with the package's own class, which computes what transformers 4's does.
+    """PyTorch on any device with this package's class, which is equivalent to that of transformers 4.
 
-    ``kind``: ``eager`` keeps the attention weights, as the reference always does; ``sdpa`` has PyTorch's fused
-    attention; ``compile`` compiles that.
+    ``kind``: ``eager`` keeps the attention weights, like the reference; ``sdpa`` uses PyTorch's fused attention;
+    ``compile`` compiles that.
     """
 
     def __init__(self, artifact: Path, threads: int, device: str, precision: str, kind: str) -> None:
@@ -103,12 +103,12 @@ class TorchModel(PaddedAdapter):
 
 
 class OnnxRuntime(PaddedAdapter):
-    """ONNX Runtime on a graph as it is, with its own optimisations at load as they come."""
+    """ONNX Runtime with its default optimizations."""
 
     def __init__(self, artifact: Path, threads: int, device: str = "cpu", precision: str = "") -> None:
         import onnxruntime
 
-        del precision  # the graph's own
+        del precision  # the graph fixes it
         self.versions = {"onnxruntime": onnxruntime.__version__}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -129,7 +129,7 @@ class OnnxRuntime(PaddedAdapter):
 
 
 class OpenVino(PaddedAdapter):
-    """OpenVINO with the hint for latency; ``hint`` is what it computes in where the model says fp32."""
+    """OpenVINO with the latency hint; ``hint`` is the type for the model's fp32 operations."""
 
     def __init__(self, artifact: Path, threads: int, hint: str = "f32") -> None:
         import openvino
@@ -149,7 +149,7 @@ class OpenVino(PaddedAdapter):
 
 
 class Optimum(PaddedAdapter):
-    """optimum's ORTModel on the plain export; optimum has no export of its own for ErnieM."""
+    """optimum's ORTModel on the plain export; optimum itself cannot export ErnieM."""
 
     def __init__(self, artifact: Path, threads: int) -> None:
         from importlib.metadata import version
@@ -174,7 +174,7 @@ class Optimum(PaddedAdapter):
 
 
 class CTranslate2(Adapter):
-    """CTranslate2 on the weights as XLM-R's; it has no classifier, so that one product is numpy's."""
+    """CTranslate2 with the weights as XLM-R's; it has no classifier, so numpy computes that matmul."""
 
     def __init__(self, artifact: Path, threads: int, compute_type: str) -> None:
         import ctranslate2
@@ -201,12 +201,12 @@ class CTranslate2(Adapter):
         return found
 
     def _forward(self, rows: Rows) -> Any:
-        # Lists, not arrays: CTranslate2 pads them itself and knows where the padding is.
+        # Lists, not arrays: CTranslate2 pads them itself and skips the padding.
         return self._encoder.forward_batch([list(row) for row in rows])
 
 
 class ErnieM(Adapter):
-    """Ours: one batch through ``Session.run``, more than one through ``batching.run_rows``."""
+    """erniem_rt: one batch through ``Session.run``, more than one through ``batching.run_rows``."""
 
     def __init__(
         self,
@@ -224,8 +224,8 @@ class ErnieM(Adapter):
 
         (path,) = artifact.glob(f"*{suffix}")
         is_plan = suffix == ".plan"
-        # Plans were built a moment ago, so they are trusted: whether one runs on a GPU that its manifest does not list,
-        # TensorRT says. CUDA graphs are said either way: left out, plans have them.
+        # Plans are our own, so they are trusted: TensorRT decides whether one runs on a GPU that its manifest does not
+        # list. CUDA graphs are set explicitly, since plans have them by default.
         self._session = erniem_rt.Session(
             path,
             device=device,
@@ -270,12 +270,12 @@ class ErnieM(Adapter):
 def _engine_version(plan: Any, engine: str) -> dict[str, str]:
     if plan is not None:
         return {plan.flavour: plan.version}
-    # Imported here and not before: the session imports it while it checks its files.
+    # Imported here: before, the session imports it while it checks its files.
     return {engine: importlib.import_module(engine).__version__.split("-")[0]}
 
 
 class ErnieMPipeline(Adapter):
-    """From text with ours: ``erniem_rt.pipeline`` on the exported folder."""
+    """From text to answer with ``erniem_rt.pipeline`` on the exported folder."""
 
     def __init__(self, artifact: Path, threads: int) -> None:
         import onnxruntime
@@ -295,7 +295,7 @@ class ErnieMPipeline(Adapter):
 
 
 class TransformersPipeline(Adapter):
-    """From text with transformers: its text-classification pipeline, the reference's class and its tokenizer."""
+    """From text to answer with transformers' text-classification pipeline, the reference model and its tokenizer."""
 
     def __init__(self, artifact: Path, threads: int) -> None:
         import torch
@@ -319,7 +319,7 @@ def batches(rows: Rows, batch_size: int) -> Iterator[Rows]:
 
 
 def pad(rows: Rows) -> tuple[Array, Array]:
-    """Return ids and mask of a batch, padded on the right."""
+    """Return ids and mask of a batch padded on the right."""
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), PAD, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
@@ -330,5 +330,5 @@ def pad(rows: Rows) -> tuple[Array, Array]:
 
 
 def scores_by_label(answers: Sequence[Sequence[dict[str, Any]]]) -> Array:
-    """Return scores ``(texts, labels)`` from what pipelines return, the labels in alphabetical order."""
+    """Return scores ``(texts, labels)`` from a pipeline's answers, the labels in alphabetical order."""
     return np.array([[item["score"] for item in sorted(answer, key=lambda item: item["label"])] for answer in answers])

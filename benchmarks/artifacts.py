@@ -1,4 +1,4 @@
-"""The artifacts: one checkpoint in the form that each engine reads, made as the engine's own documentation says.
+"""Converts one checkpoint to the format of each engine, as the engine's documentation recommends.
 
 Usage: python -m benchmarks.artifacts STEP FOLDER MODEL (one process per step, so that a crash costs one engine).
 """
@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.documents import ROOT
 
 MARKER = "complete.json"
-# Between the released sizes and a toy: enough work per call that matmuls and not calls decide, yet done in seconds.
+# Between the released sizes and a toy: matmuls dominate the time of a call, yet a run takes seconds.
 SMALL: dict[str, Any] = {
     "vocab_size": 30000,
     "hidden_size": 384,
@@ -28,12 +28,12 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 12,
     "intermediate_size": 1536,
 }
-# Many, so that a few rows of logits are enough to tell coarse rounding from wrong answers (measure.py).
+# Many labels, so that a few rows of logits distinguish coarse rounding from wrong answers (measure.py).
 LABELS = 64
 CALIBRATION_ROWS = 300
-# One for few rows and one for up to 128 at once. The default profiles end at 32, so 128 rows would be four runs.
+# One for few rows and one for up to 128. The default profiles end at 32, so 128 rows would take four runs.
 _PROFILES = ("1x1,1x128,4x512", "1x1,128x128,128x512")
-# What ``erniem_export.export`` is told, by the name of the step.
+# The options of ``erniem_export.export``, by the name of the step.
 EXPORTS: dict[str, dict[str, Any]] = {
     "erniem-rt": {},
     "erniem-rt-int8": {"precision": "int8", "embedding": "int8"},
@@ -43,7 +43,7 @@ EXPORTS: dict[str, dict[str, Any]] = {
     "gpu-erniem-rt-tensorrt-fp16": {"precision": "fp16", "engine": "tensorrt", "profiles": _PROFILES},
     "gpu-erniem-rt-tensorrt-rtx-fp16": {"precision": "fp16", "engine": "tensorrt-rtx", "profiles": _PROFILES},
 }
-# What a step is made from; then the code and the packages that decide whether it must be made again.
+# The inputs of each step, and the code and packages that require it to run again when they change.
 SOURCES: dict[str, tuple[str, ...]] = {
     "checkpoint": (),
     "onnx-plain": ("checkpoint",),
@@ -74,7 +74,7 @@ PACKAGES = (
 
 
 def prepare(step: str, folder: Path, model: str, timeout: float | None = None) -> str | None:
-    """Make one artifact in ``folder / step`` and what it needs, unless they are there; return why it cannot be had.
+    """Make one artifact in ``folder / step`` and its inputs, unless they exist; return the reason for a failure.
 
     ``timeout`` is in seconds, for each process.
     """
@@ -102,13 +102,13 @@ def prepare(step: str, folder: Path, model: str, timeout: float | None = None) -
 
 
 def last_line(text: str) -> str:
-    """Return the line that says what went wrong: the last one that is not empty."""
+    """Return the last line that is not empty, which has the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
 def artifact_bytes(folder: Path) -> int:
-    """Size of all files that the engine is given; a cache of compiled models, in a hidden folder, is none of them."""
+    """Return the size of an artifact's files in bytes, without the hidden folder of compiled models."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     return sum(path.stat().st_size for path in files if not path.relative_to(folder).parts[0].startswith("."))
 
@@ -136,7 +136,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def checkpoint(_: Path, target: Path, model: str) -> None:
-    """Write a checkpoint of head ``cls`` with seeded weights, as transformers 4 writes it."""
+    """Write a checkpoint of head ``cls`` with seeded weights with transformers 4."""
     if model == "minilm":
         from benchmarks.related_models import write_minilm
 
@@ -153,15 +153,15 @@ def checkpoint(_: Path, target: Path, model: str) -> None:
 
 
 def onnx_plain(folder: Path, target: Path, _: str) -> None:
-    """Export transformers' own class with torch.onnx.export and its defaults."""
+    """Export transformers' class with torch.onnx.export and its defaults."""
     _plain_export(_reference(folder), target)
     shutil.copy(folder / "checkpoint" / "config.json", target)
 
 
 def gpu_onnx_plain(folder: Path, target: Path, _: str) -> None:
-    """Export the package's own class likewise: transformers 5, which a GPU machine may have, holds no ErnieM.
+    """Export this package's class in the same way: transformers 5, which a GPU machine may have, has no ErnieM.
 
-    The two classes compute the same (tests/parity).
+    The two classes are equivalent (tests/parity).
     """
     from erniem_export.checkpoint import load_checkpoint
 
@@ -169,12 +169,12 @@ def gpu_onnx_plain(folder: Path, target: Path, _: str) -> None:
 
 
 def gpu_onnx_plain_fp16(folder: Path, target: Path, _: str) -> None:
-    """Convert the plain export to fp16 as onnxruntime's documentation says, inputs and outputs left as they are."""
+    """Convert the plain export to fp16 as onnxruntime's documentation says, except for inputs and outputs."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     path = target / "model.onnx"
-    # Without shapes it leaves Casts out where values cross between the types.
+    # Without shapes, the conversion omits Casts between the types.
     onnx.shape_inference.infer_shapes_path(folder / "gpu-onnx-plain" / "model.onnx", path)
     for data in (folder / "gpu-onnx-plain").glob("*.data"):
         shutil.copy(data, target)
@@ -201,7 +201,7 @@ def _plain_export(network: Any, target: Path) -> None:
 
 
 def onnx_optimized(folder: Path, target: Path, _: str) -> None:
-    """Run onnxruntime's stock transformer optimiser for BERT."""
+    """Run onnxruntime's stock transformer optimizer for BERT."""
     from onnxruntime.transformers import optimizer
 
     config = _reference(folder).config
@@ -216,7 +216,7 @@ def onnx_optimized(folder: Path, target: Path, _: str) -> None:
 
 
 def onnx_int8(folder: Path, target: Path, _: str) -> None:
-    """Quantise the plain export as onnxruntime's documentation recommends: pre-processed, dynamic, per channel."""
+    """Quantize the plain export as onnxruntime's documentation recommends: pre-processed, dynamic, per channel."""
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -237,7 +237,7 @@ def onnx_int8(folder: Path, target: Path, _: str) -> None:
 
 
 def openvino_fp32(folder: Path, target: Path, _: str) -> None:
-    """Convert the plain export, weights left in fp32."""
+    """Convert the plain export, with weights in fp32."""
     import openvino
 
     network = openvino.convert_model(folder / "onnx-plain" / "model.onnx")
@@ -245,7 +245,7 @@ def openvino_fp32(folder: Path, target: Path, _: str) -> None:
 
 
 def openvino_int8(folder: Path, target: Path, _: str) -> None:
-    """Quantise with NNCF after training, weights and activations, its preset for transformers, its 300 samples."""
+    """Quantize weights and activations with NNCF after training, with its transformer preset and 300 samples."""
     import nncf
     import openvino
 
@@ -264,12 +264,12 @@ def ctranslate2_fp32(folder: Path, target: Path, _: str) -> None:
 
 
 def ctranslate2_int8(folder: Path, target: Path, _: str) -> None:
-    """Convert for CTranslate2, weights in int8."""
+    """Convert for CTranslate2, with weights in int8."""
     _ctranslate2(folder, target, "int8")
 
 
 def export(options: dict[str, Any], folder: Path, target: Path) -> None:
-    """Export with our own exporter, gate included; end with its reason if it fails."""
+    """Export with our exporter, gate included; exit with its error if it fails."""
     import erniem_export
     from erniem_rt import ErnieMError
 
@@ -305,7 +305,7 @@ def _outputs(network: Any) -> list[str]:
 
 
 def _calibration_rows(checkpoint: Path, vocab_size: int) -> Sequence[Sequence[int]]:
-    """NNCF's usual number of rows: of text where the model has a tokenizer, else drawn as the mixed workload's are."""
+    """Return NNCF's default number of rows: of text if the model has a tokenizer, else like the mixed workload's."""
     from benchmarks.related_models import tokenize
     from benchmarks.texts import calibration_texts
     from benchmarks.workloads import build_workloads
@@ -317,7 +317,7 @@ def _calibration_rows(checkpoint: Path, vocab_size: int) -> Sequence[Sequence[in
 
 
 def _ctranslate2(folder: Path, target: Path, quantization: str | None) -> None:
-    """Hand the weights over as XLM-R's, which computes the same on rows padded on the right."""
+    """Convert the weights as XLM-R's, which is equivalent on rows padded on the right."""
     from ctranslate2.converters.transformers import XLMRobertaLoader
 
     from benchmarks.related_models import as_xlm_roberta
@@ -327,7 +327,7 @@ def _ctranslate2(folder: Path, target: Path, quantization: str | None) -> None:
     spec = loader.get_model_spec(as_xlm_roberta(network))
     spec.config.unk_token = "3"
     spec.config.layer_norm_epsilon = network.config.layer_norm_eps
-    # The encoder is given ids; the vocabulary only has to have the right size.
+    # The encoder gets ids; only the size of the vocabulary matters.
     loader.set_vocabulary(spec, [str(i) for i in range(network.config.vocab_size)])
     spec.validate()
     spec.optimize(quantization=quantization)

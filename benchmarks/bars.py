@@ -1,4 +1,4 @@
-"""The bars that the project sets itself on a CPU and on a GPU, computed from the results of one run alone."""
+"""The project's performance targets (bars) on a CPU and on a GPU, computed from the results of one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.workloads import FIXED, workload_label
 Results = dict[str, Any]
 
 OURS, OURS_INT8 = "erniem-rt", "erniem-rt-int8"
-# Ours in each precision: the fastest counts.
+# Our engines in each precision, of which the fastest counts.
 _FP32 = (OURS, "erniem-rt-openvino")
 _BF16 = ("erniem-rt-openvino-bf16",)
 _INT8 = (
@@ -24,8 +24,8 @@ _INT8 = (
 )
 _INT8_PEERS = ("ctranslate2-int8", "openvino-int8", "openvino-int8-bf16", "ort-int8")
 _SORTED = ("mixed", "mixed-sorted")
-# (what, ours, our workload, rivals, their workloads, at least): how many times the speed of the fastest of the rivals,
-# each in its fastest set-up, the fastest of ours must have.
+# (bar, our engines, our workload, rivals, their workloads, at least): the least speed of our fastest engine, as a
+# multiple of the fastest rival's in its fastest set-up.
 _SpeedBar = tuple[str, tuple[str, ...], str, tuple[str, ...], tuple[str, ...], float]
 _EVERYWHERE: list[_SpeedBar] = [
     ("int8", _INT8, "mixed", ("ctranslate2-int8",), ("mixed",), 1.5),
@@ -47,13 +47,13 @@ _WITH_BF16: list[_SpeedBar] = [
     ("bf16", _BF16, "mixed", ("openvino-bf16",), ("mixed-sorted",), 1.3),
     ("bf16", _BF16, "8x128", (OURS,), ("8x128",), 2.1),
 ]
-# Tokens per second on mixed lengths, against those on a batch without padding.
+# Tokens per second on mixed lengths, relative to a batch without padding.
 _PADDING_BAR = 0.95
 _COLD_START_BAR, _COLD_SECONDS, _COLD_MB = 8.0, 0.6, 300.0
-# An artifact with products and word embeddings in int8, at base size.
+# The size limit of an artifact with int8 matmuls and word embeddings, at base size.
 _DISK_MB = 290.0
 _TEXT_BAR = 5.0
-# Of the worst of ours in int8: what, the limit without bf16, and with it (which means VNNI too).
+# Limits for the worst of our int8 engines: the measure, the limit without bf16, and with it (which implies VNNI).
 _ACCURACY = {
     "relative_l2": ("relative L2 of the hidden states", "at_most", 0.08, 0.046),
     "same_neighbour": ("nearest neighbour unchanged", "at_least", 0.95, 0.965),
@@ -65,19 +65,19 @@ _PEAK_BAR, _EAGER_BAR, _LATENCY_BAR = 0.55, 2.0, 1e-3
 
 
 class _MissingError(Exception):
-    """A figure is not there; says which and why."""
+    """A figure is missing; the message says which and why."""
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times the speed of theirs ours has: the median over rounds of the ratio within a round."""
+    """Return our speed relative to theirs: the median over rounds of the ratio within a round."""
     return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
 
 
 def ratios(results: Results) -> list[dict[str, Any]]:
     """Return every bar as ``{"bar", "at_least" or "at_most", "value", "met", "gap"}``.
 
-    A value that cannot be formed is None, and ``gap`` says what is missing and why; where only one of two rivals is
-    missing, the value is against the other and ``gap`` names the missing one.
+    A missing value is None, and ``gap`` has the reason; if only one of two rivals is missing, the value is against the
+    other and ``gap`` names the missing one.
     """
     with_bf16 = "bf16" in results["machine"]["class"]
     bars = [_speed_bar(results, bar) for bar in (*_EVERYWHERE, *(_WITH_BF16 if with_bf16 else _WITHOUT_BF16))]
@@ -127,7 +127,7 @@ def _speed(
 
 
 def _fastest(results: Results, names: tuple[str, ...], workloads: tuple[str, ...]) -> tuple[list[float], str | None]:
-    """The samples with the lowest median, and what could not be compared."""
+    """Return the samples with the lowest median, and the names of missing results."""
     found, missing = [], []
     for name in names:
         for workload in workloads:
@@ -214,7 +214,7 @@ def _engine(results: Results, name: str) -> dict[str, Any]:
 
 
 def shares(found: Results, peaks: dict[str, float]) -> None:
-    """Add to each timed verdict the share of the measured peak, in its engine's precision, that it reached."""
+    """Add to each timed verdict its share of the measured peak in its engine's precision."""
     for engine in found["engines"].values():
         for name, verdict in engine["results"].items():
             if "seconds" in verdict and engine["precision"] in peaks:
@@ -223,7 +223,7 @@ def shares(found: Results, peaks: dict[str, float]) -> None:
 
 
 def gpu_bars(results: Results) -> list[dict[str, Any]]:
-    """Every bar as ``{"bar", "at_least" or "at_most", "value", "met", "engine", "gap"}``: the best of our engines."""
+    """Return every bar as ``{"bar", "at_least" or "at_most", "value", "met", "engine", "gap"}`` of our best engine."""
     found = results["models"].get(_GPU_MODEL)
     rows = [
         (f"share of the measured matrix peak, fp16, {_GPU_BATCH}", "at_least", _PEAK_BAR, _best_share),

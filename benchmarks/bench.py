@@ -1,4 +1,4 @@
-"""Measure every engine on every workload and write the figures as JSON; see docs/benchmarks.md.
+"""Measures every engine on every workload and writes the results as JSON; see docs/benchmarks.md.
 
 Usage: python -m benchmarks.bench [--device cpu|cuda|cuda:N] [--quick] [--engines NAME,NAME] [--workloads NAME,NAME]
        [--models NAME,NAME] [--rounds N] [--threads N] [--budget SECONDS] [--output FILE] [--dry-run]
@@ -36,14 +36,14 @@ _LEFT_OUT = "left out of this run"
 _NO_BF16 = "this CPU has no instructions for bf16"
 _PEAK_SIZE, _PEAK_SIZE_QUICK = 8192, 256
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-# Of the time that is left when a model's turn comes: what preparing its artifacts must leave to measuring, and the
-# share of the whole budget below which no further model is begun.
+# The share of the remaining time reserved for measuring a model after preparing its artifacts, and the share of the
+# whole budget below which no further model starts.
 _TO_MEASURE, _LEAST = 0.4, 0.25
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What a run on a CPU and one on a GPU differ in; each ``quick`` is for ``--quick``."""
+    """The settings that differ between CPU and GPU; each ``quick`` is for ``--quick``."""
 
     folder: str
     engines: dict[str, EngineSpec]
@@ -53,10 +53,10 @@ class Suite:
     models: dict[bool, str]
     pace: dict[bool, Pace]
     output: dict[bool, str]
-    # Seconds that a worker may take to answer, and that the run takes at most.
+    # Timeouts in seconds: of a worker's answer, and of the run.
     patience: float
     budget: float | None
-    # Workers that are started at once.
+    # Number of workers that start in parallel.
     at_once: int
 
 
@@ -90,7 +90,7 @@ GPU = Suite(
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, where, how often, and where the figures go."""
+    """The options of a run."""
 
     suite: Suite
     device: str
@@ -104,7 +104,7 @@ class Options:
     output: Path
 
     def folder(self, model: str) -> Path:
-        """Where the artifacts of a model are."""
+        """Return the folder of a model's artifacts."""
         return ROOT / "build" / self.suite.folder / model.replace(":", "-")
 
     def build_workloads(self, vocab_size: int) -> list[Workload]:
@@ -114,7 +114,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 1 without the device, or if the reference cannot be measured."""
+    """Run the benchmark; return 1 without the device, or if the reference cannot be measured."""
     options = _options(argv)
     lack = missing(options.device) if options.suite is GPU else None
     if lack is not None:
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
-    """Measure one model, then what needs fresh processes or trained weights; return everything that was found."""
+    """Measure one model, then cold starts, memory and trained weights; return all results."""
     machine, budget = describe_machine(), Budget(options.budget)
     if machine["load_before"] > _BUSY:
         say(f"the machine is busy (load {machine['load_before']}); figures will be off, and ratios less so")
@@ -154,7 +154,7 @@ def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
         "end_to_end": {"gap": _LEFT_OUT},
         "accuracy": {"gap": _LEFT_OUT},
     }
-    _save(results, options)  # what was measured so far is kept
+    _save(results, options)  # keep the results so far
     folder = options.folder(model)
 
     def open_client(spec: EngineSpec, rows: Path = folder / "workloads.json") -> Client:
@@ -182,7 +182,7 @@ def _save(results: dict[str, Any], options: Options) -> None:
 
 
 def _run_on_gpu(options: Options, say: Say) -> dict[str, Any]:
-    """Measure the device's peak, then every model that the budget allows; return everything that was found."""
+    """Measure the device's peak, then every model within the budget; return all results."""
     budget = Budget(options.budget)
     say("measuring the peak of matrix products")
     peak = measure_peak(options.device, _PEAK_SIZE_QUICK if options.quick else _PEAK_SIZE)
@@ -205,7 +205,7 @@ def _run_on_gpu(options: Options, say: Say) -> dict[str, Any]:
         bars.shares(found, peak["flops_per_second"])
         results["models"][model] = found
         results["bars"] = bars.gpu_bars(results)
-        _write(results, options.output)  # after each model, so that what was measured is kept
+        _write(results, options.output)  # keep the results so far
     return results
 
 
@@ -255,7 +255,7 @@ def measure_model(model: str, options: Options, budget: Budget, say: Say) -> dic
 
 
 def _prepare_all(model: str, specs: Sequence[EngineSpec], folder: Path, budget: Budget, say: Say) -> dict[str, str]:
-    """Make the artifacts; return why an engine has none. Part of the budget is kept for measuring."""
+    """Make the artifacts, but reserve time for measuring; return why engines have none."""
     reserve = 0.0 if budget.seconds is None else _TO_MEASURE * budget.left
     found: dict[str, str | None] = {}
     for spec in specs:
@@ -297,7 +297,7 @@ def _engine(
 def _add_processes(
     results: dict[str, Any], options: Options, open_client: Callable[[EngineSpec], Client], say: Say
 ) -> None:
-    """Add cold starts and, unless the run is quick, the memory of several workers, of engines that answer right."""
+    """Add cold starts and, unless the run is quick, the memory of several workers, for correct engines."""
     found = results["engines"]
     specs = [
         spec
@@ -315,7 +315,7 @@ def _add_processes(
 
 
 def measure_peak(device: str, size: int) -> dict[str, Any]:
-    """What ``machine.py`` measures of the device, in a process of its own: this one must hold no memory on it."""
+    """Measure the device's peak with ``machine.py`` in another process: this one must not use its memory."""
     command = [sys.executable, "-m", "benchmarks.machine", "--peak", device, str(size)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -334,7 +334,7 @@ def _write(results: dict[str, Any], output: Path) -> None:
 
 
 def _commit() -> str:
-    """Which state of the code is measured."""
+    """Return the commit that is measured."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -19,11 +19,11 @@ from benchmarks.engines import EngineSpec
 
 
 class WorkerError(Exception):
-    """A worker ended or did not answer in time; says why in one line."""
+    """A worker ended or timed out; the message is one line."""
 
 
 class Client:
-    """A running worker. ``started`` is when its process was created, on ``time.perf_counter``'s clock."""
+    """A running worker. ``started`` is its process's start time on ``time.perf_counter``'s clock."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Client:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send one request; :class:`WorkerError` if no answer comes, or if the worker has ended before."""
+        """Send one request and return the answer; :class:`WorkerError` if none comes or the worker has ended."""
         return self._exchange({"do": do, **arguments})
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Client:
         self._ended = self._ended or "its worker was closed"
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                # What could not be sent to a process that has ended is tried once more here.
+                # close() tries again to flush data for a process that has ended.
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         try:
@@ -105,7 +105,7 @@ class Client:
         return answer
 
     def _failure(self, reason: str = "") -> WorkerError:
-        """End the process, for ``reason`` or for what it said last; every later request is answered with that."""
+        """End the process; return the error, by default with its last message, which later requests raise too."""
         self.close()
         reason = reason or last_line(self._log.read_text(encoding="utf-8", errors="replace"))
         self._ended = reason or f"ended with exit code {self._process.returncode}"

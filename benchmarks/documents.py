@@ -1,4 +1,4 @@
-"""Markdown tables, and the marked blocks of documents that they are written into."""
+"""Writes Markdown tables into marked blocks of documents."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Blocks = Mapping[tuple[Path, str], str]
 
 
 def read_block(document: Path, name: str) -> str | None:
-    """Return what stands between the markers; None without them."""
+    """Return the text between the markers; None without them."""
     content = document.read_text(encoding="utf-8")
     span = _span(content, name)
     return None if span is None else content[span]
 
 
 def write_blocks(blocks: Blocks) -> list[Path]:
-    """Replace what stands between the markers; return the documents that have them."""
+    """Replace the text between the markers; return the documents that have them."""
     written = []
     for (document, name), text in blocks.items():
         content = document.read_text(encoding="utf-8")
@@ -50,5 +50,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def load(before: float | None) -> str:
-    """Return the load when the run began: the average number of processes that wanted a core."""
+    """Return the load average at the start of the run, as text."""
     return "" if before is None else f"; load {before:.2g} before the run"

@@ -1,4 +1,4 @@
-"""The engines that are compared, on a CPU and on a GPU: which adapter runs which artifact."""
+"""The compared engines on a CPU and on a GPU: which adapter runs which artifact."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ GPU_OURS, GPU_OURS_GRAPHS = "erniem-rt-fp16", "erniem-rt-graphs-fp16"
 class EngineSpec:
     """One engine.
 
-    ``adapter`` is a class of ``benchmarks.adapters``, ``artifact`` a step of ``benchmarks.artifacts`` and the folder
-    that it fills, ``options`` what the adapter takes besides, ``sharing`` what it takes where several processes serve
-    the same model. ``no_cold_start`` says why it has none. ``bf16``: it needs a CPU that multiplies in bf16.
+    ``adapter`` is a class of ``benchmarks.adapters``, ``artifact`` a step of ``benchmarks.artifacts`` and its folder,
+    ``options`` are the adapter's, ``sharing`` its options if several processes serve the same model. ``no_cold_start``
+    is the reason for a missing cold start. ``bf16``: it needs a CPU with bf16 arithmetic.
     """
 
     name: str
@@ -33,7 +33,7 @@ class EngineSpec:
     bf16: bool = False
 
     def on(self, device: str) -> EngineSpec:
-        """Return the same engine on ``device``; its adapter is told the precision too."""
+        """Return the same engine on ``device``, with the precision as another option of its adapter."""
         return replace(self, options={**self.options, "device": device, "precision": self.precision})
 
 
@@ -131,7 +131,7 @@ def _plan(flavour: str, title: str, *, cuda_graphs: bool) -> EngineSpec:
 
 _GRAPH, _PACKED, _PLAIN = "gpu-erniem-rt-fp16", "gpu-erniem-rt-packed-fp16", "gpu-onnx-plain"
 _ORT = "erniem-rt, ONNX Runtime"
-# Where time is short the first ones are measured: the reference, what the bars compare, plans, then the other rivals.
+# By priority, if time is short: the reference, the engines of the bars, plans, then the other rivals.
 GPU_ENGINES = _by_name(
     (
         _gpu(GPU_REFERENCE, "PyTorch, fp32", "TorchModel", "checkpoint", "fp32", kind="sdpa"),

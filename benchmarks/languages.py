@@ -1,7 +1,7 @@
-"""What ``--languages`` leaves of the base model, and how many texts are cut as before.
+"""Measures the size of the base model after ``--languages``, and how many texts keep their tokens.
 
 ``python -m benchmarks.languages --tokenizer DIR`` takes the folder of a released checkpoint, or its tokenizer files.
-The texts are Debian's ``fortunes``, for French Debian's manual pages, and nano's held-out sentences.
+The texts are Debian's ``fortunes``, Debian's manual pages for French, and nano's held-out sentences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = RESULTS_DIR / "languages.json"
 DOCUMENT = ROOT / "docs" / "languages.md"
 PAIRS = ("en,de", "en,es", "en,fr", "en,pl")
 _MANUALS = Path("/usr/share/man")
-# Of the benchmark's results: the base model in fp32, and in int8 with the embedding in int8.
+# Engines in the benchmark's results: the base model in fp32, and in int8 with the embedding in int8.
 _ENGINES = {"fp32": "erniem-rt", "int8": "erniem-rt-int8"}
 
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(folder: Path, pairs: tuple[str, ...] = PAIRS) -> dict[str, Any]:
-    """Prune the tokenizer by both rules for each pair of languages, and let it cut the texts."""
+    """Prune the tokenizer by both rules for each pair of languages, and tokenize the texts with it."""
     texts = {code: texts_in(code) for code in sorted({code for pair in pairs for code in pair.split(",")})}
     bench = json.loads((RESULTS_DIR / "bench-avx2.json").read_text(encoding="utf-8"))
     whole = {name: bench["engines"][engine]["bytes"] for name, engine in _ENGINES.items()}
@@ -76,7 +76,7 @@ def measure(folder: Path, pairs: tuple[str, ...] = PAIRS) -> dict[str, Any]:
 
 
 def texts_in(code: str) -> dict[str, Any]:
-    """Where the texts of a language come from, and these."""
+    """Return the texts of a language and their source."""
     sources = {"fortunes": fortunes(code), "manual pages": [] if fortunes(code) else _manuals(code)}
     if code in NANO_LANGUAGES:
         sources["nano"] = heldout_texts(code)
@@ -87,7 +87,7 @@ def texts_in(code: str) -> dict[str, Any]:
 
 
 def _manuals(code: str) -> list[str]:
-    """The lines of running text in Debian's manual pages."""
+    """Return the lines of running text in Debian's manual pages."""
     texts = set()
     for path in sorted((_MANUALS / code).glob("man*/*.gz")):
         for line in gzip.decompress(path.read_bytes()).decode("utf-8", "ignore").splitlines():
@@ -114,7 +114,7 @@ def _pruned(
 
 
 def _compared(before: list[list[str]], after: list[list[str]], whole: Tokenizer, part: Tokenizer) -> dict[str, int]:
-    """How many texts are cut as before, how many of the tokens there still are, and what became unknown."""
+    """Count the texts with the same tokens, the tokens that remain, and the unknown ones."""
     old_known, known = whole.get_vocab().keys(), part.get_vocab().keys()
     pairs = list(zip(before, after, strict=True))
     return {
@@ -135,12 +135,12 @@ def _unknown(tokens: list[str], known: Collection[str]) -> int:
 
 
 def blocks(result: dict[str, Any]) -> Blocks:
-    """Which block of which document holds what."""
+    """Return the text of each marked block."""
     return {(DOCUMENT, "languages"): markdown(result)}
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row for each pair and rule."""
+    """Return a table with a row for each pair and rule."""
     whole = result["bytes"]
     sizes = [f"{whole['fp32'] / 1e6:,.0f} MB", f"{whole['int8'] / 1e6:.0f} MB"]
     rows = [["all", "", f"{result['tokens']:,}", *sizes, "", ""]]

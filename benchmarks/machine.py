@@ -1,7 +1,7 @@
-"""What the figures were taken on: the CPU, and the GPU with its measured peak. Needs only Python itself.
+"""Describes the machine: the CPU, and the GPU with its measured peak. Needs only Python itself.
 
 Usage: python benchmarks/machine.py TARGET DEVICE [PACKAGE...]: exit code 1 and one sentence if this Python or machine
-lacks what the make target needs; and python -m benchmarks.machine --peak DEVICE SIZE, which prints JSON.
+lacks a requirement of the make target; and python -m benchmarks.machine --peak DEVICE SIZE, which prints JSON.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# What decides which kernels the engines pick.
+# The CPU flags that determine the engines' kernels.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _REMEDY = "name a Python that has them: make GPU_PYTHON=/path/to/python"
 NEEDED = ("numpy", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "safetensors", "tqdm")
-# Of the peak: rounds, products in each, and the type of each precision's products.
+# For measuring the peak: rounds, matmuls per round, and the type of each precision.
 _ROUNDS, _CALLS = 5, 20
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -44,7 +44,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def has_vnni() -> bool:
-    """Whether int8 products are exact in one instruction here, so that weights may use the whole range."""
+    """Return whether this CPU sums int8 products exactly, so that weights may use the whole range."""
     return bool({"avx512_vnni", "avx_vnni"} & set(_cpu_info().get("flags", "").split()))
 
 
@@ -57,13 +57,13 @@ def _cpu_info() -> dict[str, str]:
 
 
 def missing(device: str, packages: tuple[str, ...] = NEEDED) -> str | None:
-    """Return in one sentence what this Python lacks for ``device``, with the remedy; None if nothing."""
+    """Return a sentence on what this Python lacks for ``device``, with the remedy; None if nothing."""
     absent = [package for package in packages if find_spec(package) is None]
     if absent:
         return f"{sys.executable} has no {', '.join(absent)}; {_REMEDY}."
     if device == "cpu":
         return None
-    # In another process: this one must hold no memory on the device.
+    # In another process: this one must not use the device's memory.
     code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -79,7 +79,7 @@ def missing(device: str, packages: tuple[str, ...] = NEEDED) -> str | None:
 
 
 def measure_peak(device: str, size: int) -> dict[str, Any]:
-    """Return the device, its driver, and FLOP/s of square products of ``size`` by precision: the best round."""
+    """Return the device, its driver, and the best FLOP/s of square matmuls of ``size`` by precision."""
     import torch
 
     found = {name: flops_per_second(torch, device, getattr(torch, dtype), size) for name, dtype in _DTYPES.items()}
@@ -87,16 +87,16 @@ def measure_peak(device: str, size: int) -> dict[str, Any]:
 
 
 def flops_per_second(torch: Any, device: str, dtype: Any, size: int) -> float:
-    """Multiply two square matrices until the best of several rounds is known."""
+    """Return the best FLOP/s of several rounds of multiplying two square matrices."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     calls = _CALLS if device.startswith("cuda") else 1
     best = float("inf")
-    for _ in range(_ROUNDS + 1):  # the first also loads the kernels; it can only be slower
+    for _ in range(_ROUNDS + 1):  # the first round also loads the kernels
         started = time.perf_counter()
         for _ in range(calls):
             a @ b
         if device.startswith("cuda"):
-            torch.cuda.synchronize(device)  # without it, the first GPU is waited for
+            torch.cuda.synchronize(device)  # by default, this waits for the first GPU
         best = min(best, time.perf_counter() - started)
     return float(2 * size**3 * calls / best)
 
@@ -126,7 +126,7 @@ def _driver() -> str | None:
 
 
 def main(argv: list[str]) -> int:
-    """Say what is missing, 1 if something is; or measure the peak."""
+    """Print what is missing and return 1 if anything is; or measure the peak."""
     target, device, *more = argv
     if target == "--peak":
         print(json.dumps(measure_peak(device, int(more[0]))))

@@ -1,4 +1,4 @@
-"""Comparing engines with the reference, and timing those that are right: each in its own process, taking turns.
+"""Compares engines with the reference and times the correct ones, each in its own process, in turns.
 
 A sample is the time of one workload in one round, in seconds.
 """
@@ -24,25 +24,25 @@ Logits = Sequence[Sequence[float]]
 Say = Callable[[str], None]
 Open = Callable[[EngineSpec], Client]
 
-# The largest difference of a logit, relative to the largest logit; those of the halves are what the parity gate allows.
+# The largest difference of a logit, relative to the largest logit; for fp16 and bf16 the parity gate's thresholds.
 MAX_RELATIVE_DIFFERENCE = {"fp32": 5e-4, "fp16": 2e-2, "bf16": 1.5e-1}
-# int8: the cosine over all logits after the reference's mean of each label was taken off both; without that the biases
-# alone would make any engine look right. Random weights magnify coarse rounding, most over long rows: to a cosine of
-# 0.34 for an int8 that is right on trained weights. Unrelated answers reach 0.05 or so (8 rows of 64 logits). How good
-# an int8 is shows on trained weights (trained.py).
+# int8: the cosine similarity over all logits, both centred by the reference's mean of each label; otherwise the biases
+# alone would make any engine look correct. Random weights amplify coarse rounding, most in long rows: an int8 engine
+# that is correct on trained weights had a cosine of 0.34. Unrelated outputs have about 0.05 (8 rows of 64 logits). The
+# accuracy of int8 is measured on trained weights (trained.py).
 MIN_COSINE = 0.3
-# The workload whose first row a fresh process answers.
+# The workload whose first row a new process runs.
 FIRST = "1x32"
-_UNTIMED = 20  # calls before those whose latency counts
+_UNTIMED = 20  # warm-up calls before those for latency
 
 
 @dataclass(frozen=True)
 class Pace:
     """How a workload is timed: a turn measures for about ``turn`` seconds, after ``pause`` seconds of rest.
 
-    Shorter workloads are repeated, up to ``most_calls`` times. Thread pools spin for a while after their work (OpenMP's
-    by default 0.2 s) and would take the next engine's cores: hence the pause. ``latency_calls`` are those behind p50
-    and p99 of single rows, 0 for none.
+    Shorter workloads are repeated, up to ``most_calls`` times. The pause is needed because thread pools spin after
+    their work (OpenMP's by default 0.2 s) and would occupy the next engine's cores. ``latency_calls`` is the number of
+    calls for p50 and p99 of single rows, 0 for none.
     """
 
     rounds: int
@@ -53,7 +53,7 @@ class Pace:
 
 
 class Budget:
-    """Seconds that a run may take; None for as long as it needs. ``left_out`` names what there was no time for."""
+    """The time limit of a run in seconds; None for no limit. ``left_out`` names the parts skipped for lack of time."""
 
     def __init__(self, seconds: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self._clock = seconds, clock
@@ -66,11 +66,11 @@ class Budget:
 
     @property
     def timeout(self) -> float | None:
-        """What may be given to a process as its limit."""
+        """Return the timeout for a process."""
         return None if self.seconds is None else max(1.0, self.left)
 
     def allows(self, what: str, reserve: float = 0.0) -> bool:
-        """Whether more than ``reserve`` seconds are left; if not, ``what`` is left out."""
+        """Return whether more than ``reserve`` seconds remain; if not, record ``what`` as left out."""
         if self.left > reserve:
             return True
         self.left_out.append(what)
@@ -78,7 +78,7 @@ class Budget:
 
 
 def compare(found: Logits, expected: Logits, precision: Precision) -> dict[str, Any]:
-    """Judge logits ``(rows, labels)`` against the reference's."""
+    """Compare logits ``(rows, labels)`` with the reference's."""
     ours, theirs = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if ours.shape != theirs.shape or not np.isfinite(ours).all():
         return {"correct": False, "max_relative_difference": None, "cosine": None}
@@ -104,9 +104,9 @@ def measure_workloads(
     budget: Budget | None = None,
     of: str = "",
 ) -> dict[str, Results]:
-    """Compare and time every engine on every workload that the budget allows, in order; ``of`` is the model's name.
+    """Compare and time every engine on every workload within the budget, in order; ``of`` is the model's name.
 
-    Returns ``{engine: {workload: verdict}}``; a verdict that is not correct says so and has no time.
+    Returns ``{engine: {workload: verdict}}``; an incorrect verdict has no time.
     """
     budget = budget or Budget()
     verdicts: dict[str, Results] = {name: {} for name in clients}
@@ -122,7 +122,7 @@ def measure_workloads(
 
 
 def check(clients: dict[str, Client], workload: Workload, say: Say, reference: str = REFERENCE) -> Results:
-    """Compare every engine with the reference; this also warms each of them up."""
+    """Compare every engine with the reference, which also warms it up."""
     verdicts: Results = {}
     expected = _logits(clients[reference], workload)
     if isinstance(expected, str):
@@ -170,13 +170,13 @@ def time_rounds(
 
 
 def _calls(client: Client, workload: Workload, pace: Pace) -> tuple[int, int]:
-    """How often a turn does the workload on the clock, and how often before it, to get the caches back."""
+    """Return the numbers of timed calls in a turn and of warm-up calls before them."""
     (seconds,) = client.ask("time", workload=workload.name, untimed=1, calls=1)["seconds"]
     return min(pace.most_calls, max(1, math.ceil(pace.turn / seconds))), int(seconds < pace.turn)
 
 
 def add_latency(clients: dict[str, Client], workload: Workload, verdicts: dict[str, Results], calls: int) -> None:
-    """Add p50 and p99 over ``calls`` calls, one after another, to each correct verdict."""
+    """Add p50 and p99 over ``calls`` sequential calls to each correct verdict."""
     for name, client in clients.items():
         verdict = verdicts[name][workload.name]
         if not verdict["correct"]:
@@ -204,7 +204,7 @@ def close_all(clients: dict[str, Client]) -> None:
 def open_all(
     specs: Sequence[EngineSpec], open_client: Open, gaps: dict[str, str], say: Say, at_once: int = 1
 ) -> dict[str, Client]:
-    """Start a worker for each engine that has no gap yet, ``at_once`` at a time; note why one could not start."""
+    """Start a worker for each engine without a gap, ``at_once`` in parallel; record failures as gaps."""
 
     def start(spec: EngineSpec) -> Client | str:
         say(f"starting {spec.label}")
@@ -228,7 +228,7 @@ def open_all(
 def first_answers(
     clients: dict[str, Client], workload: str, gaps: dict[str, str], say: Say
 ) -> dict[str, dict[str, str]]:
-    """Ask each for one row; return the versions behind it. One that does not answer is closed and becomes a gap."""
+    """Let each worker run one row; return its versions. A worker that fails is closed and becomes a gap."""
     versions = {}
     for name in list(clients):
         try:
@@ -241,13 +241,13 @@ def first_answers(
 
 
 def require_reference(gaps: dict[str, str], reference: str = REFERENCE) -> None:
-    """Raise :class:`WorkerError` where the reference has a gap: nothing can be compared without it."""
+    """Raise :class:`WorkerError` if the reference has a gap: every comparison needs it."""
     if reference in gaps:
         raise WorkerError(f"the reference cannot be measured: {gaps[reference]}")
 
 
 def _logits(client: Client, workload: Workload) -> list[list[float]] | str:
-    """What the engine answers, or why it does not."""
+    """Return the engine's logits, or the reason for a failure."""
     try:
         logits: list[list[float]] = client.ask("check", workload=workload.name)["logits"]
     except WorkerError as error:
@@ -258,9 +258,9 @@ def _logits(client: Client, workload: Workload) -> list[list[float]] | str:
 def cold_starts(
     specs: Sequence[EngineSpec], open_client: Open, expected: dict[str, list[float]], pace: Pace
 ) -> dict[str, dict[str, Any]]:
-    """Measure from the start of a process to its first answer, with the files in the system's cache.
+    """Measure the time from the start of a process to its first answer, with the files in the system's cache.
 
-    ``expected`` are the logits that each engine gave for that row when it was checked.
+    ``expected`` are each engine's earlier, checked logits of that row.
     """
     runs: dict[str, list[dict[str, Any]]] = {spec.name: [] for spec in specs}
     by_name = {spec.name: spec for spec in specs}
@@ -278,7 +278,7 @@ def cold_starts(
 
 
 def shared_memory(spec: EngineSpec, open_client: Open, count: int) -> dict[str, Any]:
-    """Run ``count`` workers on the same artifact at once and add up what they occupy together."""
+    """Run ``count`` workers on the same artifact in parallel and return their total memory."""
     spec = replace(spec, options={**spec.options, **spec.sharing})
     clients: list[Client] = []
     try:
@@ -308,7 +308,7 @@ def _first_answer(spec: EngineSpec, open_client: Open) -> dict[str, Any]:
 
 
 def _summary(runs: list[dict[str, Any]], expected: list[float]) -> dict[str, Any]:
-    # Rounding may differ from one process to the next, never the answer.
+    # Only rounding may differ between processes.
     correct = all(np.allclose(run["logits"], expected, rtol=1e-3, atol=1e-3) for run in runs)
     samples = [run["seconds"] for run in runs]
     memory = {key: statistics.median(run[key] for run in runs) for key in ("resident", "private", "peak")}
@@ -317,9 +317,9 @@ def _summary(runs: list[dict[str, Any]], expected: list[float]) -> dict[str, Any
 
 
 def turn_order(names: Sequence[str], round_number: int) -> list[str]:
-    """Who runs when: every other round runs the one before backwards, and each pair starts one engine later.
+    """Return the order of a round: every other round reverses the previous one, and each pair starts one engine later.
 
-    So each engine comes first and last, follows each neighbour, and a machine that drifts does so for all of them.
+    So each engine runs first and last and after each neighbour, and a drift of the machine affects all of them.
     """
     if not names:
         return []
@@ -334,5 +334,5 @@ def spread(samples: Sequence[float]) -> dict[str, float]:
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the smallest sample that at least ``share`` of all do not exceed."""
+    """Return the smallest sample that is at least as large as ``share`` of all samples."""
     return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

@@ -1,8 +1,8 @@
-"""Our pipelines beside transformers 4.57.6's, task by task: the same answers, and how far apart the scores are.
+"""Compares the answers and scores of our pipelines with those of transformers 4.57.6, task by task.
 
 Usage: python -m benchmarks.pipeline_agreement [--output FILE] [--tables-only]
-Runs on nano's checkpoints and held-out texts, writes a JSON file, and puts its tables into the documents.
-``--tables-only`` makes the tables of the file as it is. The comparisons are those of the tests.
+Runs on nano's checkpoints and held-out texts, writes a JSON file, and writes its tables into the documents.
+``--tables-only`` makes the tables from the existing file. The comparisons are those of the tests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare, write, print; 1 if anything differs."""
+    """Compare, write and print; return 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--tables-only", action="store_true")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def full_table(result: dict[str, Any]) -> str:
-    """Every comparison."""
+    """Return a table of all comparisons."""
     header = ["task", "options", "compared with", "inputs", "languages", "same answers", "scores", "largest difference"]
     rows = [
         [
@@ -65,7 +65,7 @@ def full_table(result: dict[str, Any]) -> str:
 
 
 def short_table(result: dict[str, Any]) -> str:
-    """A line per task, its comparisons with different options together."""
+    """Return a table with a row per task, over all options."""
     lines = []
     for task, group in groupby(result["rows"], key=lambda row: row["task"]):
         rows = list(group)
@@ -79,7 +79,7 @@ def short_table(result: dict[str, Any]) -> str:
 
 
 def blocks(result: dict[str, Any]) -> Blocks:
-    """Which block of which document holds what."""
+    """Return the text of each marked block."""
     return {
         (README, "agreement"): short_table(result),
         (ROOT / "docs" / "pipeline-differences.md", "agreement"): full_table(result),
@@ -87,7 +87,7 @@ def blocks(result: dict[str, Any]) -> Blocks:
 
 
 def _compare_all(folder: Path) -> list[Row]:
-    # The corpus of nano and the tests are not installed.
+    # nano's corpus and the tests are not installed.
     sys.path[:0] = [str(NANO), str(ROOT)]
     from tests.parity.agreement import COMPARISONS
 

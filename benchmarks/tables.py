@@ -1,4 +1,4 @@
-"""Markdown from the results of the benchmark, and nothing in it that is not computed from them.
+"""Makes Markdown tables from the results of the benchmark.
 
 Usage: python -m benchmarks.tables [--results FILE] [--write-docs]
 ``--write-docs`` (or ``--write-readme``) replaces the marked blocks in README.md and docs/benchmarks.md.
@@ -20,18 +20,18 @@ Engine = dict[str, Any]
 Verdict = dict[str, Any]
 
 _TOGETHER = "4 processes together"
-# Left out of the README, whose table is to be read at a glance.
+# Not in the README's short table.
 _ONLY_IN_DOCS = ("torch-compile", "ort-optimized")
 _CLASSES = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "bf16": "BF16", "amx": "AMX"}
 
 
 def is_gpu(results: Results) -> bool:
-    """Whether these are the results of a run on a GPU, which has several models."""
+    """Return whether these are the results of a run on a GPU, which has several models."""
     return "models" in results
 
 
 def blocks(*runs: Results) -> Blocks:
-    """Which block of which document holds what: of runs on CPUs of several classes, or of one on a GPU."""
+    """Return the text of each marked block, from runs on CPUs of several classes or from one on a GPU."""
     if is_gpu(runs[0]):
         return {(BENCHMARKS, "bench-gpu"): markdown(runs[0])}
     full = "\n".join(f"### {class_name(run)}\n\n{_markdown(run, '####')}\n{_pictures(run)}" for run in runs)
@@ -39,17 +39,17 @@ def blocks(*runs: Results) -> Blocks:
 
 
 def committed() -> list[Path]:
-    """The committed results of CPUs, one file per class, the class with the most instruction sets first."""
+    """Return the committed results of CPUs, one file per class, the class with the most instruction sets first."""
     return sorted(RESULTS_DIR.glob("bench-avx*.json"), key=lambda path: (-path.stem.count("-"), path.stem))
 
 
 def class_name(results: Results) -> str:
-    """The class of CPU as it is written, such as ``AVX-512, VNNI, BF16``."""
+    """Return the class of CPU in words, such as ``AVX-512, VNNI, BF16``."""
     return ", ".join(_CLASSES.get(part, part) for part in results["machine"]["class"].split("-"))
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """The file and the caption of each picture of a run on a CPU."""
+    """Return the file and the caption of each picture of a run on a CPU."""
     cpu = results["machine"]["class"]
     return {
         f"bench-{cpu}-workloads.svg": "Time per workload",
@@ -63,7 +63,7 @@ def _pictures(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """All tables."""
+    """Return all tables."""
     return _markdown(results, "###")
 
 
@@ -96,7 +96,7 @@ def _gpu_parts(results: Results) -> list[tuple[str, str]]:
 
 
 def headline(results: Results) -> str:
-    """The table of the README: the workload that servers see, start and size."""
+    """Return the README's table: a typical server workload, latency, start and size."""
     mixed = results["workloads"]["mixed"]["texts"]
     rows = []
     shown = {name: engine for name, engine in results["engines"].items() if name not in _ONLY_IN_DOCS}
@@ -116,12 +116,12 @@ def headline(results: Results) -> str:
 
 
 def times(found: Results, digits: int = 2) -> str:
-    """The median and the range over the rounds, per engine and workload."""
+    """Return the median and the range over the rounds, per engine and workload."""
     return _per_workload(found, lambda verdict: _with_range(verdict, digits), list(found["workloads"]))
 
 
 def shares(found: Results) -> str:
-    """How near each engine came to the peak in its precision."""
+    """Return each engine's share of the peak in its precision."""
 
     def cell(verdict: Verdict) -> str:
         return f"{100 * verdict['share_of_peak']:.1f} %" if "share_of_peak" in verdict else EMPTY
@@ -130,7 +130,7 @@ def shares(found: Results) -> str:
 
 
 def latency(found: Results) -> str:
-    """p50 and p99 of single rows."""
+    """Return p50 and p99 of single rows."""
 
     def cell(verdict: Verdict) -> str:
         taken = verdict.get("latency")
@@ -149,7 +149,7 @@ def _per_workload(found: Results, cell: Callable[[Verdict], str], names: Sequenc
 
 
 def costs(results: Results) -> str:
-    """What an engine occupies, and how long its process takes to the first answer."""
+    """Return each engine's memory and disk size, and its time to the first answer."""
     rows = []
     for engine in _measured(results):
         shared = engine["shared"]
@@ -159,7 +159,7 @@ def costs(results: Results) -> str:
 
 
 def text_to_answer(results: Results) -> str:
-    """Both pipelines on text."""
+    """Return the times of both pipelines on text."""
     section = results["end_to_end"]
     if section["gap"]:
         return f"Not measured: {section['gap']}."
@@ -176,7 +176,7 @@ def text_to_answer(results: Results) -> str:
 
 
 def accuracy(results: Results) -> str:
-    """Hidden states and neighbours on trained weights, against fp32."""
+    """Return the accuracy of hidden states and nearest neighbours on trained weights, against fp32."""
     section = results["accuracy"]
     if section["gap"]:
         return f"Not measured: {section['gap']}."
@@ -204,7 +204,7 @@ def accuracy(results: Results) -> str:
 
 
 def bars(found: Sequence[Results]) -> str:
-    """Every bar: what was asked, what was reached, and on a GPU by which engine."""
+    """Return every bar with its target and value, and on a GPU the engine."""
     rows = []
     for bar in found:
         limit = f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
@@ -216,7 +216,7 @@ def bars(found: Sequence[Results]) -> str:
 
 
 def gaps(results: Results) -> str:
-    """Everything that has no figure, by name, with the reason."""
+    """Return the names of missing results, with the reasons."""
     lines = [f"* {what}: left out, for the time budget was spent" for what in results.get("left_out", [])]
     if is_gpu(results):
         for model, found in results["models"].items():

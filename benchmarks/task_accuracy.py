@@ -1,9 +1,9 @@
-"""What the precisions cost nano in its tasks' own metrics: the figures of the accuracy gate.
+"""Measures what each precision costs nano in its tasks' metrics, with the accuracy gate's figures.
 
 Usage: python -m benchmarks.task_accuracy [--output FILE] [--table-only]
-Exports every head in every precision, writes a JSON file, and puts its table into docs/benchmarks.md. int8 is
-calibrated on the checkpoint's own text, as the export does by itself, and on the built-in text. A precision that the
-gate refuses is in the table all the same, with its figures. ``--table-only`` makes the table of the file as it is.
+Exports every head in every precision, writes a JSON file, and writes its table into docs/benchmarks.md. int8 is
+calibrated on the checkpoint's own text (the default) and on the built-in text. Precisions that the gate refuses are in
+the table too. ``--table-only`` makes the table from the existing file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VERSIONS = ("torch", "onnxruntime", "numpy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export, write, print; 1 if the gate refused an export that is no worse calibrated than it can be."""
+    """Export, write and print; return 1 if the gate refused an export with the default calibration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--table-only", action="store_true")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A line per head and metric; in brackets how many answers are PyTorch's."""
+    """Return a row per head and metric, with the number of answers equal to PyTorch's in brackets."""
     rows = []
     for head in dict.fromkeys(row["head"] for row in result["rows"]):
         of_head = {row["precision"]: row["accuracy"] for row in result["rows"] if row["head"] == head}
@@ -59,12 +59,12 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _cell(accuracy: dict[str, Any] | None, metric: str) -> str:
-    """A dash for what was not measured."""
+    """Return a table cell; a dash if it was not measured."""
     return EMPTY if accuracy is None else f"{accuracy['metrics'][metric]['found']:.2f} ({accuracy['same_answers']})"
 
 
 def blocks(result: dict[str, Any]) -> Blocks:
-    """Which block of which document holds what."""
+    """Return the text of each marked block."""
     return {(BENCHMARKS, "task-accuracy"): markdown(result)}
 
 
@@ -76,7 +76,7 @@ def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
     options = {"precision": precision.split(",")[0], "calibration": calibration, "engine": "none"}
     cpu = None
     try:
-        # The graph of standard operators in fp32 and fp16: what its rounding is can be shown on a CPU.
+        # Standard operators in fp32 and fp16: their rounding can be emulated on a CPU.
         target = "auto" if options["precision"] == "int8" else "portable"
         output = folder / head / precision
         _, manifest = erniem_export.export(CHECKPOINTS / head, output, head=head, target=target, **options)
@@ -92,7 +92,7 @@ def _row(head: str, precision: str, folder: Path) -> dict[str, Any]:
 
 
 def _built_in() -> Path:
-    """The text that comes with the exporter."""
+    """Return the path of the exporter's built-in text."""
     from erniem_export import quantization
 
     return Path(quantization.__path__[0]) / "calibration.txt"

@@ -1,4 +1,4 @@
-"""Texts in several languages: Debian's ``fortunes`` if they are installed, and what nano's generator writes."""
+"""Texts in several languages: Debian's ``fortunes`` if installed, and examples from nano's generator."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _FILES = {
     "cs": ("cs/*",),
     "pl": ("pl/*",),
 }
-# The index beside each file, and a link to it.
+# The index of each file, and a link to it.
 _NO_TEXT = (".dat", ".u8")
 NANO_LANGUAGES = ("ar", "de", "en", "es", "ru", "zh")
 COUNT = 343
 
 
 def real_texts(folder: Path = FORTUNES) -> tuple[str, list[str]]:
-    """Return where the texts come from, and up to ``COUNT`` of them, seeded, spread evenly over the languages."""
+    """Return the source, and up to ``COUNT`` texts, seeded, spread evenly over the languages."""
     per_language = {language: _fortunes(folder, patterns) for language, patterns in _FILES.items()}
     found = {language: texts for language, texts in per_language.items() if texts}
     if sum(map(len, found.values())) >= COUNT:
@@ -40,7 +40,7 @@ def real_texts(folder: Path = FORTUNES) -> tuple[str, list[str]]:
 
 
 def fortunes(language: str, folder: Path = FORTUNES) -> list[str]:
-    """Return Debian's ``fortunes`` of up to 500 characters in a language; none where they are not installed."""
+    """Return Debian's ``fortunes`` of up to 500 characters in a language; none if they are not installed."""
     return _fortunes(folder, _FILES.get(language, ()))
 
 
@@ -50,12 +50,12 @@ def heldout_texts(language: str) -> list[str]:
 
 
 def calibration_texts() -> list[str]:
-    """Sentences of nano's training split, for engines that calibrate: none of them is judged."""
+    """Return sentences of nano's training split for calibration; no comparison uses them."""
     return _spread({language: _generated(language, "train") for language in NANO_LANGUAGES})
 
 
 def _spread(texts: dict[str, list[str]]) -> list[str]:
-    """Take one text per language in turn, until there are enough."""
+    """Return texts of all languages in turn, until there are enough."""
     rng = random.Random(0)
     shuffled = [rng.sample(found, len(found)) for found in texts.values()]
     in_turn = [found[i] for i in range(COUNT) for found in shuffled if i < len(found)]

@@ -1,13 +1,13 @@
-"""The tokenizer beside transformers' ErnieMTokenizer: seconds for the same texts, and what loading takes.
+"""Compares the speed and loading time of our tokenizer with those of transformers' ErnieMTokenizer.
 
-All ways take turns in one process, round by round; a ratio is the median of the rounds' ratios. A way whose ids are not
-the reference's has no time. Wall time needs an idle machine; CPU time bears company, and what of it the main thread
-takes is what more threads cannot share. Loading is measured in fresh processes. Writes a JSON file, prints its tables
-and puts them into docs/benchmarks.md; ``--tables-only`` makes the tables of the file as it is.
+All ways of encoding take turns in one process, round by round; a ratio is the median of the rounds' ratios. A way with
+other ids than the reference is not timed. Wall time needs an idle machine; CPU time does not, and the main thread's CPU
+time is the part that more threads cannot share. Loading is measured in new processes. Writes a JSON file, prints its
+tables and writes them into docs/benchmarks.md; ``--tables-only`` makes the tables from the existing file.
 
-The texts are generated sentences in many scripts. Without ``--tokenizer`` the vocabulary is made up: trained pieces,
-the words that similar texts repeat, and pieces joined from two trained ones up to ErnieM's size. That is not ErnieM's
-vocabulary, but it is loaded and searched as ErnieM's is.
+The texts are generated sentences in many scripts. Without ``--tokenizer`` the vocabulary is artificial: trained pieces,
+the words that similar texts repeat, and concatenations of two trained pieces, up to ErnieM's size. Loading and lookup
+cost the same as with ErnieM's vocabulary.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ VOCABULARY_SIZE = 250_002
 _MARKERS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
 _TRAINED_PIECES = 8000
 _TRAINING_TEXTS = 6000
-_REPEATED = 3  # a word is a piece of its own if the texts have it so often
+_REPEATED = 3  # a word that occurs this often becomes a piece
 _LONGEST_WORD = 12
 _WORD = re.compile(r"▁[^▁\d,;:.?!~\u4e00-\u9fff]+|\d+")  # ErnieM cuts words at these characters
-_CONTROL_PIECES = 3  # <unk>, <s> and </s>, for which ErnieM has tokens of its own
+_CONTROL_PIECES = 3  # <unk>, <s> and </s>, which ErnieM replaces by its own tokens
 
 
 _LOADED = {
@@ -60,7 +60,7 @@ _LOADED = {
 
 
 class Way(NamedTuple):
-    """A way to encode the texts, and how the rows of ids are read from what it returns."""
+    """A way to encode the texts, and the conversion of its result to rows of ids."""
 
     run: Callable[[], Any]
     rows: Callable[[Any], Rows]
@@ -85,7 +85,7 @@ print(json.dumps({"seconds": wall, "cpu_seconds": cpu, "added_mb": (resident() -
 
 
 def main() -> None:
-    """Make texts and a vocabulary, measure, write."""
+    """Make texts and a vocabulary, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=1000, help="texts per call")
@@ -180,7 +180,7 @@ def _unpadded(batches: list[BatchEncoding]) -> Rows:
 
 def _measure(ways: dict[str, Way], rounds: int) -> dict[str, dict[str, Any]]:
     expected = ways[REFERENCE].rows(ways[REFERENCE].run())
-    correct = {name: way.rows(way.run()) == expected for name, way in ways.items()}  # warms every way as well
+    correct = {name: way.rows(way.run()) == expected for name, way in ways.items()}  # also a warm-up
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     serial: dict[str, list[float]] = {name: [] for name in ways}
@@ -244,7 +244,7 @@ def _loading(checkpoint: Path, exported: Path, rounds: int = 9) -> dict[str, dic
 
 
 def _long_texts(tokenizer: Tokenizer, text: str, rounds: int = 3) -> list[dict[str, float]]:
-    """One text of growing length, with offsets."""
+    """Measure one text of increasing length, with offsets."""
     rows = []
     for count in (10_000, 100_000, 1_000_000):
         whole = (text * (count // len(text) + 1))[:count]
@@ -258,7 +258,7 @@ def _long_texts(tokenizer: Tokenizer, text: str, rounds: int = 3) -> list[dict[s
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Speed, loading and long texts."""
+    """Return the tables of speed, loading and long texts."""
     parts = [
         _conditions(result),
         _speed_table(result["ways"]),
@@ -269,7 +269,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def blocks(result: dict[str, Any]) -> Blocks:
-    """Which block of which document holds what."""
+    """Return the text of each marked block."""
     return {(BENCHMARKS, "tokenizer"): tables(result)}
 
 
@@ -317,8 +317,8 @@ def _long_texts_table(texts: list[dict[str, float]]) -> str:
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Passages of the nano corpus in six languages, and one in four from sentences in 16 scripts."""
-    # The corpus and the sentences of the tests are not installed.
+    """Return passages of nano's corpus in six languages, and for every fourth one sentences in 16 scripts."""
+    # nano's corpus and the tests' sentences are not installed.
     sys.path[:0] = [str(ROOT / "examples" / "nano"), str(ROOT / "tests")]
     from conftest import SENTENCES
 

@@ -1,7 +1,7 @@
-"""What needs trained weights: what int8 costs in accuracy, on MiniLM, and from text to answer, on nano.
+"""Measurements on trained weights: the accuracy of int8 on MiniLM, and the speed from text to answer on nano.
 
-Accuracy is that of hidden states and nearest neighbours against fp32, alone and in batches. From text to answer, with
-the tokenizer, our pipeline is compared with transformers'.
+Accuracy compares hidden states and nearest neighbours with fp32, alone and in batches. From text to answer, with the
+tokenizer, our pipeline is compared with transformers'.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.workloads import Workload, write_workloads
 States = list[NDArray[Any]]
 
 MODEL, BATCH = "minilm", 16
-# How many of the texts are timed. Speed belongs beside accuracy: what real weights need in fp32, random ones do not.
+# Number of timed texts. int8 is timed here too because trained weights keep outlier channels in fp32, random ones none.
 TIMED = 128
 JUDGED = (
     "openvino-bf16",
@@ -50,7 +50,7 @@ CHECKPOINT = ROOT / "examples" / "nano" / "checkpoints" / "cls"
 
 
 def end_to_end(folder: Path, open_client: Callable[[EngineSpec, Path], Client], pace: Pace, say: Say) -> dict[str, Any]:
-    """Measure both pipelines on held-out pairs in six languages; only a gap if the checkpoint is not there."""
+    """Measure both pipelines on held-out pairs in six languages; return a gap if the checkpoint is missing."""
     if not (CHECKPOINT / "config.json").exists():
         return {"gap": "examples/nano/checkpoints/cls is not there; make nano-train makes it"}
     gap = _export_nano(folder)
@@ -84,7 +84,7 @@ def end_to_end(folder: Path, open_client: Callable[[EngineSpec, Path], Client], 
 
 
 def _export_nano(folder: Path) -> str | None:
-    """Link the checkpoint and export it; return why it cannot be."""
+    """Link the checkpoint and export it; return the reason for a failure."""
     import erniem_export
     from erniem_rt import ErnieMError
 
@@ -110,7 +110,7 @@ def accuracy(
     pace: Pace,
     say: Say,
 ) -> dict[str, Any]:
-    """Return per engine what :func:`judge` finds, and its speed; only a gap if weights or reference cannot be had."""
+    """Return per engine the result of :func:`judge` and its speed; a gap without weights or reference."""
     if find_weights() is None:
         return {"gap": GAP}
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,14 +146,14 @@ def accuracy(
 
 
 def _write_rows(folder: Path, texts: list[str]) -> Path:
-    """Write what the workers read: the texts to judge, and those of them to time."""
+    """Write the workers' input: the texts to compare, and those of them to time."""
     ids = tuple(map(tuple, tokenize(folder / "checkpoint", texts)))
     workloads = {"texts": ids, "timed": ids[:TIMED]}
     return write_workloads(folder / "rows.json", [Workload(name, name, r, (), BATCH) for name, r in workloads.items()])
 
 
 def _prepare_all(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Make the artifacts; return why an engine has none."""
+    """Make the artifacts; return why engines have none."""
     gaps = {name: "left out of this run" for name in JUDGED if name not in names}
     for name in (name for name in JUDGED if name in names):
         gap = prepare(ENGINES[name].artifact, folder, MODEL)
@@ -189,9 +189,9 @@ def _judged(client: Client, folder: Path, expected: States) -> dict[str, Any]:
 
 
 def _time(clients: dict[str, Client], pace: Pace) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds for the hidden states of the timed texts, one sample per round, all engines taking turns; and gaps.
+    """Time the hidden states of the timed texts in seconds, one sample per round, engines in turns; return gaps too.
 
-    :class:`WorkerError` if it is the reference that fails.
+    Raises :class:`WorkerError` if the reference fails.
     """
     samples: dict[str, list[float]] = {name: [] for name in clients}
     gaps: dict[str, str] = {}
@@ -209,11 +209,11 @@ def _time(clients: dict[str, Client], pace: Pace) -> tuple[dict[str, list[float]
 
 
 def judge(expected: States, in_batches: States, alone: States) -> dict[str, Any]:
-    """Compare hidden states ``(tokens, hidden)`` per text with fp32's, and a text alone with the same in a batch.
+    """Compare hidden states ``(tokens, hidden)`` per text with fp32's, and each text alone with itself in a batch.
 
-    ``relative_l2`` is over all hidden states; ``same_neighbour`` the share of texts whose nearest other text, by the
-    cosine of the mean hidden state, is the one of fp32; ``worst_alone`` the lowest cosine of a text's mean hidden
-    states alone and in its batch.
+    ``relative_l2`` is over all hidden states; ``same_neighbour`` is the share of texts with the same nearest neighbour
+    as in fp32, by cosine similarity of the mean hidden states; ``worst_alone`` is the lowest cosine similarity of a
+    text's mean hidden state alone and in its batch.
     """
     reference, found = np.concatenate(expected), np.concatenate(in_batches)
     ours, theirs = _embeddings(in_batches), _embeddings(expected)

@@ -1,10 +1,10 @@
-"""Carry the packages that a GPU machine without a network lacks: wheels, cut into pieces that travel one by one.
+"""Transfers packages to a GPU machine without a network, as wheels cut into pieces.
 
 Usage: python benchmarks/wheels.py collect [--to FOLDER] [--python 3.12] [--piece MIB] [PACKAGE...]   (with a network)
        python benchmarks/wheels.py install [--from FOLDER] [--site FOLDER]                            (on the machine)
-``collect`` downloads for x86-64 Linux, without what a package needs in turn: name that too. Without names it takes
-onnxruntime-gpu and TensorRT for RTX. ``install`` joins the pieces, compares hashes and unpacks into a folder that the
-Makefile's GPU targets put first on the path. Needs only Python and pip.
+``collect`` downloads for x86-64 Linux without dependencies: name these too. By default it downloads onnxruntime-gpu and
+TensorRT for RTX. ``install`` joins the pieces, compares hashes and unpacks into a folder that the Makefile's GPU
+targets put first on the path. Needs only Python and pip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER, SITE, LIST = ROOT / "build" / "gpu-wheels", ROOT / "build" / "gpu-site", "wheels.json"
 PACKAGES = ("onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
-# pip matches these exactly, and releases differ in which one they name.
+# pip matches these exactly, and releases differ in the tag that they use.
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 27, 28, 31, 34, 35)))
 
 
@@ -41,7 +41,7 @@ def collect(packages: Sequence[str], folder: Path, python: str, piece: int) -> l
 
 
 def _download(package: str, folder: Path, python: str) -> None:
-    """Download a wheel; where there is only a source of pure Python, build one."""
+    """Download a wheel, or build one from a pure Python source distribution."""
     pip = [sys.executable, "-m", "pip"]
     platforms = [argument for platform in _PLATFORMS for argument in ("--platform", platform)]
     chosen = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *platforms]
@@ -73,7 +73,7 @@ def _cut(wheel: Path, folder: Path, size: int) -> list[Path]:
 
 
 def install(folder: Path, site: Path) -> list[str]:
-    """Join the pieces and unpack the wheels into ``site``; return their names. Ends where a piece is missing."""
+    """Join the pieces and unpack the wheels into ``site``; return their names. Exits if a piece is missing."""
     hashes: dict[str, str] = json.loads((folder / LIST).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as joined:
         for name, expected in hashes.items():
@@ -97,7 +97,7 @@ def _sha256(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collect or install, and say what came of it."""
+    """Collect or install, and print the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="download and cut")

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: loads, answers one row, then does the work that it is told over its pipes.
+"""Runs one engine in its own process, which gets its work over pipes.
 
 Usage: python -m benchmarks.worker, with the request ``{"adapter", "artifact", "threads", "options", "workloads"}`` as
 the first line of standard input. Requests and answers are JSON, one per line; see ``_OPERATIONS``.
@@ -28,13 +28,13 @@ class Worker:
         self._workloads = workloads
 
     def first(self, request: Request) -> Request:
-        """Answer the first row of a workload, as a fresh process would be asked."""
+        """Run the first row of a workload, for the time to a new process's first answer."""
         workload = self._workloads[request["workload"]]
         logits = self._adapter.run(workload["rows"][:1], 1)
         return {"logits": logits[0].tolist(), "versions": self._adapter.versions}
 
     def check(self, request: Request) -> Request:
-        """Answer all checked rows of a workload."""
+        """Run all checked rows of a workload."""
         workload = self._workloads[request["workload"]]
         rows, batch = workload["checked"], len(workload["rows"])
         logits = [self._adapter.run(rows[i : i + batch], workload["batch_size"]) for i in range(0, len(rows), batch)]
@@ -49,9 +49,9 @@ class Worker:
         return {"versions": self._adapter.versions}
 
     def time(self, request: Request) -> Request:
-        """Do the workload ``untimed`` times, then ``calls`` times on the clock: seconds of each call.
+        """Run the workload ``untimed`` times, then ``calls`` times timed; return the seconds of each call.
 
-        With ``states`` it is the hidden states that are asked for.
+        With ``states``, compute hidden states instead of logits.
         """
         workload = self._workloads[request["workload"]]
         work = self._adapter.hidden_states if request.get("states") else self._adapter.run
@@ -64,7 +64,7 @@ class Worker:
         return {"seconds": seconds}
 
     def memory(self, _: Request) -> Request:
-        """Return bytes as Linux counts them; ``proportional`` shares each page between the processes that map it."""
+        """Return Linux's memory counters in bytes; ``proportional`` divides shared pages among their processes."""
         return read_memory()
 
 
@@ -78,7 +78,7 @@ _OPERATIONS: dict[str, Callable[[Worker, Request], Request]] = {
 
 
 def read_memory() -> dict[str, int]:
-    """Memory of this process, in bytes."""
+    """Return this process's memory in bytes."""
     sizes: dict[str, int] = {}
     for name in ("status", "smaps_rollup"):
         for line in Path(f"/proc/self/{name}").read_text(encoding="ascii").splitlines():
@@ -90,7 +90,7 @@ def read_memory() -> dict[str, int]:
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Load what the first line asks for, then answer line by line until the input ends."""
+    """Load the engine of the first line, then answer requests line by line until the input ends."""
 
     def answer(result: Request) -> None:
         answers.write(json.dumps(result) + "\n")
@@ -109,7 +109,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
 
 
 def main() -> None:
-    """Serve on the standard streams; what engines print goes to standard error instead."""
+    """Serve on the standard streams, with the engines' output redirected to standard error."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(sys.stdin, answers)

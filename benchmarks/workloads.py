@@ -1,4 +1,4 @@
-"""The work that every engine does: seeded rows of ids, and how many of them go in one batch."""
+"""The workloads of every engine: seeded rows of ids and a batch size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CLS, SEP, FIRST_TOKEN = 0, 2, 4
-# Lengths of real texts are roughly log-normal; this spread leaves about two thirds of a padded batch of 32 to padding.
+# Lengths of real texts are roughly log-normal; with this spread, about two thirds of a padded batch of 32 is padding.
 MIXED_MEAN, MIXED_SIGMA, MIXED_TEXTS = 32, 0.6, 64
 SHORTEST, LONGEST = 4, 512
 CHECKED_ROWS = 8
@@ -23,7 +23,7 @@ Row = tuple[int, ...]
 class Workload:
     """Rows in order of arrival, without padding.
 
-    ``checked`` are the rows whose outputs are compared with PyTorch: the timed ones, and more where there are few.
+    ``checked`` are the rows whose outputs are compared with PyTorch: the timed ones, and more if these are few.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Workload:
 
     @property
     def padded_tokens(self) -> int:
-        """Positions that an engine computes which pads each batch to its longest row."""
+        """The number of positions if each batch is padded to its longest row."""
         batches = [self.rows[i : i + self.batch_size] for i in range(0, len(self.rows), self.batch_size)]
         return sum(len(batch) * max(map(len, batch)) for batch in batches)
 
     def description(self) -> dict[str, Any]:
-        """Return what the results say about this workload."""
+        """Return the description of this workload for the results."""
         return {
             "label": self.label,
             "texts": len(self.rows),
@@ -61,16 +61,16 @@ QUICK = ("1x32", "8x128", "mixed")
 _MIXED_LABELS = ("64 texts of mixed length", "the same, one by one", "the same, sorted, batches of 16")
 
 GPU_LENGTHS, GPU_BATCHES = (128, 384, 512), (1, 8, 32, 128)
-# Where time is short the first ones are measured: one row and the full batch, which the bars ask for, then mixed texts.
+# By priority, if time is short: one row and the full batch, which the bars need, then mixed texts.
 _FIRST = ("1x128", "128x128", "mixed", "1x384", "32x384")
 GPU_FIXED = tuple(f"{batch}x{length}" for length in GPU_LENGTHS for batch in GPU_BATCHES)
 GPU_ALL = (*_FIRST, *(name for name in GPU_FIXED if name not in _FIRST))
 GPU_QUICK = ("1x16", "4x16", "2x40", "mixed")
-GPU_MIXED, GPU_MIXED_QUICK = (512, 64), (12, 4)  # texts, and how many in a batch
+GPU_MIXED, GPU_MIXED_QUICK = (512, 64), (12, 4)  # number of texts, batch size
 
 
 def workload_label(name: str) -> str:
-    """Return what tables call a workload."""
+    """Return a workload's name in tables."""
     if name in MIXED:
         return _MIXED_LABELS[MIXED.index(name)]
     return f"8×128, {name.split('-')[1]} % padding" if name in PADDED else name.replace("x", "×")
@@ -87,7 +87,7 @@ def build_gpu_workloads(names: Sequence[str], vocab_size: int, *, quick: bool = 
 
 
 def _build(name: str, vocab_size: int, seed: int) -> Workload:
-    # The three mixed workloads are the same texts; everything else has ids of its own.
+    # The three mixed workloads have the same texts; all others have different ids.
     rng = random.Random(f"{seed}/{'mixed' if name in MIXED else name}")
     if name in FIXED:
         return _equal_rows(rng, name, vocab_size)
@@ -132,7 +132,7 @@ def padded_lengths(rows: int, longest: int, share: float) -> list[int]:
 
 
 def random_rows(rng: random.Random, lengths: list[int], vocab_size: int) -> tuple[Row, ...]:
-    """Return rows of these lengths, between the tokens that a tokenizer puts around a text."""
+    """Return random rows of these lengths, with the first and last token of a tokenized text."""
 
     def row(length: int) -> Row:
         return (CLS, *(rng.randrange(FIRST_TOKEN, vocab_size - 1) for _ in range(length - 2)), SEP)
@@ -141,10 +141,10 @@ def random_rows(rng: random.Random, lengths: list[int], vocab_size: int) -> tupl
 
 
 def flops(workload: Workload, model: dict[str, Any]) -> float:
-    """Return the floating-point operations of the encoder's products on the rows of a workload, without padding.
+    """Return the floating-point operations of the encoder's matmuls on the rows of a workload, without padding.
 
-    Per token and layer 2 for each weight of the four projections and the two feed-forward products, and per pair of
-    tokens 2 for each element of the scores and of the context.
+    Per token and layer, 2 for each weight of the four projections and the two feed-forward matmuls; per pair of tokens,
+    2 for each element of the scores and of the context.
     """
     hidden, inner, layers = (model[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     weights = 4 * hidden**2 + 2 * hidden * inner
@@ -152,7 +152,7 @@ def flops(workload: Workload, model: dict[str, Any]) -> float:
 
 
 def write_workloads(path: Path, workloads: Sequence[Workload]) -> Path:
-    """Write what the workers read; return where."""
+    """Write the workers' input; return its path."""
     content = {w.name: {"rows": w.rows, "checked": w.checked, "batch_size": w.batch_size} for w in workloads}
     path.write_text(json.dumps(content), encoding="utf-8")
     return path

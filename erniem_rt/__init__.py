@@ -64,7 +64,7 @@ def __getattr__(name: str) -> object:
 
 
 def _loaded(name: str) -> object:
-    # Written out: tools that pack programs find what they have to pack by reading imports.
+    # Plain imports, so that packaging tools find them.
     if name == "Session":
         from erniem_rt.session import Session
 

@@ -1,4 +1,4 @@
-"""Rows of different lengths: sorts, cuts, pads and runs them, and puts the outputs back in order."""
+"""Batching of rows of different lengths: sorts, cuts, pads and runs them, and restores the order of the outputs."""
 
 from __future__ import annotations
 
@@ -25,28 +25,27 @@ _T = TypeVar("_T")
 
 Outputs = dict[str, "NDArray[Any]"]
 
-# On a CPU, attention over a row of n positions costs as much as n² / 1000 tokens cost in the matmuls, and a further run
-# of the engine as much as 48 tokens: estimates from a profile of base size in int8 on AVX2; 6 to 48 tokens made no
-# difference.
+# On a CPU, attention over a row of n positions takes as long as the matmuls of n² / 1000 tokens, and another run of the
+# engine as long as 48 tokens: estimates from a profile of base size in int8 on AVX2; 6 to 48 tokens made no difference.
 _POSITIONS_PER_TOKEN, _RUN = 1000, 48
-# For a plan, lengths are rounded up to a multiple of this: fewer shapes, so that CUDA graphs are found again.
+# For a plan, lengths are rounded up to a multiple of this: fewer shapes, so that CUDA graphs are reused.
 BUCKET = 16
-# What one more run of a plan costs, in positions: below that, padding is the cheaper way. An estimate, not measured.
+# The cost of one more run of a plan, in positions: below that, padding is cheaper. An estimate, not measured.
 LAUNCH = 1024
 
 
 def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Iterator[tuple[int, Outputs]]:
-    """Run rows of ids, each of its own length; yield each row's outputs as soon as they are computed.
+    """Run rows of ids of any lengths; yield each row's outputs as soon as they are computed.
 
     Args:
         session: The model. With head ``mc`` each row is one choice, scored alone.
         rows: Ids with special tokens and without padding, at least one per row.
-        batch_size: Most rows in one run of the engine.
+        batch_size: Largest number of rows in one run of the engine.
 
     Yields:
-        ``(row, outputs)`` for each row once, the longest rows first: the index of the row and its outputs by name,
-        without batch axis and padding: ``(sequence,)`` or ``(sequence, labels)`` for an output per token,
-        ``(labels,)`` for one per row. They are views: keeping one keeps the outputs of its whole batch.
+        ``(row, outputs)`` for each row, the longest rows first: the index of the row and its outputs by name, without
+        batch axis and padding: ``(sequence,)`` or ``(sequence, labels)`` for an output per token, ``(labels,)`` for one
+        per row. They are views: each keeps the outputs of its whole batch in memory.
     """
     specs = session.manifest.outputs
     has_choices = "choices" in HEADS[session.manifest.head].axes
@@ -65,9 +64,9 @@ def run_rows(session: Session, rows: Sequence[Sequence[int]], *, batch_size: int
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Yield indices of rows that run together, neighbours in length, the longest first.
+    """Yield the indices of rows of similar length that run together, the longest first.
 
-    Longest first, so that a batch too large for the memory fails at once and not at the end.
+    So a batch that is too large for the memory fails at once and not at the end.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
@@ -85,7 +84,7 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int6
 
 
 def _kept(axes: Sequence[int | str], length: int) -> list[slice]:
-    """The index of the first ``length`` positions along every axis of positions."""
+    """Return slices of the first ``length`` positions along every axis ``sequence``."""
     return [slice(length) if axis == "sequence" else slice(None) for axis in axes]
 
 
@@ -106,8 +105,8 @@ def take(source: Iterator[_T], count: int) -> tuple[list[_T], Exception | None]:
 class Run:
     """One run of an engine.
 
-    ``rows`` are the indices of the rows that it answers; ``shape`` is that of the ids, whose leading axes hold at
-    least so many rows (what is over is filled up), and ``profile`` the index of a plan's profile that takes it.
+    ``rows`` are the indices of its rows; ``shape`` is the ids' shape, whose leading axes have room for at least these
+    rows (the rest is filled up); ``profile`` is the index of the plan's profile.
     """
 
     rows: NDArray[np.intp]
@@ -116,22 +115,22 @@ class Run:
 
     @property
     def length(self) -> int:
-        """Positions in each row."""
+        """Number of positions in each row."""
         return self.shape[-1]
 
 
 class RowBatch:
-    """One batch on its way through an engine, in one or more runs; each choice of a question is a row of its own.
+    """One batch that an engine computes in one or more runs; each choice of a question is a row.
 
     Args:
-        manifest: Of the artifact, whose inputs and outputs are by row (:func:`are_by_row`).
-        feeds: What the graph takes, as :meth:`erniem_rt.engines.base.Engine.run` gets it.
-        outputs: The names of what is wanted.
+        manifest: The artifact's; its inputs and outputs must be by row (:func:`are_by_row`).
+        feeds: The graph's inputs, as for :meth:`erniem_rt.engines.base.Engine.run`.
+        outputs: The names of the wanted outputs.
 
     Attributes:
-        width: Positions in each row.
-        choices: Choices in each question; None where the head has none.
-        lengths: ``(rows,)``, positions up to the last attended one; 0 for a row of padding alone.
+        width: Number of positions in each row.
+        choices: Number of choices in each question; None for heads without choices.
+        lengths: ``(rows,)``, the positions up to the last attended one; 0 for a row of padding only.
     """
 
     def __init__(self, manifest: Manifest, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> None:
@@ -149,7 +148,7 @@ class RowBatch:
         self._results: dict[str, NDArray[Any]] = {}
 
     def shapes(self, run: Run) -> dict[str, tuple[int, ...]]:
-        """The shape of each input in a run."""
+        """Return the shape of each input in a run."""
         sizes = dict(zip(self._axes, run.shape, strict=True))
         return {
             name: tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
@@ -157,7 +156,7 @@ class RowBatch:
         }
 
     def taken(self, run: Run) -> dict[str, NDArray[Any]]:
-        """The inputs of a run, in new arrays of the graph's dtypes."""
+        """Return the inputs of a run, in new arrays of the graph's dtypes."""
         shapes = self.shapes(run)
         arrays = {name: np.empty(shapes[name], array.dtype) for name, array in self._feeds.items()}
         for name, array in arrays.items():
@@ -165,7 +164,7 @@ class RowBatch:
         return arrays
 
     def fill(self, run: Run, name: str, buffer: NDArray[Any]) -> None:
-        """Write an input of a run into ``buffer``, which has its shape and the dtype of the engine."""
+        """Write an input of a run into ``buffer``, which has the run's shape and the engine's dtype."""
         array = self._feeds[name]
         if name == "head_mask":
             buffer[...] = array
@@ -176,10 +175,10 @@ class RowBatch:
         count, kept = len(run.rows), min(run.length, self.width)
         target[:count, :kept] = source[self._index(run), :kept]
         target[:count, kept:] = self._pad_id if name == "input_ids" else 0
-        target[count:] = target[:1]  # A real row: one that attends to nothing could turn into NaN.
+        target[count:] = target[:1]  # a real row: one of padding only could give NaN
 
     def collect(self, run: Run, name: str, buffer: NDArray[Any]) -> None:
-        """Copy an output of a run out of ``buffer``; outputs that were not asked for are left."""
+        """Copy a run's output from ``buffer``, if it is a wanted one."""
         spec = self._wanted.get(name)
         if spec is None:
             return
@@ -196,7 +195,7 @@ class RowBatch:
         self._results[name][target] = rows[source]
 
     def clear_padding(self) -> None:
-        """Make outputs zero at padding (see :class:`erniem_rt.Session`), where the engine computes something there."""
+        """Set outputs to zero at padding (see :class:`erniem_rt.Session`), for engines that compute values there."""
         padding = ~self._attend & self._attend.any(axis=1, keepdims=True)
         padding[:, 0] = False
         for name, spec in self._wanted.items():
@@ -204,17 +203,17 @@ class RowBatch:
                 self._results[name][padding] = 0
 
     def results(self, outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """The outputs in the caller's shape, zero where a row was cut."""
+        """Return the outputs in the caller's shape, zero where a row was cut."""
         found = (self._results[name] for name in outputs)
         return [rows.reshape(*self._lead, *rows.shape[1:]) for rows in found]
 
     def _index(self, run: Run) -> Any:
-        """The rows of a run; all of them as a slice, which copies once and not twice."""
+        """Return the index of a run's rows; a slice for all rows, which saves a copy."""
         return slice(None) if len(run.rows) == len(self._attend) else run.rows
 
 
 def are_by_row(manifest: Manifest) -> bool:
-    """Whether all that a row has comes with the axes of the head first, so that rows can be told apart."""
+    """Return whether all inputs and outputs start with the head's axes, so that they can be split by row."""
     axes = HEADS[manifest.head].axes
     inputs = (spec for spec in manifest.inputs if spec.name != "head_mask")
     return all(spec.shape[: len(axes)] == axes for spec in inputs) and all(
@@ -223,7 +222,7 @@ def are_by_row(manifest: Manifest) -> bool:
 
 
 class LikeLengths:
-    """Wraps a CPU engine of a packed graph: splits a batch into parts with rows of similar length, if that saves work.
+    """Wraps a CPU engine of a packed graph: splits a batch into rows of similar length, if that saves work.
 
     A packed graph skips padding in the matmuls; the split also skips it in attention.
     """
@@ -243,7 +242,7 @@ class LikeLengths:
         return self._engine.outputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Compute ``outputs`` as the engine would of the whole batch; zero where a row was cut."""
+        """Compute ``outputs`` of the whole batch, in parts; zero where a row was cut."""
         batch = RowBatch(self._manifest, feeds, outputs)
         lengths = np.where(batch.lengths == 0, batch.width, batch.lengths)
         parts = list(_divided(lengths))
@@ -262,7 +261,7 @@ class LikeLengths:
 
 
 def _divided(lengths: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Indices of rows that run together, the longest first in each and among them."""
+    """Yield the indices of rows that run together, the longest first."""
     pending = [np.argsort(-lengths, kind="stable")]
     while pending:
         rows = pending.pop()
@@ -274,7 +273,7 @@ def _divided(lengths: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
 
 
 def _best_cut(lengths: NDArray[np.int64]) -> int:
-    """How many of the rows, from the longest on, are better run by themselves; 0 if it does not pay."""
+    """Return how many of the longest rows to run separately; 0 if that saves nothing."""
     counts = np.arange(len(lengths))
     spared = (len(lengths) - counts) * (lengths[0] ** 2 - lengths**2)
     at = int(spared.argmax())
@@ -287,14 +286,14 @@ def plan_runs(
     """Divide rows into runs, the longest rows first, so that a run too large for the memory fails at once.
 
     Args:
-        lengths: ``(rows,)``, the positions that each row needs. 0 for a row of padding alone: it attends to all
-            its positions, so it keeps exactly ``width``, unless no profile takes rows that short.
-        width: Positions of the rows as they were given. At least one profile takes that many.
-        profiles: Those of the plan.
-        choices: For plans with three axes, the choices per question as they came. Choices are scored each for
-            itself, so they may be laid out anew.
+        lengths: ``(rows,)``, the positions that each row needs. 0 for a row of padding only: it attends to all its
+            positions, so it keeps exactly ``width``, unless every profile needs longer rows.
+        width: The rows' given number of positions, which at least one profile covers.
+        profiles: The plan's profiles.
+        choices: For plans with three axes, the given number of choices per question. Choices are scored independently,
+            so they may be regrouped.
     """
-    # Beside a row that must keep its width nothing is made wider.
+    # A row of padding only must keep its width, so no row beside it gets wider.
     limit = width if not lengths.all() else max(profile.max[-1] for profile in profiles)
     rounded = np.where(lengths == 0, width, np.minimum(-(-lengths // BUCKET) * BUCKET, limit))
     runs = []
@@ -307,7 +306,7 @@ def plan_runs(
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows of like length: the positions that the longest needs, rounded, and whether that must not grow further."""
+    """Rows of similar length: the longest row's positions, exact and rounded, and whether ``needed`` is required."""
 
     needed: int
     rounded: int
@@ -315,7 +314,7 @@ class _Group:
 
 
 def _buckets(lengths: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """Rows by length, longest first; a shorter bucket joins a longer one where that pads less than a run costs."""
+    """Group rows by length, longest first; merge buckets if the padding costs less than another run."""
     groups: list[list[NDArray[np.intp]]] = []
     longest = padding = 0
     for length in np.unique(lengths)[::-1].tolist():
@@ -330,7 +329,7 @@ def _buckets(lengths: NDArray[np.intp]) -> list[NDArray[np.intp]]:
 
 
 def _divide(rows: NDArray[np.intp], group: _Group, profiles: Sequence[Profile], choices: int | None) -> list[Run]:
-    """Rows of one group as runs of one shape, in the profile that computes the fewest positions."""
+    """Split a group into runs of one shape, in the profile that computes the fewest positions."""
     candidates = [
         _Layout.of(index, profile, len(rows), group, choices)
         for index, profile in enumerate(profiles)
@@ -344,7 +343,7 @@ def _divide(rows: NDArray[np.intp], group: _Group, profiles: Sequence[Profile], 
 
 @dataclass(frozen=True)
 class _Layout:
-    """A way to run rows in a profile; ``cost`` orders the ways, the best first."""
+    """A way to run rows in a profile; the lowest ``cost`` is the best."""
 
     profile: int
     shape: tuple[int, ...]
@@ -354,7 +353,7 @@ class _Layout:
     def of(cls, index: int, profile: Profile, rows: int, group: _Group, choices: int | None) -> _Layout:
         inner = 1 if choices is None else min(max(choices, profile.min[1]), profile.max[1])
         runs = -(-rows // (profile.max[0] * inner))
-        # Even parts: they share their shape, and no run is left with a single row.
+        # Even parts share one shape, and none is left with a single row.
         batch = max(-(-rows // (runs * inner)), profile.min[0])
         length = min(max(group.rounded, profile.min[-1]), profile.max[-1])
         shape = (batch, *(() if choices is None else (inner,)), length)

@@ -1,4 +1,4 @@
-"""Checks of options, with messages that say what was expected."""
+"""Checks of option values."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ __all__ = ["is_count", "require_choice", "require_count", "require_flag", "requi
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Whether ``value`` is an integer, Python's or numpy's, of at least ``least``."""
+    """Return whether ``value`` is a Python or numpy integer of at least ``least``."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def require_count(name: str, value: Any, *, least: int = 1) -> int:
-    """``value`` as an int; :class:`InvalidInputError` unless it is an integer of at least ``least``."""
+    """Return ``value`` as an int; :class:`InvalidInputError` unless it is an integer of at least ``least``."""
     if not is_count(value, least):
         raise InvalidInputError(f"{name} must be an integer of at least {least}, got {value!r}.")
     return int(value)
 
 
 def require_flag(name: str, value: object) -> bool:
-    """``value`` as a bool; :class:`InvalidInputError` unless it is True or False, Python's or numpy's."""
-    if type(value).__name__ not in ("bool", "bool_"):  # numpy 1 says bool_
+    """Return ``value`` as a bool; :class:`InvalidInputError` unless it is a Python or numpy bool."""
+    if type(value).__name__ not in ("bool", "bool_"):  # bool_ in numpy 1
         raise InvalidInputError(f"{name} must be True or False, got {value!r}.")
     return bool(value)
 
 
 def require_fraction(name: str, value: Any) -> float:
-    """``value`` as a float; :class:`InvalidInputError` unless it is a number from 0 to below 1."""
+    """Return ``value`` as a float; :class:`InvalidInputError` unless it is a number from 0 to below 1."""
     is_number = not isinstance(value, bool) and isinstance(value, Real)
     if not (is_number and 0 <= value < 1):
         raise InvalidInputError(f"{name} must be a number from 0 to below 1, got {value!r}.")
@@ -38,7 +38,7 @@ def require_fraction(name: str, value: Any) -> float:
 
 
 def require_choice(name: str, value: object, choices: Any, *, optional: bool = False) -> None:
-    """Raise :class:`InvalidInputError` unless ``value`` is one of the Literal's values, or None where ``optional``."""
+    """Raise :class:`InvalidInputError` unless ``value`` is one of the Literal's values, or None if ``optional``."""
     if value is None and optional:
         return
     if not isinstance(value, str) or value not in get_args(choices):

@@ -1,6 +1,6 @@
 """The command line of the pipelines: JSON lines in, JSON lines out, in the same order.
 
-A line that cannot be answered gives ``{"error": ..., "line": ...}`` in its place and does not stop the others.
+A line that cannot be answered gives ``{"error": ..., "line": ...}`` and does not stop the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run"]
 
-# How many batches of lines are read before they are sorted by length and answered.
+# Number of batches of lines that are read, sorted by length and answered together.
 _BATCHES_PER_CHUNK = 4
 _BLOCK = 1 << 20
 
@@ -81,7 +81,7 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
 
 @contextlib.contextmanager
 def _opened(arguments: argparse.Namespace) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
-    """Yield input and output as bytes: lines are UTF-8 whatever the locale says."""
+    """Yield input and output as bytes: lines are UTF-8 in every locale."""
     with contextlib.ExitStack() as stack:
         read, write = arguments.input, arguments.output
         source = _buffer(sys.stdin, "input") if read == "-" else stack.enter_context(Path(read).open("rb"))
@@ -98,7 +98,7 @@ def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.Buffer
                 _say(f"line {number}: {answer}")
                 answer = {"error": str(answer), "line": number}
             text = json.dumps(answer, ensure_ascii=False, default=operator.methodcaller("tolist"))
-            # UTF-8 has no lone surrogates: they stay escaped, as JSON allows.
+            # UTF-8 cannot encode lone surrogates: they stay escaped, as JSON allows.
             target.write(text.encode("utf-8", "backslashreplace") + b"\n")
         target.flush()
         done += len(chunk)
@@ -113,7 +113,7 @@ def _answer_lines(pipeline: Pipeline, options: dict[str, Any], source: io.Buffer
 def _answer_chunk(
     pipeline: Pipeline, options: dict[str, Any], chunk: Iterable[tuple[int, bytes]]
 ) -> list[tuple[int, Any]]:
-    """The answer to each line, or its error."""
+    """Return the answer to each line, or its error."""
     items = [(number, _parsed(line)) for number, line in chunk]
     good = [item for _, item in items if not isinstance(item, ErnieMError)]
     answers = iter(pipeline(good, errors="return", **options))
@@ -203,10 +203,10 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _call_options(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of the task that were given.
+    """Return the given options of the task.
 
     Raises:
-        InvalidInputError: The task has no such option, does not like its value, or needs one that is missing.
+        InvalidInputError: The task has no such option, its value is invalid, or a required option is missing.
     """
     options = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     taken = {field.name for field in fields(pipeline.options_type)}
@@ -215,7 +215,7 @@ def _call_options(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str
             raise InvalidInputError(f"{pipeline.task} takes no {_flag(name)}.")
     if "candidate_labels" in taken and "candidate_labels" not in options:
         raise InvalidInputError(f"{pipeline.task} needs --candidate-labels.")
-    pipeline([], **options)  # with nothing to answer, it checks its options
+    pipeline([], **options)  # checks the options
     return options
 
 
@@ -224,10 +224,10 @@ def _flag(name: str) -> str:
 
 
 def _chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the lines that have come in, at most ``size`` at once, with their numbers, from 1, without blank ones.
+    """Yield the available lines that are not blank, at most ``size`` at once, with their numbers from 1.
 
-    So a program at the other end of a pipe may wait for each answer before it writes its next line. Where the source
-    fails, the complete lines before that come first.
+    So a program at the other end of a pipe may wait for each answer before it writes its next line. If the source
+    fails, the complete lines before come first.
     """
     from erniem_rt.batching import take
 
@@ -252,7 +252,7 @@ def _chunks(source: io.BufferedReader, size: int) -> Iterator[list[tuple[int, by
 
 
 def _refuse_same_file(source: str, target: str) -> None:
-    """Raise :class:`InvalidInputError` if both paths are one file; ``-`` is not a file."""
+    """Raise :class:`InvalidInputError` if both paths are the same file; ``-`` is not a file."""
     with contextlib.suppress(FileNotFoundError):
         if "-" not in (source, target) and Path(source).samefile(target):
             raise InvalidInputError(f"--input and --output are both {target}: write the answers to another file.")
@@ -260,7 +260,7 @@ def _refuse_same_file(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces ``path`` if all goes well, and is deleted otherwise."""
+    """Open a file that replaces ``path`` on success, and is deleted on failure."""
     if path.exists() and not path.is_file():  # a device or a pipe is written directly
         with path.open("wb") as file:
             yield file
@@ -280,7 +280,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:
-    """Yield lines without line ends, and None where the next one has not come yet."""
+    """Yield lines without line ends, and None if the next one is not available yet."""
     begun: list[bytes] = []
     while block := source.read1(_BLOCK):
         *ends, last = block.split(b"\n")
@@ -294,7 +294,7 @@ def _lines(source: io.BufferedReader) -> Iterator[bytes | None]:
 
 
 def _is_ready(source: io.BufferedReader) -> bool:
-    """Whether a read would not wait; False where the system cannot tell."""
+    """Return whether a read would not block; False if unknown."""
     try:
         return bool(select.select([source], [], [], 0)[0])
     except (OSError, ValueError):
@@ -302,7 +302,7 @@ def _is_ready(source: io.BufferedReader) -> bool:
 
 
 def _say(message: str) -> None:
-    """Print a line to standard error; on a terminal it replaces the progress."""
+    """Print a line to standard error; on a terminal it replaces the progress line."""
     _print_error(f"\r\x1b[K{message}\n" if _on_terminal() else f"{message}\n")
 
 
@@ -313,7 +313,7 @@ def _show_progress(text: str) -> None:
 
 
 def _drop_what_cannot_be_written() -> None:
-    """Keep Python from trying again at its exit, with a second error and exit code 120."""
+    """Discard buffered output that cannot be written: Python would fail again at exit, with exit code 120."""
     if sys.stdout is not None:
         try:
             sys.stdout.flush()
@@ -322,13 +322,13 @@ def _drop_what_cannot_be_written() -> None:
 
 
 def _discard_output() -> None:
-    """Write no more to standard output: at its exit Python would wait for a reader that may have stopped."""
+    """Discard further standard output: at exit Python would wait for a reader that may have stopped."""
     if sys.stdout is not None:
         _discard(sys.stdout)
 
 
 def _buffer(stream: TextIO | None, name: str) -> Any:
-    """The bytes of a standard stream. Python has None for one that was closed when the program started."""
+    """Return the binary buffer of a standard stream, which is None if it was closed when the program started."""
     if stream is None:
         raise InvalidInputError(f"standard {name} is closed: open it, or name a file with --{name}.")
     return stream.buffer
@@ -339,8 +339,8 @@ def _on_terminal() -> bool:
 
 
 def _print_error(text: str) -> None:
-    """Print to standard error, if that is possible: answers matter more."""
-    if sys.stderr is None:  # print() would take standard output instead
+    """Print to standard error; ignore failures, since answers matter more."""
+    if sys.stderr is None:  # print() would use standard output instead
         return
     try:
         print(text, end="", file=sys.stderr, flush=True)

@@ -17,11 +17,11 @@ __all__ = ["ArtifactError", "EngineError", "EngineUnavailableError", "ErnieMErro
 
 
 class ErnieMError(Exception):
-    """Root of every error that erniem-rt raises on purpose."""
+    """Base class of all errors of erniem-rt."""
 
 
 class InvalidInputError(ErnieMError, ValueError):
-    """Text, ids, masks or options that no answer can be computed from."""
+    """Text, ids, masks or options are invalid."""
 
 
 class ArtifactError(ErnieMError):
@@ -29,7 +29,7 @@ class ArtifactError(ErnieMError):
 
 
 class EngineUnavailableError(ErnieMError, ImportError):
-    """A package, a driver or a device that the request needs is not there, or cannot do what it needs."""
+    """A required package, driver or device is missing or lacks a feature."""
 
 
 class EngineError(ErnieMError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Typed access to parsed JSON; each mistake is an :class:`ArtifactError` with the file and the key."""
+"""Typed access to parsed JSON; errors are :class:`ArtifactError` with the file and the key."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _ABSENT = object()
 
 
 def artifact_error(path: Path, problem: str) -> ArtifactError:
-    """The error for a manifest that does not fit; always the same advice."""
+    """Return the error for an invalid manifest, always with the same advice."""
     return ArtifactError(f"{path}: {problem}; re-export with this version ({__version__}).")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A JSON object together with where it came from: ``path`` and the key prefix inside the file.
+    """A JSON object with its file's ``path`` and its key prefix there.
 
-    ``ignored`` collects unknown keys; where it is None they are refused.
+    ``ignored`` collects unknown keys; if it is None, unknown keys are errors.
     """
 
     path: Path
@@ -55,74 +55,74 @@ class Fields:
         return cls(path, data)
 
     def value(self, key: str) -> Any:
-        """The value of a key that must be there."""
+        """Return the value of a required key."""
         value = self.data.get(key, _ABSENT)
         if value is _ABSENT:
             raise artifact_error(self.path, f"key {self.prefix + key!r} is missing")
         return value
 
     def string(self, key: str) -> str:
-        """A text that is not empty."""
+        """Return a text that is not empty."""
         value = self.value(key)
         if not isinstance(value, str) or not value:
             raise self._wrong(key, "a non-empty string")
         return value
 
     def optional_string(self, key: str) -> str | None:
-        """A text that is not empty; None where the key is missing or null."""
+        """Return a text that is not empty; None if the key is missing or null."""
         return None if self.data.get(key) is None else self.string(key)
 
     def one_of(self, key: str, choices: tuple[str, ...]) -> str:
-        """One of a few texts."""
+        """Return a text, which must be one of ``choices``."""
         value = self.value(key)
         if not isinstance(value, str) or value not in choices:
             raise self._wrong(key, " or ".join(repr(choice) for choice in choices))
         return value
 
     def integer(self, key: str, least: int) -> int:
-        """A whole number, at least ``least``; true and false are none."""
+        """Return an integer of at least ``least``; refuse true and false."""
         value = self.value(key)
         if not is_count(value, least):
             raise self._wrong(key, f"an integer of at least {least}")
         return int(value)
 
     def strings(self, key: str) -> tuple[str, ...]:
-        """A list of texts."""
+        """Return a list of texts."""
         value = self.value(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._wrong(key, "a list of strings")
         return tuple(value)
 
     def boolean(self, key: str) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self.value(key)
         if not isinstance(value, bool):
             raise self._wrong(key, "true or false")
         return value
 
     def sizes(self, key: str, count: int) -> tuple[int, ...]:
-        """As many positive integers as ``count``."""
+        """Return ``count`` positive integers."""
         value = self.value(key)
         if not isinstance(value, list) or len(value) != count or not all(map(is_count, value)):
             raise self._wrong(key, f"a list of {count} positive integers")
         return tuple(value)
 
     def axes(self, key: str) -> tuple[int | str, ...]:
-        """A shape: sizes and names."""
+        """Return a shape of sizes and names."""
         value = self.value(key)
         if not isinstance(value, list) or not all(map(_is_axis, value)):
             raise self._wrong(key, "a list of positive integers and axis names")
         return tuple(value)
 
     def sha256(self, key: str) -> str:
-        """A digest in lower-case hex."""
+        """Return a digest in lower-case hex."""
         value = self.value(key)
         if not isinstance(value, str) or not _SHA256.fullmatch(value):
             raise self._wrong(key, "64 lower-case hex digits")
         return value
 
     def crc32(self, key: str, count: int) -> tuple[int, ...] | None:
-        """``count`` CRC-32 values, joined, each as 8 lower-case hex digits; None where the key is missing."""
+        """Return ``count`` CRC-32 values, stored as joined 8-digit lower-case hex; None if the key is missing."""
         value = self.data.get(key)
         if value is None:
             return None
@@ -131,21 +131,21 @@ class Fields:
         return tuple(int(value[start : start + 8], 16) for start in range(0, len(value), 8))
 
     def version(self, key: str) -> str:
-        """Major and minor version, with a dot between them."""
+        """Return a version of the form MAJOR.MINOR."""
         value = self.value(key)
         if not isinstance(value, str) or not _VERSION.fullmatch(value):
             raise self._wrong(key, "a version such as '1.21'")
         return value
 
     def section(self, key: str) -> Fields:
-        """A nested object."""
+        """Return a nested object."""
         value = self.value(key)
         if not isinstance(value, dict):
             raise self._wrong(key, "an object")
         return Fields(self.path, value, f"{self.prefix}{key}.", self.ignored)
 
     def sections(self, key: str) -> list[Fields]:
-        """A list of nested objects, not empty."""
+        """Return a non-empty list of nested objects."""
         value = self.value(key)
         if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
             raise self._wrong(key, "a non-empty list of objects")
@@ -165,7 +165,7 @@ class Fields:
         return name if name.count("/") == 1 and all(map(_is_plain, name.split("/"))) else self.plain_name(name)
 
     def no_others(self, known: Iterable[str]) -> None:
-        """Refuse keys that this version does not know, or note them where they may be ignored."""
+        """Refuse unknown keys, or collect them if they may be ignored."""
         others = sorted(set(self.data) - set(known))
         if self.ignored is not None:
             self.ignored.extend(repr(self.prefix + other) for other in others)

@@ -1,4 +1,4 @@
-"""Files on disk: what is recorded of them, and whether they are still what was recorded."""
+"""Files: records of their sizes and hashes, checks against these, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
-# A larger file is also recorded in pieces, so that several threads can check it at once.
+# Larger files are also recorded in pieces of this size, so that several threads can check them.
 PIECE = 16 << 20
 
 
@@ -37,9 +37,8 @@ class FileRecord:
     Attributes:
         sha256: SHA-256 of the content in lower-case hex, as ``sha256sum`` prints it.
         size: Bytes.
-        crc32: For a file of more than 16 MiB, the CRC-32 of each of its pieces of 16 MiB. They are what a session
-            checks: half as much work as SHA-256, and done by several threads. None for a smaller file, and for one
-            that an older version exported.
+        crc32: For a file of more than 16 MiB, the CRC-32 of each of its pieces of 16 MiB. A session checks these
+            instead of SHA-256: half the work, in several threads. None for smaller files and in older exports.
     """
 
     sha256: str
@@ -48,7 +47,7 @@ class FileRecord:
 
 
 def as_path(name: str, value: str | os.PathLike[str]) -> Path:
-    """``value`` as a path; :class:`InvalidInputError`, which calls it ``name``, where it is none."""
+    """Return ``value`` as a path; :class:`InvalidInputError`, with its ``name``, if it is none."""
     try:
         return Path(value)
     except TypeError as error:
@@ -57,13 +56,12 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of ``path`` in one step if all goes well, and is deleted otherwise.
+    """Open a file that replaces ``path`` atomically on success, and is deleted on failure.
 
-    A reader sees the old content or the new, never a part. A link stays one, and a file keeps its permissions. Raises
-    :class:`OSError` as the file system gives it.
+    A link stays a link, and a file keeps its permissions. Raises the file system's :class:`OSError`.
     """
     path = Path(os.path.realpath(path))
-    # Not tempfile: it makes files that only their owner may read.
+    # Not tempfile: only the owner could read its files.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with part.open("xb") as file:
@@ -74,13 +72,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # What failed first is the better explanation.
+        with contextlib.suppress(OSError):  # the first failure explains more
             part.unlink()
         raise
 
 
 def require_utf_8(path: Path) -> None:
-    """Raise :class:`ArtifactError` for a path that onnxruntime cannot be given."""
+    """Raise :class:`ArtifactError` for a path that is not UTF-8, which the engines cannot open."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -92,7 +90,7 @@ def require_utf_8(path: Path) -> None:
 
 
 def hash_file(path: str | os.PathLike[str]) -> FileRecord:
-    """Hashes and size of a file; :class:`ArtifactError` when it cannot be read."""
+    """Return hashes and size of a file; :class:`ArtifactError` if it cannot be read."""
     whole, pieces, size = hashlib.sha256(), [], 0
     try:
         with Path(path).open("rb", buffering=0) as file:
@@ -111,7 +109,7 @@ def hash_file(path: str | os.PathLike[str]) -> FileRecord:
 
 
 def _piece(file: FileIO) -> Iterator[memoryview]:
-    """The next piece of ``file``, part by part; each part is valid until the next."""
+    """Yield the next piece of ``file`` in chunks; each chunk is valid until the next."""
     buffer = memoryview(bytearray(min(_CHUNK, PIECE)))
     left = PIECE
     while left and (count := file.readinto(buffer[:left])):
@@ -136,7 +134,7 @@ def check_size(path: Path, expected: int) -> None:
 
 
 def stamp(path: Path) -> tuple[int, ...] | None:
-    """What the file system says of a file: device, inode, size, times of change; None if it cannot."""
+    """Return a file's device, inode, size and modification times; None if it is not accessible."""
     try:
         found = path.stat()
     except OSError:
@@ -147,7 +145,7 @@ def stamp(path: Path) -> tuple[int, ...] | None:
 def check_hash(path: Path, record: FileRecord, threads: int = 1) -> None:
     """Raise :class:`ArtifactError` unless ``path`` has the content of ``record``.
 
-    A large file is checked by its CRC-32 values, in several ``threads``, any other by SHA-256.
+    Checks the CRC-32 values of a large file, in several ``threads``, and the SHA-256 of any other.
     """
     if record.crc32 is not None:
         _check_pieces(path, record.crc32, threads)
@@ -183,7 +181,7 @@ def _changed(path: Path, how: str) -> ArtifactError:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether Git LFS has left its pointer in place of the file; False for what cannot be read."""
+    """Return whether the file is only a Git LFS pointer; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -192,19 +190,19 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise :class:`ArtifactError` if Git LFS has left its pointer in place of the file."""
+    """Raise :class:`ArtifactError` if the file is only a Git LFS pointer."""
     if is_lfs_pointer(path):
         raise ArtifactError(f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull.")
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> ArtifactError:
-    """The error for a file that the system does not let us read."""
+    """Return the error for a file that cannot be read."""
     return ArtifactError(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def read_whole(path: Path) -> tuple[NDArray[np.uint8], str]:
-    """The content of a file and its SHA-256 (lower-case hex); :class:`ArtifactError` when it cannot be read."""
-    import numpy as np  # here: the command line reads manifests, and its --help is to be quick
+    """Return a file's content and its SHA-256 (lower-case hex); :class:`ArtifactError` if it cannot be read."""
+    import numpy as np  # here, so that the command line's --help starts fast
 
     digest = hashlib.sha256()
     done = 0

@@ -1,4 +1,4 @@
-"""From what a caller gives to what a graph takes: checked, completed, converted."""
+"""Checks, completes and converts a caller's arrays to the inputs of the graph."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _USE_TOKENIZER = "Use the tokenizer that was exported with this artifact."
 
 
 def prepare(manifest: Manifest, given: Mapping[str, object], *, longest: int | None = None) -> dict[str, NDArray[Any]]:
-    """C-contiguous arrays for every input of the graph, in its dtypes; the given ones are not changed.
+    """Return C-contiguous arrays for every input of the graph, in its dtypes; never changes the given arrays.
 
-    A value of None counts as not given. ``longest`` is the longest row of a plan, which may
-    take less than the model. Raises :class:`InvalidInputError`.
+    A value of None counts as missing. ``longest`` is the longest row of a plan, which may be shorter than the model's.
+    Raises :class:`InvalidInputError`.
     """
     given = {name: value for name, value in given.items() if value is not None}
     specs = {spec.name: spec for spec in manifest.inputs}
@@ -65,10 +65,10 @@ def _check_names(given: Mapping[str, object], specs: Mapping[str, TensorSpec], m
 def _as_array(name: str, value: object) -> NDArray[Any]:
     try:
         array = np.asarray(value)
-        if array.dtype == object and array.size:  # rows in a column, or numbers as Python has them
+        if array.dtype == object and array.size:  # nested rows, or Python numbers
             array = np.array(array.tolist())
         return array
-    # RuntimeError is what a torch tensor that is not on the CPU, or part of a graph, may answer.
+    # RuntimeError: a torch tensor that is not on the CPU or requires gradients.
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(
@@ -78,7 +78,7 @@ def _as_array(name: str, value: object) -> NDArray[Any]:
 
 
 def _check_shape(spec: TensorSpec, array: NDArray[Any], shape: tuple[int | str, ...]) -> None:
-    """Compare with ``shape``, where a name stands for any size."""
+    """Compare the array's shape with ``shape``, where a name matches any size."""
     fits = array.ndim == len(shape) and all(
         isinstance(want, str) or want == got for want, got in zip(shape, array.shape, strict=True)
     )
@@ -104,7 +104,7 @@ def _check_length(manifest: Manifest, name: str, array: NDArray[Any], longest: i
 
 
 def _convert(spec: TensorSpec, array: NDArray[Any], limits: Limits) -> NDArray[Any]:
-    """Check the values by what the input means, then take the graph's dtype."""
+    """Check the values of the input, then convert to the graph's dtype."""
     if spec.name == "input_ids":
         _check_range(spec.name, array, limits.vocab_size, _USE_TOKENIZER)
     elif spec.name == "position_ids":
@@ -119,7 +119,7 @@ def _convert(spec: TensorSpec, array: NDArray[Any], limits: Limits) -> NDArray[A
 def _check_range(name: str, array: NDArray[Any], stop: int, hint: str) -> None:
     if array.dtype.kind not in "iu":
         raise InvalidInputError(f"{name} must be integers, got dtype {array.dtype}. {hint}")
-    # In the caller's dtype: a uint64 beyond int64 would turn negative, or fit, after conversion.
+    # Before conversion, in which a uint64 beyond int64 would become negative or even valid.
     if array.min() < 0 or array.max() >= stop:
         where, value = _first(array, (array < 0) | (array >= stop))
         raise InvalidInputError(f"{name}[{where}] is {value}; it must be from 0 to {stop - 1}. {hint}")
@@ -147,7 +147,7 @@ def _to_floats(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _first(array: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[str, object]:
-    """Index, as text, and value of the first bad element."""
+    """Return the index, as text, and the value of the first bad element."""
     index = tuple(int(i) for i in np.argwhere(bad)[0])
     return ", ".join(map(str, index)), array[index]
 
@@ -155,7 +155,7 @@ def _first(array: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[str, object]:
 def _default(
     spec: TensorSpec, shape: tuple[int, ...], feeds: Mapping[str, NDArray[Any]], limits: Limits
 ) -> NDArray[Any]:
-    """What the reference model takes when an optional argument is not given."""
+    """Return the reference model's default of an optional input."""
     if spec.name == "attention_mask" and "input_ids" in feeds:
         attended: NDArray[Any] = feeds["input_ids"] != limits.pad_token_id
         return attended.astype(spec.dtype)

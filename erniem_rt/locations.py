@@ -1,4 +1,4 @@
-"""Where an artifact is: one of its files, the folder that holds it, or a model on the hub."""
+"""Finds an artifact from one of its files, its folder or a hub id."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TOKENIZER_FILES = (
 
 
 def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Path:
-    """The path of an artifact or its manifest.
+    """Return the path of an artifact or its manifest.
 
     Args:
         where: ``HEAD.onnx``, ``onnx/model.onnx``, ``HEAD.plan`` or ``HEAD.json``, which are returned as they are; a
@@ -39,8 +39,8 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
         head: Which one to take where a folder holds several.
 
     Raises:
-        ArtifactError: The folder holds none, or several and ``head`` does not say which; the hub has no such model, or
-            cannot be reached.
+        ArtifactError: The folder has no artifact, or several and ``head`` is not given; the hub has no such model, or
+            is not available.
         EngineUnavailableError: The package for the hub is not installed.
     """
     path = as_path("path", where)
@@ -59,7 +59,7 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
 
 
 def find_folder(where: str | os.PathLike[str]) -> Path:
-    """The folder of an artifact's companions, as the tokenizer's files; ``where`` as for :func:`find_artifact`."""
+    """Return the folder of an artifact, with the tokenizer's files; ``where`` as for :func:`find_artifact`."""
     path = as_path("path", where)
     if path.is_file() and path.suffix in _SUFFIXES:
         return manifest_of(path).parent
@@ -121,7 +121,7 @@ def _download(model: str, choose: Callable[[Path], Path] | None) -> Path:
         return _snapshot(hub, model, [manifest.name, *Manifest.load(manifest).files]) / manifest.name
     except ArtifactError:
         raise
-    except Exception as error:  # The network's errors have no common class.
+    except Exception as error:  # network errors have no common base class
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArtifactError(
             f"there is no {model} here, and it cannot be downloaded from the hub: {reason.rstrip('.')}. Check the "

@@ -1,4 +1,4 @@
-"""What this machine has: the class of its CPU, and how many threads this process may use."""
+"""This machine's class of CPU, and the number of threads that this process may use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "is_arm", "t
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
 _ARM = frozenset({"arm64", "aarch64"})
-# CPUs on which int8 sums are exact, and how a warning on a CPU without VNNI names them.
+# CPUs with exact int8 sums, and their description in a warning on a CPU without VNNI.
 _EXACT = {"vnni": "a CPU with VNNI, and this CPU has none", "arm64": "arm64, and this CPU is another, without VNNI"}
 _EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_bf16"}}
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The instruction sets of the CPU by Linux's names; none where the system does not list them."""
+    """Return the CPU's instruction sets by Linux's names; empty if the system does not list them."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -37,10 +37,10 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def cpu_class(flags: Collection[str] | None = None) -> str:
-    """The class of CPU that speed depends on, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
+    """Return the CPU's speed class, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
 
-    ``flags`` are instruction sets by Linux's names, default this machine's. Vector width comes first, then what
-    multiplies int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
+    ``flags`` are instruction sets by Linux's names, by default this machine's. The class has the vector width, then the
+    instructions for int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
     """
     known = set(cpu_flags() if flags is None else flags)
     width = next((name for name, flag in (("avx512", "avx512f"), ("avx2", "avx2")) if flag in known), "")
@@ -50,7 +50,7 @@ def cpu_class(flags: Collection[str] | None = None) -> str:
 
 
 def has_vnni() -> bool | None:
-    """Whether the CPU has VNNI, which sums int8 products exactly; None if unknown (not Linux, or not x86)."""
+    """Return whether the CPU has VNNI, which sums int8 products exactly; None if unknown (not Linux, or not x86)."""
     flags = cpu_flags()
     if not flags or platform.machine().lower() not in _X86:
         return None
@@ -58,12 +58,12 @@ def has_vnni() -> bool | None:
 
 
 def is_arm() -> bool:
-    """Whether this is a 64-bit ARM, which sums products of 8 bits in 32 bits."""
+    """Return whether this is a 64-bit ARM CPU, which sums 8-bit products in 32 bits."""
     return platform.machine().lower() in _ARM
 
 
 def warn_of_cpu(wanted: str | None) -> None:
-    """Warn if int8 was made for exact sums (VNNI, ARM) and this CPU lacks VNNI: its 16-bit sums may overflow."""
+    """Warn if int8 needs exact sums (VNNI, ARM) and this CPU lacks VNNI: its 16-bit sums may overflow."""
     if wanted in _EXACT and has_vnni() is False:
         warnings.warn(
             f"this artifact was exported for {_EXACT[wanted]}: its results are less accurate here. "
@@ -72,13 +72,13 @@ def warn_of_cpu(wanted: str | None) -> None:
         )
 
 
-# Where systems mount the controller of CPU time: cgroup v1 by its names, v2 as a whole or beside v1.
+# Mount points of the CPU controller: cgroup v1 by its names, v2 alone or beside v1.
 _V1_MOUNTS: tuple[str, ...] = ("cpu,cpuacct", "cpuacct,cpu", "cpu")
 _V2_MOUNTS: tuple[str, ...] = ("", "unified")
 
 
 def threads_or_default(threads: int | None) -> int:
-    """``threads``, or for None :func:`default_threads`; :class:`InvalidInputError` unless it is a positive integer."""
+    """Return ``threads``, for None the default; :class:`InvalidInputError` unless it is a positive integer."""
     if threads is None:
         return default_threads()
     if not is_count(threads):
@@ -87,13 +87,13 @@ def threads_or_default(threads: int | None) -> int:
 
 
 def default_threads(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
-    """The least of: CPUs that this process may run on, CPUs' worth of time in its cgroups, ``OMP_NUM_THREADS``.
+    """Return the least of this process's CPU affinity, its cgroups' CPU quotas and ``OMP_NUM_THREADS``.
 
-    Parts of a CPU count as one. What cannot be read, and values that are no positive numbers, set no limit.
+    Quotas are rounded up to whole CPUs. Unreadable files and values that are not positive numbers set no limit.
 
     Args:
-        root: Where ``proc`` and ``sys`` lie.
-        environment: Where ``OMP_NUM_THREADS`` is looked up.
+        root: The folder of ``proc`` and ``sys``.
+        environment: The environment with ``OMP_NUM_THREADS``.
     """
     return min([_affinity(), *_quotas(root), *_omp(environment)])
 
@@ -105,14 +105,14 @@ def _affinity() -> int:
 
 
 def _omp(environment: Mapping[str, str]) -> Iterator[int]:
-    # A list gives a number for each level of nested regions; the first is for ours.
+    # A list has a number per level of nested parallel regions; the first is ours.
     first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if first.isdecimal() and int(first) > 0:
         yield int(first)
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """CPUs' worth of time, rounded up, that each cgroup of this process is allowed, its own and those above it."""
+    """Yield the CPU quota, in CPUs rounded up, of this process's cgroup and its parents."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:
@@ -127,7 +127,7 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _folders(mount: Path, path: str) -> Iterator[Path]:
-    """The folders from a cgroup up to the mount; in a container, that may be all there is of the path."""
+    """Yield the folders from a cgroup up to the mount point; a container may show only the latter."""
     inside = PurePosixPath(*(part for part in path.split("/") if part not in ("", ".", "..")))
     for part in (inside, *inside.parents):
         yield mount / part

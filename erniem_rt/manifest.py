@@ -1,6 +1,6 @@
 """The manifest: ``HEAD.json``, beside the graph and its weights.
 
-The exporter writes it and the runtime reads it, so the table of heads lives here, once, for both.
+The exporter writes it and the runtime reads it; both use the table of heads here.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ __all__ = [
     "weights_name",
 ]
 
-# The name of each flavour's package and the name of the module that it installs.
+# The package of each flavour, and the module that it installs.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A range of shapes that a plan runs: the sizes of the ids along the axes of its head, all three alike.
+    """A range of shapes that a plan runs; each shape is that of the ids.
 
-    ``opt`` is the shape that the kernels were chosen for; ``min <= opt <= max`` along every axis.
+    The kernels are optimized for ``opt``; ``min <= opt <= max`` along every axis.
     """
 
     min: tuple[int, ...]
@@ -60,7 +60,7 @@ class Profile:
     max: tuple[int, ...]
 
     def holds(self, shape: Sequence[int]) -> bool:
-        """Whether a request of this shape fits."""
+        """Return whether ids of this shape are in range."""
         return len(shape) == len(self.max) and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
@@ -70,9 +70,9 @@ class Profile:
 class Plan:
     """The key ``plan`` of a manifest.
 
-    ``version`` is the exact version of the library that built the plan, ``compute_capabilities`` the GPUs that it
-    runs on (such as ``"8.9"``). ``attention``, ``proof``, ``build`` and ``parity`` are records for people and for the
-    exporter: any JSON objects.
+    ``version`` is the exact version of the library that built the plan, ``compute_capabilities`` the GPUs that can run
+    it (such as ``"8.9"``). ``attention``, ``proof``, ``build`` and ``parity`` are JSON objects for people and for the
+    exporter.
     """
 
     file: str
@@ -129,13 +129,13 @@ def _parse_profile(fields: Fields, axes: int, max_length: int) -> Profile:
     return Profile(*shapes)
 
 
-# Major and minor: what a reader of another minor version may ignore raises the second number, all else the first.
+# Major and minor version. A change that older readers may ignore raises the minor version, any other the major one.
 FORMAT_VERSION = "1.1"
 _MAJOR, _MINOR = map(int, FORMAT_VERSION.split("."))
 _FORMAT = re.compile(r"(\d{1,4})\.(\d{1,4})")
 DTYPES = ("int64", "int32", "bool", "float32", "float16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-# padding: nothing attends to what is padded. uie-m: what PaddleNLP's Taskflow does with uie-m, see Manifest.
+# padding: no token attends to padding. uie-m: the mask of PaddleNLP's Taskflow with uie-m, see Manifest.
 MASK_MODES = ("padding", "uie-m")
 POOLINGS = ("mean", "cls", "pooler", "none")
 # Where optimum looks for a graph; its weights lie beside it, in model.onnx_data.
@@ -151,8 +151,8 @@ def weights_name(graph: str) -> str:
 class Head:
     """One of the six heads: its task, the axes of its ids, and the axes of each of its outputs.
 
-    ``hidden`` and ``labels`` stand for sizes that a checkpoint fixes; the other axes are dynamic. An artifact may lack
-    the outputs that are ``optional``.
+    ``hidden`` and ``labels`` are sizes fixed by the checkpoint; the other axes are dynamic. An artifact may lack the
+    ``optional`` outputs.
     """
 
     task: str
@@ -187,7 +187,7 @@ HEADS: Mapping[str, Head] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A graph input or output; ``shape`` has an int for a fixed axis and a name for a dynamic one."""
+    """An input or output of a graph; ``shape`` has an int for a fixed axis and a name for a dynamic one."""
 
     name: str
     dtype: str
@@ -196,7 +196,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on the ids: positions per row, vocabulary size, and the id that means padding."""
+    """Bounds on the ids: positions per row, vocabulary size, and the padding id."""
 
     max_length: int
     vocab_size: int
@@ -205,10 +205,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Options of the artifact's pipelines where a user gives none, as the checkpoint has them; None where it says
-    nothing.
+    """The checkpoint's defaults for options of the artifact's pipelines; None where it has none.
 
-    ``max_seq_len`` is in tokens, at most ``limits.max_length``; the others are feature extraction's, of head ``base``.
+    ``max_seq_len`` is in tokens, at most ``limits.max_length``; the others are for feature extraction, head ``base``.
     """
 
     max_seq_len: int | None = None
@@ -216,7 +215,7 @@ class Defaults:
     normalize: bool | None = None
 
     def given(self) -> dict[str, Any]:
-        """Those that are not None, by name."""
+        """Return the defaults that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -232,9 +231,9 @@ class Manifest:
     ``packed``: the graph does no work for padding, and gives zeros there. ``cpu`` is the kind of CPU that int8 was made
     for: ``"avx2"``, ``"vnni"`` or ``"arm64"``. ``proven`` lists the floating-point types, ``"fp32"`` and ``"bf16"``, in
     which the graph passed the gate on a CPU (in int8, the type between the int8 matmuls). ``mask_mode`` is one of
-    :data:`MASK_MODES`. With ``uie-m`` every row is computed as if padded to ``limits.max_length``, tokens attend to
-    that padding, and nothing attends to ``[CLS]``. ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven``
-    may be missing in the file; so is ``mask_mode`` if it is ``padding``.
+    :data:`MASK_MODES`. With ``uie-m``, rows are computed as if padded to ``limits.max_length``, tokens attend to that
+    padding, and no token attends to ``[CLS]``. ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven`` may be
+    missing in the file; so is ``mask_mode`` if it is ``padding``.
     """
 
     head: str
@@ -263,17 +262,17 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Read and check ``path``; :class:`ArtifactError` names the key that is not as it should be.
+        """Read and check ``path``; :class:`ArtifactError` names the invalid key.
 
-        Keys that this version does not know are ignored, with a warning, in a file of a newer minor version alone.
+        Unknown keys are ignored, with a warning, only in a file of a newer minor version.
         """
         return _parse(Fields.read(Path(path)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` in one step: a reader sees the old content or the new, never a part.
+        """Write to ``path`` atomically.
 
-        Raises :class:`OSError` as the file system gives it and :class:`ValueError` for NaN or infinity,
-        which JSON has no numbers for; either way ``path`` is as it was.
+        Raises the file system's :class:`OSError`, and :class:`ValueError` for NaN or infinity, which JSON lacks; both
+        leave ``path`` unchanged.
         """
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["defaults"] = self.defaults.given()
@@ -299,8 +298,8 @@ class Manifest:
 
         ``threads`` read a large file at once.
 
-        Raises :class:`ArtifactError` naming the first file that is missing, truncated or edited. Sizes
-        come first, for all files: they cost nothing. Files ``without`` are not looked at.
+        Raises :class:`ArtifactError` naming the first file that is missing, truncated or edited. Checks all sizes
+        first, since that costs nothing. Skips the files ``without``.
         """
         folder = Path(directory)
         files = {name: record for name, record in self.files.items() if name not in without}
@@ -312,9 +311,9 @@ class Manifest:
             check_hash(folder / name, record, threads)
 
     def stamps(self, directory: str | os.PathLike[str]) -> dict[str, tuple[int, ...] | None]:
-        """What the file system says of every file, for telling later whether it is still the same; None if it is gone.
+        """Return a stamp of every file, to detect changes later; None for a missing file.
 
-        Any write, and any other file in its place, changes inode, size, or one of the times.
+        Any write or replacement changes the inode, the size, or one of the times.
         """
         return {name: stamp(Path(directory) / name) for name in self.files}
 
@@ -367,9 +366,9 @@ def _parse(fields: Fields) -> Manifest:
 
 
 def _minor_version(fields: Fields) -> int:
-    """The minor format version; :class:`ArtifactError` for another major one."""
+    """Return the minor format version; :class:`ArtifactError` for another major version."""
     given = fields.value("format_version")
-    if type(given) is int:  # as it was written up to 1.0
+    if type(given) is int:  # the format up to 1.0
         given = f"{given}.0"
     version = _FORMAT.fullmatch(given) if isinstance(given, str) else None
     if version is None:
@@ -405,7 +404,7 @@ def _parse_record(fields: Fields) -> FileRecord:
 
 
 def _as_json(record: FileRecord) -> dict[str, object]:
-    """What the file says of a file: no key without a value."""
+    """Return a file's record as JSON, without keys that have no value."""
     found = {key: value for key, value in asdict(record).items() if value is not None}
     return found if record.crc32 is None else {**found, "crc32": "".join(f"{piece:08x}" for piece in record.crc32)}
 
@@ -437,7 +436,7 @@ def _parse_optional_plan(fields: Fields, head: str, max_length: int) -> Plan | N
 
 
 def _check_whole(manifest: Manifest, path: Path) -> None:
-    """Check what no single key can tell: the keys agree with one another and with the head."""
+    """Check that the keys agree with one another and with the head."""
     if manifest.artifact not in manifest.files:
         raise artifact_error(path, f"artifact is {manifest.artifact!r}, which files does not list")
     if manifest.plan is not None:
@@ -464,7 +463,7 @@ def _check_plan(manifest: Manifest, plan: Plan, path: Path) -> None:
 
 
 def _check_inputs(manifest: Manifest, path: Path) -> None:
-    """Hold the inputs to what the runtime can fill in or check: known names, their ranks, shared axes."""
+    """Check that the runtime supports the inputs: known names, their ranks, shared axes."""
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
     main = shapes.keys() & {"input_ids", "inputs_embeds"}
     if len(main) != 1 or "attention_mask" not in shapes:

@@ -1,4 +1,4 @@
-"""Processes and threads: what a forked child must not take over, and calls in other threads."""
+"""Processes and threads: makes objects safe to fork, and makes calls in other threads."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["Workers", "check_gpu", "keep_for_good", "lazy", "no_fork", "note_gpu
 
 
 class Renewed(Protocol):
-    """What is of no use to a child as it is."""
+    """An object with state that is invalid in a forked child."""
 
     def after_fork(self) -> None:
-        """Called in the child, before anything else runs there, whatever the other threads of the parent were at."""
+        """Renew the object; called in the child before anything else, at any state of the parent's other threads."""
 
 
-# A fork waits no longer than this: seconds, more than a large model takes to open.
+# The longest wait of a fork in seconds, enough for opening a large model.
 _PATIENCE = 60
 
 _renewed: WeakSet[Renewed] = WeakSet()
-# The first process that used a GPU: this one, or one that it was forked from.
+# The first process that used a GPU: this one, or an ancestor that it was forked from.
 _gpu_process: int | None = None
 
 
@@ -51,7 +51,7 @@ def keep_for_good(thing: object) -> None:
 
 
 def note_gpu() -> None:
-    """This process used a GPU, so its children cannot."""
+    """Record that this process used a GPU, so that its forked children cannot."""
     global _gpu_process
     _gpu_process = _gpu_process or os.getpid()
 
@@ -66,20 +66,20 @@ def check_gpu(device: Device) -> None:
         )
 
 
-class _Gate:
-    """What forks wait at."""
+class _ForkBarrier:
+    """Delays forks while other threads are in a critical section."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """As new: a child has one thread, which is not inside."""
+        """Reset the state in a child, whose only thread is in no section."""
         self._changed = threading.Condition()
         self._inside: list[int] = []
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Forks of other threads wait until this is left."""
+        """Make forks in other threads wait until the context exits."""
         thread = threading.get_ident()
         with self._changed:
             self._inside.append(thread)
@@ -87,46 +87,46 @@ class _Gate:
             yield
         finally:
             with self._changed:
-                if thread in self._inside:  # not so in a child that was forked in here
+                if thread in self._inside:  # False in a child forked within this section
                     self._inside.remove(thread)
                 self._changed.notify_all()
 
     def shut(self) -> None:
-        """Wait until no other thread is inside, and let none in."""
+        """Wait until no other thread is in a section, and block new ones."""
         until = time.monotonic() + _PATIENCE
         self._changed.acquire()
         while set(self._inside) - {threading.get_ident()} and (left := until - time.monotonic()) > 0:
             self._changed.wait(left)
 
     def open(self) -> None:
-        """Let them in again."""
+        """Unblock threads that wait for a section."""
         self._changed.release()
 
 
-_gate = _Gate()
+_barrier = _ForkBarrier()
 
-# While this is entered, forks of other threads wait: onnxruntime and imports hold locks that a child would never get.
-no_fork = _gate.inside
+# Makes forks in other threads wait: onnxruntime and imports hold locks that a child could never acquire.
+no_fork = _barrier.inside
 
 
 def _after_fork() -> None:
-    _gate.renew()
-    for thing in list(_renewed):  # A list keeps them all until each was called.
+    _barrier.renew()
+    for thing in list(_renewed):  # the list keeps all objects alive during the loop
         thing.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # Windows has no fork.
-    os.register_at_fork(before=_gate.shut, after_in_parent=_gate.open, after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_barrier.shut, after_in_parent=_barrier.open, after_in_child=_after_fork)
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
 class Workers:
-    """At most ``count`` threads that make calls, in the order in which they were submitted.
+    """At most ``count`` threads that make calls in the order of submission.
 
-    A thread ends when nothing is left to do: an idle one would keep the interpreter from ending. Where no thread can
-    be started, the call is made in the one that submits it. A context manager, which waits for all calls.
+    A thread ends when no calls are left, since an idle one would keep the interpreter from exiting. If no thread can
+    start, the submitting thread makes the call. A context manager, which waits for all calls.
     """
 
     def __init__(self, count: int) -> None:
@@ -138,7 +138,7 @@ class Workers:
     def submit(
         self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> Future[_Result]:
-        """Call ``function`` in another thread; the result, or what was raised, is the future's."""
+        """Call ``function`` in another thread; return a future with its result or exception."""
         future: Future[_Result] = Future()
         call = partial(_answer, future, partial(function, *args, **kwargs))
         with self._lock:
@@ -149,7 +149,7 @@ class Workers:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # None can be started: the interpreter ends, or the system has no more.
+        except RuntimeError:  # no thread can start: the interpreter exits, or the system has no more
             self._work(thread)
         return future
 
@@ -177,7 +177,7 @@ def _answer(future: Future[_Result], call: Callable[[], _Result]) -> None:
         result = call()
     except BaseException as error:
         future.set_exception(error)
-        del future  # The error's traceback holds this frame.
+        del future  # break the reference cycle with the error's traceback
     else:
         future.set_result(result)
 
@@ -186,9 +186,9 @@ _Value = TypeVar("_Value")
 
 
 class lazy(Generic[_Value]):  # noqa: N801  # a decorator
-    """As ``functools.cached_property``, without the lock that all objects of a class share before Python 3.12.
+    """``functools.cached_property`` without the lock that all objects of a class share before Python 3.12.
 
-    A child forked while a thread holds that lock never gets it. Two threads may both work the value out here.
+    A child forked while a thread holds that lock could never acquire it. Here, two threads may both compute the value.
     """
 
     def __init__(self, compute: Callable[[Any], _Value]) -> None:

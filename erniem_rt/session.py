@@ -45,22 +45,22 @@ _KINDS = ("an ONNX graph", "a TensorRT plan")
 
 
 class Session:
-    """An artifact, loaded. Safe to share between threads; a context manager.
+    """A loaded artifact. Safe to share between threads; a context manager.
 
-    A child forked from this process opens the artifact again, with the same options, at its first run. A pickle holds
-    the path and the options; unpickling opens the artifact again. Both refuse files that differ from this session's.
+    A forked child opens the artifact again, with the same options, at its first run. A pickle has the path and the
+    options; unpickling opens the artifact again. Both refuse files that differ from this session's.
 
     Args:
         path: The folder that was exported; ``HEAD.onnx``, its manifest ``HEAD.json`` or the TensorRT plan ``HEAD.plan``
             in it; or the hub id of such a folder (with ``pip install "erniem-rt[hub]"``).
-        engine: what computes a graph: ``"onnxruntime"``, ``"openvino"`` (on a CPU, with
-            ``pip install "erniem-rt[openvino]"``), or ``"auto"``: one of those that are installed, by the class of
-            CPU and the artifact (see docs/engines.md). ``"tensorrt"`` is for plans.
+        engine: the engine of a graph: ``"onnxruntime"``, ``"openvino"`` (on a CPU, with
+            ``pip install "erniem-rt[openvino]"``), or ``"auto"``: an installed one, chosen by the class of CPU and the
+            artifact (see docs/engines.md). ``"tensorrt"`` is for plans.
         precision: floating-point type of a graph on a CPU; for an int8 graph, the type between its int8 matmuls.
             ``"fp32"``, or ``"bf16"``, which needs OpenVINO, a CPU with bf16, and an artifact that passed the gate in
             bf16 (``manifest.proven``). ``"auto"`` uses bf16 only if the graph is in bf16.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; left out, the CPU for a graph and the first GPU for a plan.
-            A device that is not there is an error.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the CPU for a graph and the first GPU for a plan. A
+            missing device is an error.
         threads: threads of one run on a CPU. None: the smallest of the CPUs that this process may run on, its cgroups'
             CPU quota in whole CPUs, and ``OMP_NUM_THREADS``.
         spinning: whether idle threads keep a CPU busy until there is work. None: for 0.2 ms, then they sleep (never
@@ -68,37 +68,37 @@ class Session:
             Runtime.
         shrink_memory: when to free the working memory of a run. None: when a run of a quarter of its size or less
             follows a large run; True: after every run; False: when the session is closed. For a graph on a CPU.
-        share_weights: compute on the weights in the mapped file. Processes that serve the same model then share them
-            in memory, and start sooner. Without it every process copies them into the layout that its matmuls are
-            fastest in. For a graph on a CPU, in ONNX Runtime.
+        share_weights: compute on the weights in the mapped file. Processes that serve the same model then share them in
+            memory, and start sooner. Otherwise every process copies them into a layout with faster matmuls. For a graph
+            on a CPU, in ONNX Runtime.
         cache: folder where OpenVINO keeps the compiled model for the next start. None: the environment variable
             ``ERNIEM_RT_CACHE``, otherwise ``.erniem-rt`` beside the artifact or, if that is not writable, the user's
             cache folder; False: none. The compiled model is as large as the artifact and holds its weights.
         cuda_graphs: record the work on a GPU per shape and replay it, which is faster for small batches. A plan does so
             unless this is False. A graph on ``cuda`` does so if this is True, for the first 16 shapes that repeat; runs
             then take turns. Packed graphs cannot: their work depends on the mask.
-        verify: compare the SHA-256 of every file with the manifest, at about a second per GB of weights. If False,
-            compare sizes only. A plan is code: its SHA-256 is always compared.
+        verify: compare the hash of every file with the manifest, at about 0.4 s of CPU time per GB. If False, compare
+            sizes only. A plan is code: its SHA-256 is always compared.
         trust_plan: run a plan that is not in its manifest with its SHA-256, for example one that you built yourself.
             TensorRT decides whether it fits this GPU and this version.
         runtime_cache: a file for the kernels that TensorRT for RTX compiles for a plan. It is read now if it exists,
             and written by :meth:`close`. It holds code: use one that nobody else can write to.
 
     Attributes:
-        manifest: What the artifact says of itself.
+        manifest: The artifact's manifest.
         limits: The bounds on ids and rows: the manifest's, but for a plan ``limits.max_length`` is at most the longest
-            row that one of its profiles takes.
-        engine: What computes: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+            row of its profiles.
+        engine: The engine: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
         precision: The floating-point type that it computes in, ``"fp32"``, ``"fp16"`` or ``"bf16"``; for an int8 graph,
             the type between its int8 matmuls.
-        packed: Whether outputs are zero at padding, as :meth:`run` says.
+        packed: Whether outputs are zero at padding (see :meth:`run`).
         threads: Threads of one run on a CPU.
 
     Raises:
         ArtifactError: a file is missing, damaged, changed, or does not fit its manifest.
-        EngineUnavailableError: the engine's package or the device is not there, or the device cannot compute the graph.
-        EngineError: the GPU has no room for the plan.
-        InvalidInputError: an argument is none of the above, or not for this kind of artifact.
+        EngineUnavailableError: the engine's package or the device is missing, or the device cannot compute the graph.
+        EngineError: the plan does not fit into the GPU's memory.
+        InvalidInputError: an argument is invalid, or does not apply to this kind of artifact.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Session:
         self.threads = threads_or_default(threads)
         self._path, self.manifest = _locate(find_artifact(path))
         self.limits, self.packed = self.manifest.limits, self.manifest.packed
-        self._path = self._path.absolute()  # It may be opened again, from another working directory.
+        self._path = self._path.absolute()  # the session may be opened again from another working directory
         self._device = device_for(self._path, wanted)
         self._stamps = self.manifest.stamps(manifest_of(self._path).parent)
         self._graph_options = GraphOptions(
@@ -184,12 +184,12 @@ class Session:
     def run(
         self, inputs: Mapping[str, ArrayLike | None] | None = None, /, **named: ArrayLike | None
     ) -> dict[str, NDArray[Any]]:
-        """Answer one batch; inputs by keyword, as one mapping, or both. None means not given.
+        """Run one batch; inputs come by keyword, as one mapping, or both. None means missing.
 
         * ``input_ids``: any integer dtype, ``(batch, sequence)``, for head ``mc`` ``(batch, choices, sequence)``;
           ids from 0 to ``vocab_size - 1``, rows of at most ``max_length`` (see :attr:`limits`).
         * ``attention_mask``: same shape, 1 where to attend and 0 elsewhere, any real dtype or bool.
-          Without it, padding is what equals ``pad_token_id``.
+          By default, tokens equal to ``pad_token_id`` are padding.
 
         Graphs exported with further inputs also take, with the same defaults as the reference:
         ``position_ids`` (shape of the ids; 0 to ``max_length - 1``; default 0, 1, 2 …), ``head_mask``
@@ -205,32 +205,32 @@ class Session:
         return dict(zip(self._outputs, found, strict=True))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Answer many batches, each as :meth:`run` does, in their order.
+        """Run many batches like :meth:`run`, in their order.
 
-        It reads one batch at a time, when you ask for its answer.
+        Reads each batch only when its outputs are requested.
         """
         return map(self.run, batches)
 
     @property
     def lanes(self) -> int:
-        """1: how many batches :meth:`run_all` computes at once."""
+        """The number of batches that :meth:`run_all` computes at once: 1."""
         warnings.warn("Session.lanes is always 1 and will be removed.", DeprecationWarning, stacklevel=2)
         return 1
 
     @property
     def path(self) -> Path:
-        """The artifact: ``HEAD.onnx`` or ``HEAD.plan``."""
+        """The artifact's path: ``HEAD.onnx`` or ``HEAD.plan``."""
         return self._path
 
     def close(self) -> None:
-        """Free the model; runs under way in other threads finish. Closing twice is fine."""
+        """Free the model after runs in other threads finish. May be called twice."""
         with self._opening:
             self._closed = True
             if self._engine is not None:
                 self._engine.close()
 
     def _describe_plan(self, longest: int) -> None:
-        """Say what holds for a plan and not for the graph beside it."""
+        """Set the attributes to the plan's values instead of the graph's."""
         self.limits = replace(self.limits, max_length=min(longest, self.limits.max_length))
         self.packed = True
 
@@ -243,7 +243,7 @@ class Session:
         return prepare(self.manifest, given, longest=self.limits.max_length)
 
     def _opened(self) -> Engine:
-        """The engine, opened again in a forked child."""
+        """Return the engine; open it again in a forked child."""
         engine = self._engine
         if engine is None:
             with self._opening:
@@ -268,7 +268,7 @@ class Session:
             ) from error
 
     def after_fork(self) -> None:
-        """Start anew in a forked child: called there, by Python, before anything else runs."""
+        """Reset the state in a forked child, before any other code runs there."""
         self._opening = Lock()
         self._engine = None
 
@@ -301,7 +301,7 @@ def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: M
 
 
 def _locate(path: Path) -> tuple[Path, Manifest]:
-    """The artifact and its manifest, from the path of either."""
+    """Return the artifact and its manifest, from the path of either."""
     if path.suffix != ".json":
         check_suffix(path)
         if not path.exists():
@@ -344,7 +344,7 @@ def _refuse(path: Path, purpose: str, **options: object) -> None:
 
 
 def _computed_in(manifest: Manifest, engine: str, precision: str) -> str:
-    """The floats of a session: what was asked for, or else those of the graph; OpenVINO's are fp32 then."""
+    """Return a session's floating-point type: the given one, or else the graph's, but fp32 in OpenVINO."""
     if precision != "auto":
         return precision
     facts = manifest.precision if engine != "tensorrt" or manifest.plan is None else manifest.plan.precision
@@ -353,7 +353,7 @@ def _computed_in(manifest: Manifest, engine: str, precision: str) -> str:
 
 
 def _cache_folder(cache: object) -> Path | bool | None:
-    """``cache``, checked; a path is absolute, for the session may be opened again from another working directory."""
+    """Return ``cache``, checked; paths become absolute, since a child may open the session in another folder."""
     if cache is None or isinstance(cache, bool):
         return cache
     folder = as_path("cache", cache).absolute()  # type: ignore[arg-type]
@@ -395,7 +395,7 @@ def _choice(name: str, value: object) -> bool | None:
 
 
 def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
-    """Import and open the engine while other threads check the files, which takes a core about 0.4 s per GB."""
+    """Import and open the engine while other threads verify the files, at about 0.4 s of CPU time per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     folder = manifest_of(path).parent
@@ -408,7 +408,7 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
             engine = open_engine(path, manifest, device=device, options=options, checked=checked)
         except ArtifactError as error:
             if hashes is not None:
-                hashes.result()  # A file that was changed is the better explanation.
+                hashes.result()  # a changed file explains more
             if device.kind == "cpu" and options.engine == "onnxruntime" and "bf16" in manifest.precision.values():
                 raise EngineUnavailableError(
                     f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
@@ -427,7 +427,7 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
 
 
 def _divided(engine: Engine, manifest: Manifest) -> Engine:
-    # Here, for it needs numpy, and hashing starts before that is imported.
+    # Imported here because it imports numpy, and hashing must start before that.
     from erniem_rt.batching import LikeLengths, are_by_row
 
     return LikeLengths(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
@@ -436,7 +436,7 @@ def _divided(engine: Engine, manifest: Manifest) -> Engine:
 def load_plan(
     path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
 ) -> PlanEngine:
-    """Open a plan, which checks its own content; the graph beside it need not be there."""
+    """Open a plan, which verifies its own file; the graph beside it may be missing."""
     if threads is not None:
         raise InvalidInputError(f"threads applies to a CPU only; {path} runs on a GPU. Remove it.")
     graph = {manifest.artifact, weights_name(manifest.artifact)}

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP for programs that have something to clean up.
+"""SIGTERM and SIGHUP for programs that must clean up.
 
-``timeout``, ``docker stop`` and systemd send the one, a terminal that is closed or a connection that is lost the other.
+``timeout``, ``docker stop`` and systemd send SIGTERM; a closed terminal or a lost connection sends SIGHUP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal came; whatever is cleaned up after Ctrl-C is cleaned up after this too."""
+    """A signal arrived; as a KeyboardInterrupt it triggers the same cleanup as Ctrl-C."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__()
@@ -28,16 +28,16 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let the signals raise :class:`Terminated`, which leaves as ``SystemExit`` with 128 and their number.
+    """Let the signals raise :class:`Terminated`, which becomes ``SystemExit`` with 128 plus the signal's number.
 
-    Without a handler, they would end the process with half-written files left behind. What is handled already, or
-    ignored as under nohup, stays so; and in other threads than the main one Python lets nobody set a handler.
+    Without a handler, they would end the process and leave half-written files behind. Signals that are already handled,
+    or ignored as under nohup, stay so. Outside the main thread, where Python allows no handlers, nothing changes.
     """
     main = threading.current_thread() is threading.main_thread()
     numbers = [number for number in _NUMBERS if main and signal.getsignal(number) is signal.SIG_DFL]
 
     def terminate(number: int, _frame: Any) -> None:
-        # They come in twos, from timeout as from a closed terminal; the second would interrupt the cleaning.
+        # timeout and a closed terminal send them twice; the second would interrupt the cleanup.
         for one in numbers:
             signal.signal(one, signal.SIG_IGN)
         raise Terminated(number)

@@ -1,4 +1,4 @@
-"""Engines compute artifacts. The suffix decides between graph and plan; options or a table choose a graph's engine."""
+"""Engines run artifacts. The suffix decides between graph and plan; options or a table choose a graph's engine."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ __all__ = [
 ENGINES = ("auto", "onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("auto", "fp32", "bf16")
 
-# Where OpenVINO gains enough to pay for its memory: classes of CPU and the weights' precisions, as measured
-# (docs/engines.md).
+# CPU classes and weight precisions for which OpenVINO's speed outweighs its memory, as measured (docs/engines.md).
 _OPENVINO_IS_FASTER = {("avx512-vnni-bf16", "int8")}
-# Bytes of a graph and its weights: for a smaller model, what OpenVINO does for each new shape costs more than it gains.
+# Bytes of a graph and its weights: below this, OpenVINO's work for each new shape costs more than its speed gains.
 _SMALL = 64 << 20
 
 
 def choose_engine(path: Path, manifest: Manifest, device: Device, wanted: str, options: GraphOptions) -> str:
-    """The engine for a graph, ``"onnxruntime"`` or ``"openvino"``: ``wanted`` or, for ``"auto"``, the faster one.
+    """Return the engine for a graph, ``"onnxruntime"`` or ``"openvino"``: ``wanted`` or, for ``"auto"``, the faster.
 
     Raises:
         InvalidInputError: The options contradict each other.
@@ -88,7 +87,7 @@ def _fastest(manifest: Manifest, device: Device, options: GraphOptions) -> str:
 
 
 def _half(manifest: Manifest) -> str | None:
-    """The half type that a graph was exported in, if any."""
+    """Return the half type that a graph was exported in, if any."""
     facts = manifest.precision
     kind = facts.get("products", facts.get("weights"))
     return kind if kind in ("fp16", "bf16") else None
@@ -97,7 +96,7 @@ def _half(manifest: Manifest) -> str | None:
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # of a module that was put in its place
+    except ValueError:  # a fake module without __spec__
         return sys.modules.get(package) is not None
 
 
@@ -113,12 +112,12 @@ def _check_for_openvino(device: Device, options: GraphOptions) -> None:
 
 
 def is_plan(path: Path) -> bool:
-    """Whether ``path`` is named as a TensorRT plan."""
+    """Return whether ``path`` has the suffix of a TensorRT plan."""
     return path.suffix == ".plan"
 
 
 def check_suffix(path: Path) -> None:
-    """Raise unless an engine for files like ``path`` exists; the file itself is not touched."""
+    """Raise unless an engine for the suffix of ``path`` exists; does not touch the file."""
     if path.suffix not in {".onnx", ".plan"}:
         raise ArtifactError(
             f"{path}: expected a file HEAD.onnx or HEAD.plan (or the manifest HEAD.json), for example qa.onnx."
@@ -126,7 +125,7 @@ def check_suffix(path: Path) -> None:
 
 
 def device_for(path: Path, wanted: Device | None) -> Device:
-    """``wanted``, or the device that the file is for; a plan runs on a GPU only."""
+    """Return ``wanted``, or by default the file's device; a plan runs on a GPU only."""
     if not is_plan(path):
         return wanted or Device("cpu")
     if wanted is not None and wanted.kind == "cpu":
@@ -140,7 +139,7 @@ def device_for(path: Path, wanted: Device | None) -> Device:
 def open_engine(
     path: Path, manifest: Manifest, *, device: Device, options: GraphOptions, checked: Callable[[], object]
 ) -> Engine:
-    """Load a graph in the engine of ``options``; ``checked`` waits until its files are compared with the manifest."""
+    """Load a graph in the engine of ``options``; ``checked`` waits until its files are verified."""
     if options.engine == "openvino":
         from erniem_rt.engines.openvino import OpenVINOEngine
 

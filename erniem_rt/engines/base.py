@@ -33,7 +33,7 @@ class Device:
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """Read ``cpu``, ``cuda`` or ``cuda:N``; anything else is an :class:`InvalidInputError`."""
+        """Parse ``cpu``, ``cuda`` or ``cuda:N``; :class:`InvalidInputError` for anything else."""
         if text == "cpu":
             return cls("cpu")
         match = _CUDA.fullmatch(text) if isinstance(text, str) else None
@@ -46,15 +46,15 @@ class Device:
 
 
 class Signed(Protocol):
-    """What declares inputs and outputs."""
+    """Has declared inputs and outputs."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs as the graph itself declares them; axes without a size or a name are ``"?"``."""
+        """The inputs as declared by the graph; axes without a size or a name are ``"?"``."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs, likewise."""
+        """The outputs as declared by the graph."""
 
 
 class Engine(Signed, Protocol):
@@ -68,15 +68,15 @@ class Engine(Signed, Protocol):
         """
 
     def close(self) -> None:
-        """Free the graph; runs in other threads finish. Closing twice is fine."""
+        """Free the graph after runs in other threads finish. May be called twice."""
 
 
 class PlanEngine(Engine, Protocol):
-    """An engine that takes shapes in ranges."""
+    """An engine with ranges of shapes."""
 
     @property
     def max_length(self) -> int:
-        """Positions of the longest row that it takes."""
+        """Number of positions in the longest possible row."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class PlanOptions:
     runtime_cache: str | os.PathLike[str] | None = None
 
 
-# Dtypes that stand for one another where the engine converts.
+# Dtypes that are interchangeable if the engine converts them.
 _KINDS = {"int64": "int", "int32": "int", "bool": "int", "float32": "float", "float16": "float"}
 
 
 def check_signature(path: Path, manifest: Manifest, engine: Signed, *, converted: bool = False) -> None:
-    """Compare names, dtypes and shapes; :class:`ArtifactError` names the first that differs.
+    """Compare names, dtypes and shapes; :class:`ArtifactError` names the first difference.
 
-    With ``converted`` the engine converts on the way, between integers of any size or between floats.
+    With ``converted`` the engine converts between integers of any size and between floats.
     """
     _compare(path, "input", manifest.inputs, engine.inputs, converted)
     _compare(path, "output", manifest.outputs, engine.outputs, converted)
@@ -133,7 +133,7 @@ def _compare(
 
 
 def _same_shape(said: tuple[int | str, ...], found: tuple[int | str, ...]) -> bool:
-    # A dynamic axis of the graph takes any size, and its name is the graph's own affair.
+    # A dynamic axis of the graph matches any size; its name does not matter.
     return len(said) == len(found) and all(
         isinstance(axis, str) or axis == expected for expected, axis in zip(said, found, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The CUDA runtime of one GPU through cuda-python: memory, streams, graphs; every status is looked at."""
+"""The CUDA runtime of one GPU through cuda-python: memory, streams, graphs; checks every status."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["Cuda", "OutOfMemoryError"]
 
 
 class OutOfMemoryError(EngineError):
-    """The GPU, or the host's memory that is locked for it, has no room left."""
+    """The GPU, or the host's pinned memory, is full."""
 
 
 class Cuda:
-    """One device. Handles of streams and graphs are cuda-python's own; addresses are integers.
+    """One device. Handles of streams and graphs are cuda-python's; addresses are integers.
 
     Args:
-        device: A GPU by its index.
-        install: The command that installs cuda-python, for the error that it is missing.
+        device: The GPU's index.
+        install: The command that installs cuda-python, for the error if it is missing.
 
     Raises:
-        EngineUnavailableError: cuda-python, the driver or the device is not there.
+        EngineUnavailableError: cuda-python, the driver or the device is missing.
     """
 
     def __init__(self, device: Device, install: str) -> None:
@@ -47,7 +47,7 @@ class Cuda:
         return ".".join(str(self._call("cudaDeviceGetAttribute", part, self._device.index)) for part in parts)
 
     def use(self) -> None:
-        """Make this the device of the calling thread; each thread has its own."""
+        """Make this the calling thread's current device."""
         self._call("cudaSetDevice", self._device.index)
 
     def allocate(self, size: int) -> int:
@@ -55,48 +55,48 @@ class Cuda:
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def allocate_pinned(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        """Return the address of ``size`` bytes on the host that cannot be paged out, and a view of them."""
+        """Return the address of ``size`` bytes of pinned host memory, and a view of them."""
         address = int(self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault))
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def free_pinned(self, address: int) -> None:
-        """Give pinned memory back; no view of it may be used any more."""
+        """Free pinned memory; its views become invalid."""
         self._call("cudaFreeHost", address)
 
     def create_stream(self) -> Any:
-        """Return a stream that the default stream does not wait for."""
+        """Return a non-blocking stream: the default stream does not wait for it."""
         return self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
 
     def destroy_stream(self, stream: Any) -> None:
-        """Give a stream back."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: Any) -> None:
-        """Wait until all that was given to the stream is done."""
+        """Wait until the stream's work is done."""
         self._call("cudaStreamSynchronize", stream)
 
     def upload(self, device: int, host: int, size: int, stream: Any) -> None:
-        """Let the stream copy ``size`` bytes of pinned memory to the device."""
+        """Enqueue a copy of ``size`` bytes from pinned memory to the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", device, host, size, kind, stream)
 
     def download(self, host: int, device: int, size: int, stream: Any) -> None:
-        """Let the stream copy ``size`` bytes of the device to pinned memory."""
+        """Enqueue a copy of ``size`` bytes from the device to pinned memory."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host, device, size, kind, stream)
 
     def begin_capture(self, stream: Any) -> None:
-        """Record what the calling thread gives to the stream from now on, instead of doing it."""
-        # Thread-local: allocations of other threads, which a global capture forbids, do not spoil this one.
+        """Start recording the calling thread's work on the stream instead of running it."""
+        # Thread-local: a global capture would fail if another thread allocates.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: Any) -> Any:
-        """Return what was recorded, as a graph that can be launched."""
+        """Stop recording and return the graph."""
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)
@@ -104,18 +104,18 @@ class Cuda:
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """Let the stream do what the graph recorded."""
+        """Enqueue a recorded graph."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give a graph back; it must not be running."""
+        """Destroy a graph, which must not be running."""
         self._call("cudaGraphExecDestroy", graph)
 
     def _require_device(self) -> None:
         kinds = self._runtime.cudaError_t
         try:
             status, count = self._runtime.cudaGetDeviceCount()
-        except RuntimeError as error:  # Some versions of cuda-python look for the driver's library only now.
+        except RuntimeError as error:  # some versions of cuda-python load the driver's library only now
             raise _no_driver(str(error)) from error
         if status == kinds.cudaErrorInsufficientDriver:
             raise _no_driver(self._text(status))
@@ -131,7 +131,7 @@ class Cuda:
             raise EngineUnavailableError(f"device '{self._device}' is not there; this machine has {there}.")
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the runtime; return what it gives besides its status."""
+        """Call a function of the runtime, check its status and return its results."""
         status, *values = getattr(self._runtime, name)(*arguments)
         kinds = self._runtime.cudaError_t
         if status == kinds.cudaErrorMemoryAllocation:
@@ -149,7 +149,7 @@ class Cuda:
         return values[0] if values else None
 
     def _text(self, status: Any) -> str:
-        """What CUDA calls a status, in words and by its name."""
+        """Return CUDA's text and name of a status."""
         text = self._runtime.cudaGetErrorString(status)[1]
         return f"{text.decode() if isinstance(text, bytes) else text}, {status.name}"
 

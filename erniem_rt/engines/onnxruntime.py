@@ -1,4 +1,4 @@
-"""ONNX Runtime, on CPU or CUDA: the package, sessions, and their runs, also as CUDA graphs."""
+"""ONNX Runtime on CPU or CUDA: import, sessions and runs, also as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ __all__ = [
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _INSTALL_GPU = 'pip install "erniem-rt[gpu]"'
-# How long threads without work keep a CPU busy: long enough from one operator of a run to the next.
+# How long idle threads spin: long enough for the gap between two operators of a run.
 _SPIN_US = "200"
 _FIRST_WITH_SPIN_DURATION = (1, 30)
-# What fails is raised; onnxruntime would write it to standard error as well.
+# Errors are raised; at a lower level onnxruntime would also write them to standard error.
 _LOG_FATAL = 4
-# What onnxruntime says when a library or the device fails, and not the file.
+# Part of onnxruntime's errors if a library or the device fails, not the file.
 _DEVICE_FAILED = re.compile(
     r"\b(?:cuda|cudnn|cublas\w*) (?:failure|error)\b|CUDA_PATH is set|Failed to load library|LoadLibrary failed",
     re.IGNORECASE,
 )
-# What onnxruntime says of a graph of which a part would run on the CPU.
+# Part of onnxruntime's error for a graph that would partly run on the CPU.
 _NO_CAPTURE = "graph capture"
-# What onnxruntime says of weights behind a link.
+# Part of onnxruntime's error for weights behind a link.
 _OUTSIDE = "External data path"
 # ONNX Runtime's names of the element types whose names differ from numpy's.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
@@ -104,7 +104,7 @@ class OrtEngine:
             raise InvalidInputError("the engine is closed; open the artifact again.")
         try:
             return run(list(outputs), dict(feeds))
-        # The errors of onnxruntime have no common base below Exception.
+        # onnxruntime's errors have no common base class but Exception.
         except Exception as error:
             raise EngineError(
                 f"onnxruntime failed on {self._device}: {_reason(error)}. If memory ran out, give it fewer or shorter "
@@ -112,7 +112,7 @@ class OrtEngine:
             ) from error
 
     def close(self) -> None:
-        """Drop the session; a run under way holds its own reference until it is done."""
+        """Drop the session; a run in progress keeps its own reference."""
         self._run = None
 
     def after_fork(self) -> None:
@@ -150,7 +150,7 @@ def _require_cuda(ort: Any) -> None:
 
 
 def _installed(package: str) -> str | None:
-    """The version of a package; both have the same module, so that it cannot tell them apart."""
+    """Return the version of a package, which the module does not show: both packages install the same one."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -160,7 +160,7 @@ def _installed(package: str) -> str | None:
 def _session_options(ort: Any, wanted: GraphOptions) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
-    # A number, always: onnxruntime's own default binds its threads to CPUs, be they this process's or not.
+    # Always set: by default onnxruntime pins its threads to CPUs, even outside this process's affinity mask.
     options.intra_op_num_threads = wanted.threads
     if wanted.spinning is None and version_of(ort) >= _FIRST_WITH_SPIN_DURATION:
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
@@ -174,15 +174,14 @@ def _session_options(ort: Any, wanted: GraphOptions) -> Any:
 def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: bool) -> Any:
     require_utf_8(path)
     providers: list[Any] = [_CPU]
-    # On CPU the fused SkipLayerNormalization is about 1.5 times slower than the Add and the
-    # LayerNormalization that it replaces, so the pass that makes it stays off.
+    # On a CPU the fused SkipLayerNormalization takes about 1.5 times as long as Add and LayerNormalization.
     disabled = ["SkipLayerNormFusion"]
     if device.kind == "cuda":
         capture = {"enable_cuda_graph": "1"} if cuda_graphs else {}
         providers, disabled = [(_CUDA, {"device_id": device.index, **capture}), _CPU], []
     try:
-        # By path, not as bytes: only then are the external weights memory-mapped. Without enable_fallback=False
-        # a device that fails would be swapped for the CPU.
+        # By path, not as bytes: only then are the external weights memory-mapped. enable_fallback=False: do not
+        # switch to the CPU if the device fails.
         return ort.InferenceSession(
             str(path), options, providers=providers, disabled_optimizers=disabled, enable_fallback=False
         )
@@ -195,7 +194,7 @@ def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: boo
                 f"{path} cannot run as a CUDA graph: {reason}. Export with --target onnxruntime-cuda, or leave out "
                 "cuda_graphs."
             ) from error
-        # The path, which onnxruntime names, may hold any of these words.
+        # onnxruntime's message names the path, which may contain these words.
         if device.kind == "cuda" and _DEVICE_FAILED.search(reason.replace(str(path.parent), "")):
             raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
         if _OUTSIDE in reason and (said := _about_links(path, ort.__version__)):
@@ -223,19 +222,19 @@ def _about_links(path: Path, version: str) -> str:
 
 
 def _runner(ort: Any, session: Any, device: Device, options: GraphOptions) -> Runner:
-    """What computes outputs, by name, from feeds."""
+    """Return the function that computes named outputs from feeds."""
     if device.kind == "cpu":
         return ShrinkingRuns(ort, session, options.shrink_memory).run
     return (GraphRuns if options.cuda_graphs else BoundRuns)(ort, session, device).run
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what an error says, without a full stop."""
+    """Return the first line of an error's message, without a full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _spec(node: Any) -> TensorSpec:
-    """The graph's own word on one input or output (``tensor(int64)``, ``['batch', 'sequence']``)."""
+    """Return the graph's declaration of one input or output (``tensor(int64)``, ``['batch', 'sequence']``)."""
     element = node.type.removeprefix("tensor(").removesuffix(")")
     return TensorSpec(
         name=node.name,
@@ -249,9 +248,9 @@ _FIRST_WITH_TELEMETRY = (1, 29)
 
 
 def import_onnxruntime() -> Any:
-    """The module, with telemetry off unless the user chose; :class:`EngineUnavailableError` if it is not installed.
+    """Import onnxruntime, without telemetry unless the user set it; :class:`EngineUnavailableError` if not installed.
 
-    Warns, once, if it was imported before without a choice.
+    Warns once if it was already imported without a choice on telemetry.
     """
     loaded = sys.modules.get("onnxruntime")
     if _TELEMETRY not in os.environ:
@@ -275,14 +274,14 @@ def import_onnxruntime() -> Any:
 
 
 def version_of(ort: Any) -> tuple[int, ...]:
-    """Major and minor version; empty where they cannot be told."""
+    """Return major and minor version; empty if unknown."""
     try:
         return tuple(map(int, ort.__version__.split(".")[:2]))
     except (AttributeError, ValueError):
         return ()
 
 
-# onnxruntime lets go of a captured graph and of the memory it works in only with the session.
+# onnxruntime frees a captured graph and its memory only with the session.
 MOST_GRAPHS = 16
 
 _GRAPH_ID = "gpu_graph_id"
@@ -290,7 +289,7 @@ _NO_GRAPH = "-1"
 
 
 class BoundRuns:
-    """Runs with IO binding: inputs are copied to the device, outputs stay there until all are done, then come back."""
+    """Runs with IO binding: copies inputs to the device, and outputs back once all are computed."""
 
     def __init__(self, ort: Any, session: Any, device: Device) -> None:
         self._ort = ort
@@ -320,7 +319,7 @@ class BoundRuns:
 
 @dataclass(frozen=True)
 class _Graph:
-    """One shape: the inputs at their fixed addresses, what is bound to them, and the graph's number."""
+    """One captured shape: the inputs at their fixed addresses, the binding, and the graph's number."""
 
     inputs: dict[str, Any]
     binding: Any
@@ -328,13 +327,13 @@ class _Graph:
 
 
 class GraphRuns(BoundRuns):
-    """The same, as CUDA graphs: one per shape, captured when the shape comes for the second time.
+    """:class:`BoundRuns` as CUDA graphs: one per shape, captured at the shape's second run.
 
-    A CUDA graph replays the kernels of one shape, on the addresses that it was captured with, without launching each of
-    them: for small batches, launching is most of the time.
+    A CUDA graph replays all kernels of one shape at fixed addresses with a single launch: for small batches, launches
+    take most of the time.
 
-    The first :data:`MOST_GRAPHS` of those; other shapes run as they would without. Runs take turns: a graph has one
-    set of addresses.
+    There are at most :data:`MOST_GRAPHS` graphs; other shapes run without one. Runs are serialized, since a graph has
+    one set of addresses.
     """
 
     def __init__(self, ort: Any, session: Any, device: Device) -> None:
@@ -359,7 +358,7 @@ class GraphRuns(BoundRuns):
             return self._computed(graph.binding, graph.options)
 
     def _observed(self, key: Key, outputs: list[str], feeds: Arrays) -> list[NDArray[Any]]:
-        """Run without a graph, and note the shapes of the outputs for the next time."""
+        """Run without a graph, and record the outputs' shapes for the capture."""
         results = self._run_once(outputs, feeds, self._options(_NO_GRAPH))
         if len(self._graphs) < MOST_GRAPHS:
             self._seen[key] = [(array.shape, array.dtype) for array in results]
@@ -381,26 +380,26 @@ class GraphRuns(BoundRuns):
         return options
 
 
-# Positions, padding counted: what smaller runs leave is not worth the time that the next one takes to get it again.
+# Number of positions, padding included: after smaller runs, freeing memory saves less than allocating it again costs.
 _LARGE = 4096
-# A run of that share of the largest one since memory was given back shows that so much is not needed now.
+# Shrink after a run of at most 1/4 of the positions of the largest run since memory was last freed.
 _SHARE = 4
 
 
 class Shrinking:
-    """Whether memory is to be given back: after every run, never, or (None) after one of much less than before."""
+    """Decides when to free memory: after every run, never, or (None) after a much smaller run than before."""
 
     def __init__(self, shrink: bool | None) -> None:
         self._shrink = shrink
         self._largest = 0
 
     def after(self, feeds: Mapping[str, NDArray[Any]]) -> bool:
-        """Whether to give back what the run of ``feeds`` and those before it took."""
+        """Return whether to free memory after the run of ``feeds``."""
         if self._shrink is not None:
             return self._shrink
         mask = feeds.get("attention_mask")
         size = 0 if mask is None else mask.size
-        # Threads that come between one another here shrink once too often or a run too late, no more.
+        # A race between threads is harmless: memory is freed once too often or one run late.
         if self._largest >= _LARGE and size * _SHARE <= self._largest:
             self._largest = size
             return True
@@ -409,12 +408,12 @@ class Shrinking:
 
 
 class ShrinkingRuns:
-    """Runs after which onnxruntime gives free memory of its arena back to the system.
+    """Runs after which onnxruntime returns its arena's free memory to the system.
 
     Args:
         ort: The module onnxruntime.
-        session: Its session.
-        shrink: As for :class:`Shrinking`.
+        session: The onnxruntime session.
+        shrink: See :class:`Shrinking`.
     """
 
     def __init__(self, ort: Any, session: Any, shrink: bool | None) -> None:

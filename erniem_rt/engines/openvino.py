@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: the same graphs as in ONNX Runtime, compiled once and kept in a cache folder."""
+"""OpenVINO on a CPU: runs the same graphs as ONNX Runtime, and caches compiled models in a folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _HINTS = {"auto": "f32", "fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"
 _CACHE_VARIABLE = "ERNIEM_RT_CACHE"
 _RECORD = "compiled.json"
-# Seconds after which a folder that was begun and not finished belongs to a process that was killed.
+# Age in seconds after which an unfinished cache folder is taken to be abandoned.
 _ABANDONED = 3600
 
 
@@ -48,8 +48,8 @@ class OpenVINOEngine:
         path: The graph.
         options: ``precision`` is the floating-point type; ``"auto"`` is fp32.
         manifest: Lists the files of the graph and their hashes.
-        checked: Waits until the files are compared with the manifest, and raises what that found. Only a model that was
-            compiled from checked files is kept.
+        checked: Waits until the files are verified, and raises if one differs. Only models compiled from verified files
+            are cached.
     """
 
     def __init__(self, path: Path, *, options: GraphOptions, manifest: Manifest, checked: Callable[[], object]) -> None:
@@ -62,7 +62,7 @@ class OpenVINOEngine:
         self.outputs = tuple(map(_spec, self._model.outputs))
         self._memory = Shrinking(options.shrink_memory)
         self._owing = False
-        # Requests that no run holds: each run has one to itself.
+        # Idle requests; each run uses one exclusively.
         self._requests: list[Any] = []
         renew_after_fork(self)
 
@@ -77,14 +77,14 @@ class OpenVINOEngine:
             except IndexError:
                 request = model.create_infer_request()
             found = request.infer(dict(feeds), share_inputs=True, share_outputs=True)
-            results = [np.array(found[name]) for name in outputs]  # copies: the next run overwrites the request's own
+            results = [np.array(found[name]) for name in outputs]  # copies: the next run overwrites the arrays
             del found
             if self._memory.after(feeds) or self._owing:
                 del request
                 self._give_back(model)
-            elif self._model is model:  # and not closed meanwhile
+            elif self._model is model:  # not closed meanwhile
                 self._requests.append(request)
-        # What OpenVINO raises is RuntimeError for the most part, but not all of it.
+        # OpenVINO mostly raises RuntimeError, but not always.
         except Exception as error:
             raise EngineError(
                 f"openvino failed on cpu: {_reason(error)}. If memory ran out, give it fewer or shorter rows at once "
@@ -93,7 +93,7 @@ class OpenVINOEngine:
         return results
 
     def _give_back(self, model: Any) -> None:
-        """Give memory back now or, where another thread's run is under way and holds it, after the next run."""
+        """Free memory now or, if another thread's run still uses it, after the next run."""
         self._requests.clear()
         try:
             model.release_memory()
@@ -103,18 +103,18 @@ class OpenVINOEngine:
             self._owing = False
 
     def close(self) -> None:
-        """Drop the model; a run under way holds its own reference until it is done."""
+        """Drop the model; a run in progress keeps its own reference."""
         self._model = None
         self._requests = []
 
     def after_fork(self) -> None:
-        """Close without freeing: OpenVINO's threads stayed in the parent."""
+        """Close without freeing: OpenVINO's threads do not exist in a forked child."""
         keep_for_good((self._model, self._requests))
         self.close()
 
 
 def import_openvino() -> Any:
-    """The module, imported without its telemetry; :class:`EngineUnavailableError` if it is not installed."""
+    """Import openvino without its telemetry; :class:`EngineUnavailableError` if it is not installed."""
     if "openvino" not in sys.modules and _TELEMETRY not in sys.modules:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # OpenVINO then does without
         try:
@@ -148,11 +148,11 @@ def _check_precision(core: Any, precision: str) -> None:
 def _compile(core: Any, path: Path, options: GraphOptions, cache: _Cache, checked: Callable[[], object]) -> Any:
     require_utf_8(path)
     settings = {
-        # Always said: on a CPU that has bf16, OpenVINO would compute in it.
+        # Always set: by default OpenVINO computes in bf16 on a CPU that has it.
         "INFERENCE_PRECISION_HINT": _HINTS[options.precision],
         "INFERENCE_NUM_THREADS": options.threads,
         "NUM_STREAMS": 1,
-        # It would choose among all CPUs, be they this process's or not.
+        # Pinning would ignore this process's affinity mask.
         "ENABLE_CPU_PINNING": False,
     }
     try:
@@ -167,10 +167,10 @@ def _compile(core: Any, path: Path, options: GraphOptions, cache: _Cache, checke
 
 
 class _Cache:
-    """Folders with compiled models, one folder per model: the blob that OpenVINO wrote, and a record of its hash.
+    """Cache folders, one per compiled model, each with OpenVINO's blob and a record of its hash.
 
-    OpenVINO looks at the graph's path and time of change alone, and takes a blob as it is. So a folder is named by all
-    that a blob depends on, the hashes of the artifact's files first, and a blob is used if it is what was written.
+    OpenVINO itself only compares the graph's path and modification time, and trusts any blob. So a folder's name has a
+    digest of all that the blob depends on, such as the hashes of the artifact's files, and the blob's hash is checked.
     """
 
     def __init__(self, path: Path, options: GraphOptions, manifest: Manifest, ov: Any) -> None:
@@ -182,14 +182,14 @@ class _Cache:
         self._weights = sum(record.size for record in files.values())
         times = [path.with_name(Path(name).name).stat().st_mtime_ns for name in files]
         self._family = f"{path.stem}-{_digest(path, cpu_class(), self._verify)[:16]}"
-        # A blob does not depend on threads, and has the same content in fp32 and bf16.
+        # A blob does not depend on the number of threads or the precision.
         content = [[name, record.sha256, record.size] for name, record in files.items()]
         self._name = f"{self._family}-{_digest(content, times, ov.__version__)[:16]}"
 
     def compiled(self, compile_with: Callable[[dict[str, str]], Any], checked: Callable[[], object]) -> Any:
-        """The model from a cache folder, or else compiled and, if there is a folder for it, kept there."""
+        """Return the model from a cache folder, or compile it and cache it if possible."""
         for folder in self._folders:
-            # os.path's: it is False where a folder may not be read.
+            # os.path.isdir() returns False for a folder without read permission, where Path.is_dir() raises.
             if os.path.isdir(entry := folder / self._name):  # noqa: PTH112
                 if self._is_whole(entry):
                     model = compile_with({"CACHE_DIR": str(entry)})
@@ -222,7 +222,7 @@ class _Cache:
         return True
 
     def _kept(self, folder: Path, compile_with: Callable[[dict[str, str]], Any], checked: Callable[[], object]) -> Any:
-        """Compile into a folder that takes its name when all is in it; :class:`OSError` where that cannot be begun."""
+        """Compile into a temporary folder and rename it when complete; :class:`OSError` if it cannot be created."""
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < 2 * self._weights:
             raise OSError(None, "the disk is nearly full")
@@ -231,7 +231,7 @@ class _Cache:
         try:
             model = compile_with({"CACHE_DIR": str(part)})
             checked()
-            with contextlib.suppress(OSError, ValueError):  # a blob that was not written, or another process's entry
+            with contextlib.suppress(OSError, ValueError):  # no blob was written, or another process was first
                 (blob,) = part.glob("*.blob")
                 (part / _RECORD).write_text(json.dumps([blob.name, vars(hash_file(blob))]), "utf-8")
                 part.replace(folder / self._name)
@@ -241,7 +241,7 @@ class _Cache:
         return model
 
     def _clear(self, folder: Path) -> None:
-        """Remove what is left of this artifact as it was before, of other versions of OpenVINO, of killed processes."""
+        """Remove entries of earlier exports, of other versions of OpenVINO and of killed processes."""
         for other in folder.glob(f"{self._family}-*"):
             if other.name != self._name:
                 shutil.rmtree(other, ignore_errors=True)
@@ -252,7 +252,7 @@ class _Cache:
 
 
 def _folders(cache: str | os.PathLike[str] | bool | None, beside: Path) -> Iterator[Path]:
-    """Where compiled models are looked for and kept, the first that can be written."""
+    """Yield the folders to search for compiled models, of which the first writable one gets new ones."""
     if cache is None:
         cache = os.environ.get(_CACHE_VARIABLE, True)
         if cache in ("", "0"):
@@ -263,7 +263,7 @@ def _folders(cache: str | os.PathLike[str] | bool | None, beside: Path) -> Itera
         yield Path(cache)
         return
     yield beside / ".erniem-rt"
-    with contextlib.suppress(RuntimeError):  # of a user without a home
+    with contextlib.suppress(RuntimeError):  # the user has no home
         yield _user_folder()
 
 
@@ -280,14 +280,14 @@ def _digest(*parts: object) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says in the end, without where in OpenVINO's source it was raised, and without a full stop."""
+    """Return the last line of an error's message that is not a position in OpenVINO's source, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return (told or [type(error).__name__])[-1].rstrip(".")
+    reasons = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return (reasons or [type(error).__name__])[-1].rstrip(".")
 
 
 def _spec(port: Any) -> TensorSpec:
-    """The model's own word on one input or output."""
+    """Return the model's declaration of one input or output."""
     return TensorSpec(
         name=port.any_name,
         dtype=str(port.element_type.to_dtype()),

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX: a plan on a GPU, from numpy to numpy, in up to four lanes."""
+"""TensorRT and TensorRT for RTX: runs a plan on a GPU, from numpy to numpy, in up to four lanes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = ["Lane", "LanePool", "TensorRTEngine"]
 
 
 class TensorRTEngine:
-    """A plan. Rows are sorted into buckets of like length, and batches that no profile takes are run in parts.
+    """A plan. Sorts rows into buckets of similar length, and splits batches that fit no profile.
 
     Attributes:
         inputs: The inputs as the plan declares them, whose dtypes may be narrower than the manifest's.
         outputs: The outputs, likewise.
-        max_length: Positions of the longest row that a profile takes.
+        max_length: Number of positions in the longest row of any profile.
 
     Raises:
         ArtifactError: See :class:`LoadedPlan`.
@@ -63,7 +63,7 @@ class TensorRTEngine:
         self._profiles = plan.profiles
         self.inputs, self.outputs = plan.inputs, plan.outputs
         self.max_length = max(profile.max[-1] for profile in plan.profiles)
-        # A session that is dropped without close() must not keep the GPU's memory.
+        # Free the GPU's memory even if the session is dropped without close().
         self._finalizer = weakref.finalize(self, self._pool.close)
         renew_after_fork(self)
 
@@ -82,24 +82,24 @@ class TensorRTEngine:
         return batch.results(outputs)
 
     def close(self) -> None:
-        """Give the GPU's memory back; runs under way in other threads finish first. Closing twice is fine."""
+        """Free the GPU's memory after runs in other threads finish. May be called twice."""
         self._finalizer()
 
     def after_fork(self) -> None:
-        """Let go of nothing: the GPU's memory is the parent's, and CUDA does not work in a forked child."""
+        """Free nothing: the GPU's memory is the parent's, and CUDA does not work in a forked child."""
         self._finalizer.detach()
         keep_for_good(self._pool)
 
 
-# Each has buffers and scratch memory of its own, and four streams keep a GPU busy.
+# Each lane has its own buffers and scratch memory; four streams keep a GPU busy.
 LANES = 4
 
 
 class LanePool:
-    """At most :data:`LANES` lanes, made when they are wanted; where memory is short, runs wait for those there are.
+    """At most :data:`LANES` lanes, created on demand; if memory is short, runs wait for existing lanes.
 
     Raises:
-        EngineError: Not even the first lane could be made.
+        EngineError: The first lane could not be created.
     """
 
     def __init__(self, plan: LoadedPlan) -> None:
@@ -112,21 +112,21 @@ class LanePool:
 
     @contextmanager
     def lane(self) -> Iterator[Lane]:
-        """Lend a lane. One in which anything failed is not used again: what it holds may be in any state."""
+        """Lend a lane. After any failure a lane is discarded, since its state is unknown."""
         self._plan.cuda.use()
         lane = self._taken()
         try:
             yield lane
         except BaseException:
-            with suppress(EngineError):  # What failed first is the better explanation.
+            with suppress(EngineError):  # the first failure explains more
                 self._retire(lane)
             raise
         self._give_back(lane)
 
     def close(self) -> None:
-        """Give idle lanes back now, busy ones when their runs are done, and then the plan. Twice is fine.
+        """Free idle lanes now, busy ones after their runs, and then the plan. May be called twice.
 
-        The first failure is raised when all was tried: after an error of CUDA that stays, each call fails.
+        Tries everything before it raises the first failure: after a sticky CUDA error, every call fails.
         """
         with self._changed:
             if self._closed:
@@ -143,7 +143,7 @@ class LanePool:
                 step()
             except EngineError as error:
                 failures.append(error)
-        if none_left:  # Each lane failed before, so no lane takes the plan along.
+        if none_left:  # all lanes failed before, so none releases the plan
             self._plan.release()
         if failures:
             raise failures[0]
@@ -156,7 +156,7 @@ class LanePool:
                 if self._closed:
                     raise InvalidInputError("the engine is closed; open the artifact again.")
                 if self._idle:
-                    return self._idle.pop()  # The last one used: its graphs are the likeliest to fit.
+                    return self._idle.pop()  # the last one used: its graphs are the most likely to match
                 self._count += 1
             try:
                 return Lane(self._plan)
@@ -182,7 +182,7 @@ class LanePool:
             self._forget()
 
     def _forget(self) -> int:
-        """Count one lane less, and return how many are left; the last one of a closed pool takes the plan along."""
+        """Count one lane less and return the remaining number; the last lane of a closed pool releases the plan."""
         with self._changed:
             self._count -= 1
             left = self._count
@@ -194,17 +194,17 @@ class LanePool:
 
 
 Shapes = dict[str, tuple[int, ...]]
-# What makes a graph: the profile and the shapes of the inputs.
+# The key of a graph: the profile and the shapes of the inputs.
 _Key = tuple[int, tuple[tuple[int, ...], ...]]
 
-# CUDA graphs that a lane keeps, and shapes that it remembers to have seen once. Each graph has a context of its own.
+# Number of CUDA graphs that a lane keeps, and of shapes seen once that it remembers. Each graph has its own context.
 GRAPHS = 8
 SEEN = 64
 
 
 @dataclass
 class _Buffer:
-    """One input or output: as many bytes on the host and on the device as its largest shape takes."""
+    """One input or output: memory on the host and on the device for its largest shape."""
 
     dtype: np.dtype[Any]
     host: int
@@ -220,7 +220,7 @@ class _Buffer:
 
 @dataclass
 class _Graph:
-    """A recorded run: the context that it was recorded from must not be used for anything else."""
+    """A recorded run; its context must not be used for anything else."""
 
     context: Any
     handle: Any
@@ -228,12 +228,12 @@ class _Graph:
 
 
 class Lane:
-    """A stream of a plan, its buffers and its execution contexts; one run at a time goes through it.
+    """A stream of a plan with its buffers and execution contexts, for one run at a time.
 
-    The thread that calls must have made the device its own (:meth:`Cuda.use`).
+    The calling thread must have selected the device (:meth:`Cuda.use`).
 
     Raises:
-        EngineError: There is no room, or TensorRT refuses what the plan itself says it takes.
+        EngineError: Memory is full, or TensorRT refuses shapes that the plan declares.
     """
 
     def __init__(self, plan: LoadedPlan) -> None:
@@ -255,15 +255,15 @@ class Lane:
             raise
 
     def input(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Where an input of this shape is to be written before :meth:`run`."""
+        """Return the buffer of an input of this shape, to be filled before :meth:`run`."""
         return self._buffers[name].view(shape)
 
     def output(self, name: str) -> NDArray[Any]:
-        """An output of the last run; a view that the next run overwrites."""
+        """Return an output of the last run, a view that the next run overwrites."""
         return self._buffers[name].view(self._outputs[name])
 
     def run(self, profile: int, shapes: Shapes) -> None:
-        """Compute from what the inputs hold, in a profile that takes these shapes; return when it is done."""
+        """Compute from the input buffers, in a profile that covers these shapes; return when done."""
         key = (profile, tuple(shapes[spec.name] for spec in self._plan.inputs))
         if key in self._graphs:
             self._graphs.move_to_end(key)
@@ -280,7 +280,7 @@ class Lane:
         self._cuda.synchronize(self._stream)
 
     def close(self) -> None:
-        """Give everything back, after what is under way; the first failure is raised when all was tried."""
+        """Free everything after the run in progress; tries all before it raises the first failure."""
         if self._stream is None:
             return
         cuda, failures = self._cuda, []
@@ -317,7 +317,7 @@ class Lane:
         self._bind(self._context)
 
     def _largest(self) -> dict[str, tuple[np.dtype[Any], int]]:
-        """The dtype and the bytes of each input and output at the maximum of the profile that needs most."""
+        """Return the dtype and the largest size in bytes of each input and output over all profiles."""
         plan = self._plan
         found = {spec.name: (np.dtype(spec.dtype), 1) for spec in (*plan.inputs, *plan.outputs)}
         for profile, largest in enumerate(plan.largest_shapes):
@@ -336,7 +336,7 @@ class Lane:
         self._plan.require(done, f"select profile {profile}")
 
     def _infer(self, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
-        """Give a context the shapes of its inputs; return those of its outputs."""
+        """Set the shapes of a context's inputs; return those of its outputs."""
         for name, shape in shapes.items():
             self._plan.require(context.set_input_shape(name, shape), f"take {name} of shape {shape}")
         try:
@@ -351,7 +351,7 @@ class Lane:
             self._plan.require(context.set_tensor_address(name, buffer.device), f"take the address of {name}")
 
     def _enqueue(self, context: Any, shapes: Shapes) -> Shapes:
-        """Give the stream the whole run: inputs up, the network, outputs down."""
+        """Enqueue the whole run: upload of inputs, the network, download of outputs."""
         outputs = self._infer(context, shapes)
         self._enqueue_steps(context, shapes, outputs)
         return outputs
@@ -373,9 +373,9 @@ class Lane:
         self._outputs = self._enqueue(self._context, shapes)
 
     def _run_and_record(self, key: _Key, profile: int, shapes: Shapes) -> None:
-        """Run a shape that was seen before in a context of its own, which warms that up, then record it."""
+        """Run a shape that was seen before in a new context, which warms it up, then record it."""
         while len(self._graphs) >= GRAPHS:
-            # Between runs: nothing of the old graph is under way.
+            # Between runs, so the old graph is idle.
             self._cuda.destroy_graph(self._graphs.popitem(last=False)[1].handle)
         try:
             context = self._plan.create_context(self._scratch)
@@ -408,7 +408,7 @@ class Lane:
         try:
             self._enqueue_steps(context, shapes, outputs)
         except BaseException:
-            with contextlib.suppress(EngineError):  # What went wrong first is the better explanation.
+            with contextlib.suppress(EngineError):  # the first failure explains more
                 self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
             raise
         return self._cuda.end_capture(self._stream)

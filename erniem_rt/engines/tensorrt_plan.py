@@ -1,4 +1,4 @@
-"""Loads a TensorRT plan: checks whether it can run here, reads its shapes; the logger and the kernel cache."""
+"""Loads TensorRT plans: checks that they can run here and reads their shapes; has the logger and the kernel cache."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ __all__ = [
     "reason",
 ]
 
-# TensorRT's names of the element types, and numpy's.
+# TensorRT's names of element types to numpy's.
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 _NO_MEMORY = ("out of memory", "outofmemory", "memoryallocation", "mem_alloc_failed")
 
 
 class LoadedPlan:
-    """A deserialised plan on a device.
+    """A deserialized plan on a device.
 
     Attributes:
         path: The file.
         cuda: The device.
         inputs: Inputs as the plan declares them; axes without a size are ``"?"``.
         outputs: Outputs, likewise.
-        profiles: The shapes of the ids that it takes.
+        profiles: The ranges of the ids' shapes.
         largest_shapes: For each profile, the largest shape of each input.
-        scratch_size: Bytes that the contexts of one lane share; 0 where each has its own.
-        records_graphs: Whether CUDA graphs are ours to make.
+        scratch_size: Bytes of scratch memory that the contexts of one lane share; 0 if each has its own.
+        records_graphs: Whether we record CUDA graphs, rather than the library.
 
     Raises:
-        ArtifactError: The file is damaged, changed, or not what its manifest says.
-        EngineUnavailableError: The library, its version, the driver or the GPU is not there.
-        EngineError: The device has no room.
-        InvalidInputError: There is no runtime cache for plans of this flavour.
+        ArtifactError: The file is damaged, changed, or differs from its manifest.
+        EngineUnavailableError: The library, its version, the driver or the GPU is missing or does not match.
+        EngineError: The device's memory is full.
+        InvalidInputError: Plans of this flavour have no runtime cache.
     """
 
     def __init__(self, path: Path, manifest: Manifest, device: Device, options: PlanOptions) -> None:
@@ -80,10 +80,10 @@ class LoadedPlan:
         if not options.trust:
             check_capability(path, plan, self.cuda, self._library)
         content = read_plan(path, manifest, trust=options.trust)
-        reason(self._library)  # What was said before is not about this plan.
+        reason(self._library)  # discard earlier errors
         self._runtime: Any = self._make_runtime()
         if plan.version_compatible:
-            # Such a plan brings a part of TensorRT along; that it is ours was checked.
+            # Such a plan contains host code; its hash was checked.
             self._runtime.engine_host_code_allowed = True
         check_header(path, self._library, self._runtime, content)
         self._engine: Any = self._runtime.deserialize_cuda_engine(content)
@@ -95,18 +95,18 @@ class LoadedPlan:
             self._compare(manifest, None if options.trust else plan)
             self._configure(options)
         except BaseException:
-            self._drop()  # Somebody may keep the error, and with it this.
+            self._drop()  # a caller that keeps the error would keep this object
             raise
         self.records_graphs = options.cuda_graphs and self._config is None
         self.scratch_size = 0 if self._config is not None else int(self._engine.device_memory_size_v2)
 
     def create_context(self, scratch: int) -> Any:
-        """Return a new execution context, which computes in ``scratch`` if there is any."""
+        """Return a new execution context that uses the memory at ``scratch``, if not 0."""
         if self._config is not None:
             context = self._engine.create_execution_context(self._config)
             self.require(context is not None, "make an execution context")
             return context
-        # Contexts of one lane take turns, so they may share what they compute in.
+        # Contexts of one lane run one at a time, so they can share scratch memory.
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         self.require(context is not None, "make an execution context")
@@ -130,7 +130,7 @@ class LoadedPlan:
         )
 
     def release(self) -> None:
-        """Let go of the plan; no context may be left. Twice is fine."""
+        """Free the plan, after all its contexts. May be called twice."""
         if self._runtime is None:
             return
         if self._cache is not None:
@@ -143,7 +143,7 @@ class LoadedPlan:
     def _make_runtime(self) -> Any:
         try:
             return self._library.Runtime(logger_of(self._library))
-        except TypeError as error:  # All that the bindings make of a null pointer; the reason is in the log.
+        except TypeError as error:  # the bindings raise it for a null pointer; the reason is in the log
             raise EngineError(
                 f"{self._library.__name__} {self._library.__version__} makes no runtime here: "
                 f"{reason(self._library) or 'it gave no reason'}. Check nvidia-smi and update the driver."
@@ -159,7 +159,7 @@ class LoadedPlan:
         )
 
     def _compare(self, manifest: Manifest, plan: Plan | None) -> None:
-        """Ask the engine what it takes; hold that to the manifest and, unless it is trusted, to what is said of it."""
+        """Compare the engine's inputs, outputs and, unless trusted, profiles with the manifest."""
         self.inputs, self.outputs = self._signature()
         check_signature(self.path, manifest, self, converted=True)
         self.profiles, self.largest_shapes = self._read_profiles()
@@ -187,14 +187,14 @@ class LoadedPlan:
         return tuple(profiles), tuple(largest)
 
     def _range(self, spec: TensorSpec, profile: int) -> list[tuple[int, ...]]:
-        """The smallest, the best and the largest shape of an input in a profile."""
+        """Return the min, opt and max shape of an input in a profile."""
         fixed = tuple(axis for axis in spec.shape if isinstance(axis, int))
         if len(fixed) == len(spec.shape):
             return [fixed] * 3
         return [tuple(map(int, dims)) for dims in self._engine.get_tensor_profile_shape(spec.name, profile)]
 
     def _configure(self, options: PlanOptions) -> None:
-        """Where the library has them, use its own CUDA graphs, kernels for each shape, and cache of those (RTX has)."""
+        """Use the library's CUDA graphs, shape-specific kernels and kernel cache, if it has them (RTX does)."""
         strategies = getattr(self._library, "CudaGraphStrategy", None)
         if strategies is None:
             return
@@ -202,7 +202,7 @@ class LoadedPlan:
         wanted = strategies.WHOLE_GRAPH_CAPTURE if options.cuda_graphs else strategies.DISABLED
         self._config.cuda_graph_strategy = wanted
         specialization = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
-        if specialization is not None:  # Left alone, the first runs of each shape would take a slower kernel.
+        if specialization is not None:  # by default, the first runs of each shape use a slower kernel
             self._config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         self._cache = RuntimeCache(self._config.create_runtime_cache, options.runtime_cache)
         self.require(self._config.set_runtime_cache(self._cache.handle), "take a runtime cache")
@@ -212,20 +212,20 @@ def _shown(profiles: tuple[Profile, ...]) -> str:
     return "; ".join(f"{profile.min} to {profile.max}" for profile in profiles)
 
 
-# The first GPUs that plans built with --hardware-compatible run on.
+# The least compute capability for plans built with --hardware-compatible.
 _AMPERE = [8, 0]
 _COMPATIBLE = ", or on another of 8.0 or later with --hardware-compatible"
 
 
 def install_command(plan: Plan) -> str:
-    """What installs all that a plan of this flavour runs on."""
+    """Return the command that installs the packages for plans of this flavour."""
     return f'pip install "erniem-rt[{plan.flavour}]"'
 
 
 def import_library(path: Path, plan: Plan, *, trust: bool) -> Any:
-    """Import the TensorRT that built the plan; :class:`EngineUnavailableError` if it is not there in that version.
+    """Import the TensorRT that built the plan; :class:`EngineUnavailableError` if that version is not installed.
 
-    With ``trust``, the plan need not be the one that the manifest describes, so TensorRT itself checks the version.
+    With ``trust``, the plan may differ from the manifest's record, so TensorRT itself checks the version.
     """
     module = FLAVOURS[plan.flavour]
     try:
@@ -237,7 +237,7 @@ def import_library(path: Path, plan: Plan, *, trust: bool) -> Any:
             f"{path} was built by {plan.flavour} {plan.version}, and running it needs that package: "
             f"{install_command(plan)}."
         ) from error
-    except (ImportError, OSError, RuntimeError) as error:  # A library that the module loads is not there.
+    except (ImportError, OSError, RuntimeError) as error:  # a shared library is missing
         raise EngineUnavailableError(
             f"{plan.flavour} is installed and cannot be used: {error}. Install it again: {install_command(plan)}."
         ) from error
@@ -251,7 +251,7 @@ def import_library(path: Path, plan: Plan, *, trust: bool) -> Any:
 
 
 def _import(module: str) -> Any:
-    # Written out, for tools that pack programs.
+    # Plain imports, so that packaging tools find them.
     if module == "tensorrt":
         import tensorrt
 
@@ -288,7 +288,7 @@ def check_capability(path: Path, plan: Plan, cuda: Cuda, library: Any) -> None:
 
 
 def _build_for(capability: str, plan: Plan, library: Any) -> str:
-    """How to get a plan for this GPU, of the flavour that the plan has if that can be."""
+    """Return how to build a plan for this GPU, of the same flavour if possible."""
     if plan.flavour == "tensorrt":
         shared = not plan.hardware_compatible and _numbers(capability) >= _AMPERE
         return "build the plan again on this GPU" + _COMPATIBLE * shared
@@ -298,9 +298,9 @@ def _build_for(capability: str, plan: Plan, library: Any) -> str:
 
 
 def read_plan(path: Path, manifest: Manifest, *, trust: bool) -> NDArray[np.uint8]:
-    """Read the plan into memory; unless it is trusted, those very bytes must be the ones that were exported.
+    """Read the plan into memory; unless it is trusted, check the hash of these bytes.
 
-    A plan is code. Were it mapped, or read a second time, another content than the one checked could be run.
+    A plan is code. If it were mapped, or read again, the content could change after the check.
     """
     content, digest = read_whole(path)
     if trust:
@@ -314,7 +314,7 @@ def read_plan(path: Path, manifest: Manifest, *, trust: bool) -> NDArray[np.uint
     return content
 
 
-# What TensorRT's diagnostics of a header mean, by their names: the error, what it says, and what to do.
+# TensorRT's diagnostics of a plan's header by name: the error's class, the reason, and the remedy.
 _FINDINGS: dict[str, tuple[type[ErnieMError], str, str]] = {
     "MALFORMED_ENGINE": (ArtifactError, "is no plan or is damaged", "Restore the file or export again."),
     "VERSION_MISMATCH": (EngineUnavailableError, "was built by another version", "Build the plan again."),
@@ -331,7 +331,7 @@ _FINDINGS: dict[str, tuple[type[ErnieMError], str, str]] = {
 
 
 def check_header(path: Path, library: Any, runtime: Any, content: NDArray[np.uint8]) -> None:
-    """Ask TensorRT what it thinks of the header, where it has a word for that, without loading the plan."""
+    """Let TensorRT check the plan's header without loading the plan, if this version can."""
     if not hasattr(runtime, "get_engine_validity"):
         return
     validity, diagnostics = runtime.get_engine_validity(content)
@@ -351,7 +351,7 @@ _KEPT = 16
 
 @functools.cache
 def logger_of(library: Any) -> Any:
-    """Return the one logger of a TensorRT module in this process: TensorRT uses the first that it is given for good."""
+    """Return the process's only logger for a TensorRT module: TensorRT keeps the first logger for good."""
 
     class Logger(library.ILogger):  # type: ignore[misc]  # a class of the module that was found
         def __init__(self) -> None:
@@ -374,7 +374,7 @@ def logger_of(library: Any) -> Any:
 
 
 def reason(library: Any) -> str:
-    """Return the first error since the last call, in one line without a full stop; empty if there was none."""
+    """Return the first error since the last call, as one line without a full stop; empty if there was none."""
     logger = logger_of(library)
     with logger.lock:
         lines = list(logger.lines)
@@ -384,7 +384,7 @@ def reason(library: Any) -> str:
 
 @contextlib.contextmanager
 def listening(library: Any) -> Iterator[list[str]]:
-    """Collect all errors that are logged inside the ``with`` block, each in one line."""
+    """Collect all errors logged inside the ``with`` block, each as one line."""
     logger = logger_of(library)
     messages: list[str] = []
     with logger.lock:
@@ -397,13 +397,13 @@ def listening(library: Any) -> Iterator[list[str]]:
 
 
 class RuntimeCache:
-    """A cache of the library, filled from ``path`` if that exists and written there by :meth:`save`.
+    """The library's kernel cache, loaded from ``path`` if that exists and written there by :meth:`save`.
 
-    Without a path the contexts of one session share it, and it ends with them. The library itself refuses what
-    another GPU, driver or version left there; that is a warning, the kernels are compiled, and the file is replaced.
+    Without a path, the contexts of one session share it in memory. The library refuses the content from another GPU,
+    driver or version; that is a warning, the kernels are compiled, and the file is replaced.
 
     Raises:
-        InvalidInputError: The path is not that of a file in a folder that exists.
+        InvalidInputError: The path is a folder, or its folder does not exist.
         ArtifactError: The file cannot be read.
     """
 
@@ -429,7 +429,7 @@ class RuntimeCache:
             )
 
     def save(self) -> None:
-        """Write what was compiled since; a file that cannot be written is a warning, for all else is done."""
+        """Write newly compiled kernels; warn if the file cannot be written."""
         if self._path is None:
             return
         content = bytes(self.handle.serialize())

@@ -77,11 +77,11 @@ _TASKS: dict[str, type[Pipeline]] = {
         InformationExtractionPipeline,
     )
 }
-# The tokenizers in use, which the pipelines of a session share.
+# The tokenizer of each session in use, shared by its pipelines.
 _TOKENIZERS: weakref.WeakKeyDictionary[Session, weakref.ref[Tokenizer]] = weakref.WeakKeyDictionary()
 
 
-# An option that changes the form of the answers, like errors="return", leaves it open here (Any), not in a call.
+# Here, options that change the answers' type (such as errors="return") make it Any; in a call it is exact.
 @overload
 def pipeline(
     task: Literal["feature-extraction"], model: Model, **options: Unpack[_FeatureExtraction]
@@ -162,16 +162,16 @@ def pipeline(
         task: A task, as in transformers: ``"question-answering"``, ``"text-classification"``,
             ``"zero-shot-classification"`` (a ``cls`` head trained on NLI), ``"token-classification"``,
             ``"multiple-choice"``, ``"information-extraction"`` or ``"feature-extraction"``. Alone, the model.
-        model: The exported folder, one of its artifacts, its hub id, or a :class:`Session` that is open: several
-            pipelines may share it and its tokenizer, and closing them leaves it open.
+        model: The exported folder, one of its artifacts, its hub id, or an open :class:`Session`: several pipelines may
+            share it and its tokenizer, and closing them leaves it open.
         engine, precision, device, threads, spinning, shrink_memory, share_weights, cache, cuda_graphs, verify,
-        trust_plan, runtime_cache: As for :class:`erniem_rt.Session`.
-        **options: What the task's pipeline class takes, for example ``batch_size`` or, for information extraction,
-            ``schema``. All but those of the session may be given to a call instead.
+        trust_plan, runtime_cache: See :class:`erniem_rt.Session`.
+        **options: The options of the task's pipeline class, for example ``batch_size`` or, for information extraction,
+            ``schema``. Each can also be passed to a call.
 
     Raises:
         ArtifactError: A file is missing or damaged.
-        EngineUnavailableError: A package or the device is not there, or the device cannot compute the graph.
+        EngineUnavailableError: A package or the device is missing, or the device cannot compute the graph.
         InvalidInputError: The task is unknown or belongs to another head, the graph takes ``inputs_embeds``, or an
             option does not exist.
     """
@@ -199,7 +199,7 @@ def pipeline(
         made.owns_session = False
         return made
     path = find_artifact(model, None if wanted is None else wanted.head)
-    # Side by side: both take their time outside of Python. What is wrong with the artifact is said first.
+    # In parallel: both run mostly outside of Python. Errors of the artifact are raised first.
     with Workers(1) as pool:
         tokenizer = pool.submit(Tokenizer.from_dir, manifest_of(path).parent, verify=False)  # the session does
         session = Session(path, **session_options)  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def pipeline(
 
 
 def _task_and_model(task: object, model: object) -> tuple[Any, Any]:
-    """What was meant by two arguments of which one may be missing, or which stand in the old order."""
+    """Return task and model; either may be missing, or both may come in the old order."""
     if isinstance(model, str) and model in _TASKS and task is not None and task not in _TASKS:
         warnings.warn(
             f"pipeline(path, task) will go in the next release: write pipeline({model!r}, {str(task)!r}).",
@@ -229,7 +229,7 @@ def _task_and_model(task: object, model: object) -> tuple[Any, Any]:
 def _made(
     wanted: type[Pipeline] | None, session: Session, tokenizer: Callable[[], Tokenizer], options: dict[str, Any]
 ) -> Pipeline:
-    """The pipeline on a session, which must be of its head."""
+    """Make the pipeline on a session, whose head must match the task."""
     cls = wanted or _class_of(session.manifest.task)
     if session.manifest.head != cls.head:
         raise InvalidInputError(
@@ -254,6 +254,6 @@ def _class_of(task: str) -> type[Pipeline]:
 
 
 def _tokenizer_of(session: Session) -> Tokenizer:
-    """The tokenizer beside an open session's artifact."""
+    """Return the tokenizer beside an open session's artifact."""
     known = _TOKENIZERS.get(session)
     return (known and known()) or Tokenizer.from_dir(manifest_of(session.path).parent, verify=False)

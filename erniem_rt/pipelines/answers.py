@@ -1,4 +1,4 @@
-"""The answers of the tasks, as type checkers see them, and what pipelines may be called with."""
+"""The types of the tasks' answers and of pipelines' inputs, for type checkers."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class _Found(TypedDict):
 
 
 class Extraction(_Found, total=False):
-    """What was found for a name of a schema; ``start`` and ``end`` (code points) unless it is one of the options.
+    """An answer for a name of a schema; without ``start`` and ``end`` (code points) if it is an option.
 
-    ``relations`` are what was found about it, by name.
+    ``relations`` holds the answers about it, by name.
     """
 
     start: int
@@ -95,11 +95,11 @@ class Column(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-# One text as such, or by its keys.
+# One text, alone or in a mapping.
 Text: TypeAlias = "str | Mapping[str, str]"
 Vector = NDArray[np.float32]
 
-# What a pipeline answers one input with. The defaults are those of a pipeline whose options change nothing of it.
+# The answer to one input. The defaults apply to pipelines without options that change its type.
 AnyAnswer = TypeVar("AnyAnswer", default=Any)
 Found = TypeVar("Found", default=QuestionAnswer)
 Label = TypeVar("Label", default=LabelScore)

@@ -27,29 +27,29 @@ OptionsOfTask = TypeVar("OptionsOfTask", bound="Options")
 
 __all__ = ["CommonOptions", "Job", "Options", "Outputs", "Pipeline", "Progress", "RunOptions", "require_options"]
 
-# Told after each answer: how many inputs are answered, and of how many (None for a stream).
+# Called after each answer with the number of answered inputs and their total (None for a stream).
 Progress = Callable[[int, "int | None"], None]
 
 Errors = Literal["raise", "return"]
 
-# Inputs that are prepared and sorted by length together, in batches.
+# Number of batches whose inputs are prepared and sorted by length together.
 _BATCHES_PER_CHUNK = 8
 
 
 class CommonOptions(TypedDict, total=False):
-    """The options of every pipeline that change nothing of an answer's form.
+    """The options of every pipeline that do not change an answer's type.
 
     Attributes:
-        batch_size: Most rows in one run of the model; 16.
-        read_ahead: How many inputs of a stream are taken before the first of them is answered: they are sorted by
-            length and run together. ``8 * batch_size`` if left out, and 1 with ``batch_size=1``: each input is then
-            answered before the next one is taken.
-        max_seq_len: Most tokens in a row, special tokens included: what is longer is cut, or read in windows or pieces,
-            as the task does. If left out, what the artifact's checkpoint says, or the model's own limit, which is the
-            most that may be given.
-        max_characters: Most characters in one input, its texts taken together; more is an error of that input, before
-            any work is done for it. No limit if left out.
-        progress: Told after each answer how many inputs are answered, and of how many (None for a stream).
+        batch_size: Largest number of rows in one run of the model; 16 by default.
+        read_ahead: How many inputs of a stream are read before the first of them is answered; they are sorted by length
+            and run together. By default ``8 * batch_size``, but 1 with ``batch_size=1``: each input is then answered
+            before the next one is read.
+        max_seq_len: Largest number of tokens in a row, special tokens included. Depending on the task, longer texts are
+            cut or read in windows or pieces. By default the checkpoint's value or else the model's limit, which is the
+            largest allowed value.
+        max_characters: Largest number of characters in all texts of one input. A longer input is an error, before any
+            work is done for it. By default there is no limit.
+        progress: Called after each answer with the number of answered inputs and their total (None for a stream).
     """
 
     batch_size: int | None
@@ -60,7 +60,7 @@ class CommonOptions(TypedDict, total=False):
 
 
 class RunOptions(CommonOptions, total=False):
-    """Options that every pipeline takes, when it is made and in each call; None in a call means the pipeline's own.
+    """The options of every pipeline, at creation and in each call; None in a call means the pipeline's own value.
 
     Attributes:
         errors: How to treat an input that cannot be answered. ``"raise"``, the default, raises its
@@ -73,7 +73,7 @@ class RunOptions(CommonOptions, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """:class:`RunOptions`, checked; a task with options of its own extends it."""
+    """Checked :class:`RunOptions`; tasks extend it by their options."""
 
     none_is_a_value: ClassVar[frozenset[str]] = frozenset()
 
@@ -91,18 +91,18 @@ class Options:
             raise InvalidInputError(f"progress must be a function of two numbers, or None, got {self.progress!r}.")
 
     def _check(self, check: Callable[[str, Any], Any], *names: str) -> None:
-        """Replace the options of these names that are not None by what ``check`` makes of them."""
+        """Replace each named option that is not None by the result of ``check``."""
         for name in names:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def changed(self: OptionsOfTask, options: Mapping[str, Any]) -> OptionsOfTask:
-        """A copy with ``options``; None leaves an option unchanged, except where None is a value."""
+        """Return a copy with ``options``; None leaves an option unchanged, except where None is a value."""
         known = self.none_is_a_value
         return replace(self, **{name: value for name, value in options.items() if value is not None or name in known})
 
     def chunk_size(self, *, stream: bool) -> int:
-        """How many inputs are taken, prepared and run together."""
+        """Return how many inputs are read, prepared and run together."""
         if stream and self.read_ahead is not None:
             return self.read_ahead
         return 1 if stream and self.batch_size == 1 else _BATCHES_PER_CHUNK * self.batch_size
@@ -113,43 +113,42 @@ class Job(Generic[Answer]):
     """One prepared input: rows of ids for the model, and a function from their outputs to the answer.
 
     ``finish`` gets the outputs of each row, in order (see :func:`erniem_rt.batching.run_rows`), and returns the
-    answer, or another job when the answer leads to further questions. An answer must not keep the outputs' arrays,
-    which are views of whole batches: copy what stays.
+    answer, or another job if there are follow-up questions. An answer must copy what it keeps of the outputs, which are
+    views of whole batches.
     """
 
     rows: list[list[int]]
     finish: Callable[[list[Outputs]], Answer | Job[Answer]]
 
 
-# Makes a job of each input.
+# Turns inputs into jobs.
 Prepare = Callable[[list[Any]], list[Job[Answer]]]
 
-# Makes what is raised about the input of an index.
+# Adds the input's index to an error.
 Named = Callable[[int, InvalidInputError], InvalidInputError]
 
 
 class Pipeline(Generic[AnyAnswer]):
     """A session, its tokenizer, and a task. Safe to share between threads; a context manager.
 
-    Subclasses give a ``__call__`` that checks its options and answers one :class:`Job` per input; nothing of a call
-    is kept in the object.
+    Subclasses define a ``__call__`` that checks its options and answers one :class:`Job` per input; the object keeps no
+    state of a call.
 
-    Every pipeline may be called with one input, or with many: a list, an array, a Series, a column, or columns with a
-    row per input (a mapping of lists, a frame, a table, a dataset) give a list of as many answers. Any other iterable
-    is a stream, which is answered as it is read. Inputs that were taken before a failure are answered before the error
-    is raised.
+    Every pipeline takes one input or many: a list, an array, a Series, a column, or columns with a row per input (a
+    mapping of lists, a frame, a table, a dataset) give a list of as many answers. Any other iterable is a stream, which
+    is answered as it is read. Inputs that were read before a failure are answered before the error is raised.
 
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        **options: :class:`RunOptions`, and those of the task. Each may be given in a call too, for that call.
+        **options: :class:`RunOptions`, and those of the task. A call may override each.
 
     Attributes:
-        options_type: The options of the task, checked.
+        options_type: The class of the task's checked options.
         session: The model.
         owns_session: Whether :meth:`close` closes the session too.
-        required: The keys of an input; the first is a text. Where it is the only one, the text alone will do.
-        optional: Keys that an input may have besides.
+        required: The keys of an input; the first is a text. If it is the only key, an input may be the text itself.
+        optional: Further keys that an input may have.
     """
 
     task: str
@@ -169,7 +168,7 @@ class Pipeline(Generic[AnyAnswer]):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer; :class:`InvalidInputError` once the pipeline is closed."""
+        """The model's tokenizer; :class:`InvalidInputError` once the pipeline is closed."""
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidInputError("the pipeline is closed; open it again.")
@@ -177,21 +176,21 @@ class Pipeline(Generic[AnyAnswer]):
 
     @property
     def batch_size(self) -> int:
-        """Most rows in one run of the model, where a call does not say otherwise."""
+        """Largest number of rows in one run of the model, unless a call overrides it."""
         return self._options.batch_size
 
     @property
     def manifest(self) -> Manifest:
-        """What the artifact says of itself."""
+        """The artifact's manifest."""
         return self.session.manifest
 
     @property
     def max_length(self) -> int:
-        """Most tokens in one row, special tokens included, where a call does not say otherwise."""
+        """Largest number of tokens in one row, special tokens included, unless a call overrides it."""
         return self._limit(self._options)
 
     def close(self) -> None:
-        """Free the tokenizer and, unless the session was passed in, the model. Closing twice is fine."""
+        """Free the tokenizer and, unless the session was passed in, the model. May be called twice."""
         if self.owns_session:
             self.session.close()
         self._tokenizer = None
@@ -208,7 +207,7 @@ class Pipeline(Generic[AnyAnswer]):
         return f"{type(self).__name__}({self.session!r})"
 
     def _limit(self, asked: Options) -> int:
-        """Most tokens in one row of a call with these options."""
+        """Return the largest number of tokens in one row of a call with these options."""
         limit, most = asked.max_seq_len, self.session.limits.max_length
         if limit is None:
             return min(self.manifest.defaults.max_seq_len or most, most)
@@ -235,7 +234,7 @@ class Pipeline(Generic[AnyAnswer]):
     def _answer_together(
         self, inputs: Any, prepare: Prepare[Answer], asked: Options
     ) -> Answer | list[Answer] | Iterator[Answer]:
-        """Like :meth:`_answer`, with a ``prepare`` that makes a job of each of many inputs at once, which is faster."""
+        """Like :meth:`_answer`, with a ``prepare`` that takes many inputs at once, which is faster."""
         many = items_of(self.task, inputs, self.required, self.optional)
         if many is None:
             (answer,) = self._answers([inputs], 1, prepare, asked, _itself)
@@ -252,7 +251,7 @@ class Pipeline(Generic[AnyAnswer]):
         run: Options,
         named: Named,
     ) -> Iterator[Answer]:
-        """Yield the answers to ``items``, chunk by chunk; ``named`` makes what is raised about the item of an index."""
+        """Yield the answers to ``items``, chunk by chunk; ``named`` adds an item's index to its error."""
         source, done = iter(items), 0
         size = run.chunk_size(stream=total is None)
         failure: Exception | None = None
@@ -274,14 +273,14 @@ class Pipeline(Generic[AnyAnswer]):
             try:
                 raise failure
             finally:
-                del failure, broken  # which hold this frame, which holds them
+                del failure, broken  # break the reference cycle with this frame
 
     def _results(
         self, jobs: list[Job[Answer] | InvalidInputError], run: Options, report: Callable[[int], None]
     ) -> tuple[dict[int, Answer | InvalidInputError], Exception | None]:
-        """Run jobs together, round by round, until each has its result; ``report`` their number as it grows.
+        """Run jobs together, round by round, until each has its result; ``report`` gets the number of results.
 
-        The results are by index, with what was raised where some are missing.
+        Returns the results by index and, if some are missing, the error.
         """
         results: dict[int, Answer | InvalidInputError] = {}
         pending: dict[int, Job[Answer]] = {}
@@ -315,7 +314,7 @@ class Pipeline(Generic[AnyAnswer]):
     def _round(
         self, jobs: Mapping[int, Job[Answer]], batch_size: int
     ) -> Iterator[tuple[int, Answer | Job[Answer] | InvalidInputError]]:
-        """Run every job's rows; yield each job's result once its last row is there, so that few outputs are held."""
+        """Run every job's rows; yield each job's result after its last row, so that few outputs stay in memory."""
         owners = [index for index, job in jobs.items() for _ in job.rows]
         found: dict[int, dict[int, Outputs]] = {index: {} for index in jobs}
         yield from ((index, _finished(job, [])) for index, job in jobs.items() if not job.rows)
@@ -329,7 +328,7 @@ class Pipeline(Generic[AnyAnswer]):
 
 
 def require_options(cls: type[Pipeline[Any]], options: Iterable[str]) -> None:
-    """Raise :class:`InvalidInputError` unless all are names of options of the task."""
+    """Raise :class:`InvalidInputError` unless the task has all these options."""
     common = [field.name for field in fields(Options)]
     known = [*(field.name for field in fields(cls.options_type) if field.name not in common), *common]
     for name in options:
@@ -338,14 +337,14 @@ def require_options(cls: type[Pipeline[Any]], options: Iterable[str]) -> None:
 
 
 def _prepared(prepare: Prepare[Answer], items: list[Any], run: Options) -> list[Job[Answer] | InvalidInputError]:
-    """Each item's job or error; with ``errors="raise"`` up to the first error."""
+    """Return each item's job or error; with ``errors="raise"`` up to the first error."""
     try:
         for item in items:
             require_size(item, run.max_characters)
         return [*prepare(items)]
     except InvalidInputError as error:
         if len(items) == 1:
-            return [error.with_traceback(None)]  # which would keep all items in memory
+            return [error.with_traceback(None)]  # the traceback would keep all items in memory
     middle = len(items) // 2  # bisection finds the bad items cheaply
     jobs = _prepared(prepare, items[:middle], run)
     if run.errors == "raise" and isinstance(jobs[-1], InvalidInputError):
@@ -379,5 +378,5 @@ def _itself(_: int, error: InvalidInputError) -> InvalidInputError:
 
 
 def _about(index: int, error: InvalidInputError) -> InvalidInputError:
-    """The same error with the index of its input."""
+    """Return the error with the index of its input."""
     return InvalidInputError(f"input {index}: {error}")

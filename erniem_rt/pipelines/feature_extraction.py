@@ -33,7 +33,7 @@ _SMALLEST_NORM = 1e-12
 
 
 class FeatureExtractionSettings(CommonOptions, total=False):
-    """The options that change nothing of an answer's form: see :class:`FeatureExtractionPipeline`."""
+    """The options that do not change an answer's type: see :class:`FeatureExtractionPipeline`."""
 
     normalize: bool | None
 
@@ -61,10 +61,10 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        pooling: ``"mean"`` over all tokens, special tokens included (as sentence-transformers does), the hidden state
-            of the first token with ``"cls"``, the model's own ``"pooler"`` output, or ``"none"`` for the hidden state
-            of every token, special tokens included. If left out, what the checkpoint says, otherwise ``"mean"``.
-        normalize: Scale each vector to length 1. If left out, as the checkpoint says, otherwise not.
+        pooling: ``"mean"`` over all tokens, special tokens included (as in sentence-transformers), ``"cls"`` for the
+            hidden state of the first token, ``"pooler"`` for the model's pooler output, or ``"none"`` for the hidden
+            state of every token, special tokens included. By default the checkpoint's value or else ``"mean"``.
+        normalize: Scale each vector to length 1. By default the checkpoint's value or else False.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
     """
 
@@ -121,16 +121,16 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
     def __call__(self, inputs: Any, **options: Unpack[FeatureExtractionOptions]) -> Any:
         """Turn one text, a list of texts or a stream of texts into float32 vectors.
 
-        Texts over ``max_seq_len`` are cut at their end.
+        Texts longer than ``max_seq_len`` are cut at their end.
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
             **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
-            ``(hidden,)`` for one text and ``(texts, hidden)`` for a list, float32; an iterator for a stream. With
-            ``pooling="none"`` ``(tokens, hidden)`` per text, and a list of these for a list. A list that holds errors
-            (``errors="return"``) stays a list.
+            Float32: ``(hidden,)`` for one text and ``(texts, hidden)`` for a list; an iterator for a stream. With
+            ``pooling="none"`` ``(tokens, hidden)`` per text, and a list of these for a list. Results with errors
+            (``errors="return"``) are a list.
 
         Raises:
             InvalidInputError: An input is not text, or is empty.
@@ -142,7 +142,7 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         return self._stacked(found) if isinstance(found, list) and pooling != "none" else found
 
     def _vectors(self, asked: Any) -> tuple[str, bool]:
-        """The pooling of a call with these options, and whether vectors are scaled to length 1."""
+        """Return the pooling of a call with these options, and whether to scale vectors to length 1."""
         defaults = self.manifest.defaults
         pooling: str = asked.pooling or defaults.pooling or "mean"
         require_choice("pooling", pooling, Pooling)
@@ -167,7 +167,7 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
 
 
 def _finish(pooling: str, normalize: bool, outputs: list[Outputs]) -> Vector:
-    # A copy, even of float32: the outputs are views that would keep a whole batch in memory.
+    # Always a copy: the outputs are views that would keep a whole batch in memory.
     vectors = np.array(_pooled(pooling, outputs[0]), dtype=np.float32)
     if normalize:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST_NORM)

@@ -46,15 +46,15 @@ __all__ = ["InformationExtractionOptions", "InformationExtractionPipeline", "Inf
 
 Answer = dict[str, Any]
 
-# What Taskflow takes off the row for special tokens, when it counts a text's characters.
+# Taskflow subtracts this for special tokens from a row's length, to limit a text's characters.
 _TASKFLOW_SPECIAL = 3
-# However long the prompt is.
+# The limit is never below this, however long the prompt is.
 _FEWEST_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A prompt, and the answer under whose ``relations`` what is found goes by the node's name."""
+    """A prompt, and the answer whose ``relations`` get the results under the node's name."""
 
     node: Node
     prompt: Prompt
@@ -62,7 +62,7 @@ class _Question:
 
 
 class InformationExtractionSettings(CommonOptions, total=False):
-    """The options that change nothing of an answer's form: see :class:`InformationExtractionPipeline`."""
+    """The options that do not change an answer's type: see :class:`InformationExtractionPipeline`."""
 
     schema: Any
     schema_lang: SchemaLanguage | None
@@ -87,7 +87,7 @@ class _Options(Options):
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a call asks for: the schema, most tokens in a row, how to ask, and how sure an answer must be."""
+    """The settings of a call: the schema, the token limit of a row, the prompts' language and the threshold."""
 
     roots: tuple[Node, ...]
     limit: int
@@ -103,22 +103,22 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
 
         ["Person", {"Company": ["Founder", "Sentiment[positive, negative]"]}]
 
-    A name that ends in options, with commas of any script between them, is a classification: its answer is one of
-    them. One item in brackets is part of the name, as in ``Price [EUR]``. With slashes, as in ``Speed [km/h]``, it may
-    be either: one of the options is the answer only where none is found in the text. Names become prompts as in uie-m:
+    A name that ends in bracketed options, with commas of any script between them, is a classification: its answer is
+    one of them. A single item in brackets is part of the name, as in ``Price [EUR]``. With slashes, as in ``Speed
+    [km/h]``, it may be either: an option is the answer only if the text has none. Names become prompts as in uie-m:
     ``Person``, then ``Founder of Apple`` and ``Sentiment of Apple [positive, negative]``, or ``苹果的创始人``. The
-    schema is asked level by level.
+    schema is processed level by level.
 
-    A text that does not fit into a row beside the longest prompt of a level is split at ends of sentences. Where none
-    ends, pieces share 128 tokens, or half a row if that is less, and an answer of at most that length is found whole,
-    and once. A classification is what most pieces say.
+    A text that does not fit into a row with the longest prompt of a level is split at ends of sentences. Where no
+    sentence ends, pieces overlap by 128 tokens, or by half a row if that is less; an answer of at most that length is
+    found whole, and once. A classification takes the majority of the pieces.
 
-    Each level takes a row for each of its different prompts with each piece of the text. Below the first level that
-    is a prompt for each name and each different answer above it: in a text of 100 pieces with 200 people,
-    ``{"Person": "Employer"}`` takes 100 rows and then 20,000.
+    Each level runs a row for each of its different prompts with each piece of the text. Below the first level there is
+    a prompt for each name and each different answer above it: for a text of 100 pieces with 200 people,
+    ``{"Person": "Employer"}`` runs 100 rows and then 20,000.
 
-    Prompts are read in their half-width form, texts as they are. In an artifact with the mask of uie-m, a piece has at
-    most 509 characters less those of the longest prompt, as in Taskflow: rows like those that uie-m was trained on.
+    Prompts are converted to half-width characters, texts are not. In an artifact with the mask of uie-m, a piece has at
+    most 509 characters minus those of the longest prompt, as in Taskflow and in the training of uie-m.
 
     Args:
         session: The model.
@@ -126,12 +126,12 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         schema: What to extract. Needed here or in the call.
         schema_lang: How to ask about an answer: ``"zh"`` with 的, ``"en"`` with "of", ``"auto"`` as the name asked for
             is written: Chinese if it has a Han character.
-        threshold: Start and end of an answer are more probable than this; from 0 to below 1.
+        threshold: The probabilities of an answer's start and end must exceed this; from 0 to below 1.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`; each prompt makes a row with each piece of a text.
 
     Raises:
-        InvalidInputError: The schema is not one (the message says where), a prompt leaves no room for a text, or
-            another argument is none of the above.
+        InvalidInputError: The schema is invalid (the message says where), a prompt leaves no room for a text, or
+            another argument is invalid.
     """
 
     task = "information-extraction"
@@ -159,7 +159,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
 
     @property
     def threshold(self) -> float:
-        """Start and end of an answer are more probable than this, where a call does not say otherwise."""
+        """The least probability of an answer's start and end, unless a call overrides it."""
         options: Any = self._options
         return float(options.threshold)
 
@@ -196,18 +196,17 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
-            **options: The pipeline's own where they are left out.
+            **options: By default the pipeline's own.
 
         Returns:
-            Per text a dict of names to answers, without the names that nothing was found for; a list for a list, an
-            iterator for a stream. An answer is ``{"text", "start", "end", "probability"}``, or ``{"text",
-            "probability"}`` if it is an option; ``start`` and ``end`` (half-open, in code points) are where it stands
-            in the text as it was given. What was found about an answer is under its ``"relations"``, by name again.
-            Answers are in the order of the text.
+            Per text a dict from names to answers, without names that have none; a list for a list, an iterator for a
+            stream. An answer is ``{"text", "start", "end", "probability"}``, or ``{"text", "probability"}`` if it is an
+            option; ``start`` and ``end`` are its half-open range in the given text, in code points. Answers about an
+            answer are under its ``"relations"``, again by name. Answers are in the order of the text.
 
         Raises:
-            InvalidInputError: An input is not text or is empty; there is no schema, or it is not one; a prompt leaves
-                no room for a text.
+            InvalidInputError: An input is not text or is empty; the schema is missing or invalid; a prompt leaves no
+                room for a text.
         """
         called = self._called(options)
         asked = self._asked(called)
@@ -224,7 +223,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         self._ask.close()
 
     def _asked(self, called: Any) -> _Asked | None:
-        """What a call with these options asks for; None without a schema."""
+        """Return the settings of a call with these options; None without a schema."""
         limit = self._limit(called)
         if called.schema is None:
             return None
@@ -243,7 +242,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return self._level(encoded, questions, root, asked)
 
     def _level(self, text: EncodedText, questions: list[_Question], root: Answer, asked: _Asked) -> Job[Answer]:
-        """Ask one level of the schema; each different prompt is asked once."""
+        """Make the job for one level of the schema, with each different prompt once."""
         prompts = {question.prompt.key: question.prompt for question in questions}
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         room = asked.limit - special - max(len(prompt.encoded.ids) for prompt in prompts.values())
@@ -268,14 +267,14 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return Job(rows, finish)
 
     def _most_characters(self, limit: int, prompt: int) -> int | None:
-        """Most characters of a piece beside a prompt of so many, for rows like those that uie-m was trained on."""
+        """Return the character limit of a piece beside a prompt of ``prompt`` characters, as in uie-m's training."""
         if self.manifest.mask_mode != "uie-m":
             return None
         return max(limit - _TASKFLOW_SPECIAL - prompt, _FEWEST_CHARACTERS)
 
     def _attach(self, question: _Question, found: dict[PromptKey, list[Answer]], asked: _Asked) -> Iterator[_Question]:
         """Attach the answers to their parent; yield the questions about them."""
-        # Copies: the same prompt may be another question's, whose answers get relations of their own.
+        # Copies: questions with the same prompt get separate relations.
         answers = [dict(answer) for answer in found[question.prompt.key]]
         if answers:
             question.parent.setdefault("relations", {})[question.node.name] = answers
@@ -287,7 +286,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
 def _read(
     threshold: float, prompt: Prompt, text: EncodedText, pieces: list[range], outputs: list[Outputs]
 ) -> list[Answer]:
-    """Answers to one prompt from its row with each piece: ``[CLS] prompt [SEP] [SEP] piece [SEP]``."""
+    """Return the answers to one prompt from its row with each piece: ``[CLS] prompt [SEP] [SEP] piece [SEP]``."""
     length = len(prompt.encoded.ids)
     answers = _found(threshold, length, text, pieces, outputs) if prompt.text_first or not prompt.options else []
     if answers or not prompt.options:
@@ -299,7 +298,7 @@ def _read(
 def _found(
     threshold: float, length: int, text: EncodedText, pieces: list[range], outputs: list[Outputs]
 ) -> list[Answer]:
-    """Answers from the text to a prompt of ``length`` tokens."""
+    """Return answers from the text to a prompt of ``length`` tokens."""
     found = [
         [
             Span(piece.start + first, piece.start + last, probability)
@@ -311,6 +310,6 @@ def _found(
 
 
 def _spans(threshold: float, output: Outputs, part: slice) -> list[Span]:
-    """Spans within one part of a row; spans that cross its ends are ignored."""
+    """Return the spans within one part of a row, without those that cross its ends."""
     start, end = (sigmoid(output[name][part].astype(np.float64)) for name in ("start_logits", "end_logits"))
     return find_spans(start, end, threshold)

@@ -1,6 +1,6 @@
-"""What callers pass: texts in containers of any kind, and lists with commas, with messages that say what was expected.
+"""Reads and checks callers' inputs: texts in containers of any kind, and comma-separated lists.
 
-Containers (arrays, Series, frames, tables, datasets) are known by their methods; their packages are not imported.
+Containers (arrays, Series, frames, tables, datasets) are recognized by their methods, without importing their packages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from erniem_rt.errors import InvalidInputError
 _MISSING = float("nan")
 _NEVER_LISTS = (str, bytes, bytearray, memoryview, Mapping)
 _SHOWN = 60
-# Commas of Latin, Chinese, Arabic, Ethiopic, Mongolian and N'Ko script, and Chinese ones that divide smaller parts.
+# Commas of Latin, Chinese, Arabic, Ethiopic, Mongolian and N'Ko script, and the Chinese enumeration comma.
 _COMMA = re.compile("[,，﹐︐،፣᠂᠈߸]")
 _ENUMERATION_COMMA = re.compile("[、､﹑︑]")
 
@@ -25,7 +25,7 @@ _ENUMERATION_COMMA = re.compile("[、､﹑︑]")
 def items_of(
     task: str, inputs: Any, required: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[Iterable[Any], int | None] | None:
-    """Read what a pipeline was called with; ``required`` and ``optional`` are the keys of one input.
+    """Split a call's inputs into items; ``required`` and ``optional`` are the keys of one input.
 
     Returns:
         The items and their number, None for a stream; or None if ``inputs`` is one input. Columns (of a frame, a
@@ -33,7 +33,7 @@ def items_of(
         a mapping, or the value alone where there is one column.
 
     Raises:
-        InvalidInputError: Columns are missing, of different lengths, or not of this task; an array has several axes.
+        InvalidInputError: Columns are missing, unknown or of different lengths; an array has several axes.
     """
     names = _column_names(inputs, required[0])
     if names is not None:
@@ -51,21 +51,21 @@ def items_of(
 
 
 def is_list(value: Any) -> bool:
-    """Whether this holds many values: it has a length and an index, and is neither text nor a mapping."""
+    """Return whether ``value`` is list-like: it has a length and an index, and is neither text nor a mapping."""
     if isinstance(value, (*_NEVER_LISTS, type)) or getattr(value, "ndim", None) == 0:
         return False
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def plain(value: Any) -> Any:
-    """``value`` as a Python object if it is a scalar of numpy or pyarrow."""
+    """Return ``value``, as a Python object if it is a scalar of numpy or pyarrow."""
     if isinstance(value, np.generic):
         return value.item()
     return value.as_py() if hasattr(value, "as_py") else value
 
 
 def strings(name: str, value: Any, expected: str = "a list of str") -> list[Any]:
-    """The items of a list, array or column; :class:`InvalidInputError` for anything else."""
+    """Return the items of a list, array or column; :class:`InvalidInputError` for anything else."""
     if not is_list(value):
         raise InvalidInputError(f"{name} must be {expected}, got {type(value).__name__}.")
     return [plain(item) for item in _iterator(value)]
@@ -78,7 +78,7 @@ def _iterator(values: Any) -> Iterator[Any]:
 
 
 def _column_names(inputs: Any, first: str) -> list[Any] | None:
-    """Names of the columns, or None if ``inputs`` is not made of columns."""
+    """Return the names of the columns, or None if ``inputs`` has no columns."""
     if isinstance(inputs, Mapping):
         return list(inputs) if is_list(inputs.get(first)) else None
     names = getattr(getattr(inputs, "dtype", None), "names", None)  # a structured array
@@ -113,16 +113,16 @@ def _checked_columns(
         )
     lengths = {name: len(column) if is_list(column) else None for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(
+        rows = ", ".join(
             f"{name!r} one {type(columns[name]).__name__}" if n is None else f"{name!r} {n}"
             for name, n in lengths.items()
         )
-        raise InvalidInputError(f"{task} needs columns with a row per input, as many in each; their rows: {told}.")
+        raise InvalidInputError(f"{task} needs columns with a row per input, as many in each; their rows: {rows}.")
     return columns
 
 
 def _column_of_text(inputs: Any, names: list[Any], wanted: str) -> Any:
-    """The column to recommend: the one of the right name, else the first that begins with a text."""
+    """Return the column to recommend: the one with the right name, else the first that begins with a text."""
     if wanted in names:
         return wanted
     return next((name for name in names if _begins_with_text(inputs[name])), names[0] if names else wanted)
@@ -145,22 +145,22 @@ def _rows(columns: dict[str, Any]) -> tuple[Iterable[Any], int]:
 
 
 def _not_none(value: Any) -> Any:
-    """A missing value of a column, for a key with None is one that is left out."""
+    """Replace None by a missing value, since None in a mapping means that the key is absent."""
     return _MISSING if value is None else value
 
 
 def require_text(name: str, value: object) -> str:
-    """Return ``value`` if it is text with something in it; :class:`InvalidInputError` otherwise."""
+    """Return ``value`` if it is a text that is not blank; :class:`InvalidInputError` otherwise."""
     if not isinstance(value, str):
         remedy = ", a missing value: leave it out, or put a text in its place" if _is_missing(value) else ""
         raise InvalidInputError(f"{name} must be str, got {type(value).__name__}{remedy}.")
     if not value.strip():
         raise InvalidInputError(f"{name} is empty: expected text.")
-    return str.__str__(value)  # of numpy's str, Python's
+    return str.__str__(value)  # convert numpy's str
 
 
 def text_of(task: str, item: object) -> str:
-    """The text of an input that is a text, or ``{"text": ...}``; :class:`InvalidInputError` otherwise."""
+    """Return the text of an input that is a text or ``{"text": ...}``; :class:`InvalidInputError` otherwise."""
     return require_text("text", require_mapping(task, item, ["text"])["text"] if isinstance(item, Mapping) else item)
 
 
@@ -190,25 +190,25 @@ def require_size(item: object, limit: int | None) -> None:
 
 
 def _characters(item: object) -> int:
-    """How many characters the texts of an input have together."""
+    """Return the total number of characters in the texts of an input."""
     values = list(item.values()) if isinstance(item, Mapping) else [item]
     lists = [strings("item", value) for value in values if is_list(value)]
     return sum(len(text) for text in chain(values, *lists) if isinstance(text, str))
 
 
 def _is_missing(value: object) -> bool:
-    """Whether this is no value: None, not a number, or NA of pandas."""
+    """Return whether this is a missing value: None, NaN, or NA of pandas."""
     is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def quoted(text: str) -> str:
-    """``text`` in quotes for a message, cut short if it is long."""
+    """Return ``text`` in quotes for a message, shortened if it is long."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def parts(text: str, divider: re.Pattern[str]) -> list[range]:
-    """Where the parts between dividers of one character stand, without the spaces around them; some may be empty."""
+    """Return the ranges between single-character dividers, without the spaces around them; some may be empty."""
     found = []
     start = 0
     for part in divider.split(text):
@@ -218,13 +218,13 @@ def parts(text: str, divider: re.Pattern[str]) -> list[range]:
 
 
 def comma_parts(text: str) -> list[range]:
-    """Where the parts stand that commas of any script divide ``text`` into, as :func:`parts` does.
+    """Return the ranges between commas of any script, as :func:`parts` does.
 
-    The enumeration comma (、) divides only a text without other commas: in ``金融、保险,科技`` there are two parts.
+    The enumeration comma (、) divides only a text without other commas: ``金融、保险,科技`` has two parts.
     """
     return parts(text, _COMMA if _COMMA.search(text) else _ENUMERATION_COMMA)
 
 
 def split_at_commas(text: str) -> list[str]:
-    """The parts of :func:`comma_parts`, without empty ones."""
+    """Return the parts of :func:`comma_parts`, without empty ones."""
     return [text[part.start : part.stop] for part in comma_parts(text) if part]

@@ -79,20 +79,20 @@ class MultipleChoicePipeline(Pipeline[Choice]):
     def __call__(self, inputs: Any, **options: Unpack[RunOptions]) -> Any:
         """Answer one ``{"prompt": str, "choices": [str, ...]}``, a list or a stream of them.
 
-        Choices are a list, array or Series, of any number and any lengths. A prompt that is over ``max_seq_len``
-        together with a choice is cut at its end; choices never are.
+        Choices are a list, array or Series, of any number and any lengths. A prompt that exceeds ``max_seq_len``
+        together with a choice is cut at its end; choices are never cut.
 
         Args:
-            inputs: What to answer.
+            inputs: One input, a list or a stream of inputs.
             **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
         Returns:
-            Per input ``{"answer": str, "index": int, "scores": list[float]}``: the best choice, the first one where
-            several are, its index, and a score per choice, in their order, which sum to 1. A list for a list, an
+            Per input ``{"answer": str, "index": int, "scores": list[float]}``: the best choice (the first of equal
+            ones), its index, and a score per choice, in their order; the scores sum to 1. A list for a list, an
             iterator for a stream.
 
         Raises:
-            InvalidInputError: An input is no such mapping, a text is empty, there are no choices, or one leaves no
+            InvalidInputError: An input is not such a mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
         asked = self._called(options)

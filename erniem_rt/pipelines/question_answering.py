@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = ["QuestionAnsweringOptions", "QuestionAnsweringPipeline", "QuestionAnsweringSettings"]
 
-# What a call with options that change an answer's form returns for one input.
+# The answer to one input in a call with options that change its type.
 _AnyForm: TypeAlias = "Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError"
 
 # transformers' defaults.
 _WINDOW, _STRIDE = 384, 128
-# What transformers splits a context at: space, tab, line ends, narrow no-break space.
+# transformers splits a context at these: space, tab, line ends, narrow no-break space.
 _WORD = re.compile("[^ \t\r\n\u202f]+")
 
 
 class QuestionAnsweringSettings(CommonOptions, total=False):
-    """The options that change nothing of an answer's form: see :class:`QuestionAnsweringPipeline`."""
+    """The options that do not change an answer's type: see :class:`QuestionAnsweringPipeline`."""
 
     max_answer_len: int | None
     handle_impossible_answer: bool | None
@@ -77,12 +77,12 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a text, and where an answer from one to another lies in it.
+    """Tokens of a text, and the characters where answers start and end.
 
     Attributes:
-        ids: The tokens.
-        starts: int64 ``(tokens,)``, the character at which an answer starts that begins with this token.
-        ends: int64 ``(tokens,)``, the character before which an answer ends that ends with this token.
+        ids: The tokens' ids.
+        starts: int64 ``(tokens,)``, the start of an answer whose first token is this one.
+        ends: int64 ``(tokens,)``, the (exclusive) end of an answer whose last token is this one.
     """
 
     ids: list[int]
@@ -104,7 +104,7 @@ class Reading:
     Attributes:
         start: Probability that the answer begins with this token.
         end: Probability that the answer ends with this token.
-        null: Probability that there is no answer: that it begins and ends with ``[CLS]``.
+        null: Probability that there is no answer: that it begins and ends at ``[CLS]``.
         tokens: The window's tokens.
     """
 
@@ -116,7 +116,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Windows:
-    """In tokens: the longest row, the usual row (a long question gets more), and the step from window to window."""
+    """In tokens: the longest row, the usual row (more for a long question), and the step between windows."""
 
     limit: int
     usual: int
@@ -126,23 +126,22 @@ class _Windows:
 class QuestionAnsweringPipeline(Pipeline[Found]):
     """Head ``qa``: the part of a context that answers a question.
 
-    A context that does not fit into one row is read in windows, and the best answer of all windows is given.
+    A context that does not fit into one row is read in windows; the best answer of all windows is returned.
 
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        top_k: How many answers to give. There are fewer if the context holds no more.
+        top_k: The number of answers to return. There are fewer if the context has no more.
         max_answer_len: Longest answer, in tokens.
         handle_impossible_answer: Whether "no answer" (an empty one, from 0 to 0) competes with the others. Its score
             is the lowest that any window gives it.
         align_to_words: Answer in whole words, split at whitespace, and tokenize the context word by word, both as
-            transformers does with ErnieM: "Berlin." instead of "Berlin", and all of a Chinese sentence. Without it
-            the context is tokenized as a whole and an answer is what the model chose.
-        doc_stride: Tokens from the start of one window to the start of the next; never more than a window holds.
-            If left out, 128 or half of the longest row, whichever is less.
+            transformers does with ErnieM: "Berlin." instead of "Berlin", and all of a Chinese sentence. Without it,
+            the context is tokenized as a whole and an answer has the exact tokens that the model chose.
+        doc_stride: Tokens from the start of one window to the start of the next; at most the size of a window. By
+            default 128 or half of the longest row, whichever is less.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`. ``max_seq_len`` is the length of a row: question,
-            special tokens and window. If left out, 384 or as many more as a long question needs, at most what the
-            checkpoint says.
+            special tokens and window. By default 384, or more for a long question, up to the checkpoint's limit.
     """
 
     task = "question-answering"
@@ -214,13 +213,12 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
     ) -> Any:
         """Answer ``question`` from ``context``, or one mapping with these two keys, a list or a stream of mappings.
 
-        Both may be columns: lists, arrays or Series of one length. The options are the pipeline's own where they are
-        left out.
+        Both may be columns: lists, arrays or Series of one length. Options default to the pipeline's own.
 
         Returns:
             ``{"answer", "score", "start", "end"}``: ``context[start:end]`` (code points) is the answer, the score is
-            between 0 and 1. With ``top_k`` above 1 a list of these, best first. A list of results for a list of
-            inputs, an iterator for a stream.
+            between 0 and 1. With ``top_k`` above 1 a list of these, best first. For a list of inputs a list of results,
+            for a stream an iterator.
 
         Raises:
             InvalidInputError: A text is missing, not text or empty, or the question leaves no room for the context.
@@ -254,14 +252,14 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
         return Job(rows, partial(_finish, options, context, rows, parts))
 
     def _tokens(self, context: str) -> Tokens:
-        """Tokens of the whole context; an answer is the text of its tokens without whitespace at the ends."""
+        """Tokenize the whole context; answers are the text of their tokens without whitespace at the ends."""
         encoding = self.tokenizer(context, add_special_tokens=False)
         starts = [_visible_start(context, start) for start, _ in encoding.offsets]
         ends = [_visible_end(context, end) for _, end in encoding.offsets]
         return Tokens(encoding.input_ids, np.array(starts, np.int64), np.array(ends, np.int64))
 
     def _words(self, context: str) -> Tokens:
-        """Tokens of the context's words, each word tokenized alone; an answer is made of whole words."""
+        """Tokenize each word of the context alone; answers are whole words."""
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         for word in _WORD.finditer(context):
@@ -272,7 +270,7 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
         return Tokens(ids, starts, ends)
 
     def _room(self, question_length: int, rows_of: _Windows) -> int:
-        """How many tokens of the context fit into a row beside the question."""
+        """Return how many tokens of the context fit into a row beside the question."""
         taken = question_length + self.tokenizer.num_special_tokens_to_add(pair=True)
         limit = rows_of.limit
         if taken >= limit:
@@ -299,7 +297,7 @@ def _finish(
     options: _Options, context: str, rows: list[list[int]], parts: list[Tokens], outputs: list[Outputs]
 ) -> QuestionAnswer | list[QuestionAnswer]:
     readings = [
-        # The context is followed by one separator.
+        # One separator follows the context.
         read(output["start_logits"], output["end_logits"], len(row) - 1 - len(part), part)
         for row, part, output in zip(rows, parts, outputs, strict=True)
     ]
@@ -326,9 +324,9 @@ def _visible_end(text: str, end: int) -> int:
 
 
 def read(start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], first: int, tokens: Tokens) -> Reading:
-    """Turn one row's logits ``(sequence,)`` into probabilities over ``[CLS]`` and the context, which is at ``first``.
+    """Turn one row's logits ``(sequence,)`` into probabilities over ``[CLS]`` and the context, from ``first`` on.
 
-    As in transformers, the softmax leaves out the question and the separators.
+    As in transformers, the softmax excludes the question and the separators.
     """
     context = slice(first, first + len(tokens))
     start, end = (
@@ -340,8 +338,8 @@ def read(start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], fir
 def best_spans(readings: Iterable[Reading], count: int, max_tokens: int) -> list[Candidate]:
     """Return the ``count`` most probable spans of at most ``max_tokens`` tokens, best first, over all windows.
 
-    Each span is returned once, with its best score, even if several pairs of tokens or several windows give it. Ties go
-    to the earlier window, then to the earlier first token, then to the earlier last token.
+    Each span is returned once, with its best score, even if several pairs of tokens or several windows produce it. Ties
+    go to the earlier window, then to the earlier first token, then to the earlier last token.
     """
     best: dict[tuple[int, int], Candidate] = {}
     found = [span for reading in readings for span in _best_in_window(reading, count, max_tokens)]
@@ -356,7 +354,7 @@ def _best_in_window(reading: Reading, count: int, max_tokens: int) -> Iterator[C
     if not length:
         return
     reach = min(max_tokens, length)
-    # Row i, column j: the answer of tokens i to i + j.
+    # Row i, column j: the answer from token i to token i + j.
     last = np.arange(length)[:, None] + np.arange(reach)
     is_inside = last < length
     last = np.minimum(last, length - 1)

@@ -1,4 +1,4 @@
-"""Between texts and the model: rows of ids, windows over long texts, and the scores of logits."""
+"""Encodes texts as rows of ids, splits long texts into windows, and turns logits into scores."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def encode_rows(
     threads: int,
     add_special_tokens: bool = True,
 ) -> list[list[int]]:
-    """Rows without padding, each what encoding its text, or pair, alone gives; cut to ``max_length`` tokens.
+    """Encode texts, or pairs, as rows without padding, cut to ``max_length`` tokens.
 
     Raises:
-        InvalidInputError: Nothing of a text is left as tokens.
+        InvalidInputError: A text has no tokens.
     """
     encoded = tokenizer.batch(
         texts,
@@ -51,14 +51,14 @@ def encode_rows(
 
 
 def require_tokens(name: str, count: int) -> None:
-    """Raise :class:`InvalidInputError` where a text has no tokens: the model would answer about special ones alone."""
+    """Raise :class:`InvalidInputError` for a text without tokens: the model would only see special tokens."""
     if not count:
         raise InvalidInputError(f"{name} has no tokens left after normalization: expected text.")
 
 
 @dataclass(frozen=True)
 class SecondText:
-    """The ids of a text that is kept whole, without special tokens, and how many tokens a first text may take."""
+    """The ids of a text that is never cut, without special tokens, and the room for a first text, in tokens."""
 
     ids: list[int]
     room: int
@@ -67,10 +67,10 @@ class SecondText:
 def encode_seconds(
     tokenizer: Tokenizer, texts: Sequence[str], *, names: Sequence[str], max_length: int
 ) -> list[SecondText]:
-    """Encode texts that stand second in a row of at most ``max_length`` tokens.
+    """Encode the second texts of rows of at most ``max_length`` tokens.
 
     Raises:
-        InvalidInputError: One has no tokens, or leaves no room for a first text; it is called by its name in
+        InvalidInputError: One has no tokens, or leaves no room for a first text; the message has its name from
             ``names``.
     """
     special = tokenizer.num_special_tokens_to_add(pair=True)
@@ -89,9 +89,9 @@ def encode_seconds(
 
 
 def pair_rows(tokenizer: Tokenizer, first: list[int], seconds: Sequence[SecondText]) -> list[list[int]]:
-    """Rows ``[CLS] first [SEP] [SEP] second [SEP]``.
+    """Build rows ``[CLS] first [SEP] [SEP] second [SEP]``.
 
-    ``first``, the ids of a text without special tokens, is cut where the tokenizer cuts: at its end by default.
+    ``first``, ids without special tokens, is cut on the tokenizer's truncation side, by default the end.
     """
     from_left = tokenizer.settings.truncation_side == "left"
     return [
@@ -103,33 +103,33 @@ def pair_rows(tokenizer: Tokenizer, first: list[int], seconds: Sequence[SecondTe
 
 
 def shared_tokens(size: int) -> int:
-    """How many tokens neighbouring windows of ``size`` tokens share: 128, or half a window if that is less."""
+    """Return the overlap of neighbouring windows of ``size`` tokens: 128, or half a window if that is less."""
     return min(_SHARED, size // 2)
 
 
 def windows(length: int, size: int, step: int) -> list[range]:
-    """Windows over ``length`` tokens: one every ``step`` tokens, each of ``size``, until one reaches the end.
+    """Return windows over ``length`` tokens: one of ``size`` every ``step`` tokens, until one reaches the end.
 
-    The last may be shorter. ``step`` is between 1 and ``size``, so that no token is left out; no tokens make one
+    The last may be shorter. ``step`` is between 1 and ``size``, so that every token is covered; zero tokens give one
     empty window.
     """
     return [range(start, min(start + size, length)) for start in range(0, max(length - size, 0) + step, step)]
 
 
 def best_parts(spans: Sequence[range]) -> list[range]:
-    """Part of each window that sees more text around it there than in any other window.
+    """Return the part of each window with more context there than in any other window.
 
-    Neighbours are cut in the middle of what they share. The parts are disjoint and cover all tokens, in order.
+    Overlaps are cut in the middle. The parts are disjoint and cover all tokens, in order.
     """
     cuts = [spans[0].start, *((right.start + left.stop) // 2 for left, right in pairwise(spans)), spans[-1].stop]
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
 def label_names(manifest: Manifest) -> tuple[str, ...]:
-    """The manifest's labels by id.
+    """Return the manifest's labels by id.
 
     Raises:
-        ArtifactError: There are none, or not as many as the graph has logits.
+        ArtifactError: There are none, or their number is not that of the logits.
     """
     width = next(spec.shape[-1] for spec in manifest.outputs if spec.name == "logits")
     labels = manifest.labels or ()
@@ -142,11 +142,11 @@ def label_names(manifest: Manifest) -> tuple[str, ...]:
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities along the last axis, which sum to 1; same shape and dtype."""
+    """Return probabilities that sum to 1 along the last axis; same shape and dtype."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities, each by itself; same shape and dtype. Overflows for no logit, unlike ``1 / (1 + exp(-x))``."""
+    """Return independent probabilities; same shape and dtype. Never overflows, unlike ``1 / (1 + exp(-x))``."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))

@@ -29,7 +29,7 @@ __all__ = ["TextClassificationOptions", "TextClassificationPipeline", "TextClass
 
 Function = Literal["sigmoid", "softmax", "none"]
 
-# What a call with options that change an answer's form returns for one input.
+# The answer to one input in a call with options that change its type.
 _AnyForm: TypeAlias = "Label | LabelScore | list[LabelScore] | InvalidInputError"
 
 _FUNCTIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -40,7 +40,7 @@ _FUNCTIONS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 class TextClassificationSettings(CommonOptions, total=False):
-    """The options that change nothing of an answer's form: see :class:`TextClassificationPipeline`."""
+    """The options that do not change an answer's type: see :class:`TextClassificationPipeline`."""
 
     function_to_apply: Function | None
 
@@ -70,8 +70,8 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
     Args:
         session: The model.
         tokenizer: Its tokenizer.
-        top_k: How many labels to return, the best first; None returns all, ``"best"``, the default, the best one
-            without a list around it.
+        top_k: How many labels to return, the best first; None returns all; ``"best"``, the default, returns the best
+            one without a list around it.
         function_to_apply: Turns logits into scores: ``"sigmoid"``, ``"softmax"`` or ``"none"``. By default
             ``"none"`` for ``problem_type`` "regression", sigmoid for "multi_label_classification" and for a single
             label, softmax for the rest.
@@ -133,20 +133,20 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
     def __call__(self, inputs: Any, **options: Unpack[TextClassificationOptions]) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
-        A text is a str, or ``{"text": ..., "text_pair": ...}`` for a pair. What is over ``max_seq_len`` is cut from
-        the longer of the two, at its end.
+        A text is a str, or ``{"text": ..., "text_pair": ...}`` for a pair. Rows longer than ``max_seq_len`` are cut at
+        the end of the longer text.
 
         Args:
-            inputs: What to classify.
-            **options: The pipeline's own where they are left out.
+            inputs: One text, a list or a stream of texts.
+            **options: By default the pipeline's own.
 
         Returns:
-            The shapes of transformers' pipeline. Per input a list of ``{"label": str, "score": float}`` or, with
-            ``top_k="best"``, one of them: a list of those for a list, an iterator for a stream. A lone str with
-            ``top_k="best"`` is answered with a list of one.
+            The same types as transformers' pipeline. Per input a list of ``{"label": str, "score": float}`` or, with
+            ``top_k="best"``, one of them; a list of those for a list, an iterator for a stream. A single str with
+            ``top_k="best"`` gives a list of one.
 
         Raises:
-            InvalidInputError: An input is not text or is empty, or an option is none of the above.
+            InvalidInputError: An input is not text or is empty, or an option is invalid.
         """
         asked = self._called(options)
         top_k, scored = asked.top_k, _FUNCTIONS[asked.function_to_apply or self._function]
@@ -196,7 +196,7 @@ def _checked_top_k(top_k: Any) -> int | Literal["best"] | None:
 
 
 def _default_function(problem_type: str | None, labels: int) -> str:
-    """The choice of transformers' pipeline."""
+    """Return the function that transformers' pipeline would apply."""
     if problem_type == "regression":
         return "none"
     return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"

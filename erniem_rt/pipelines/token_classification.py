@@ -63,7 +63,7 @@ class Labelled(NamedTuple):
 
 
 class TokenClassificationSettings(CommonOptions, total=False):
-    """The options that change nothing of an answer's form: see :class:`TokenClassificationPipeline`."""
+    """The options that do not change an answer's type: see :class:`TokenClassificationPipeline`."""
 
     aggregation_strategy: Strategy | None
     ignore_labels: Collection[str] | None
@@ -99,14 +99,14 @@ class TokenClassificationPipeline(Pipeline[Entities]):
         aggregation_strategy: ``"none"`` for tokens. ``"simple"`` joins neighbouring tokens of one kind, up to the next
             ``B-``; ``"first"``, ``"average"`` and ``"max"`` join words in the same way. The label of a word is that of
             its first token, of the mean of its tokens' probabilities, or of its most certain token. A word is a run of
-            letters and digits; punctuation stands alone, and so does each token in a script written without spaces.
+            letters and digits; each punctuation mark is a word, as is each token in a script written without spaces.
         ignore_labels: Labels to leave out, as they appear in the result: ``"B-PER"`` of tokens, ``"PER"`` of entities.
-        stride: How many tokens neighbouring windows share; 128 or half a window, whichever is less, if left out.
+        stride: The overlap of neighbouring windows, in tokens; by default 128 or half a window, whichever is less.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`.
 
     Raises:
         ArtifactError: The manifest does not name the labels.
-        InvalidInputError: An option is none of the above.
+        InvalidInputError: An option is invalid.
     """
 
     task = "token-classification"
@@ -159,25 +159,25 @@ class TokenClassificationPipeline(Pipeline[Entities]):
         self, inputs: Iterable[object], **options: Unpack[TokenClassificationOptions]
     ) -> Iterator[Entities | InvalidInputError]: ...
     def __call__(self, inputs: Any, **options: Unpack[TokenClassificationOptions]) -> Any:
-        """Label one text, a list of texts or a stream of texts. The options are the pipeline's own where left out.
+        """Label one text, a list of texts or a stream of texts. Options default to the pipeline's own.
 
         A text is a str or ``{"text": ...}``.
 
         Returns:
             Per text a list of ``{"entity", "score", "index", "word", "start", "end"}``, in the order of the text:
             ``word`` is ``text[start:end]`` (code points), ``index`` the number of the token in the text, from 1.
-            With an aggregation strategy ``{"entity_group", "score", "word", "start", "end"}``. A list of results for
-            a list of texts, an iterator for a stream.
+            With an aggregation strategy ``{"entity_group", "score", "word", "start", "end"}``. For a list of texts a
+            list of results, for a stream an iterator.
 
         Raises:
-            InvalidInputError: An input is not text or is empty, or an option is none of the above.
+            InvalidInputError: An input is not text or is empty, or an option is invalid.
         """
         asked = self._called(options)
         job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(asked))
         return self._answer(inputs, job, asked)
 
     def _window(self, asked: Any) -> tuple[int, int]:
-        """The tokens of a window, special ones apart, and those from the start of one to the start of the next."""
+        """Return the size of a window without special tokens, and the step between windows, in tokens."""
         room = self._limit(asked) - self.tokenizer.num_special_tokens_to_add()
         stride = shared_tokens(room) if asked.stride is None else asked.stride
         if stride >= room:
@@ -229,7 +229,7 @@ def _checked_labels(name: str, labels: Collection[str]) -> frozenset[str]:
 
 
 def _merged(spans: list[range], scores: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Probabilities of all tokens ``(tokens, labels)`` from those of the windows."""
+    """Merge the windows' probabilities into those of all tokens ``(tokens, labels)``."""
     return np.concatenate(
         [
             rows[part.start - span.start : part.stop - span.start]
@@ -239,17 +239,17 @@ def _merged(spans: list[range], scores: list[NDArray[np.float64]]) -> NDArray[np
 
 
 def entities_of_tokens(tokens: Iterable[Token], labels: Sequence[str]) -> list[Labelled]:
-    """Each token with its most probable label (strategies ``none`` and ``simple``)."""
+    """Label each token with its most probable label (strategies ``none`` and ``simple``)."""
     return [_entity(token.scores, token.start, token.end, labels) for token in tokens]
 
 
 def entities_of_words(text: str, tokens: Sequence[Token], labels: Sequence[str], strategy: Strategy) -> list[Labelled]:
-    """Each word with one label: that of its ``first`` token, of its most certain one (``max``), or of the ``average``.
+    """Label each word by its ``first`` token, its most certain one (``max``), or the ``average`` of its tokens.
 
-    A token continues the word before it if there is no whitespace between them and the characters that meet are
-    letters, digits or marks of a script written with spaces. Everything else is a word of its own: punctuation,
-    symbols, and each token of Chinese, Japanese, Thai, Lao, Khmer and Myanmar text. Tokens of one character are one
-    word. Tokens of whitespace only belong to no word.
+    A token continues the previous word if there is no whitespace between them and the adjacent characters are letters,
+    digits or marks of a script written with spaces. Everything else is a separate word: punctuation, symbols, and each
+    token of Chinese, Japanese, Thai, Lao, Khmer and Myanmar text. Tokens of the same character are one word. Tokens of
+    whitespace belong to no word.
     """
     visible = [token for token in tokens if not text[token.start : token.end].isspace()]
     words = [visible[:1]] if visible else []
@@ -264,8 +264,8 @@ def entities_of_words(text: str, tokens: Sequence[Token], labels: Sequence[str],
 def grouped(text: str, entities: Iterable[Labelled]) -> list[Labelled]:
     """Join neighbours of one kind, up to the next ``B-``; their score is the mean.
 
-    A label loses its prefix, up to the first hyphen. Whitespace at the ends of a group is not part of it; groups of
-    whitespace only are left out.
+    Labels lose their prefix, up to the first hyphen. Groups are stripped of whitespace, and dropped if that leaves
+    nothing.
     """
     groups: list[list[Labelled]] = []
     for entity in entities:

@@ -1,4 +1,4 @@
-"""Universal information extraction (UIE): schemas, prompts, pieces of text, and the spans that answer.
+"""Universal information extraction (UIE): schemas, prompts, pieces of text, and answer spans.
 
 The rules for spans are those of PaddleNLP's ``utils/tools.py`` (``get_span``) and
 ``taskflow/information_extraction.py`` (``_auto_joiner``).
@@ -35,18 +35,18 @@ _DEEPEST = 32
 _SLASH = re.compile("/")
 _OTHER_DIVIDER = re.compile("[;؛|]")
 # Prompts.
-_REMEMBERED = 1024  # most prompts that a prompter remembers
+_REMEMBERED = 1024  # size of a prompter's cache
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 # Texts.
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _CLOSING = "\"'”’»」』）)\\]"
-# A dot after one letter, or after up to three of Latin or Cyrillic script or digits (four with a capital), may be an
-# abbreviation's or a number's: "J. R. Smith", "St. Gallen", "ул. Мира", "4. Mai", "Prof. Li".
+# A dot after one letter, or after up to three of Latin or Cyrillic script or digits (four with a capital), may be part
+# of an abbreviation or a number: "J. R. Smith", "St. Gallen", "ул. Мира", "4. Mai", "Prof. Li".
 _LETTER, _CAPITAL = "[0-9A-Za-zÀ-ɏЀ-ӿ]", "[A-ZÀ-ÞЀ-Я]"
 _AFTER_LONG_WORD = rf"(?<!\b\w)(?<!\b{_LETTER}{{2}})(?<!\b{_LETTER}{{3}})(?<!\b{_CAPITAL}{_LETTER}{{3}})"
-# Where no name goes on: after a mark that ends a sentence by itself, after one that needs space after it, and at an
-# empty line. A line end alone is none, for scanned text has them within names. Every alternative looks at a bounded
-# number of characters besides those that it takes, so that the search is linear in the text.
+# Ends of sentences: after a mark that always ends one, after one that does so before whitespace, and at an empty line.
+# A single line end does not count, since scanned text has them within names. Every alternative has a bounded lookahead
+# and lookbehind, so that the search is linear in the text.
 _SENTENCE_END = re.compile(
     rf"[。！？｡…؟۔।][{_CLOSING}]{{0,3}}(?![。！？｡…؟۔।{_CLOSING}])\s*"
     rf"|(?:{_AFTER_LONG_WORD}\.|[!?])[{_CLOSING}]{{0,3}}\s+"
@@ -56,16 +56,16 @@ _SENTENCE_END = re.compile(
 
 @dataclass(frozen=True)
 class Node:
-    """One thing to extract, or one classification, and what to ask about each of its answers.
+    """One thing to extract, or one classification, and the questions about each of its answers.
 
     Attributes:
-        name: As it stands in the schema, and so in the answers.
-        label: The name without the brackets that end it, and all of it where none do.
-        bracket: What ends the name in brackets: options, ``"[positive, negative]"``, or part of the name, ``"[EUR]"``.
-        options: Where each option stands in ``bracket``; there are none unless this may be a classification.
-        text_first: Whether the options may be a unit, ``"[km/h]"``: then one of them is an answer only where the text
-            has none.
-        children: What to ask about each answer.
+        name: The name in the schema and in the answers.
+        label: The name without brackets at its end.
+        bracket: The brackets at the name's end: options, ``"[positive, negative]"``, or part of the name, ``"[EUR]"``.
+        options: The range of each option in ``bracket``; empty unless this may be a classification.
+        text_first: Whether the options may be a unit, ``"[km/h]"``: then an option is an answer only if the text has
+            none.
+        children: The questions about each answer.
     """
 
     name: str
@@ -80,9 +80,9 @@ def parse_schema(schema: object) -> tuple[Node, ...]:
     """Read a schema: a name, a list of names and dicts, or a dict of names to schemas.
 
     Raises:
-        InvalidInputError: It is something else, is empty, has a name twice in one place, is cyclic or nested deeper
-            than 32 levels, or a name in it is empty or not str, has nothing between its brackets, or has options that
-            something else than commas divides. The message says where.
+        InvalidInputError: It is of another type, is empty, repeats a name on one level, is cyclic or nested deeper than
+            32 levels, or a name in it is empty or not str, has empty brackets, or has options with another separator
+            than commas. The message says where.
     """
     nodes = _nodes(schema, "schema", ())
     if not nodes:
@@ -106,7 +106,7 @@ def _nodes(schema: object, place: str, above: tuple[object, ...]) -> tuple[Node,
 
 
 def _entries(schema: object, place: str) -> Iterator[tuple[object, object, str]]:
-    """Yield name, schema of the children, and place of each name on one level."""
+    """Yield each name on one level, with its children's schema and its place."""
     if isinstance(schema, str):
         yield schema, (), place
     elif isinstance(schema, Mapping):
@@ -137,9 +137,9 @@ def _node(name: str, place: str, children: tuple[Node, ...]) -> Node:
 
 
 def _options(label: str, inside: str) -> tuple[list[range], bool]:
-    """Where options stand between the brackets, and whether they may be a unit; ValueError if they are no good ones.
+    """Return the ranges of options between brackets, and whether they may be a unit; ValueError if they are invalid.
 
-    Two or more parts between commas are options. One part is not, ``"[EUR]"``, unless there are slashes in it.
+    Two or more parts between commas are options. A single part, ``"[EUR]"``, is none unless it has slashes.
     """
     options = comma_parts(inside)
     texts = [inside[option.start : option.stop] for option in options]
@@ -171,9 +171,9 @@ class EncodedText:
     """A text and its tokens, without special tokens.
 
     Attributes:
-        text: As it was given, full-width characters and all.
+        text: The given text, with its full-width characters.
         ids: Token ids.
-        offsets: Where each token stands in ``text``: half-open, in code points.
+        offsets: The range of each token in ``text``: half-open, in code points.
     """
 
     text: str
@@ -183,9 +183,9 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, for a classification, where its options stand in it (code points).
+    """A prompt and, for a classification, the ranges of its options (code points).
 
-    With ``text_first`` they are answers only where the text has none.
+    With ``text_first`` options are answers only if the text has none.
     """
 
     encoded: EncodedText
@@ -194,17 +194,17 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The prompt in words."""
+        """The prompt's text."""
         return self.encoded.text
 
     @property
     def key(self) -> PromptKey:
-        """Identifies a prompt: the text alone does not, for an answer like ``room [a,b]`` makes it read as options."""
+        """Identifies a prompt. The text does not: in an answer like ``room [a,b]``, brackets are not options."""
         return self.text, self.options
 
 
 class Prompter:
-    """Makes prompts as the training of uie-m did.
+    """Makes prompts as in the training of uie-m.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -212,7 +212,7 @@ class Prompter:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer: Tokenizer | None = tokenizer
-        # The same prompts come again with every text.
+        # Prompts repeat with every text.
         self._encoded: dict[str, EncodedText] = {}
 
     def close(self) -> None:
@@ -220,17 +220,17 @@ class Prompter:
         self._tokenizer = None
 
     def __call__(self, node: Node, answer: str | None = None, *, max_length: int, language: SchemaLanguage) -> Prompt:
-        """Ask for ``node``; about ``answer``, if it is a child.
+        """Return the prompt for ``node``, about ``answer`` if it is a child.
 
         Args:
             node: What to ask for.
             answer: What to ask about.
-            max_length: Most tokens in a row; a prompt must leave some for the text.
+            max_length: Largest number of tokens in a row; a prompt must leave some for the text.
             language: ``"zh"`` asks about an answer with ``ANSWER的NAME``, ``"en"`` with ``NAME of ANSWER``; ``"auto"``
                 as the name is written, Chinese if it has a Han character.
 
         Raises:
-            InvalidInputError: The prompt leaves no room for a text, or nothing of it is left as tokens.
+            InvalidInputError: The prompt leaves no room for a text, or has no tokens.
         """
         lead = _lead(node, answer, language)
         options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
@@ -265,7 +265,7 @@ class Prompter:
 
 
 def _lead(node: Node, answer: str | None, language: SchemaLanguage) -> str:
-    """The prompt up to the brackets that end it."""
+    """Return the prompt up to the brackets at its end."""
     if answer is None:
         return node.label
     if language == "zh" or (language == "auto" and _HAN.search(node.name)):
@@ -274,17 +274,17 @@ def _lead(node: Node, answer: str | None, language: SchemaLanguage) -> str:
 
 
 def half_width(text: str) -> str:
-    """Replace full-width forms of ASCII characters, one by one, so that no position moves."""
+    """Replace full-width forms of ASCII characters one by one; positions stay the same."""
     return text.translate(_HALF_WIDTH)
 
 
 def encode(tokenizer: Tokenizer, text: str, name: str, *, narrow: bool = False) -> EncodedText:
-    """Encode ``text``, with ``narrow`` in its half-width form; ``name`` is what errors call it.
+    """Encode ``text``, with ``narrow`` in its half-width form; ``name`` is its name in errors.
 
-    Only what is an added token as it is written becomes one: ``[MASK]``, but not ``［MASK］``.
+    Added tokens must be written exactly: ``[MASK]``, not ``［MASK］``.
 
     Raises:
-        InvalidInputError: Nothing of the text is left as tokens.
+        InvalidInputError: The text has no tokens.
     """
     encoding = tokenizer(_narrowed(tokenizer, text) if narrow else text, add_special_tokens=False)
     require_tokens(name, len(encoding))
@@ -292,7 +292,7 @@ def encode(tokenizer: Tokenizer, text: str, name: str, *, narrow: bool = False) 
 
 
 def _narrowed(tokenizer: Tokenizer, text: str) -> str:
-    """``text`` in half-width form, except where that would spell an added token, or where a wide one is written."""
+    """Return ``text`` in half-width form, except where that would create an added token or change one."""
     narrow = half_width(text)
     if narrow == text:
         return text
@@ -307,22 +307,22 @@ def _narrowed(tokenizer: Tokenizer, text: str) -> str:
 
 @lru_cache(maxsize=16)
 def _spelled(words: frozenset[str]) -> re.Pattern[str]:
-    """Finds these words wherever they begin, also within one another; in any case, for a tokenizer may lower it."""
+    """Return a pattern that finds these words, overlaps included, in any case since a tokenizer may lower it."""
     longest_first = sorted(filter(None, words), key=len, reverse=True)
     return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))", re.IGNORECASE)
 
 
 def split(encoded: EncodedText, room: int, most_characters: int | None = None) -> list[range]:
-    """Ranges of tokens, each of at most ``room`` and of ``most_characters``, which cover the text in order.
+    """Split the text into ranges of at most ``room`` tokens and ``most_characters`` characters, in order.
 
-    A piece ends where the last sentence ends that fits. Where none does it fills the room, and the next piece begins
-    :func:`shared_tokens` before its end: what is no longer than that stands whole in one of the two.
+    A piece ends at the last end of a sentence that fits. If there is none, it fills the room, and the next piece starts
+    :func:`shared_tokens` before its end: an answer of at most that length is whole in one of the two.
     """
     count = len(encoded.ids)
     starts, ends = [start for start, _ in encoded.offsets], [end for _, end in encoded.offsets]
 
     def stop_after(first: int) -> int:
-        """Where a piece from ``first`` on is full; it has a token at least."""
+        """Return the largest stop of a piece from ``first`` on, which has at least one token."""
         if most_characters is None:
             return first + room
         return min(first + room, max(bisect_right(ends, starts[first] + most_characters), first + 1))
@@ -346,7 +346,7 @@ def split(encoded: EncodedText, room: int, most_characters: int | None = None) -
 
 
 class Span(NamedTuple):
-    """First and last token, and the probability that an answer goes from one to the other."""
+    """First and last token of a possible answer, and its probability."""
 
     first: int
     last: int
@@ -356,24 +356,24 @@ class Span(NamedTuple):
 def find_spans(start: NDArray[np.float64], end: NDArray[np.float64], threshold: float) -> list[Span]:
     """Pair starts with ends, probabilities ``(tokens,)`` of one text, both strictly above ``threshold``.
 
-    Each start takes the first end at or after it; of several starts that take the same end, the nearest has it. The
+    Each start pairs with the first end at or after it; of several starts with the same end, the nearest wins. The
     probability of a span is the product of the two.
     """
     starts, ends = np.flatnonzero(start > threshold), np.flatnonzero(end > threshold)
     nearest = np.searchsorted(starts, ends, side="right") - 1
     ends = ends[nearest >= 0]
     firsts = starts[nearest[nearest >= 0]]
-    # A start that is not after the previous end took that one.
+    # A start that is not after the previous end pairs with that one.
     free = firsts > np.concatenate([[-1], ends[:-1]])
     return [Span(int(s), int(e), float(start[s] * end[e])) for s, e in zip(firsts[free], ends[free], strict=True)]
 
 
 def join_spans(pieces: Sequence[range], found: Sequence[Sequence[Span]]) -> list[Span]:
-    """Spans of a text from those ``found`` in each of its pieces, in order; all count the tokens of the text.
+    """Merge the spans ``found`` in each piece of a text, in order; all positions are tokens of the text.
 
-    The overlap of two pieces is cut in the middle, or at the nearest place that no span crosses. Left of the cut the
-    spans of the left piece count, right of it those of the right piece. So a whole span wins over a part of it at the
-    edge of the other piece, and each span is there once.
+    The overlap of two pieces is cut in the middle, or at the nearest position that no span crosses. The left piece's
+    spans are kept left of the cut, the right piece's right of it. So a whole span wins over a part of it at the edge of
+    the other piece, and each span occurs once.
     """
     cuts = [_cut(*both, *spans) for both, spans in zip(pairwise(pieces), pairwise(found), strict=True)]
     joined: list[Span] = []
@@ -384,7 +384,7 @@ def join_spans(pieces: Sequence[range], found: Sequence[Sequence[Span]]) -> list
 
 
 def _cut(left: range, right: range, left_spans: Iterable[Span], right_spans: Iterable[Span]) -> int:
-    """Where the left piece stops to count; the middle if every place is within a span, as where the two contradict."""
+    """Return the cut between two pieces; the middle if every position is within a span, when the two contradict."""
     middle = (right.start + left.stop) // 2
     places = set(range(right.start, left.stop + 1))
     for span in (*left_spans, *right_spans):
@@ -393,10 +393,10 @@ def _cut(left: range, right: range, left_spans: Iterable[Span], right_spans: Ite
 
 
 def cut_answers(encoded: EncodedText, spans: Iterable[Span]) -> list[dict[str, Any]]:
-    """Cut answers from the text, in its order; ``spans`` count its tokens.
+    """Cut answers from the text, in its order; ``spans`` are ranges of its tokens.
 
-    Whitespace at the ends of an answer is left out. Spans of the same characters (one character may be several
-    tokens) are one answer, the most probable of them.
+    Answers are stripped of whitespace. Spans of the same characters (one character may be several tokens) become one
+    answer, the most probable of them.
     """
     best: dict[tuple[int, int], float] = {}
     for span in spans:
@@ -415,10 +415,10 @@ def cut_answers(encoded: EncodedText, spans: Iterable[Span]) -> list[dict[str, A
 def choose_option(
     prompt: EncodedText, options: Sequence[range], pieces: Iterable[Sequence[Span]]
 ) -> list[dict[str, Any]]:
-    """Choose one option, or none: what most pieces of a text chose, with its mean probability there.
+    """Choose the option with the most votes of a text's pieces, if any, with its mean probability in them.
 
-    Each piece votes for the option of its most probable span; ``spans`` count the prompt's tokens, and one that
-    touches no option or several counts for nothing. Of equal votes, the sum of probabilities decides.
+    Each piece votes for the option of its most probable span; spans are ranges of the prompt's tokens, and a span that
+    touches no option or several is ignored. On equal votes the sum of probabilities decides.
     """
     votes: dict[range, list[float]] = {}
     for spans in pieces:

@@ -1,4 +1,4 @@
-"""Zero-shot classification: labels that the model was not trained on, as hypotheses about a text."""
+"""Zero-shot classification: scores any label as a hypothesis about a text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Settings(CommonOptions, total=False):
 
 
 class ZeroShotClassificationSettings(_Settings, total=False):
-    """The options that change nothing of an answer's form: see :class:`ZeroShotClassificationPipeline`."""
+    """The options that do not change an answer's type: see :class:`ZeroShotClassificationPipeline`."""
 
     candidate_labels: str | Column | None
 
@@ -69,14 +69,14 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
     """Head ``cls`` trained on natural language inference: does the text entail "This example is ..."?
 
     Args:
-        session: The model. Its labels say by their names which one is entailment ("entail..." in any case) and which
-            contradiction ("contra...", or the other one of two).
+        session: The model. Its labels' names must identify entailment ("entail..." in any case) and contradiction
+            ("contra...", or the other one of two).
         tokenizer: Its tokenizer.
         candidate_labels: A list, array or Series of labels, or one str with commas between them, of any script. The
             enumeration comma (、) divides only where no other comma does. Needed here or in the call.
-        hypothesis_template: The hypothesis, with ``{}`` where the label goes.
-        multi_label: Whether several labels may be true: each is then scored by itself, entailment against
-            contradiction. Otherwise the scores sum to 1. A single candidate is always scored by itself.
+        hypothesis_template: The hypothesis, with ``{}`` in place of the label.
+        multi_label: Whether several labels may be true: each is then scored alone, entailment against contradiction.
+            Otherwise the scores sum to 1. A single candidate is always scored alone.
         **options: :class:`~erniem_rt.pipelines.base.RunOptions`; a text makes a row per candidate label.
 
     Raises:
@@ -145,21 +145,20 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
     ) -> Any:
         """Classify one text, a list of texts or a stream of texts.
 
-        A text that is over ``max_seq_len`` together with a hypothesis is cut at its end; hypotheses never are.
+        A text that exceeds ``max_seq_len`` together with a hypothesis is cut at its end; hypotheses are never cut.
 
         Args:
             inputs: Texts, each a str or ``{"text": ...}``.
             candidate_labels: As for the pipeline.
-            **options: The pipeline's own where they are left out.
+            **options: By default the pipeline's own.
 
         Returns:
-            Per input ``{"sequence": str, "labels": list[str], "scores": list[float]}``, the best first and ties in
+            Per input ``{"sequence": str, "labels": list[str], "scores": list[float]}``, the best label first, ties in
             the order of ``candidate_labels``; a list for a list, an iterator for a stream.
 
         Raises:
-            InvalidInputError: An input is not text or is empty; labels are missing, empty or given twice; the
-                template has no ``{}``; a hypothesis leaves no room for a text; no label is called contradiction
-                where it is needed.
+            InvalidInputError: An input is not text or is empty; labels are missing, empty or repeated; the template has
+                no ``{}``; a hypothesis leaves no room for a text; the contradiction label is needed but missing.
         """
         asked = self._called({**options, "candidate_labels": candidate_labels})
         limit = self._limit(asked)
@@ -200,7 +199,7 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
         return self._answer_together(inputs, prepare, asked)
 
     def _scores(self, logits: NDArray[Any], contradiction: int | None) -> NDArray[np.float64]:
-        """Scores ``(candidates,)`` from logits ``(candidates, labels)``."""
+        """Return scores ``(candidates,)`` from logits ``(candidates, labels)``."""
         logits = logits.astype(np.float64)
         if contradiction is None:
             return softmax(logits[:, self._entailment])

@@ -1,7 +1,7 @@
-"""Text to token ids, as the reference ErnieM tokenizer does it, with character offsets.
+"""The tokenizer: text to the token ids of the reference ErnieM tokenizer, with character offsets.
 
-The ids equal those of ``ErnieMTokenizer`` in transformers 4.57.6; its rules (which pieces are split further, what
-happens around added tokens) are restated here and compared with it in ``tests/parity``.
+The ids equal those of ``ErnieMTokenizer`` in transformers 4.57.6, whose rules are implemented here again;
+``tests/parity`` compares the two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Added tokens, such as ``[MASK]``, which are found in raw text before sentencepiece sees it."""
+"""Finds added tokens, such as ``[MASK]``, in raw text before sentencepiece runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A stretch of text and, for each of its characters, the index it had in the original text."""
+    """A part of a text, and each character's index in the original text."""
 
     text: str
     origins: Sequence[int]
 
     def slice(self, start: int, end: int) -> Segment:
-        """The characters from ``start`` to ``end``."""
+        """Return the characters from ``start`` to ``end``."""
         return Segment(self.text[start:end], self.origins[start:end])
 
     def joined_with(self, other: Segment) -> Segment:
-        """This segment and ``other`` as one."""
+        """Return this segment followed by ``other``."""
         return Segment(self.text + other.text, [*self.origins, *other.origins])
 
     def stripped_left(self) -> Segment:
-        """Without the whitespace at its start."""
+        """Return the segment without whitespace at its start."""
         return self.slice(len(self.text) - len(self.text.lstrip()), len(self.text))
 
     def stripped_right(self) -> Segment:
-        """Without the whitespace at its end."""
+        """Return the segment without whitespace at its end."""
         return self.slice(0, len(self.text.rstrip()))
 
 
@@ -38,7 +38,7 @@ _EMPTY = Segment("", range(0))
 
 
 class TextSplitter:
-    """Splits raw text into added tokens and the runs between them, lower-casing the runs if asked to."""
+    """Splits raw text into added tokens and the runs between them, and lower-cases the runs if configured."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class TextSplitter:
         self._case_kept = _any_of([*special_tokens, *kept], longest_first=False)
 
     def whole(self, texts: Sequence[str]) -> list[str | None]:
-        """Texts that are one segment, lower-cased if asked to and position by position.
+        """Return texts that are a single segment, lower-cased if configured, with unchanged positions.
 
-        None for a text with added tokens, and for one in which lower-casing moves characters.
+        None for a text with added tokens, or in which lower-casing moves characters.
         """
         runs: list[str | None] = list(texts)
         if self._do_lower_case:
@@ -70,14 +70,14 @@ class TextSplitter:
         return runs
 
     def split(self, text: str) -> list[Segment]:
-        """Segments in order, without empty ones."""
+        """Return the segments in order, without empty ones."""
         whole = Segment(text, range(len(text)))
         if self._do_lower_case:
             whole = self._lowered(text)
         return [segment for segment in self._settle_neighbours(self._cut(whole)) if segment.text]
 
     def is_added(self, text: str) -> bool:
-        """Whether this segment is an added token, to be taken as it stands."""
+        """Return whether this segment is an added token."""
         return self._find_added and text in self._added
 
     def _cut(self, whole: Segment) -> list[Segment]:
@@ -93,7 +93,7 @@ class TextSplitter:
         return segments
 
     def _settle_neighbours(self, segments: list[Segment]) -> list[Segment]:
-        """Let each added token strip, or be merged into, the text beside it, in the reference's order of steps."""
+        """Let each added token strip the adjacent text, or merge with it, in the order of the reference's steps."""
         for i, segment in enumerate(segments):
             token = self._added.get(segment.text) if self._find_added else None
             if token is None:
@@ -124,7 +124,7 @@ class TextSplitter:
         return Segment(lowered, origins)
 
     def _case_runs(self, text: str) -> Iterator[tuple[int, int, bool]]:
-        """Consecutive ranges of ``text``, each with whether its case is to be lowered."""
+        """Yield consecutive ranges of ``text``, each with whether to lower-case it."""
         position = 0
         for match in self._case_kept.finditer(text) if self._case_kept else ():
             yield position, match.start(), True
@@ -134,13 +134,13 @@ class TextSplitter:
 
 
 def _lower(text: str) -> str:
-    """Lower-case each character by itself, as the reference does: no final form of sigma."""
+    """Lower-case each character alone, as the reference does: without the final form of sigma."""
     return text.replace("Σ", "σ").lower()
 
 
 def _any_of(words: Collection[str], *, longest_first: bool) -> re.Pattern[str] | None:
-    # The leftmost match counts and, with longest_first, the longest there. The reference's trie does the same, except
-    # that it loses its place in some texts where one added token lies inside another.
+    # Takes the leftmost match and, with longest_first, the longest one there. So does the reference's trie, except in
+    # some texts where one added token lies inside another.
     found = [word for word in words if word]
     if longest_first:
         found.sort(key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""Rows of ids: one by one and as padded arrays, and what truncation leaves of their texts."""
+"""Rows of ids, one by one and as padded arrays, and their truncation and padding."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class TokenizedText:
 
     @lazy
     def offsets(self) -> list[tuple[int, int]]:
-        """The character range of each token."""
+        """Each token's range of characters."""
         return self._locate()
 
     def part(self, kept: slice) -> TokenizedText:
-        """Some of the tokens."""
+        """Return some of the tokens."""
         return TokenizedText(self.ids[kept], lambda: self.offsets[kept])
 
 
@@ -49,8 +49,8 @@ class Encoding:
         input_ids: Token ids.
         attention_mask: 1 for a token, 0 for padding.
         offsets: Half-open ``(start, end)`` in code points of the token's own text. (0, 0) for inserted tokens.
-        special_tokens_mask: 1 for inserted tokens ([CLS], [SEP], padding), 0 for what came from a text, even if a
-            special token was written there.
+        special_tokens_mask: 1 for inserted tokens ([CLS], [SEP], padding), 0 for tokens of a text, even special tokens
+            written there.
         sequence_ids: 0 for the first text, 1 for the second, None for inserted tokens.
     """
 
@@ -68,9 +68,9 @@ class TokenizedTexts:
     """The tokens of many texts, before special tokens.
 
     Attributes:
-        ids: ``(tokens,)`` int64, those of each text side by side.
-        starts: ``(texts,)`` where in ``ids`` each text's tokens start.
-        sizes: ``(texts,)`` how many tokens each text has.
+        ids: ``(tokens,)`` int64, text after text.
+        starts: ``(texts,)``, the index in ``ids`` of each text's first token.
+        sizes: ``(texts,)``, the number of tokens of each text.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class TokenizedTexts:
             self.ids = np.concatenate([self.ids, *(np.array(other.ids, np.int64) for other in others.values())])
 
     def __getstate__(self) -> dict[str, NDArray[np.int64]]:
-        """Without the model, which only :meth:`offsets` needs."""
+        """Return the state without the model, which only :meth:`offsets` needs."""
         return {"ids": self.ids, "starts": self.starts, "sizes": self.sizes}
 
     def offsets(self) -> NDArray[np.int64]:
-        """``(tokens, 2)`` int64: each token's half-open range of code points of its text."""
+        """Return ``(tokens, 2)`` int64: each token's half-open range of code points in its text."""
         normalized = self._tokens.spans()
-        # sentencepiece puts one mark before the run; where it changes nothing else, positions differ by that alone.
+        # sentencepiece inserts one mark before the run; if nothing else changes, positions differ by one.
         offsets = np.maximum(normalized - 1, 0)
         bounds = self._tokens.bounds.tolist()
         for i, run in enumerate(self._runs):
@@ -108,9 +108,9 @@ class TokenizedTexts:
 
 @dataclass(frozen=True)
 class Kept:
-    """What truncation leaves of texts: ``sizes[i]`` tokens of text ``i``, from its token ``starts[i]`` on.
+    """Truncated texts: ``sizes[i]`` tokens of text ``i``, from its token ``starts[i]`` on.
 
-    The texts of all rows come first, then, if rows are pairs, the second texts.
+    The first texts of all rows come first, then the second texts of pairs.
     """
 
     starts: NDArray[np.int64]
@@ -125,7 +125,7 @@ class Kept:
         room: int | None,
         cut: Callable[[int, int | None], tuple[slice, slice]],
     ) -> Kept:
-        """Texts of these sizes, with ``cut`` deciding for the rows of more than ``room`` tokens."""
+        """Truncate texts of these sizes, by ``cut`` in rows of more than ``room`` tokens."""
         kept = cls(np.zeros_like(sizes), sizes.copy(), rows)
         by_row = sizes.reshape(-1, rows)
         for row in [] if room is None else np.flatnonzero(by_row.sum(0) > room):
@@ -136,7 +136,7 @@ class Kept:
         return kept
 
     def lengths(self, specials: int) -> NDArray[np.int64]:
-        """``(rows,)`` the tokens of each row, ``specials`` special ones included."""
+        """Return ``(rows,)``: the number of tokens of each row, including ``specials`` special tokens."""
         lengths: NDArray[np.int64] = self.sizes.reshape(-1, self.rows).sum(0) + specials
         return lengths
 
@@ -146,8 +146,8 @@ class Layout:
 
     Attributes:
         shape: Rows and columns.
-        starts: ``(rows,)`` the column of each row's first token.
-        stops: ``(rows,)`` the column after its last one.
+        starts: ``(rows,)``, the column of each row's first token.
+        stops: ``(rows,)``, the column after each row's last token.
     """
 
     def __init__(self, kept: Kept, *, length: int, with_special_tokens: bool, side: Side) -> None:
@@ -164,20 +164,20 @@ class Layout:
         self._columns = columns
 
     def fill(self, target: NDArray[np.int64], texts: TokenizedTexts, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Write the values that belong to the texts' tokens to where those stand."""
+        """Write the values of the texts' tokens to the tokens' positions in ``target``."""
         _, sources, targets = self._token_indices(texts)
         target.reshape(-1, *target.shape[2:])[targets] = values[sources]
         return target
 
     def sequence_ids(self, texts: TokenizedTexts) -> NDArray[np.int64]:
-        """Of the layout's shape: 0 and 1 for tokens of the first and second text, -1 elsewhere."""
+        """Return an array of the layout's shape: 0 and 1 for tokens of the first and second text, -1 elsewhere."""
         owners, _, targets = self._token_indices(texts)
         target = np.full(self.shape, -1, dtype=np.int64)
         target.reshape(-1)[targets] = owners // self.shape[0]
         return target
 
     def _token_indices(self, texts: TokenizedTexts) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """For each token that is kept: its text, its index among the texts' tokens, its index in the flat array."""
+        """Return for each kept token its text, its index among all texts' tokens, and its index in the flat array."""
         sizes = self._kept.sizes
         owners = np.repeat(np.arange(len(sizes)), sizes)
         within = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -203,26 +203,26 @@ class BatchEncoding:
 
     @classmethod
     def of(cls, texts: TokenizedTexts, layout: Layout, *, cls_id: int, sep_id: int, pad_id: int) -> BatchEncoding:
-        """Fill a layout with the texts."""
+        """Fill a layout with texts."""
         columns = np.arange(layout.shape[1])
         mask = (columns >= layout.starts[:, None]) & (columns < layout.stops[:, None])
-        ids = np.where(mask, sep_id, pad_id)  # [CLS] and the texts are written over it
+        ids = np.where(mask, sep_id, pad_id)  # [CLS] and the texts overwrite it
         opened = np.flatnonzero(layout.stops > layout.starts)
         ids[opened, layout.starts[opened]] = cls_id
         return cls(layout.fill(ids, texts, texts.ids), mask.astype(np.int64), texts, layout)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the offsets, which need the tokenizer."""
+        """Return the state with the offsets, which need the tokenizer."""
         return {**vars(self), "offsets": self.offsets}
 
     @property
     def text_sizes(self) -> NDArray[np.int64]:
-        """``(texts,)`` int64: how many tokens each text had before it was cut; those of second texts come last."""
+        """``(texts,)`` int64: each text's number of tokens before truncation; second texts come last."""
         return self._texts.sizes
 
     @lazy
     def offsets(self) -> NDArray[np.int64]:
-        """``(batch, sequence, 2)`` int64: each token's half-open range of its text; (0, 0) for inserted tokens."""
+        """``(batch, sequence, 2)`` int64: each token's half-open range in its text; (0, 0) for inserted tokens."""
         empty = np.zeros((*self._layout.shape, 2), dtype=np.int64)
         return self._layout.fill(empty, self._texts, self._texts.offsets())
 
@@ -247,7 +247,7 @@ class BatchEncoding:
 def kept_tokens(
     length: int, other: int | None, *, excess: int, strategy: Truncation | None, side: Side
 ) -> tuple[slice, slice]:
-    """What is left of a text and of the second one when a row is ``excess`` tokens too long.
+    """Return the ranges of tokens to keep of both texts of a row that is ``excess`` tokens too long.
 
     ``longest_first`` shortens the longer text to the other's length, then both alike (the second loses the odd one).
 
@@ -259,7 +259,7 @@ def kept_tokens(
         side: Which end is cut off.
 
     Raises:
-        InvalidInputError: The text that ``only_first`` or ``only_second`` may shorten is too short for it.
+        InvalidInputError: The text that ``only_first`` or ``only_second`` shortens is too short.
     """
     if excess <= 0:
         return slice(0, length), slice(0, other or 0)
@@ -287,10 +287,10 @@ def _shortened(length: int, count: int, side: Side) -> slice:
 def padded_length(
     lengths: Sequence[int], padding: Padding | None, max_length: int | None, multiple_of: int | None
 ) -> int:
-    """The length that all rows of a batch get.
+    """Return the padded length of a batch's rows.
 
     Raises:
-        InvalidInputError: A row is longer, rows differ while no padding is asked for, or the length is unknown.
+        InvalidInputError: A row is longer, rows differ without padding, or the length is unknown.
     """
     longest = max(lengths)
     if padding is None:

@@ -33,7 +33,7 @@ _NOT_YET_KNOWN = -1
 
 
 class TokenSpan(NamedTuple):
-    """A token and the half-open range it occupies, in code points of the string it was cut from."""
+    """A token and its half-open range, in code points of the string it was cut from."""
 
     token: str
     start: int
@@ -41,7 +41,7 @@ class TokenSpan(NamedTuple):
 
 
 class SentencePieceModel:
-    """A loaded sentencepiece model. Holds no state that changes results, so threads may share it."""
+    """A loaded sentencepiece model. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
         self._set_up(_load(path))
@@ -49,7 +49,7 @@ class SentencePieceModel:
     def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         self.original: Path | None = None  # where this model is with its pieces in another order, a copy's
         self._processor = processor
-        # Not of a method: that would hold the model, in a circle which only the cycle collector frees.
+        # Not a bound method, which would make a reference cycle with this object.
         self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
         self.size: int = self._processor.get_piece_size()
         self.unknown_id: int = self._processor.unk_id()
@@ -61,15 +61,15 @@ class SentencePieceModel:
         self._set_up(_loaded(content, "the pickle"))
 
     def pieces(self) -> list[str]:
-        """Every piece of the model, by id."""
+        """Return every piece of the model, by id."""
         return [self.piece(i) for i in range(self.size)]
 
     def piece(self, index: int) -> str:
-        """The piece with this id."""
+        """Return the piece with this id."""
         return str(self._processor.id_to_piece(index))
 
     def piece_id(self, piece: str) -> int:
-        """The id of a piece, ``unknown_id`` if the model lacks it."""
+        """Return the id of a piece, ``unknown_id`` if the model lacks it."""
         return int(self._processor.piece_to_id(piece))
 
     def serialized(self) -> bytes:
@@ -82,7 +82,7 @@ class SentencePieceModel:
             raise unreadable(self.original, error) from error
 
     def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The piece ids of all (readable) runs, one after the other, and where each run ends among them."""
+        """Return the piece ids of all (readable) runs, concatenated, and each run's end among them."""
         rows = self._processor.encode(list(runs), out_type=int, num_threads=threads)
         ends = np.cumsum([len(row) for row in rows])
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
@@ -95,7 +95,7 @@ class SentencePieceModel:
         spans: list[tuple[int, int]] = []
         position = 0  # in the normalised run, which the pieces spell out one after the other
         for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
-            # A lone mark counts in mid-text only, and only if the next piece does not bring a mark of its own.
+            # A lone mark is a token only in mid-text, and only if the next piece does not start with a mark.
             keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
             if piece != WORD_START or keeps_mark:
                 for token, start, end in _split_once(piece):
@@ -105,7 +105,7 @@ class SentencePieceModel:
         return tokens, spans
 
     def source_spans(self, run: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The ranges of a run that became these ranges of what the model normalises it to."""
+        """Map ranges of the normalized run to ranges of the run."""
         run = readable([run])[0]
         _, origins = self._processor.normalize(run, with_offsets=True)
         if origins == [0, *range(len(run) + 1)]:
@@ -113,14 +113,14 @@ class SentencePieceModel:
         return [self._source_span(run, origins, start, end) for start, end in spans]
 
     def only_marks_spaces(self, run: str) -> bool:
-        """Whether normalisation changes no more than to put the word-start mark before the run and for its spaces."""
+        """Return whether normalization only inserts the word-start mark before the run and in place of spaces."""
         return bool(self._processor.normalize(run) == WORD_START + run.replace(" ", WORD_START))
 
     def _source_span(self, text: str, origins: list[int], start: int, end: int) -> tuple[int, int]:
-        """The range of ``text`` that became the normalised characters ``start`` to ``end``.
+        """Return the range of ``text`` that became the normalized characters ``start`` to ``end``.
 
-        ``origins[i]`` is where the characters that became normalised character ``i`` begin. They end where the next
-        ones begin, less what normalisation dropped in between (control characters, repeated whitespace).
+        ``origins[i]`` is the start of the characters that became normalized character ``i``. They end where the next
+        ones start, without characters that normalization dropped (control characters, repeated whitespace).
         """
         source_start, last = origins[start], origins[end - 1]
         following = end
@@ -133,7 +133,7 @@ class SentencePieceModel:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    _new_processor()  # Report a missing package first.
+    _new_processor()  # report a missing package first
     if not path.is_file():
         raise ArtifactError(f"Expected a sentencepiece model at {path}, but there is no such file.")
     refuse_pointer(path)
@@ -155,7 +155,7 @@ def _new_processor() -> sentencepiece.SentencePieceProcessor:
 
 
 def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProcessor:
-    """A processor from the content of a model file, with its path for what may be wrong with it."""
+    """Load a processor from a model file's content; ``path`` is for error messages."""
     processor = _new_processor()
     try:
         loaded = processor.LoadFromSerializedProto(content)
@@ -180,9 +180,9 @@ def _split_once(piece: str) -> tuple[TokenSpan, ...]:
 
 
 def split_piece(piece: str) -> tuple[TokenSpan, ...]:
-    """Cut a piece as the reference does: CJK characters and punctuation stand alone, runs of digits are apart.
+    """Cut a piece as the reference does: CJK characters, punctuation marks and runs of digits become tokens.
 
-    The ranges are those in the piece, without a leading word-start mark unless the mark is all there is.
+    Ranges are positions in the piece, and exclude a leading word-start mark unless the token is only that mark.
     """
     cuts = []
     begin = 0
@@ -207,9 +207,9 @@ _remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
 
 
 def readable(runs: Sequence[str]) -> list[str]:
-    """The runs with U+FFFD for lone surrogates, which cannot be written as UTF-8."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     try:
-        "".join(runs).encode()  # far faster than a search in each
+        "".join(runs).encode()  # much faster than a search in each run
     except UnicodeEncodeError:
         return [_LONE_SURROGATE.sub("\ufffd", run) for run in runs]
     return list(runs)
@@ -222,11 +222,11 @@ def _without_mark(piece: str, start: int, end: int) -> TokenSpan:
 
 
 class RunTokens(NamedTuple):
-    """The tokens of many runs of text, one run after the other.
+    """The tokens of many runs of text, concatenated.
 
     Attributes:
         ids: ``(tokens,)`` int64.
-        spans: ``(tokens, 2)`` int64, half-open ranges in code points of the run as sentencepiece normalises it.
+        spans: Returns ``(tokens, 2)`` int64, half-open ranges in code points of the run normalized by sentencepiece.
         bounds: ``(runs + 1,)``; run ``i`` has the tokens from ``bounds[i]`` to ``bounds[i + 1]``.
     """
 
@@ -236,7 +236,7 @@ class RunTokens(NamedTuple):
 
 
 class PieceTable:
-    """Tokens by piece id, computed when a piece is first met, so that a large vocabulary costs nothing to load.
+    """Tokens by piece id, computed at a piece's first use, so that a large vocabulary costs nothing to load.
 
     It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
     mark alone.
@@ -250,7 +250,7 @@ class PieceTable:
         self._mark = model.piece_id(WORD_START)
         self._lock = Lock()
         size = model.size
-        self._tokens = np.empty((0, 3), dtype=np.int64)  # id, start and end in the piece; a piece's lie together
+        self._tokens = np.empty((0, 3), dtype=np.int64)  # id, and start and end in the piece; grouped by piece
         self._first = np.zeros(size, dtype=np.int64)
         self._length = np.zeros(size, dtype=np.int64)
         self._begins_word = np.zeros(size, dtype=bool)
@@ -261,15 +261,15 @@ class PieceTable:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A thread of the parent may have held the lock; what it was adding is added again."""
+        """Replace the lock, which a thread of the parent may have held."""
         self._lock = Lock()
 
     def look_up(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> RunTokens:
-        """Tokens of runs of pieces.
+        """Return the tokens of runs of pieces.
 
         Args:
-            pieces: ``(pieces,)`` the piece ids of all runs.
-            ends: ``(runs,)`` where each run ends in ``pieces``.
+            pieces: ``(pieces,)``, the piece ids of all runs.
+            ends: ``(runs,)``, each run's end in ``pieces``.
         """
         self._learn(pieces)
         counts = self._count[pieces]
@@ -291,7 +291,7 @@ class PieceTable:
         return RunTokens(tokens[rows, 0], spans, bounds)
 
     def _dropped_marks(self, pieces: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where a piece is only the word-start mark and opens its run, or the next piece brings a mark of its own."""
+        """Return the positions of lone word-start marks that start their run or precede a piece with a mark."""
         is_bound = np.zeros(len(pieces) + 1, dtype=bool)
         is_bound[0] = True
         is_bound[ends] = True
@@ -318,4 +318,4 @@ class PieceTable:
             known = len(self._tokens)
             self._tokens = np.concatenate([self._tokens, np.array(rows, dtype=np.int64).reshape(-1, 3)])
             self._first[learned] = known + np.cumsum(counts) - counts
-            self._count[learned] = counts  # last: threads that do not hold the lock read the rest only after this
+            self._count[learned] = counts  # last: other threads read the rest, without the lock, only after this

@@ -1,4 +1,4 @@
-"""The tokenizer's settings and special tokens, and the files that hold them."""
+"""The tokenizer's settings and special tokens, and the files with them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SETTINGS_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token outside the sentencepiece vocabulary and how it behaves inside text.
+    """A token outside the sentencepiece vocabulary, with the fields of transformers' ``AddedToken``.
 
-    The fields are those of transformers' ``AddedToken``: ``lstrip`` and ``rstrip`` swallow whitespace on that side,
-    ``single_word`` refuses a match inside a word, ``normalized`` allows lower-casing, ``special`` marks control tokens.
+    ``lstrip`` and ``rstrip`` remove whitespace on that side, ``single_word`` prevents a match inside a word,
+    ``normalized`` allows lower-casing, ``special`` marks control tokens.
     """
 
     content: str
@@ -40,7 +40,7 @@ class AddedToken:
     special: bool = True
 
 
-# transformers' order: tokens that the vocabulary lacks get their ids in it.
+# transformers' order, in which tokens missing in the vocabulary get their ids.
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDITIONAL = "additional_special_tokens"
 _DEFAULTS = {
@@ -62,14 +62,14 @@ class TokenizerSettings:
 
     Attributes:
         special_tokens: The named special tokens (``cls_token``, ``sep_token``, ...).
-        additional_special_tokens: Further special tokens. Like the named ones they get an id at the end of the
+        additional_special_tokens: Further special tokens. Like the named ones, they get ids at the end of the
             vocabulary if it lacks them.
-        added_tokens: Tokens with the ids that a saved tokenizer gave them.
+        added_tokens: The added tokens of a saved tokenizer, by id.
         do_lower_case: Lower-case everything but special tokens.
         split_special_tokens: Treat special tokens inside text as ordinary text.
-        model_max_length: Longest row in tokens, or None where the checkpoint names none.
-        padding_side: Where rows are padded.
-        truncation_side: Which end of a text is cut off.
+        model_max_length: Longest row in tokens; None if the checkpoint has no limit.
+        padding_side: The side on which rows are padded.
+        truncation_side: The end at which texts are cut.
         clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
         drop_lone_marks: Make no token of a word-start mark ``▁`` alone, as PaddleNLP's tokenizer does; the reference
             keeps some.
@@ -99,7 +99,7 @@ class TokenizerSettings:
 
     @property
     def all_special_tokens(self) -> tuple[AddedToken, ...]:
-        """Named and additional special tokens without repetitions, in the order ids are given out."""
+        """Named and additional special tokens without duplicates, in the order of new ids."""
         named = [self.special_tokens[name] for name in _SPECIAL_NAMES if name in self.special_tokens]
         unique: dict[str, AddedToken] = {}
         for token in (*named, *self.additional_special_tokens):
@@ -113,8 +113,8 @@ def read_settings(folder: Path) -> TokenizerSettings:
     As in transformers, the latter two count only where the first has no ``added_tokens_decoder``.
 
     Raises:
-        ArtifactError: A file is not JSON or holds values of the wrong kind, or the checkpoint has another class's
-            tokenizer; the message names the file.
+        ArtifactError: A file is not JSON or has values of the wrong type, or the tokenizer is of another class; the
+            message names the file.
     """
     config, special_tokens, added_ids = (
         _read_object(folder / name) for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
@@ -210,7 +210,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def check_exported(folder: Path, names: Sequence[str]) -> None:
-    """Check those of the files ``names`` that a manifest in ``folder`` lists; a checkpoint's folder has none.
+    """Verify the files of ``names`` that a manifest in ``folder`` lists; a checkpoint's folder has no manifest.
 
     Raises:
         ArtifactError: A file is missing, truncated or edited.
@@ -229,7 +229,7 @@ def is_exported(folder: Path, name: str) -> bool:
 
 
 def was_exported_without(folder: Path, name: str) -> bool:
-    """Whether ``folder`` is an exported one, and no manifest in it lists the file ``name``."""
+    """Return whether ``folder`` is an exported one whose manifests do not list the file ``name``."""
     manifests = _manifests(folder)
     return bool(manifests) and all(name not in manifest.files for manifest in manifests)
 
@@ -237,6 +237,6 @@ def was_exported_without(folder: Path, name: str) -> bool:
 def _manifests(folder: Path) -> list[Manifest]:
     found = []
     for head in HEADS:
-        with contextlib.suppress(ArtifactError):  # not there, or not a manifest
+        with contextlib.suppress(ArtifactError):  # missing, or not a manifest
             found.append(Manifest.load(folder / f"{head}.json"))
     return found

@@ -97,7 +97,7 @@ class Tokenizer:
         self._make_tools()
 
     def with_settings(self, settings: TokenizerSettings) -> Tokenizer:
-        """The same files with other settings; nothing is read again."""
+        """Return a tokenizer with other settings, without reading the files again."""
         made = copy(self)
         made.settings, made._vocabulary = settings, self._vocabulary.with_settings(settings)
         made._name_tokens()
@@ -118,7 +118,7 @@ class Tokenizer:
         self._table = PieceTable(self._model, self._vocabulary.ids_of, drop_lone_marks=self.settings.drop_lone_marks)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: the model's and the vocabulary's content, so that no file is needed to read it."""
+        """Return the content of the model and the vocabulary, so that unpickling needs no files."""
         return {name: value for name, value in vars(self).items() if name not in ("_splitter", "_table")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ class Tokenizer:
 
         Args:
             path: The folder, an artifact in it, or its hub id (with ``pip install "erniem-rt[hub]"``).
-            verify: Where it is an exported one, compare these files' sizes and hashes with its manifests.
+            verify: In an exported folder, compare these files' sizes and hashes with its manifests.
 
         Raises:
             ArtifactError: A file is missing or damaged.
@@ -172,13 +172,13 @@ class Tokenizer:
         Args:
             text: The first text.
             pair: The second text.
-            truncation: What may be shortened. None: nothing, and a row above ``max_length`` is an error.
+            truncation: Which text to shorten. None: neither; a row longer than ``max_length`` is an error.
             max_length: Longest row in tokens, special tokens included. With ``truncation`` it defaults to the
                 checkpoint's ``model_max_length``.
             add_special_tokens: Put [CLS] and [SEP] around the texts.
 
         Raises:
-            InvalidInputError: A text is not str, or the row cannot be made as short as ``max_length``.
+            InvalidInputError: A text is not str, or the row cannot be shortened to ``max_length``.
         """
         require_choice("truncation", truncation, Truncation, optional=True)
         _check_text("text", text)
@@ -209,19 +209,19 @@ class Tokenizer:
         Args:
             texts: The first texts.
             pairs: The second texts, as many.
-            padding: Pad to the longest row, or to ``max_length``. None: rows must be of one length as they are.
+            padding: Pad to the longest row, or to ``max_length``. None: all rows must have the same length.
             pad_to_multiple_of: Round the length up to a multiple of this.
-            padding_side: "right" or "left"; the checkpoint's own side if left out.
+            padding_side: "right" or "left"; by default the checkpoint's side.
             truncation: As for one text.
             max_length: As for one text. It defaults to ``model_max_length`` with ``padding="max_length"`` too.
             add_special_tokens: As for one text.
-            threads: Threads for sentencepiece, which is most of the work; None: as for a session.
+            threads: Threads for sentencepiece, which does most of the work; None: as for a session.
 
         Returns:
-            int64 arrays ``(batch, sequence)``; offsets and the padded rows when they are asked for.
+            int64 arrays ``(batch, sequence)``; offsets and padded rows are computed on first use.
 
         Raises:
-            InvalidInputError: As for one text; also an empty batch, or the numbers of texts and pairs differ.
+            InvalidInputError: As for one text; also for an empty batch, or if the numbers of texts and pairs differ.
         """
         require_choice("padding", padding, Padding, optional=True)
         require_choice("padding_side", padding_side, Side, optional=True)
@@ -251,12 +251,12 @@ class Tokenizer:
         )
 
     def tokenize(self, text: str) -> list[str]:
-        """The tokens of one text, without special tokens around them."""
+        """Return the tokens of one text, without special tokens around them."""
         _check_text("text", text)
         return [token for segment in self._splitter.split(text) for token in self._tokens(segment)[0]]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
-        """Text from ids. Normalisation is not undone, and unknown ids read as the unknown token."""
+        """Return the text of ids. It stays normalized, and unknown ids become the unknown token."""
         return decode(_checked_ids(ids), self._vocabulary, self.settings, skip_special_tokens=skip_special_tokens)
 
     @overload
@@ -266,7 +266,7 @@ class Tokenizer:
     def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
 
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """The id of a token, or the ids of several; unknown tokens have the id of ``unk_token``."""
+        """Return the id of a token, or the ids of several; unknown tokens give the id of ``unk_token``."""
         if isinstance(tokens, str):
             return self._vocabulary.id_of(tokens)
         return self._vocabulary.ids_of(_checked_tokens(tokens))
@@ -278,41 +278,41 @@ class Tokenizer:
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
 
     def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
-        """The token of an id, or the tokens of several; unknown ids give ``unk_token``."""
+        """Return the token of an id, or the tokens of several; unknown ids give ``unk_token``."""
         if isinstance(ids, (int, np.integer)):
             return self._vocabulary.token_of(int(ids))
         return [self._vocabulary.token_of(i) for i in _checked_ids(ids)]
 
     @property
     def vocab_size(self) -> int:
-        """The size of the base vocabulary, without added tokens. ``len(tokenizer)`` counts those too."""
+        """The size of the base vocabulary, without added tokens, which ``len(tokenizer)`` includes."""
         return self._vocabulary.base_size
 
     def __len__(self) -> int:
         return len(self._vocabulary)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token with its id, added tokens included."""
+        """Return every token with its id, added tokens included."""
         return self._vocabulary.all()
 
     @property
     def cls_token(self) -> str:
-        """The token that opens a row."""
+        """The token at the start of a row."""
         return self._named["cls_token"]
 
     @property
     def sep_token(self) -> str:
-        """The token that closes a text."""
+        """The token at the end of a text."""
         return self._named["sep_token"]
 
     @property
     def pad_token(self) -> str:
-        """The token that fills rows up."""
+        """The token for padding."""
         return self._named["pad_token"]
 
     @property
     def unk_token(self) -> str:
-        """The token for what the vocabulary lacks."""
+        """The token for text that the vocabulary lacks."""
         return self._named["unk_token"]
 
     @property
@@ -346,13 +346,13 @@ class Tokenizer:
         return self._named_ids["mask_token"]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens a row has beside those of its texts: 2, or 4 for a pair."""
+        """Return the number of special tokens in a row: 2, or 4 for a pair."""
         return 4 if pair else 2
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """Ids of one or two texts as a row: ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``."""
+        """Return the row of one or two texts' ids: ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``."""
         return _laid_out(token_ids_0, token_ids_1, cls=[self.cls_token_id], sep=[self.sep_token_id])
 
     def get_special_tokens_mask(
@@ -361,9 +361,9 @@ class Tokenizer:
         token_ids_1: Sequence[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for each special token of the row that these ids make, 0 for the ids themselves.
+        """Return 1 for each special token of the row of these ids, 0 for the ids themselves.
 
-        With ``already_has_special_tokens``, ``token_ids_0`` is a whole row, in which [CLS] and [SEP] count as special.
+        With ``already_has_special_tokens``, ``token_ids_0`` is a whole row, in which [CLS] and [SEP] are special.
 
         Raises:
             InvalidInputError: A second sequence beside a whole row.
@@ -380,7 +380,7 @@ class Tokenizer:
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """Token types of the row that these ids make: 0 up to the first text's end, then 1.
+        """Return the token types of the row of these ids: 0 up to the first text's end, then 1.
 
         ErnieM itself has no token types. As in the reference, the first text's [SEP] counts with the second text.
         """
@@ -395,13 +395,13 @@ class Tokenizer:
 
         Args:
             save_directory: The folder.
-            filename_prefix: Put before the vocabulary's name, with a hyphen; the model keeps its name.
+            filename_prefix: Prefix of the vocabulary's name, before a hyphen; the model's name has none.
 
         Returns:
             The paths of the two files.
 
         Raises:
-            InvalidInputError: There is no such folder.
+            InvalidInputError: The folder does not exist.
         """
         folder = as_path("save_directory", save_directory)
         if not folder.is_dir():
@@ -415,7 +415,7 @@ class Tokenizer:
     def _tokenized_together(self, texts: Sequence[str], threads: int) -> TokenizedTexts:
         """Tokenize with one call of sentencepiece and a table of its pieces.
 
-        Texts with added tokens, or with characters that the model does not know, are tokenized one by one.
+        Texts with added tokens or with unknown characters are tokenized one by one.
         """
         whole = self._splitter.whole(texts)
         runs = readable([run or "" for run in whole])
@@ -431,7 +431,7 @@ class Tokenizer:
         return self._tokenized_all([text])[0]
 
     def _tokenized_all(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Each text by itself, but for the ids, which are faster to look up together."""
+        """Tokenize each text alone, and look up all ids together, which is faster."""
         segments = [self._splitter.split(text) for text in texts]
         tokens = [[self._tokens(segment) for segment in row] for row in segments]
         ids = iter(self._vocabulary.ids_of(token for row in tokens for found, _ in row for token in found))
@@ -449,7 +449,7 @@ class Tokenizer:
         return self._model.tokenize(segment.text, drop_lone_marks=self.settings.drop_lone_marks)
 
     def _located(self, segments: list[Segment], spans: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
-        """Where the tokens of the segments stand in the text."""
+        """Return the ranges of the segments' tokens in the text."""
         offsets: list[tuple[int, int]] = []
         for segment, ranges in zip(segments, spans, strict=True):
             if not self._splitter.is_added(segment.text):
@@ -510,7 +510,7 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
         try:
             vocabulary = Vocabulary(read_vocabulary(vocab_file), settings)
         except ArtifactError:
-            loading.result()  # Report a bad model, or a missing sentencepiece, first.
+            loading.result()  # report a bad model, or a missing sentencepiece, first
             raise
         return loading.result(), vocabulary
 
@@ -518,7 +518,7 @@ def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> 
 def _laid_out(
     first: Sequence[_Value], second: Sequence[_Value] | None, *, cls: Sequence[_Value], sep: Sequence[_Value]
 ) -> list[_Value]:
-    """``[CLS] A [SEP]``, or ``[CLS] A [SEP] [SEP] B [SEP]``."""
+    """Return ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``."""
     if second is None:
         return [*cls, *first, *sep]
     return [*cls, *first, *sep, *sep, *second, *sep]
@@ -532,7 +532,7 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _check_batch(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    """Raise unless both are lists of str and of one length, not empty."""
+    """Raise unless both are non-empty lists of str of the same length."""
     for name, values in (("texts", texts), ("pairs", pairs)):
         if values is not None and not isinstance(values, (list, tuple)):
             raise InvalidInputError(f"{name} must be a list of str, not {type(values).__name__}.")
@@ -545,12 +545,12 @@ def _check_batch(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
 
 
 def _checked_ids(ids: Iterable[int]) -> list[int]:
-    """The ids as plain integers; raise unless they are integers."""
+    """Return the ids as Python integers; raise unless they are integers."""
     return [_checked_id(i) for i in _iterator("ids", "integers", ids)]
 
 
 def _checked_tokens(tokens: Iterable[str]) -> list[str]:
-    """The tokens in a list; raise unless they are str."""
+    """Return the tokens as a list; raise unless they are str."""
     found = list(_iterator("tokens", "str", tokens))
     _check_texts("token", found)
     return found
@@ -584,5 +584,5 @@ def _check_texts(name: str, values: Sequence[str]) -> None:
 def _iterator(name: str, of: str, values: Iterable[_Value]) -> Iterator[_Value]:
     try:
         return iter(values)
-    except TypeError as error:  # an array without axes among them, which says that it is iterable
+    except TypeError as error:  # also for a 0-d array, which claims to be iterable
         raise InvalidInputError(f"{name} must be a list of {of}, not {type(values).__name__}.") from error

@@ -1,4 +1,4 @@
-"""Tokens to ids and back: the base vocabulary, and the tokens that a checkpoint added to it."""
+"""Maps tokens to ids and back: the base vocabulary and a checkpoint's added tokens."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _CLEAN_UP = (
 
 
 class TokenList:
-    """Tokens by index, and back. Of a token that is listed twice the last index counts.
+    """Maps tokens to indices and back. A token that is listed twice has its last index.
 
     Args:
-        content: The tokens in UTF-8, with or without something between them.
-        starts: ``(tokens,)`` where each begins in ``content``.
-        ends: ``(tokens,)`` where it ends.
+        content: The tokens in UTF-8, with or without separators.
+        starts: ``(tokens,)``, each token's start in ``content``.
+        ends: ``(tokens,)``, each token's end.
     """
 
     def __init__(self, content: bytes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> None:
         self._content = content
         self._starts = starts.astype(np.uint32)
         self._ends = ends.astype(np.uint32)
-        # The low bits of each key make room for the index, so that one sort of plain numbers orders both.
+        # The low bits of each key hold the index, so that one sort of integers orders both.
         self._low = np.uint64((1 << len(starts).bit_length()) - 1)
         self._sorted = _keys(content, starts, ends) & ~self._low | np.arange(len(starts), dtype=np.uint64)
         self._sorted.sort()
-        # Tokens whose key is not theirs alone, most of them listed twice; a dict tells them apart.
+        # Tokens that share a key, most of them listed twice, are looked up in a dict.
         twin = (self._sorted[1:] ^ self._sorted[:-1]) <= self._low
         sharing = np.sort(self._sorted[np.append(twin, False) | np.insert(twin, 0, False)] & self._low).tolist()
         self._sharing = {self._bytes(i): i for i in sharing}
@@ -59,12 +59,12 @@ class TokenList:
 
     @classmethod
     def of(cls, tokens: Sequence[str]) -> TokenList:
-        """A list of these tokens."""
+        """Return the list of these tokens."""
         return cls(*_joined(tokens))
 
     @classmethod
     def of_lines(cls, content: bytes) -> TokenList:
-        r"""A list of the lines of ``content``, which end in ``\n``; after the last one it may be missing."""
+        r"""Return the list of the lines of ``content``, which end in ``\n``, optional after the last one."""
         ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
         if not content.endswith(b"\n"):
             ends = np.append(ends, len(content))
@@ -78,17 +78,17 @@ class TokenList:
 
     @property
     def distinct(self) -> int:
-        """How many different tokens there are."""
+        """The number of different tokens."""
         return len(self) - len(self._superseded)
 
     def get(self, index: int) -> str | None:
-        """The token at an index; None outside the list, and for a token that is listed again later."""
+        """Return the token at an index; None outside the list, and for a token that is listed again later."""
         if not 0 <= index < len(self) or index in self._superseded:
             return None
         return self._bytes(index).decode()
 
     def indices(self, tokens: list[str]) -> list[int | None]:
-        """The index of each token, None for what is not listed. Takes about as long for a hundred as for one."""
+        """Return the index of each token, None for unlisted ones. A hundred take about as long as one."""
         content, starts, ends = _joined(tokens)
         keys = _keys(content, starts, ends) & ~self._low
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
@@ -105,7 +105,7 @@ class TokenList:
 
 
 def _joined(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.intp], NDArray[np.intp]]:
-    # A lone surrogate then equals no token: files hold none.
+    # A lone surrogate then matches no token, since files have none.
     encoded = [token.encode("utf-8", "surrogatepass") for token in tokens]
     sizes = np.array([len(token) for token in encoded], dtype=np.intp)
     ends = np.cumsum(sizes)
@@ -113,9 +113,9 @@ def _joined(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.intp], NDArray[np.
 
 
 def _keys(content: bytes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """A number for each token, made of its length and its first, middle and last eight bytes."""
+    """Return a hash of each token, from its length and its first, middle and last eight bytes."""
     padded = content + bytes(_WORD)
-    words = np.ndarray(len(content) + 1, dtype="<u8", buffer=padded, strides=(1,))  # the eight bytes at each place
+    words = np.ndarray(len(content) + 1, dtype="<u8", buffer=padded, strides=(1,))  # the eight bytes at each position
     sizes = ends - starts
     own = _OWN_BYTES[np.minimum(sizes, _WORD)]
     spare = np.maximum(sizes - _WORD, 0)
@@ -126,9 +126,9 @@ def _keys(content: bytes, starts: NDArray[np.intp], ends: NDArray[np.intp]) -> N
 
 
 class Vocabulary:
-    """The base vocabulary (one token per id) and the added tokens on top of it.
+    """The base vocabulary (one token per id) and the added tokens.
 
-    Special tokens that neither holds get the next free ids, as in transformers.
+    Special tokens missing in both get the next free ids, as in transformers.
     """
 
     def __init__(self, tokens: TokenList, settings: TokenizerSettings) -> None:
@@ -142,30 +142,30 @@ class Vocabulary:
         self.added_ids = {token.content: i for i, token in self.added.items()}
         self.unk_token = settings.special_tokens["unk_token"].content
         self._unk_id = self._index(self.unk_token)
-        self._known = dict(self.added_ids)  # grows by what is found in the base vocabulary, and never past its size
+        self._known = dict(self.added_ids)  # a cache of tokens found in the base vocabulary, which bounds its size
 
     @property
     def base_size(self) -> int:
-        """How many tokens there are without the added ones."""
+        """The number of tokens without the added ones."""
         return self._base.distinct
 
     def with_settings(self, settings: TokenizerSettings) -> Vocabulary:
-        """The same base vocabulary with the added tokens of other settings."""
+        """Return the same base vocabulary with the added tokens of other settings."""
         return Vocabulary(self._base, settings)
 
     def __len__(self) -> int:
         return self.base_size + self._base.indices(list(self.added_ids)).count(None)
 
     def all(self) -> dict[str, int]:
-        """Every token with its id, added ones included."""
+        """Return every token with its id, added tokens included."""
         return {**{token: i for i, token in enumerate(self._base)}, **self.added_ids}
 
     def id_of(self, token: str) -> int:
-        """The token's id, or the unknown token's."""
+        """Return the token's id, or the unknown token's."""
         return self.ids_of([token])[0]
 
     def ids_of(self, tokens: Iterable[str]) -> list[int]:
-        """The ids of several tokens; faster than one by one."""
+        """Return the ids of several tokens, which is faster than one by one."""
         tokens, known = list(tokens), self._known
         try:
             return [known[token] for token in tokens]
@@ -176,19 +176,19 @@ class Vocabulary:
         return [known.get(token, self._unk_id) for token in tokens]
 
     def token_of(self, index: int) -> str:
-        """The id's token, or the unknown token."""
+        """Return the id's token, or the unknown token."""
         if index in self.added:
             return self.added[index].content
-        # A token that is listed twice has the id of its last line; the others name nothing.
+        # A token that is listed twice has the id of its last line; the other ids are unknown.
         token = self._base.get(index)
         return self.unk_token if token is None else token
 
     def text(self) -> str:
-        """The content of a ``vocab.txt`` with the base vocabulary, a token per line."""
+        """Return the content of a ``vocab.txt`` with the base vocabulary, a token per line."""
         return "".join(f"{token}\n" for token in self._base)
 
     def _index(self, special: str) -> int:
-        """The id of a special token: the one it has, or the next that is free."""
+        """Return the id of a special token: an existing one, or the next free one."""
         index = self.added_ids.get(special)
         if index is None:
             (index,) = self._base.indices([special])
@@ -196,7 +196,7 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path) -> TokenList:
-    """The lines of a ``vocab.txt``.
+    """Read the lines of a ``vocab.txt``.
 
     Raises:
         ArtifactError: The file is missing, empty or not UTF-8.
@@ -215,7 +215,7 @@ def read_vocabulary(path: Path) -> TokenList:
 def decode(
     ids: Iterable[int], vocabulary: Vocabulary, settings: TokenizerSettings, *, skip_special_tokens: bool
 ) -> str:
-    """Join tokens at their word-start marks; added tokens that are not special stand apart, between spaces."""
+    """Join tokens at their word-start marks; put added tokens that are not special between spaces."""
     special = {token.content for token in settings.all_special_tokens}
     extra = {token.content for token in settings.additional_special_tokens}
     base_size = vocabulary.base_size
@@ -235,5 +235,5 @@ def decode(
 
 
 def tokens_to_text(tokens: Iterable[str]) -> str:
-    """Sub-words as text: word-start marks become spaces."""
+    """Join sub-words to text; word-start marks become spaces."""
     return "".join(tokens).replace(WORD_START, " ").strip()

@@ -54,30 +54,30 @@ def export(
         output: Folder that receives ``HEAD.onnx``, its weights, its manifest and the tokenizer's files.
         head: ``base``, ``cls``, ``ner``, ``qa``, ``mc``, ``ie``; ``auto`` reads it from the checkpoint.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, for the matmuls of the layers.
-        target: What the graph is made for: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``onnxruntime-cuda-packed``,
+        target: The graph's engine: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``onnxruntime-cuda-packed``,
             ``openvino`` (int8) or ``portable`` (standard operators only). ``auto``: a CPU in fp32 and int8, a GPU in
             fp16 and bf16.
         embedding: How to store the word embeddings: ``fp32``, ``fp16`` or ``int8``; None for the type of the weights.
-        cpu: What int8 is for: ``avx2``, ``vnni``, ``arm64``, or ``auto`` for a CPU like this one.
+        cpu: The CPU for int8: ``avx2``, ``vnni``, ``arm64``, or ``auto`` for a CPU like this one.
         calibration: File of texts (UTF-8, one a line) to calibrate int8 on; None for the checkpoint's
-            ``calibration.txt``, or else 200 lines that come with the package.
+            ``calibration.txt``, or else 200 built-in lines.
         languages: Keep only the tokens of these languages, such as ``["en", "de"]``.
-        keep_tokens: File of text (UTF-8): keep only the tokens that it is made of, and those of ``languages``.
+        keep_tokens: File of text (UTF-8): keep only its tokens, and those of ``languages``.
         task_set: File of labelled examples; None for ``task_set.jsonl`` in the checkpoint's folder, if there is one.
-        engine: What builds a TensorRT plan: ``tensorrt``, ``tensorrt-rtx``, ``none``; ``auto``: in fp16 and bf16 what
-            is installed.
+        engine: The builder of a TensorRT plan: ``tensorrt``, ``tensorrt-rtx``, ``none``; ``auto``: in fp16 and bf16 an
+            installed one.
         profiles: Shapes to build the plan for, each ``MIN,OPT,MAX`` such as ``"1x1,8x128,32x512"``.
         compute_capabilities: GPUs to build for with ``tensorrt-rtx``, such as ``["8.9"]``.
         hardware_compatible: With ``tensorrt``: a plan for all GPUs from Ampere on.
-        version_compatible: With ``tensorrt``: a plan for later releases of its version too.
-        workspace: Scratch memory in MiB that the plan may take on the GPU.
-        timing_cache: With ``tensorrt``: file of measured kernels, read and written.
+        version_compatible: With ``tensorrt``: a plan also for later releases of the same major version.
+        workspace: Limit of the plan's scratch memory on the GPU, in MiB.
+        timing_cache: With ``tensorrt``: file of kernel timings, read and written.
         position_ids: Add the input ``position_ids`` to the graph.
         head_mask: Add the input ``head_mask``, ``(layers, heads)``.
         inputs_embeds: Take ``inputs_embeds``, ``(batch, sequence, hidden)``, instead of ``input_ids``.
         hidden_states: Add the outputs ``hidden_states.0``, ``.1``, ...
         attentions: Add the outputs ``attentions.0``, ``.1``, ...
-        mask: ``padding``: nothing attends to padding; ``uie-m``: what PaddleNLP's Taskflow does with uie-m, for head
+        mask: ``padding``: no token attends to padding; ``uie-m``: the mask of PaddleNLP's Taskflow with uie-m, for head
             ``ie``; ``auto``: as the checkpoint was trained, which is ``uie-m`` for UIEM from Paddle.
         layout: ``flat``: ``HEAD.onnx`` and its weights beside the other files. ``optimum``: ``onnx/model.onnx``, with
             ``model.onnx_data`` beside it, as optimum and sentence-transformers look for them.
@@ -87,8 +87,8 @@ def export(
         The path of the graph and its manifest, which holds the parity report.
 
     Raises:
-        OptionError: An option is not known, or two contradict each other.
-        ErnieMError: Anything else failed. Nothing new is left in ``output``.
+        OptionError: An option is unknown, or two contradict each other.
+        ErnieMError: Anything else failed. ``output`` is unchanged.
     """
     from erniem_export import options
     from erniem_export.pipeline import export as run
@@ -139,7 +139,7 @@ def verify(
         The artifact's manifest with the new parity report.
 
     Raises:
-        ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
+        ErnieMError: The artifact or the checkpoint cannot be loaded, or their outputs differ.
     """
     from erniem_export.pipeline import verify as run
     from erniem_export.progress import Terminal
@@ -150,9 +150,9 @@ def verify(
 def register() -> None:
     """Make the auto classes and pipelines of transformers 5, which has no ErnieM, work on ErnieM checkpoints.
 
-    AutoConfig, AutoModel, the AutoModelFor... of the heads, and AutoTokenizer, whose
-    :class:`~erniem_export.auto_classes.ErnieMTokenizer` has the reference's ids. Nothing changes where transformers
-    has ErnieM itself, as 4.57 has.
+    This covers AutoConfig, AutoModel, the AutoModelFor... of the heads, and AutoTokenizer, whose
+    :class:`~erniem_export.auto_classes.ErnieMTokenizer` has the reference's ids. Does nothing if transformers has
+    ErnieM itself, like 4.57.
     """
     from erniem_export import auto_classes
 

@@ -1,4 +1,4 @@
-"""``python -m erniem_export``: the same as ``erniem-export``, where its script is not on the path."""
+"""``python -m erniem_export``: the same as ``erniem-export``, for when its script is not on the path."""
 
 from __future__ import annotations
 

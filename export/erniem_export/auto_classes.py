@@ -1,4 +1,4 @@
-"""ErnieM for transformers 5, which has no ErnieM of its own: its auto classes, and a tokenizer for training."""
+"""ErnieM's auto classes and a tokenizer for training on transformers 5, which has no ErnieM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MODELS = {
 
 
 def register() -> None:
-    """Make the auto classes of transformers know ErnieM; nothing to do where it has its own, as 4.57 has."""
+    """Register ErnieM with the auto classes of transformers, unless it has its own ErnieM, like 4.57."""
     if ErnieMConfig.model_type in transformers.CONFIG_MAPPING:
         return
     transformers.AutoConfig.register(ErnieMConfig.model_type, ErnieMConfig)
@@ -42,21 +42,21 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     """The reference's tokenizer on transformers 5, in its Python ("slow") form, with the reference's ids.
 
     Unlike the reference it returns an ``attention_mask``, and ``return_offsets_mapping`` works: half-open ranges of
-    characters of the text (of the word, where texts come as words), ``(0, 0)`` for special tokens and padding.
+    characters of the text (of the word, if texts are split into words), ``(0, 0)`` for special tokens and padding.
 
     Args:
         sentencepiece_model_ckpt: Path of the sentencepiece model.
-        vocab_file: Path of the vocabulary, a token on each line; None for the model's own.
+        vocab_file: Path of the vocabulary, a token per line; None for the model's own.
         do_lower_case: Lower-case everything but special tokens.
         encoding: Not used; the reference's argument.
         unk_token, sep_token, pad_token, cls_token, mask_token: The special tokens.
         sp_model_kwargs: Options of sentencepiece; must be empty.
-        drop_lone_marks: Make no token of a word-start mark alone, as PaddleNLP's tokenizer does.
-        **kwargs: Whatever :class:`transformers.PreTrainedTokenizer` takes.
+        drop_lone_marks: Drop word-start marks without text, as PaddleNLP's tokenizer does.
+        **kwargs: Options of :class:`transformers.PreTrainedTokenizer`.
 
     Raises:
         ArtifactError: A file is missing or damaged.
-        ValueError: ``sp_model_kwargs`` holds something.
+        ValueError: ``sp_model_kwargs`` is not empty.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt", "sentencepiece_model_ckpt": "sentencepiece.bpe.model"}
@@ -103,17 +103,17 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return len(self.vocab)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token with its id, added tokens included."""
+        """Return every token with its id, added tokens included."""
         return {**self.vocab, **self._added_tokens_encoder}
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        """The tokens of a text, without special tokens around them."""
+        """Return the tokens of a text, without special tokens around them."""
         return self._text_tokenizer(kwargs.get("split_special_tokens")).tokenize(text)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``."""
+        """Return ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``."""
         cls, sep = [self.cls_token_id], [self.sep_token_id]
         row = [*cls, *token_ids_0, *sep]
         return row if token_ids_1 is None else [*row, *sep, *token_ids_1, *sep]
@@ -124,17 +124,17 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         token_ids_1: Sequence[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for each special token of the row that these ids make, as :meth:`Tokenizer.get_special_tokens_mask`."""
+        """See :meth:`Tokenizer.get_special_tokens_mask`."""
         return self._plain.get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens)
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
-        """As :meth:`Tokenizer.create_token_type_ids_from_sequences`; ErnieM itself has no token types."""
+        """See :meth:`Tokenizer.create_token_type_ids_from_sequences`."""
         return self._plain.create_token_type_ids_from_sequences(token_ids_0, token_ids_1)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text from tokens; normalisation is not undone."""
+        """Return the text of tokens, which stays normalized."""
         return "".join(tokens).replace("▁", " ").strip()
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, str]:
@@ -148,7 +148,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return self._plain.convert_ids_to_tokens(index) if index < self.vocab_size else str(self.unk_token)
 
     def _text_tokenizer(self, split_special_tokens: bool | None = None) -> Tokenizer:
-        """Ours with the tokens and options of this moment, which may change during training."""
+        """Return our tokenizer with the current tokens and options, which may change during training."""
         split = bool(self.split_special_tokens if split_special_tokens is None else split_special_tokens)
         added = {index: _our_token(token) for index, token in self._added_tokens_decoder.items()}
         by_content = {token.content: token for token in added.values()}
@@ -172,12 +172,12 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         batch = isinstance(text, (list, tuple)) and not (kwargs.get("is_split_into_words") and _are_words(text))
         if not return_offsets_mapping:
             return super()._encode_plus(text, text_pair, **kwargs)
-        if batch:  # the base class takes the rows one by one and comes back here
+        if batch:  # the base class calls this method again for each row
             return super()._encode_plus(text, text_pair, return_offsets_mapping=True, **kwargs)
         return self._with_offsets(text, text_pair, **kwargs)
 
     def _with_offsets(self, text: Any, text_pair: Any, **kwargs: Any) -> BatchEncoding:
-        """Encode one row. Each token goes through truncation and padding under a negative number of its own."""
+        """Encode one row, with a unique negative number in place of each token during truncation and padding."""
         split = kwargs.pop("split_special_tokens", None)
         kwargs.pop("is_split_into_words", None)
         tensors = kwargs.pop("return_tensors", None)
@@ -198,7 +198,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return BatchEncoding(found, tensor_type=tensors, prepend_batch_axis=True)
 
     def _located(self, text: Any, split: bool | None) -> list[tuple[int, tuple[int, int]]]:
-        """The id and the range of characters of every token of a text, or of words."""
+        """Return the id and the range of characters of every token of a text, or of words."""
         reader = self._text_tokenizer(split)
         found = []
         for part in [text] if isinstance(text, str) else text:

@@ -1,4 +1,4 @@
-"""The folder of an artifact: written aside, checked, then moved into place; all of it or nothing."""
+"""Writes an artifact's folder: prepares and checks the files in a temporary folder, then installs all or none."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ _ELSE = "choose another --output"
 _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 
-# Not by the names of their packages: onnxruntime may have come as onnxruntime-gpu.
+# Module names, not package names: onnxruntime may be installed as onnxruntime-gpu.
 _LIBRARIES = ("torch", "transformers", "onnx")
 
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the final files, on the same disk; it is gone afterwards, whatever happens.
+    """Yield an empty folder beside the final files, on the same disk, and always remove it afterwards.
 
-    So is ``output`` itself, if it was not there before and nothing was installed in it.
+    Also removes ``output`` if it is new and nothing was installed in it.
 
     Raises:
         ExportError: ``output`` cannot be written, or the disk is full.
-        ArtifactError: ``output`` is no path in UTF-8.
+        ArtifactError: The path ``output`` is not UTF-8.
     """
     require_utf_8(output.absolute())
     created: list[Path] = []
@@ -94,10 +94,10 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
     checkpoint's own folder they stay as they are.
 
     Returns:
-        The checkpoint, with the tokenizer in ``stage`` if it is to ``drop_lone_marks``.
+        The checkpoint, with the tokenizer in ``stage`` if ``drop_lone_marks`` is set.
 
     Raises:
-        CheckpointError: A tokenizer's file cannot be read.
+        CheckpointError: A file of the tokenizer cannot be read.
     """
     (stage / CONFIG_FILE).write_text(checkpoint.config_text, encoding="utf-8")
     files = tokenizer_files(checkpoint.tokenizer_dir) if checkpoint.tokenizer_dir else []
@@ -129,7 +129,7 @@ def _set(settings: Path, **given: bool | list[str]) -> None:
 
 
 def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
-    """Describe what lies in ``stage``, in full precision; the parity report is still empty."""
+    """Return the manifest of the files in ``stage``, in full precision and without a parity report."""
     config, head = checkpoint.config, checkpoint.head
     return Manifest(
         head=head,
@@ -163,7 +163,7 @@ def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> 
 
 
 def files_of(stage: Path) -> dict[str, FileRecord]:
-    """The files in ``stage``, with their sizes and hashes."""
+    """Return the files in ``stage``, with their sizes and hashes."""
     return {file.name: hash_file(file) for file in sorted(stage.iterdir())}
 
 
@@ -223,7 +223,7 @@ def lay_out_for_optimum(stage: Path, manifest: Manifest) -> Manifest:
 
 
 def limits_of(config: ErnieMConfig) -> Limits:
-    """The bounds on ids and positions."""
+    """Return the bounds on ids and positions."""
     return Limits(
         max_length=config.max_position_embeddings - POSITION_OFFSET,
         vocab_size=config.vocab_size,
@@ -261,14 +261,14 @@ def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> No
 
 
 def install(stage: Path, output: Path, manifest: Manifest) -> None:
-    """Move a finished artifact from ``stage`` to ``output``, in place of what was there for its head.
+    """Move a finished artifact from ``stage`` to ``output``, and replace an earlier one of its head.
 
-    The old manifest goes first and the new one comes last: none ever stands beside the files of another export.
-    If anything fails, or is interrupted, ``output`` is as it was.
+    Removes the old manifest first and moves the new one last, so that no manifest is ever beside the files of another
+    export. A failure or an interruption restores ``output``.
 
     Raises:
-        ExportError: As of :func:`check_room`.
-        OSError: As the file system gives it.
+        ExportError: See :func:`check_room`.
+        OSError: The file system's error.
     """
     arriving = [*manifest.files, f"{manifest.head}.json"]
     check_room(stage, output, manifest.head, arriving)
@@ -280,7 +280,7 @@ def install(stage: Path, output: Path, manifest: Manifest) -> None:
 
 
 def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]) -> None:
-    """Move ``leaving`` out of ``output`` and ``arriving`` in; back again if that fails half-way."""
+    """Move ``leaving`` out of ``output`` and ``arriving`` in; undo all moves after a failure."""
     backup = stage / "replaced"
     backup.mkdir()
     try:
@@ -290,7 +290,7 @@ def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]
         for name in arriving:
             _move(name, stage, output)
     except BaseException:
-        # By what lies where, so it does not matter how far it had come.
+        # Depends only on which files exist, so it works after any number of moves.
         for name in reversed(arriving):
             if not (stage / name).exists():
                 (output / name).unlink()
@@ -310,17 +310,17 @@ def _move(name: str, source: Path, target: Path) -> None:
 
 
 def _manifests(output: Path, head: str) -> tuple[Manifest | None, dict[str, Manifest]]:
-    """The manifest of ``head`` in ``output``, and those of the other heads."""
+    """Return the manifest of ``head`` in ``output``, and those of the other heads."""
     found = {name: manifest for name in HEADS if (manifest := _manifest_of(output, name))}
     return found.pop(head, None), found
 
 
 def _ours(output: Path, previous: Manifest | None, others: Mapping[str, Manifest]) -> set[str]:
-    """The files in ``output`` that came from exports and may be replaced."""
+    """Return the files in ``output`` that exports wrote and may be replaced."""
     manifests = {**others, **({previous.head: previous} if previous else {})}
     listed = {file for manifest in manifests.values() for file in manifest.files}
     listed |= {f"{head}.json" for head in manifests}
-    # In a checkpoint's own folder, an export lists companions that were there before it.
+    # In a checkpoint's own folder, a manifest lists files that existed before the export.
     return listed.difference((CONFIG_FILE, *TOKENIZER_FILES) if holds_weights(output) else ())
 
 
@@ -328,4 +328,4 @@ def _manifest_of(output: Path, head: str) -> Manifest | None:
     try:
         return Manifest.load(output / f"{head}.json")
     except ArtifactError:
-        return None  # not there, broken already, or not ours
+        return None  # missing, damaged, or not ours

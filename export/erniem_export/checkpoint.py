@@ -1,4 +1,4 @@
-"""A checkpoint, loaded: the model in float32, and what came with it."""
+"""Loads a checkpoint: the model in float32 and its accompanying files."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 _RANDOM = "random:"
-# Around a text alone: [CLS] and [SEP].
+# In a row of one text: [CLS] and [SEP].
 _SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Weight files and what tensors they hold, by the names there; ``wrapper`` is before each of these."""
+    """Weight files and the shapes of their tensors by name; ``wrapper`` is the prefix of all names."""
 
     files: list[Path]
     found: Shapes
@@ -57,13 +57,13 @@ class _Weights:
     notes: tuple[str, ...] = ()
 
     def names(self, head: str) -> dict[str, str]:
-        """PyTorch's name of each tensor to its name in the files."""
+        """Map PyTorch's names of the tensors to the names in the files."""
         if self.is_paddle:
             return names_as_pytorch(self.found, head)
         return {name.removeprefix(self.wrapper): name for name in self.found}
 
     def shapes(self, names: Mapping[str, str]) -> Shapes:
-        """PyTorch's name to PyTorch's shape."""
+        """Map PyTorch's names to PyTorch's shapes."""
         if not self.is_paddle:
             return {name: self.found[given] for name, given in names.items()}
         return {name: shape_as_pytorch(name, self.found[given]) for name, given in names.items()}
@@ -99,7 +99,7 @@ class Checkpoint:
 
     @property
     def is_random(self) -> bool:
-        """Whether it is one of ours for trials, without a tokenizer."""
+        """Whether it is a random model for trials, without a tokenizer."""
         return self.source.startswith(_RANDOM)
 
     @property
@@ -124,7 +124,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         head: One of the six heads, or ``auto`` to read it from the config or the weights.
 
     Raises:
-        CheckpointError: It is not there, damaged, not ErnieM, of another head, or at odds with its own config.
+        CheckpointError: It is missing, damaged, not ErnieM, of another head, or contradicts its config.
     """
     if model.startswith(_RANDOM):
         return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
@@ -191,7 +191,7 @@ def _notes(head: str, fit: Fit) -> tuple[str, ...]:
 def _defaults(
     head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None
 ) -> tuple[Defaults, list[str]]:
-    """What the checkpoint says of how its texts are read, and what is to be said of that."""
+    """Return the checkpoint's defaults for the pipelines, and notes on them."""
     found, notes = Defaults(), list[str]()
     if head == "base" and sentences is not None:
         found, notes = sentences.defaults()
@@ -206,7 +206,7 @@ def _defaults(
             "that the model was trained with, or remove it"
         )
     if limit is not None and limit >= config.max_position_embeddings - POSITION_OFFSET:
-        limit = None  # the model's own
+        limit = None  # the model's limit
     if limit is not None:
         notes = [*notes, f"pipelines read at most {limit} tokens in a row, as {file} says; max_seq_len changes it"]
     return replace(found, max_seq_len=limit), notes
@@ -244,7 +244,7 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
         return "ie"
     if "classifier.weight" not in names:
         return "base"
-    if weights.is_paddle:  # where every head has a pooler, and that of question answering the same name
+    if weights.is_paddle:  # there, every head has a pooler, and question answering's classifier has the same name
         raise CheckpointError("the config names no class, and Paddle's weights do not tell which head: pass --head")
     if "ernie_m.pooler.dense.weight" not in names:
         return "ner"
@@ -260,9 +260,9 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
 def _load(
     weights: _Weights, model: ErnieMPreTrainedModel, given: Mapping[str, str], names: Mapping[str, str]
 ) -> ErnieMPreTrainedModel:
-    """``model`` with its parameters, in float32: each has a name in ``names``, and that its name in the files.
+    """Return ``model`` with its parameters in float32; ``given`` and ``names`` map their names to those in the files.
 
-    Not by ``from_pretrained``: it would look for adapters where peft is installed, and refuse some metadata.
+    Not with ``from_pretrained``, which looks for adapters if peft is installed, and refuses some metadata.
     """
     names = {name: given[found] for name, found in names.items()}
     tensors = read_tensors(weights.files, set(names.values()))

@@ -49,7 +49,7 @@ __all__ = ["main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
 
-# How many names a line holds.
+# The largest number of names in a line.
 _NAMED = 4
 
 _GRAPH_HELP = {
@@ -64,12 +64,12 @@ _GRAPH_HELP = {
     },
 }
 
-# torch has no error of its own for this on a CPU.
+# torch has no separate error class for this on a CPU.
 _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``erniem-export``; returns 0 (done), 1 (failed, the reason in one line) or exits with 2 (usage).
+    """Run ``erniem-export``; return 0 (success) or 1 (failure, with one line on the reason), or exit with 2 (usage).
 
     SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129.
     """
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``erniem-verify``; returns as :func:`main`."""
+    """Run ``erniem-verify``; return or exit like :func:`main`."""
     parser = _verify_parser()
     arguments = parser.parse_args(argv)
     try:
@@ -115,7 +115,7 @@ def _export(options: ExportOptions) -> None:
 
 
 def _int8_line(done: Mapping[str, Any]) -> list[str]:
-    """Summarise what was decided for each matmul; the manifest has all of it."""
+    """Summarize the int8 matmuls; the manifest has the details."""
     products = done.get("products", {}).values()
     if not products:
         return []
@@ -127,7 +127,7 @@ def _int8_line(done: Mapping[str, Any]) -> list[str]:
 
 
 def _kept_line(precision: Mapping[str, str]) -> list[str]:
-    """What half precision leaves in fp32, in short; all of it stands in the manifest."""
+    """Summarize the operations kept in fp32; the manifest has the details."""
     kept = precision.get("kept_in_fp32")
     if not kept:
         return []
@@ -171,13 +171,13 @@ def _say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):
-            # What is still buffered would fail once more when the interpreter ends.
+            # Buffered output would fail again at the interpreter's exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ExportError(f"all is done, but the report cannot be printed: {error.strerror or error}") from error
 
 
 def _model_in(folder: Path, model: str | None) -> str:
-    """``model``, or ``folder`` if it holds a checkpoint and no other was named."""
+    """Return ``model``, or by default ``folder`` if it has a checkpoint."""
     if model is None and not is_checkpoint(folder):
         raise OptionError(
             "--model is missing, and there is no ErnieM checkpoint in "
@@ -225,7 +225,7 @@ def _run(command: Callable[[], None]) -> int:
 
 
 def _explained(error: BaseException) -> str | None:
-    """The message of an error that the user can act on; None for bugs."""
+    """Return the message of an error that the user can act on; None for bugs."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing was written"
     if isinstance(error, ErnieMError):

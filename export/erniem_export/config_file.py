@@ -1,4 +1,4 @@
-"""A checkpoint's ``config.json``: read, checked, and freed of the paths of the machine that wrote it."""
+"""Reads and checks a checkpoint's ``config.json``, and removes local paths from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "wi
 _KIND = "ernie_m"
 HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
 
-# The smallest value that makes sense.
+# The smallest valid value of each key.
 _SIZES = {
     "vocab_size": 1,
     "hidden_size": 1,
@@ -38,24 +38,24 @@ _SIZES = {
     "max_position_embeddings": POSITION_OFFSET + 1,
     "pad_token_id": 0,
 }
-# What transformers calls labels that nobody has named.
+# transformers' default names of labels.
 _UNNAMED = re.compile(r"LABEL_\d+")
-# What only training uses, and how attention was computed then: nothing here depends on it, and transformers or torch
-# would refuse values that they do not know.
+# Keys that only training uses, or that select the implementation of attention: nothing here depends on them, and
+# transformers or torch refuse unknown values.
 _TRAINING_KEYS = re.compile(
     r"_?attn_implementation(_\w+)?|use_flash_attention_2|_flash_attn_2_enabled|gradient_checkpointing"
     r"|hidden_dropout_prob|attention_probs_dropout_prob|classifier_dropout|dropout|act_dropout|initializer_range"
 )
-# Keys under which the library notes where files lay.
+# Endings of keys in which the library stores paths of files.
 _PATH_KEYS = ("name_or_path", "_file", "_ckpt", "_path", "_dir")
 
 
 def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
-    """Return the text of ``config.json`` without paths, and the configuration; from ``model_config.json`` where
-    PaddleNLP wrote that instead.
+    """Return the text of ``config.json`` without paths, and the configuration; or those of PaddleNLP's older
+    ``model_config.json``.
 
     Raises:
-        CheckpointError: It is not there, damaged, not ErnieM, or describes a model that cannot be.
+        CheckpointError: It is missing, damaged, not ErnieM, or describes an impossible model.
     """
     path = folder / CONFIG_FILE
     if not path.is_file() and (folder / PADDLE_CONFIG_FILE).is_file():
@@ -76,10 +76,10 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
 
 
 def as_paddle_reads(path: Path, text: str) -> tuple[str, ErnieMConfig]:
-    """The same from the text of a config whose weights are Paddle's, which ignores some keys.
+    """Return the same as :func:`read_config` from the text of a config of Paddle's weights, which ignores some keys.
 
     Raises:
-        CheckpointError: As of :func:`read_config`.
+        CheckpointError: See :func:`read_config`.
     """
     content = json.loads(text)
     content |= {"model_type": _KIND, "layer_norm_eps": LAYER_NORM_EPS}
@@ -96,7 +96,7 @@ def _configured(path: Path, content: dict[str, Any]) -> ErnieMConfig:
     try:
         _check_given(content)
         given = {key: value for key, value in content.items() if not _TRAINING_KEYS.fullmatch(key)}
-        # transformers 5 takes no null for it, which 4 reads as the default; and id2label counts where there is one.
+        # transformers 5 refuses null, which 4 reads as the default; and id2label takes precedence.
         if given.get("num_labels") is None or given.get("id2label"):
             given.pop("num_labels", None)
         config = ErnieMConfig(**given)
@@ -107,10 +107,10 @@ def _configured(path: Path, content: dict[str, Any]) -> ErnieMConfig:
 
 
 def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
-    """Give the labels the names of ``label2id`` where ``id2label`` has none; return what there is to say of the two.
+    """Name the labels by ``label2id`` if ``id2label`` has no names; return a note on contradictions, or None.
 
     ``said`` is the content of config.json. transformers' zero-shot pipeline reads ``label2id``, the others
-    ``id2label``: where both have names, and others, those of ``id2label`` are taken.
+    ``id2label``: if their names differ, those of ``id2label`` are used.
     """
     numbers = said.get("label2id")
     if not numbers or _all_unnamed(numbers):
@@ -142,7 +142,7 @@ def _listed(config: ErnieMConfig) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Return a JSON object without the entries that say where files lay on some machine; other text as it is."""
+    """Return the text of a JSON object without entries that are paths on some machine; other text unchanged."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -200,8 +200,8 @@ def _is_dtype(value: Any) -> bool:
     return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
 
 
-# Keys that transformers or torch would not name when they refuse the value: what fits, in code and in words, and
-# whether null does as well.
+# Keys that transformers or torch do not name when they refuse a value: the check, its description, and whether null is
+# valid too.
 _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "hidden_act": (_is_activation, f"one of {', '.join(sorted(activations.ACT2FN))}", False),
     "num_labels": (_is_count, "an integer from 0 up", True),
@@ -215,7 +215,7 @@ _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
 
 
 def _check_given(content: dict[str, Any]) -> None:
-    """Raise :class:`ValueError` naming the key whose value is of the wrong kind for what is made of it."""
+    """Raise :class:`ValueError` naming the key whose value has the wrong type."""
     for key, value in content.items():
         if key not in _GIVEN:
             continue
@@ -225,7 +225,7 @@ def _check_given(content: dict[str, Any]) -> None:
 
 
 def _check_values(config: ErnieMConfig) -> None:
-    """Raise :class:`ValueError` naming the key whose value no model can be built, traced or served with."""
+    """Raise :class:`ValueError` naming the key whose value makes it impossible to build, trace or serve a model."""
     for key, least in _SIZES.items():
         value = getattr(config, key)
         if not is_count(value, least):

@@ -1,4 +1,4 @@
-"""ErnieMConfig: the reference's configuration, on transformers 4 and 5 alike."""
+"""ErnieMConfig: the reference's configuration, for transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ErnieMConfig(PretrainedConfig):
         attention_probs_dropout_prob: Dropout of the attention weights.
         max_position_embeddings: Rows of the position embedding. Position ids are shifted by 2, so the longest
             usable sequence is two tokens shorter.
-        initializer_range: Standard deviation of freshly initialised weights.
-        pad_token_id: Id of the padding token; what equals it is masked when no attention mask is given.
+        initializer_range: Standard deviation of newly initialized weights.
+        pad_token_id: Id of the padding token, which is masked if no attention mask is given.
         layer_norm_eps: Epsilon of every LayerNorm.
         classifier_dropout: Dropout before a head's classifier; ``None`` means ``hidden_dropout_prob``.
         act_dropout: Dropout after the feed-forward activation; ``None`` means ``hidden_dropout_prob``.
-        **kwargs: Whatever :class:`transformers.PretrainedConfig` takes (``num_labels``, ``id2label``, ...).
+        **kwargs: Options of :class:`transformers.PretrainedConfig` (``num_labels``, ``id2label``, ...).
     """
 
     model_type = "ernie_m"
@@ -67,5 +67,5 @@ class ErnieMConfig(PretrainedConfig):
         self.act_dropout = act_dropout
         pruned_heads = kwargs.pop("pruned_heads", None) or {}
         super().__init__(pad_token_id=pad_token_id, **kwargs)
-        # The base class has it up to transformers 4 (and resets it), not in 5.
+        # transformers 4's base class has (and resets) it; that of 5 does not.
         self.pruned_heads = {int(layer): list(heads) for layer, heads in pruned_heads.items()}

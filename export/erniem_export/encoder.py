@@ -22,7 +22,7 @@ POSITION_OFFSET = 2
 
 
 class ErnieMEmbeddings(nn.Module):
-    """Word plus position embeddings, normalised."""
+    """The sum of word and position embeddings, normalized."""
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class ErnieMEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor | None, position_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """Embed ``(batch, sequence)`` ids, or take ``(batch, sequence, hidden)`` embeddings, to the latter shape."""
+        """Return ``(batch, sequence, hidden)`` from ``(batch, sequence)`` ids or from word embeddings."""
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = torch.arange(words.shape[1], device=words.device).unsqueeze(0)
@@ -62,10 +62,10 @@ class ErnieMSelfAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attend: Tensor, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the context ``(batch, sequence, hidden)`` and, if asked for, the weights.
+        """Return the context ``(batch, sequence, hidden)`` and, if requested, the attention weights.
 
-        ``attend`` is a bool tensor that broadcasts to ``(batch, heads, query, key)``; True means "attend". Where no
-        weights are asked for, it may be floats to add to the scores.
+        ``attend`` is a bool tensor that broadcasts to ``(batch, heads, query, key)``; True means "attend". If no
+        weights are requested, it may be floats to add to the scores.
         """
         query, key, value = (
             self._split_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -78,8 +78,8 @@ class ErnieMSelfAttention(nn.Module):
             context = torch.matmul(weights, value)
         else:
             if query.dtype == torch.float16:
-                # float16's lowest value plus a score is not that value again, as it is in the wider types: without
-                # scores, a row that attends to nothing gets uniform weights here as well.
+                # In float16, unlike in wider types, the lowest value plus a score is another value. Queries of zero
+                # give a row of padding only its uniform weights here too.
                 query = query * attend.any(-1, keepdim=True)
             bias = attend
             if attend.dtype == torch.bool:
@@ -99,8 +99,8 @@ class ErnieMSelfAttention(nn.Module):
 
     def _weights(self, query: Tensor, key: Tensor, attend: Tensor) -> Tensor:
         scores = torch.matmul(query / math.sqrt(self.attention_head_size), key.transpose(-1, -2))
-        # Overwriting instead of adding cannot overflow in any dtype, and a row that is all padding gets the
-        # uniform weights that the reference gives it.
+        # Unlike addition, overwriting cannot overflow in any dtype; a row that is all padding gets uniform weights,
+        # as in the reference.
         scores = scores.masked_fill(~attend, _lowest(query.dtype))
         return self.dropout(functional.softmax(scores, dim=-1))  # type: ignore[no-any-return]
 
@@ -116,12 +116,12 @@ class ErnieMAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attend: Tensor, head_mask: Tensor | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`ErnieMSelfAttention.forward`, projected."""
+        """Return the projected output of :meth:`ErnieMSelfAttention.forward`."""
         context, weights = self.self_attn(hidden_states, attend, head_mask, output_attentions)
         return self.out_proj(context), weights
 
     def keep_heads(self, heads: Iterable[int]) -> None:
-        """Remove every head that is not in ``heads`` (indices into the heads that are there now)."""
+        """Remove every head that is not in ``heads`` (indices into the current heads)."""
         attention = self.self_attn
         size = attention.attention_head_size
         kept = sorted(heads)
@@ -165,7 +165,7 @@ class ErnieMEncoder(nn.Module):
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(ErnieMEncoderLayer(config) for _ in range(config.num_hidden_layers))
-        # Set by transformers' gradient_checkpointing_enable, with the function that saves memory.
+        # Set by transformers' gradient_checkpointing_enable().
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
@@ -196,7 +196,7 @@ class ErnieMEncoder(nn.Module):
 
 
 class ErnieMPooler(nn.Module):
-    """tanh(dense(first token))."""
+    """Computes tanh(dense(first token))."""
 
     def __init__(self, config: ErnieMConfig) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class ErnieMPooler(nn.Module):
         self.activation = nn.Tanh()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """``(batch, sequence, hidden)`` to ``(batch, hidden)``."""
+        """Pool ``(batch, sequence, hidden)`` to ``(batch, hidden)``."""
         return self.activation(self.dense(hidden_states[:, 0]))  # type: ignore[no-any-return]
 
 

@@ -19,23 +19,23 @@ __all__ = [
 
 
 class CheckpointError(ErnieMError):
-    """A checkpoint that is missing, damaged, not ErnieM, or at odds with its own config."""
+    """A checkpoint is missing, damaged, not ErnieM, or contradicts its config."""
 
 
 class ExportError(ErnieMError):
-    """The artifact could not be written: a folder, a disk, a graph that does not come out as specified."""
+    """The artifact could not be written: a problem with the folder, the disk or the graph."""
 
 
 class EngineBuildError(ErnieMError):
-    """TensorRT could not make the engine that was asked for; names the node where there is one."""
+    """TensorRT could not build the plan; names the node if known."""
 
 
 class FusionError(ErnieMError):
-    """A graph pass did not find what it must rewrite."""
+    """A graph pass did not find the nodes that it rewrites."""
 
 
 class OptionError(ErnieMError, ValueError):
-    """An option that is not known, or options that exclude each other."""
+    """An option is unknown, or options contradict each other."""
 
 
 class ParityError(ErnieMError):

@@ -29,14 +29,14 @@ CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
 }
 
 
-# Whose labels have names.
+# The heads whose labels have names.
 LABELLED = ("cls", "ner")
-# Whose graphs need no pooler; the class of each has one.
+# The heads whose graphs need no pooler, though their classes have one.
 POOLER_OPTIONAL = ("base", "ie")
 
 
 def make_model(head: str, config: ErnieMConfig, *, pooler: bool = True) -> modeling.ErnieMPreTrainedModel:
-    """A model without memory for its parameters; without ``pooler`` it has none, for heads that need none."""
+    """Return a model without memory for its parameters; ``pooler=False`` omits the pooler of heads that need none."""
     with torch.device("meta"):
         model = CLASSES[head](config)
     if not pooler:
@@ -45,7 +45,7 @@ def make_model(head: str, config: ErnieMConfig, *, pooler: bool = True) -> model
 
 
 def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tuple[TensorSpec, ...]:
-    """The inputs of the exported graph, in order; :class:`ExportError` for those that the model cannot have."""
+    """Return the inputs of the exported graph, in order; :class:`ExportError` for unsupported ones."""
     rows = HEADS[head].axes
     tokens = (
         TensorSpec("inputs_embeds", "float32", (*rows, config.hidden_size))
@@ -63,9 +63,9 @@ def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tupl
 
 
 def graph_outputs(head: str, model: modeling.ErnieMPreTrainedModel, options: GraphOptions) -> tuple[TensorSpec, ...]:
-    """The outputs of the exported graph, in order; a base model without pooler has no ``pooler_output``.
+    """Return the outputs of the exported graph, in order; a base model without pooler has no ``pooler_output``.
 
-    The choices of ``mc`` are rows to the encoder, so its hidden states and attentions have ``batch*choices`` rows.
+    The encoder sees the choices of ``mc`` as rows, so its hidden states and attentions have ``batch*choices`` rows.
     """
     config = model.config
     sizes = {"hidden": config.hidden_size, "labels": config.num_labels}

@@ -1,9 +1,8 @@
-"""The mask of uie-m: every row as PaddleNLP's Taskflow computes it, without its 512 columns.
+"""The mask of uie-m: computes rows as PaddleNLP's Taskflow does, without its 512 columns.
 
-Taskflow pads every row to the model's length, gives the padding position 0 and gives no mask; PaddleNLP's ErnieM then
+Taskflow pads every row to the model's length, with position 0 for padding and without a mask; PaddleNLP's ErnieM then
 masks id 0, which is ``[CLS]``. So every token attends to the padding and none to ``[CLS]``, and the released weights
-depend on it. All padding is alike, so one key stands for all of it: its weight in the softmax counts as often as there
-is padding, which is a bias of the logarithm of that on its scores.
+depend on it. All padding keys are equal, so one key replaces all n of them, with a bias of log(n) on its scores.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["PADDING", "UIE_M", "at_full_width", "bias_keys", "mask_mode_of", "note_of_mask", "with_padding_key"]
 
 PADDING, UIE_M = MASK_MODES
-# What Paddle masks where it is given no mask.
+# Paddle masks this id if it gets no mask.
 _MASKED_ID = 0
 _BIAS_NAME = "key_bias"
-# Without the key of the padding.
+# Suffix of names of values without the padding key.
 _CUT = "without_padding_key"
 _ORIGIN = re.compile(r"uie[-_]?m\b|uie[-_]?m[-_]", re.IGNORECASE)
 
 
 def mask_mode_of(options: ExportOptions, checkpoint: Checkpoint) -> str:
-    """One of :data:`~erniem_rt.manifest.MASK_MODES`: what was asked for, or what the checkpoint was trained with.
+    """Return one of :data:`~erniem_rt.manifest.MASK_MODES`: the given one, or that of the checkpoint's training.
 
     Raises:
-        ExportError: The head, the target or an input cannot have the mode.
+        ExportError: The head, the target or an input does not support the mode.
     """
     if options.mask == "auto":
         mode = UIE_M if checkpoint.paddle and checkpoint.head == "ie" else PADDING
@@ -62,7 +61,7 @@ def mask_mode_of(options: ExportOptions, checkpoint: Checkpoint) -> str:
 
 
 def note_of_mask(options: ExportOptions, checkpoint: Checkpoint) -> str | None:
-    """What is to be said of the mask, once :meth:`~erniem_export.options.ExportOptions.with_mask` has put it in."""
+    """Return a note on the mask, after :meth:`~erniem_export.options.ExportOptions.with_mask`; None without one."""
     if options.graph.mask_mode == UIE_M:
         return f"rows are computed as PaddleNLP's Taskflow does it for uie-m (--mask {UIE_M})"
     said = json.loads(checkpoint.config_text)
@@ -77,16 +76,16 @@ def note_of_mask(options: ExportOptions, checkpoint: Checkpoint) -> str | None:
 
 
 def width_of_rows(config: ErnieMConfig) -> int:
-    """Columns that Taskflow pads to."""
+    """Return the number of columns that Taskflow pads to."""
     return config.max_position_embeddings - POSITION_OFFSET
 
 
 def at_full_width(ids: NDArray[Any], mask: NDArray[Any] | None, config: ErnieMConfig) -> dict[str, Tensor]:
-    """The inputs of the PyTorch model that Taskflow's rows are, ``(batch, max_length)``.
+    """Return the PyTorch model's inputs padded like Taskflow's rows, ``(batch, max_length)``.
 
     Args:
         ids: ``(batch, sequence)`` integers.
-        mask: The same, 1 for what is no padding; None: what is not the padding's id.
+        mask: The same shape, 1 for tokens, 0 for padding; None: derived from the padding id.
         config: The model's.
     """
     given = ids != config.pad_token_id if mask is None else mask != 0
@@ -102,11 +101,11 @@ def at_full_width(ids: NDArray[Any], mask: NDArray[Any] | None, config: ErnieMCo
 
 
 def with_padding_key(ids: Tensor, mask: Tensor, config: ErnieMConfig) -> tuple[dict[str, Tensor], Tensor]:
-    """The model's inputs with one more column, which stands for all padding, and the bias of the keys.
+    """Return the model's inputs with one more column, which replaces all padding, and the bias of the keys.
 
     Args:
         ids: ``(batch, sequence)`` int64.
-        mask: ``(batch, sequence)``, 1 for what is no padding.
+        mask: ``(batch, sequence)``, 1 for tokens, 0 for padding.
         config: The model's.
 
     Returns:
@@ -126,8 +125,9 @@ def with_padding_key(ids: Tensor, mask: Tensor, config: ErnieMConfig) -> tuple[d
 
 
 def bias_keys(graph: ir.Graph) -> None:
-    """Add the last output, the bias of :func:`with_padding_key`, to every layer's scores, in place; it is no output
-    then, and the others lose their last column.
+    """Add the last output, the bias of :func:`with_padding_key`, to every layer's scores, in place.
+
+    Removes it from the outputs, and cuts the last column of the others.
     """
     bias = graph.outputs.pop()
     bias.name = _BIAS_NAME
@@ -145,7 +145,7 @@ def bias_keys(graph: ir.Graph) -> None:
 
 
 def cut_padding_key(graph: ir.Graph, position: int) -> None:
-    """Take the last column from an output ``(batch, sequence + 1)`` of the graph, under its name."""
+    """Cut the last column of an output ``(batch, sequence + 1)`` of the graph; the output keeps its name."""
     whole = graph.outputs[position]
     name, rewriter = str(whole.name), Rewriter(graph)
     whole.name = f"{name}.with_padding_key"
@@ -158,7 +158,7 @@ def cut_padding_key(graph: ir.Graph, position: int) -> None:
 
 
 def uncut(graph: ir.Graph) -> bool:
-    """Undo :func:`cut_padding_key` for all outputs; whether there was anything to undo."""
+    """Undo :func:`cut_padding_key` for all outputs; return whether there was anything to undo."""
     found = False
     for position, output in enumerate(list(graph.outputs)):
         node = output.producer()

@@ -1,9 +1,9 @@
 """ErnieM for transformers 4 and 5: the base model and its six heads.
 
-transformers 5 removed ErnieM; the last line that has it is 4.57. These classes take its place: same names, same
-arguments, same returns, same state-dict names, on top of the library's own base classes, so ``from_pretrained``
-and ``save_pretrained`` work as ever. Where the reference crashes or misbehaves, these do what its documentation
-says (``docs/reference-differences.md`` lists each case).
+transformers 5 removed ErnieM; 4.57 is the last release line with it. These classes replace it, with the same names,
+arguments, returns and state-dict names, on the library's own base classes, so that ``from_pretrained`` and
+``save_pretrained`` work as before. Where the reference crashes or misbehaves, these follow its documentation
+(``docs/reference-differences.md`` lists each case).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class ErnieMPreTrainedModel(PreTrainedModel):
-    """What every ErnieM class shares: configuration, weight initialisation, loading and saving."""
+    """The base class of all ErnieM models: configuration, weight initialization, loading and saving."""
 
     config_class = ErnieMConfig
     config: ErnieMConfig
@@ -162,7 +162,7 @@ class ErnieMModel(ErnieMPreTrainedModel):
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         elif mask is None:
             mask = input_ids != self.config.pad_token_id
-        # The reference adds (1 - mask) * lowest float: whatever is below 1 is masked.
+        # The reference adds (1 - mask) * lowest float, which masks all values below 1.
         attend = mask if mask.dtype == torch.bool else mask >= 1
         if attend.ndim == 2:
             return attend[:, None, None, :]
@@ -173,7 +173,7 @@ class ErnieMModel(ErnieMPreTrainedModel):
         raise ValueError(f"attention_mask must have 2, 3 or 4 dimensions, not {attend.ndim}")
 
     def _check_length(self, length: int, position_ids: Tensor | None) -> None:
-        # While tracing, the length is symbolic; a comparison would pin the exported graph to it.
+        # During tracing the length is symbolic; a comparison would fix it in the exported graph.
         if position_ids is not None or torch.compiler.is_compiling():
             return
         limit = self.config.max_position_embeddings - POSITION_OFFSET
@@ -208,9 +208,9 @@ class ErnieMForSequenceClassification(ErnieMPreTrainedModel):
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Return ``logits (batch, labels)``; the other arguments are those of :meth:`ErnieMModel.forward`.
 
-        ``labels`` follow ``config.problem_type``, or what their dtype and ``num_labels`` suggest: ``(batch,)`` int64
-        classes (cross-entropy), ``(batch, labels)`` 0/1 values (binary cross-entropy), or ``(batch,)`` /
-        ``(batch, labels)`` floats (mean squared error).
+        ``labels`` are, by ``config.problem_type`` or else by their dtype and ``num_labels``: ``(batch,)`` int64 classes
+        (cross-entropy), ``(batch, labels)`` 0/1 values (binary cross-entropy), or ``(batch,)`` / ``(batch, labels)``
+        floats (mean squared error).
         """
         _refuse_cache(past_key_values, use_cache)
         outputs = self.ernie_m(
@@ -321,7 +321,7 @@ class ErnieMForTokenClassification(ErnieMPreTrainedModel):
 
 
 class _SpanModel(ErnieMPreTrainedModel):
-    """A start and an end score for every token; ``_spans`` computes them, ``_loss`` judges one of the two."""
+    """A start and an end score for every token; ``_spans`` computes both, ``_loss`` the loss of one of them."""
 
     def _spans(self, states: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -344,7 +344,7 @@ class _SpanModel(ErnieMPreTrainedModel):
     ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
         """Return ``start_logits`` and ``end_logits (batch, sequence)``; the rest is as in :meth:`ErnieMModel.forward`.
 
-        ``start_positions`` and ``end_positions``, for the loss, are what the class says.
+        ``start_positions`` and ``end_positions``, for the loss, are described in the class.
         """
         outputs = self.ernie_m(
             input_ids=input_ids,
@@ -367,8 +367,8 @@ class _SpanModel(ErnieMPreTrainedModel):
 class ErnieMForQuestionAnswering(_SpanModel):
     """A start and an end score for every token: extractive question answering.
 
-    ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; those outside of the sequence
-    are ignored by the loss.
+    ``start_positions`` and ``end_positions`` are ``(batch,)`` integer token indices; the loss ignores those outside the
+    sequence.
     """
 
     def __init__(self, config: ErnieMConfig) -> None:
@@ -449,10 +449,10 @@ def _finish(config: ErnieMConfig, return_dict: bool | None, output: ModelOutput)
 
 
 def _sequence_loss(config: ErnieMConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of ``logits (batch, labels)`` by ``config.problem_type``, or by what labels and their dtype suggest.
+    """Return the loss of ``logits (batch, labels)`` by ``config.problem_type``, or else by the labels and their dtype.
 
     Raises:
-        ValueError: The problem type is not known.
+        ValueError: The problem type is unknown.
     """
     problem = config.problem_type or _problem_type(config.num_labels, labels)
     if problem == "regression":

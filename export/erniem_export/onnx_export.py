@@ -1,7 +1,7 @@
-"""From a PyTorch model to the canonical ONNX graph: standard operators, named inputs, dynamic axes.
+"""Traces a PyTorch model to the canonical ONNX graph: standard operators, named inputs, dynamic axes.
 
-Every target-specific graph is derived from this one. The weights are written beside it as external data, which
-the runtime maps into memory instead of reading.
+Every target-specific graph is derived from this one. The weights are external data beside it, which the runtime maps
+into memory.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
 
 __all__ = ["ONNXRUNTIME", "OPSET", "open_session", "read", "trace", "write"]
 
-ort = import_onnxruntime()  # Here, so that an export ends at once where it is not installed.
+ort = import_onnxruntime()  # here, so that an export without it fails at once
 
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _LOG_ERRORS = 3
 
-# The first opset with Gelu; LayerNormalization is there since 17.
+# The first opset with Gelu; LayerNormalization exists since 17.
 OPSET = 20
 
-# The oldest onnxruntime that may run a graph, which `make test-floor` tests: 1.20 gives wrong numbers where one query
-# attends to padded keys, as in the last layer of cls and mc.
+# The oldest supported onnxruntime, which `make test-floor` tests: 1.20 gives wrong results if a single query attends to
+# padded keys, as in the last layer of cls and mc.
 ONNXRUNTIME = "1.21"
 
-# Sizes for tracing: different from each other and from 1, so that no two axes are taken for one.
+# Sizes for tracing: different from each other and from 1, so that the tracer cannot merge two axes.
 _EXAMPLE_SIZES = {"batch": 2, "choices": 3, "sequence": 5}
 
-# Smaller tensors stay in the graph: shapes and scalars, which shape inference must be able to read.
+# Smaller tensors stay in the graph: shapes and scalars, which shape inference needs.
 _EXTERNAL_FROM_BYTES = 64
 
 
-# What _Traced puts before the names of the model's parameters.
+# The prefix of the model's parameters in _Traced.
 _MODEL_PREFIX = "model."
 
 
 class _Traced(nn.Module):
     """The model with its wanted outputs as a tuple.
 
-    Attention weights are always asked for: that traces attention as MatMul, Softmax, MatMul, the form that graph
-    passes and TensorRT know. Those that are no output of the graph fall away.
+    Always requests attention weights: attention is then traced as MatMul, Softmax, MatMul, which graph passes and
+    TensorRT recognize. Weights that are not outputs of the graph are dropped.
     """
 
     def __init__(self, model: ErnieMPreTrainedModel, outputs: Sequence[str], options: GraphOptions) -> None:
@@ -85,7 +85,7 @@ class _Traced(nn.Module):
 
 
 def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.Model:
-    """Trace ``model`` into the canonical graph; :class:`ExportError` if it does not come out as specified."""
+    """Trace ``model`` into the canonical graph; :class:`ExportError` if the graph differs from its specification."""
     inputs = graph_inputs(head, model.config, options)
     outputs = graph_outputs(head, model, options)
     dims = {axis: torch.export.Dim(axis) for axis in _EXAMPLE_SIZES}
@@ -111,7 +111,7 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
         if options.mask_mode == UIE_M:
             bias_keys(program.model.graph)
         for value, spec in zip(program.model.graph.outputs, outputs, strict=True):
-            value.name = spec.name  # The optimizer renames a tensor that is two outputs.
+            value.name = spec.name  # the optimizer renames a tensor that is two outputs
         _transpose_weights(program.model.graph)
     graph = _tidy(program.model)
     _check(graph, inputs, outputs)
@@ -125,10 +125,10 @@ def write(graph: ir.Model, path: Path) -> None:
 
 
 def read(path: Path) -> ir.Model:
-    """Read what :func:`write` wrote, through links too: onnx-ir takes a hub cache's, and hard links, for attacks.
+    """Read a graph of :func:`write`, also through links and hard links, which onnx-ir refuses as attacks.
 
     Raises:
-        ArtifactError: The graph has weights in another file than its own.
+        ArtifactError: The graph's weights are in another file than expected.
     """
     graph, weights = ir.load(path), path.with_name(weights_name(path.name))
     for value in graph.graph.initializers.values():
@@ -137,7 +137,7 @@ def read(path: Path) -> ir.Model:
             continue
         if str(tensor.location) != weights.name:
             raise ArtifactError(f"{path} has weights in {tensor.location!r}, expected {weights.name}; export again.")
-        # Without a base_dir, a tensor opens what it is told to.
+        # Without a base_dir, onnx-ir does not check the path.
         value.const_value = ir.ExternalTensor(
             weights.resolve(), tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(tensor.name)
         )
@@ -145,7 +145,7 @@ def read(path: Path) -> ir.Model:
 
 
 def open_session(model: Path | bytes, weights: Path | None = None) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU, by its file or serialized; then ``weights`` is the folder of its external data."""
+    """Open a graph on the CPU from a file, or serialized with ``weights`` as the folder of its external data."""
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     if weights is not None:
@@ -160,7 +160,7 @@ def _example(spec: TensorSpec) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet_tracer() -> Iterator[None]:
-    """Silence what torch's tracer says to its own developers (missing torchvision, deprecated internals)."""
+    """Silence irrelevant messages of torch's tracer (missing torchvision, deprecated internals)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -184,9 +184,9 @@ def _name_weights(graph: ir.Graph) -> list[ir.Value]:
 
 @contextlib.contextmanager
 def _without_values(weights: Sequence[ir.Value]) -> Iterator[None]:
-    """Hide the weights' values, so that the graph depends on the model's architecture alone.
+    """Hide the weights' values, so that the graph depends on the model's architecture only.
 
-    The optimizer would merge equal weights, then the products that read them, and leave out biases of zeros.
+    Otherwise the optimizer merges equal weights and their matmuls, and drops biases of zeros.
     """
     values = {value: value.const_value for value in weights}
     for value in values:
@@ -214,7 +214,7 @@ def _without_shapes(weights: Sequence[ir.Value]) -> Iterator[None]:
 
 
 def _transpose_weights(graph: ir.Graph) -> None:
-    """Store the weights of linear layers as their products read them: transposed, with ``.T`` behind the name."""
+    """Store the weights of linear layers transposed, as their matmuls read them, with ``.T`` after the name."""
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer() or weight.const_value is None:
@@ -228,7 +228,7 @@ def _transpose_weights(graph: ir.Graph) -> None:
 
 
 def _tidy(model: ir.Model) -> ir.Model:
-    """Sign the graph and remove the tracer's notes (stack traces)."""
+    """Set the graph's producer and remove the tracer's metadata (stack traces)."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -242,7 +242,7 @@ def _tidy(model: ir.Model) -> ir.Model:
 
 
 def _check(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Hold the graph against its specification: opset, operator domains, names, dtypes and axes."""
+    """Check the graph against its specification: opset, operator domains, names, dtypes and axes."""
     if dict(model.opset_imports) != {"": OPSET} or model.functions:
         raise ExportError(f"expected standard operators of opset {OPSET} only, got {dict(model.opset_imports)}")
     for kind, specs, values in (("inputs", inputs, model.graph.inputs), ("outputs", outputs, model.graph.outputs)):

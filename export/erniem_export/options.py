@@ -38,15 +38,15 @@ __all__ = [
     "flag_of",
 ]
 
-# Half types by the option that asks for them.
+# Half types by their option.
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 
 PRECISIONS = ("fp32", *HALVES, "int8")
 
-# How to store the word embeddings. bf16 comes with --bf16 only: at the same size, fp16 holds them more closely.
+# Types of stored word embeddings. bf16 comes with --bf16 only: at the same size, fp16 is more accurate.
 EMBEDDINGS = ("fp32", "fp16", "int8")
 
-# What a graph is made for. portable: standard operators only, for any ONNX engine. onnxruntime-cpu: fused attention
+# The target of a graph. portable: standard operators only, for any ONNX engine. onnxruntime-cpu: fused attention
 # and no work for padding, for ONNX Runtime on a CPU. onnxruntime-cuda: fused attention for its CUDA provider;
 # onnxruntime-cuda-packed: no work for padding either. openvino: int8 in the form that OpenVINO
 # is fastest with. auto: one of the others, by the precision.
@@ -55,13 +55,13 @@ ON_CPU, ON_CUDA, ON_CUDA_PACKED = "onnxruntime-cpu", "onnxruntime-cuda", "onnxru
 ON_OPENVINO = "openvino"
 TARGETS = ("auto", PORTABLE, ON_CPU, ON_CUDA, ON_CUDA_PACKED, ON_OPENVINO)
 
-# Names that still work, and what they are called now.
+# Deprecated names and their replacements.
 OLD_TARGETS = {"any": PORTABLE, "onnxruntime": ON_CPU}
 
-# What an int8 artifact may be made for; auto: the CPU that exports it.
+# The CPUs for int8; auto: the one that exports.
 CPUS = ("auto", "avx2", "vnni", "arm64")
 
-# What is attended to; auto: as the checkpoint was trained, uie-m for UIEM from Paddle.
+# The masks; auto: as the checkpoint was trained, uie-m for UIEM from Paddle.
 MASKS = ("auto", *MASK_MODES)
 
 # Which names an artifact's files have. flat: HEAD.onnx and HEAD.onnx.data. optimum: those that optimum and
@@ -77,7 +77,7 @@ ENGINES = ("auto", "none", *FLAVOURS)
 class GraphOptions:
     """Optional inputs and outputs of the exported graph.
 
-    ``inputs_embeds`` takes the place of ``input_ids``; ``hidden_states`` adds ``hidden_states.{i}`` for the
+    ``inputs_embeds`` replaces ``input_ids``; ``hidden_states`` adds ``hidden_states.{i}`` for the
     embeddings (0) and each layer; ``attentions`` adds ``attentions.{i}`` for each layer. ``mask_mode`` is one of
     :data:`~erniem_rt.manifest.MASK_MODES`.
     """
@@ -90,12 +90,12 @@ class GraphOptions:
     mask_mode: str = MASK_MODES[0]
 
     def extras(self) -> Iterator[str]:
-        """The names of the optional inputs and outputs that are wanted."""
+        """Yield the names of the wanted optional inputs and outputs."""
         yield from (name for name in GraphOptions.__dataclass_fields__ if getattr(self, name) is True)
 
     @classmethod
     def of(cls, manifest: Manifest) -> GraphOptions:
-        """What an exported graph was made with, by the names of its inputs and outputs."""
+        """Return the options of an exported graph, from the names of its inputs and outputs."""
         there = {spec.name.partition(".")[0] for spec in (*manifest.inputs, *manifest.outputs)}
         flags: dict[str, Any] = {option.name: option.name in there for option in fields(cls)}
         return cls(**{**flags, "mask_mode": manifest.mask_mode})
@@ -111,19 +111,19 @@ class Precision:
     embedding: str | None = None
 
     def to_json(self) -> dict[str, str]:
-        """As it stands in the manifest."""
+        """Return the precision as the manifest stores it."""
         return {"weights": self.weights, "embedding": self.embedding or self.weights}
 
 
 def arithmetic_of(precision: Mapping[str, str]) -> str:
-    """What a manifest's ``precision`` multiplies weights in: for int8 weights of TensorRT, the type between them."""
+    """Return the type of a manifest's matmuls: ``weights`` or, for TensorRT's int8 weights, ``products``."""
     return precision.get("products", precision.get("weights", ""))
 
 
 @dataclass(frozen=True)
 class Keep:
     """The part of the vocabulary to keep: codes of :data:`erniem_export.vocabulary.languages.LANGUAGES`, a UTF-8 text
-    in the languages to come, or both; all of it if neither is given.
+    in the languages to serve, or both; by default all of it.
     """
 
     languages: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Int8:
-    """``cpu``: one of :data:`CPUS`, what the artifact will run on; ``calibration``: a file of texts, one on each line,
+    """``cpu``: one of :data:`CPUS`, where the artifact will run; ``calibration``: a file of texts, one on each line,
     or None for the checkpoint's own or the built-in ones.
     """
 
@@ -162,7 +162,7 @@ class EngineOptions:
     timing_cache: Path | None = None
 
     def details(self) -> Iterator[str]:
-        """The names of the options that are given beside ``engine``."""
+        """Yield the names of the given options other than ``engine``."""
         nothing = EngineOptions()
         yield from (name for name in _ENGINE_FLAGS if getattr(self, name) != getattr(nothing, name))
 
@@ -178,7 +178,7 @@ _ENGINE_FLAGS = {
 
 
 def flag_of(name: str) -> str:
-    """The command line's flag for an option of the graph or the engine."""
+    """Return the command line's flag for an option of the graph or the engine."""
     return _ENGINE_FLAGS.get(name) or f"--with-{name.replace('_', '-')}"
 
 
@@ -209,10 +209,10 @@ class ExportOptions:
     chose_target: bool = False
 
     def resolved(self) -> ExportOptions:
-        """The same, checked, with a target that is not ``auto``.
+        """Return the checked options, with a target that is not ``auto``.
 
         Raises:
-            OptionError: A choice is not known, or two exclude each other.
+            OptionError: A choice is unknown, or two exclude each other.
         """
         for name, value, choices in (
             ("head", self.head, ("auto", *HEADS)),
@@ -240,7 +240,7 @@ class ExportOptions:
         return found
 
     def without_mask_of_uie_m(self) -> str | None:
-        """Why a graph with these choices cannot have the mask of uie-m; None if it can."""
+        """Return why a graph with these options cannot have the mask of uie-m; None if it can."""
         if extra := next(self.graph.extras(), None):
             return f"{flag_of(extra)} cannot be combined with it: leave it out"
         if self.target in (ON_CUDA, ON_CUDA_PACKED) and not self.chose_target:
@@ -252,7 +252,7 @@ class ExportOptions:
         return None
 
     def with_mask(self, mode: str) -> ExportOptions:
-        """The same for a graph of this mode; a target that nobody named is one that can have it."""
+        """Return the options for this mask mode, with a suitable target if the user chose none."""
         target = self.target
         if mode == MASK_MODES[1] and self.chose_target and target in (ON_CUDA, ON_CUDA_PACKED):
             target = PORTABLE
@@ -260,7 +260,7 @@ class ExportOptions:
 
     @property
     def for_tensorrt(self) -> bool:
-        """Whether a plan is asked for by name, and int8 is then the plan's."""
+        """Whether a plan is requested by name; int8 is then the plan's."""
         return self.engine.engine in FLAVOURS
 
     def _automatic_target(self) -> str:
@@ -271,7 +271,7 @@ class ExportOptions:
 
 
 def _current(target: str) -> str:
-    """The name of a target today; the old ones warn."""
+    """Return a target's current name; warn about an old one."""
     if target not in OLD_TARGETS:
         return target
     new = OLD_TARGETS[target]
@@ -281,7 +281,7 @@ def _current(target: str) -> str:
 
 
 def _unfused(graph: GraphOptions) -> str | None:
-    """The option for which attention must stay as it is, if there is one."""
+    """Return the option that prevents fused attention, if any."""
     return next((name for name in ("head_mask", "attentions") if getattr(graph, name)), None)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints of PaddleNLP: their configs, weight files and names, as those of PyTorch.
+"""Reads PaddleNLP checkpoints: converts their configs, weights and names to PyTorch's.
 
-A ``.pdparams`` file is a pickle. It is never unpickled: its opcodes are walked over the mapped file, and what Paddle
-does not write is refused.
+A ``.pdparams`` file is a pickle. It is never unpickled: a parser follows its opcodes in the mapped file, and refuses
+those that Paddle does not write.
 """
 
 from __future__ import annotations
@@ -40,31 +40,30 @@ __all__ = [
 SUFFIX = ".pdparams"
 # PaddleNLP's name of the class for information extraction.
 IE_CLASS = "UIEM"
-# Of every LayerNorm there; no config names it.
+# Epsilon of every LayerNorm in PaddleNLP's ErnieM; no config has it.
 LAYER_NORM_EPS = 1e-5
 
 _TORCH_IE_CLASS = "ErnieMForInformationExtraction"
 _PREFIX = re.compile(r"^(?P<prefix>ernie_m|encoder)\.(?=(?:embeddings|encoder|pooler)\.)")
 _PROJECTION = re.compile(r"^(encoder\.layers\.\d+\.self_attn\.)([qkv]_proj\.)")
-# transformers has ErnieM's own module around each of these: self_attn.self_attn.q_proj.
+# In transformers these are nested one module deeper: self_attn.self_attn.q_proj.
 _OWN_NAME = re.compile(r"layers\.\d+\.self_attn\.[qkv]_proj\.")
 _EMBEDDING = "_embeddings.weight"
 
-# Entries of a state dict that are no weights: the names of Paddle's own variables.
+# The entry of a state dict with the names of Paddle's variables, which is no weight.
 _VARIABLES = "StructuredToParameterName@@"
 _SLICES = "UnpackBigParamInfor@@"
 
-# numpy's codes of what a weight may be; bfloat16 is kept as u2.
+# numpy's codes of the weights' dtypes; bfloat16 is stored as u2.
 _DTYPES = {"f2": "<f2", "f4": "<f4", "f8": "<f8", "u2": "<u2", "i8": "<i8", "i4": "<i4"}
 _PROTOCOLS = (2, 3, 4)
 _LONGEST_LINE = 200
 
 
 def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the keys of ``config.json``, from that or from a ``model_config.json``, and the names of PyTorch's
-    classes.
+    """Convert ``config.json`` or ``model_config.json`` to the former's keys and the names of PyTorch's classes.
 
-    ``init_args`` are flattened; a key outside of them wins. ``init_class`` is the architecture.
+    Flattens ``init_args``, over which other keys take precedence. ``init_class`` becomes the architecture.
     """
     outer = {key: value for key, value in content.items() if key not in ("init_args", "init_class")}
     given = content.get("init_args", [])
@@ -81,15 +80,15 @@ def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_paddle(files: Iterable[Path], names: Iterable[str]) -> bool:
-    """Whether weight files, with tensors of these names, are Paddle's."""
+    """Return whether weight files, with tensors of these names, are Paddle's."""
     return any(file.suffix == SUFFIX for file in files) or any(_OWN_NAME.search(name) for name in names)
 
 
 def names_as_pytorch(names: Collection[str], head: str) -> dict[str, str]:
-    """PyTorch's name of each of Paddle's to that name.
+    """Map PyTorch's names to Paddle's.
 
     Raises:
-        CheckpointError: Some names have the prefix of older versions and some that of later ones.
+        CheckpointError: The names mix the prefixes of older and later versions.
     """
     prefixes: dict[str, list[str]] = {}
     for name in names:
@@ -113,19 +112,19 @@ def _as_pytorch(name: str, head: str) -> str:
 
 
 def shape_as_pytorch(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a tensor in PyTorch's layout: that of a linear layer's weight is transposed."""
+    """Return a tensor's shape in PyTorch's layout, which transposes the weights of linear layers."""
     return shape[::-1] if len(shape) == 2 and not name.endswith(_EMBEDDING) else shape
 
 
 def tensor_as_pytorch(name: str, tensor: Tensor) -> Tensor:
-    """A tensor in PyTorch's layout, with the same bits; what is kept as uint16 is bfloat16."""
+    """Return a tensor in PyTorch's layout, with the same bits; uint16 becomes bfloat16."""
     if tensor.dtype == torch.uint16:
         tensor = tensor.view(torch.bfloat16)
     return tensor.T if tensor.ndim == 2 and not name.endswith(_EMBEDDING) else tensor
 
 
 class Array:
-    """An array of a ``.pdparams`` file, whose numbers are read when they are asked for."""
+    """An array of a ``.pdparams`` file, whose values are read on demand."""
 
     shape: tuple[int, ...] = ()
     _dtype = ""
@@ -134,11 +133,11 @@ class Array:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its numbers were found."""
+        """Whether the array's values were found."""
         return self._data is not None
 
     def fill(self, state: object) -> None:
-        """Take the state that numpy gives an array, once."""
+        """Set the state from numpy's pickle of an array; may be called once."""
         if self.is_whole:
             raise _UnexpectedError("an array with two states")
         match state:
@@ -152,22 +151,22 @@ class Array:
                 raise _UnexpectedError("an array of something else than numbers")
 
     def tensor(self) -> Tensor:
-        """Its numbers, copied from the file."""
+        """Return the values, copied from the file."""
         assert self._data is not None
-        flat = np.frombuffer(self._data, self._dtype).copy()  # in the file it may not be aligned
+        flat = np.frombuffer(self._data, self._dtype).copy()  # the file's data may be unaligned
         return torch.from_numpy(flat.reshape(self.shape, order="F" if self._fortran else "C"))
 
 
 def read_arrays(file: Path) -> dict[str, Array]:
-    """The weights in a ``.pdparams`` file by name; nothing of it is run, and the numbers are not read yet.
+    """Return the weights in a ``.pdparams`` file by name, without running code or reading values.
 
     Raises:
-        CheckpointError: The file is truncated, or holds anything else than a state dict as Paddle writes it.
+        CheckpointError: The file is truncated, or is not a state dict written by Paddle.
     """
     try:
         with file.open("rb") as opened:
             content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # nothing can be mapped of an empty file
+    except ValueError as error:  # an empty file cannot be mapped
         raise CheckpointError(f"{file} is empty: fetch it again") from error
     try:
         found = _Walk(memoryview(content)).walk()
@@ -198,7 +197,7 @@ def _weights_in(file: Path, found: object) -> dict[str, Array]:
 
 
 class _UnexpectedError(Exception):
-    """Something that Paddle does not write; says what."""
+    """The file has content that Paddle does not write."""
 
 
 @dataclass(frozen=True)
@@ -218,14 +217,14 @@ _KNOWN = {
     "numpy._core.multiarray._reconstruct": _RECONSTRUCT,  # numpy 2
     "numpy.ndarray": _ARRAY,
     "numpy.dtype": _DTYPE,
-    "_codecs.encode": _ENCODE,  # how protocol 2 writes bytes
+    "_codecs.encode": _ENCODE,  # bytes in protocol 2
     "builtins.tuple": _TUPLE,
     "collections.OrderedDict": _DICT,
 }
 
 
 class _Walk:
-    """Follows the opcodes that Paddle writes, with a stack of plain data."""
+    """Interprets the opcodes that Paddle writes, with a stack of plain data."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -235,7 +234,7 @@ class _Walk:
         self._memo: dict[int, Any] = {}
 
     def walk(self) -> object:
-        """What the file holds."""
+        """Return the file's object."""
         if bytes(self._take(1)) != b"\x80" or self._take(1)[0] not in _PROTOCOLS:
             raise _UnexpectedError("it does not begin as a pickle of protocol 2, 3 or 4")
         while (code := bytes(self._take(1))) != b".":
@@ -374,7 +373,7 @@ def _latin1(text: str) -> bytes:
         raise _UnexpectedError("bytes that are none") from error
 
 
-_STEPS: dict[bytes, Callable[[_Walk], None]] = {  # the opcodes of Paddle, all others are refused
+_STEPS: dict[bytes, Callable[[_Walk], None]] = {  # Paddle's opcodes; all others are refused
     b"\x95": _Walk.skip_frame,
     b"}": lambda walk: walk.push({}),
     b")": lambda walk: walk.push(()),

@@ -62,14 +62,14 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "verify"]
 
-# Not the gate's: what was calibrated on some inputs must hold on others.
+# Differs from the gate's seed: calibration and gate must not use the same inputs.
 _CALIBRATION_SEED = 1
-# What TensorRT computes in where it does not multiply in int8.
+# The type of TensorRT's operations other than int8 matmuls.
 _BETWEEN_INT8 = "fp16"
-# Where half precision costs too much, the parts of the layers that make this share of its error stay in float32: first
-# half of it, then more, until the gate holds.
+# If half precision fails the gate, the parts of the layers that cause this share of the error stay in float32: first
+# half of it, then more, until the artifact passes.
 _KEPT = (0.5, 0.75, 0.9)
-# Which parts are sensitive shows on rows of up to this many tokens.
+# Sensitive parts are found on cases of at most this length, in tokens.
 _SHORT = 64
 
 
@@ -77,7 +77,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     """Export a checkpoint; return the path of the artifact and its manifest, with the parity report.
 
     Raises:
-        ErnieMError: Whatever went wrong; nothing new is left in ``options.output`` then.
+        ErnieMError: A step failed; ``options.output`` is then unchanged.
     """
     options = options.resolved()
     library = _builder(options)
@@ -108,7 +108,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
         accuracy = _accuracy(task_set, checkpoint, progress)
-        manifest = _held(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy)
+        manifest = _keep_until_passed(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy)
         if options.layout == OPTIMUM:
             manifest = lay_out_for_optimum(stage, manifest)
         manifest.save(stage / f"{checkpoint.head}.json")
@@ -116,7 +116,7 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
     return options.output / manifest.artifact, manifest
 
 
-def _held(
+def _keep_until_passed(
     stage: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
@@ -126,20 +126,20 @@ def _held(
     progress: Progress,
     accuracy: AccuracyCheck | None,
 ) -> Manifest:
-    """As :func:`_proven`; in half precision ever more of the sensitive parts stay in float32, until the gate holds."""
+    """Run :func:`_write_and_judge`; in half precision keep more sensitive parts in float32 until it passes."""
     keep: list[str] = []
     for share in _KEPT if options.precision.weights in HALVES else ():
         try:
-            return _proven(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
+            return _write_and_judge(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
         except PrecisionError as error:
-            for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # no files of the next attempt
+            for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # the next attempt writes them again
                 (stage / name).unlink(missing_ok=True)
             keep = _sensitive(checkpoint, manifest, options.precision, share)
             progress.note(f"{str(error).partition('. ')[0]}; so these stay in fp32: {', '.join(keep)}")
-    return _proven(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
+    return _write_and_judge(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
 
 
-def _proven(
+def _write_and_judge(
     stage: Path,
     manifest: Manifest,
     checkpoint: Checkpoint,
@@ -150,7 +150,7 @@ def _proven(
     accuracy: AccuracyCheck | None,
     keep: Sequence[str],
 ) -> Manifest:
-    """Write the artifact, and a plan where there is a builder, with the parts ``keep`` in float32; judge both."""
+    """Write the artifact and, with a builder, a plan, with the parts ``keep`` in float32; run the gate on both."""
     manifest = _write(stage, manifest, checkpoint, vocabulary, options, library, progress, keep)
     progress.step("comparing with PyTorch")
     gate: dict[str, Any] = {
@@ -169,14 +169,14 @@ def _proven(
 
 
 def _sensitive(checkpoint: Checkpoint, manifest: Manifest, precision: Precision, share: float) -> list[str]:
-    """The parts of the layers to keep in float32, found on what the gate does not judge by."""
+    """Return the parts of the layers to keep in float32, found on other inputs than the gate's."""
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     short = [case for case in cases if case.attend.shape[-1] <= _SHORT]
     return sensitive_parts(checkpoint.model, precision.to_json(), short, share)
 
 
 def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str | None) -> None:
-    """Raise, before the long work, what would go wrong after it."""
+    """Raise errors that would otherwise appear only after the long work."""
     if options.precision.weights == "int8" and checkpoint.tokenizer_dir is not None:
         check_int8(options.int8, flavour, checkpoint.calibration, options.target)
     resolve_profiles(options.engine.profiles, checkpoint.head, limits_of(checkpoint.config).max_length)
@@ -221,12 +221,12 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
 
 
 def _drops_lone_marks(checkpoint: Checkpoint, mask_mode: str) -> bool:
-    """Whether a checkpoint was trained on the ids of PaddleNLP's tokenizer."""
+    """Return whether a checkpoint was trained on the ids of PaddleNLP's tokenizer."""
     return checkpoint.paddle or mask_mode == UIE_M
 
 
 def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Progress) -> Library | None:
-    """``library``, where a plan can have the mask."""
+    """Return ``library`` if plans support the mask, else None."""
     if library is None or options.graph.mask_mode != UIE_M:
         return library
     progress.note(f"no TensorRT plan: plans do not support --mask {UIE_M}")
@@ -240,7 +240,7 @@ def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progre
 
 
 def _builder(options: ExportOptions) -> Library | None:
-    """What builds the plan; None where there is none to build."""
+    """Return the library that builds the plan; None if no plan is wanted."""
     engine, precision = options.engine.engine, options.precision
     if engine == "none" or (engine == AUTO and (precision.weights not in HALVES or options.layout == OPTIMUM)):
         return None
@@ -262,7 +262,7 @@ def _builder(options: ExportOptions) -> Library | None:
 def _builder_for(
     manifest: Manifest, library: Library | None, options: ExportOptions, progress: Progress
 ) -> Library | None:
-    """``library``, where a session could run what it builds: by rows, each of which comes out by itself."""
+    """Return ``library`` if a session can run its plan, whose outputs must be by row; else None."""
     if library is None or are_by_row(manifest):
         return library
     reason = (
@@ -285,7 +285,7 @@ def _write(
     progress: Progress,
     keep: Sequence[str],
 ) -> Manifest:
-    """Write the artifact, and its manifest without a parity report; ``manifest`` says what it takes and gives."""
+    """Write the artifact and its manifest, without a parity report; ``manifest`` has its inputs and outputs."""
     head, config, wanted = checkpoint.head, checkpoint.config, options.precision
     progress.step(f"tracing {checkpoint.architecture} (head {head})")
     graph = _traced(checkpoint, options.graph)
@@ -334,7 +334,7 @@ def _apply(
     scratch: Path,
     keep: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Put the graph into a precision; return what the manifest says of it."""
+    """Convert the graph to a precision; return the manifest's record of it."""
     cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
     return apply_precision(graph, precision, cases, scratch, keep)
 
@@ -348,9 +348,7 @@ def _build_plan(
     progress: Progress,
     keep: Sequence[str],
 ) -> tuple[Plan, FileRecord]:
-    """Build the plan from the graph in ``stage`` or, where that one is for ONNX Runtime alone, from one in standard
-    operators.
-    """
+    """Build the plan from the graph in ``stage`` or, if that is not portable, from one in standard operators."""
     with tempfile.TemporaryDirectory(dir=stage, prefix=".portable-") as folder:
         source = stage
         if manifest.target != PORTABLE:
@@ -363,12 +361,12 @@ def _build_plan(
 
 
 def _size(manifest: Manifest) -> int:
-    """The bytes of the graph and its weights."""
+    """Return the size in bytes of the graph and its weights."""
     return sum(record.size for name, record in manifest.files.items() if name.startswith(manifest.artifact))
 
 
 def _bytes_of_token(manifest: Manifest, columns: int) -> int:
-    """What a token takes in the artifact: a row of embeddings, unless it takes these from outside."""
+    """Return a token's size in the artifact in bytes: a row of embeddings, or 0 if the graph has no table."""
     if all(spec.name != "input_ids" for spec in manifest.inputs):
         return 0
     return bytes_of_row(manifest.precision["embedding"], columns)
@@ -383,7 +381,7 @@ def _traced(checkpoint: Checkpoint, graph: GraphOptions) -> ir.Model:
 
 
 def _refuse_other_sizes(artifact: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raise :class:`ParityError` if no input could be made that both the artifact and the checkpoint take."""
+    """Raise :class:`ParityError` if artifact and checkpoint differ in limits, inputs or outputs."""
     options = GraphOptions.of(manifest)
     config, head = checkpoint.config, manifest.head
     for name, expected, found in (

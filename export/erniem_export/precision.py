@@ -1,4 +1,4 @@
-"""The precision of a graph: which passes it takes, and the ranges of its values, measured by running it."""
+"""Converts a graph to its precision, and measures the ranges of its values by running it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["apply_precision", "measure_ranges"]
 def apply_precision(
     model: ir.Model, precision: Precision, cases: Iterable[Case], scratch: Path, keep: Collection[str] = ()
 ) -> dict[str, str]:
-    """Rewrite the canonical graph, in place; return what the manifest says of its precision.
+    """Rewrite the canonical graph, in place; return the manifest's record of its precision.
 
     Args:
         model: The canonical graph, in float32.
-        precision: What to make of it.
-        cases: Calibration data: what does not fit the half type on these stays in float32.
+        precision: The wanted precision.
+        cases: Calibration data: operations whose values overflow the half type on it stay in float32.
         scratch: Folder for temporary files, with room for the weights.
-        keep: Parts of the layers that stay in float32 in any case, as for :func:`to_half`.
+        keep: Parts of the layers that always stay in float32, as for :func:`to_half`.
     """
     facts = precision.to_json()
     if precision.weights in HALF_TYPES:
@@ -50,14 +50,14 @@ def apply_precision(
 def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]], scratch: Path) -> dict[str, float]:
     """Run a graph on ``batches`` (its inputs by name); return the largest magnitude of each float32 result by name.
 
-    Where scores are masked, what they are overwritten with does not count: they are as large as they were before.
-    The scores of fused attention are no value of the graph: they are at most the product of the longest query and the
-    longest key of any head (Cauchy-Schwarz), which counts as the range of its result.
+    Masked scores have the range of the scores before masking. The scores of fused attention are not in the graph: their
+    bound is the product of the longest query and the longest key of any head (Cauchy-Schwarz), which becomes the range
+    of the attention's result.
 
     Args:
-        model: A graph in float32; left as it is.
-        batches: What to run, the calibration data.
-        scratch: Folder with room for the weights; nothing is left there.
+        model: A graph in float32; not changed.
+        batches: The calibration data.
+        scratch: Folder for temporary files, with room for the weights.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".ranges-") as folder:
         plain, observed = Path(folder) / "plain.onnx", Path(folder) / "observed.onnx"
@@ -71,7 +71,7 @@ def measure_ranges(model: ir.Model, batches: Iterable[Mapping[str, NDArray[Any]]
         ]
         _observe(copy.graph, names)
         hidden = _observe_lengths(copy.graph)
-        ir.save(copy, observed)  # the weights stay where they are
+        ir.save(copy, observed)  # does not copy the weights
         largest = _run(observed, [*names, *(name for pair in hidden.values() for name in pair)], batches)
     for node in copy.graph:
         if node.op_type == "Where":
@@ -92,7 +92,7 @@ def _run(path: Path, names: list[str], batches: Iterable[Mapping[str, NDArray[An
 
 
 def _observe(graph: ir.Graph, names: Iterable[str]) -> None:
-    """Add the maximum of the magnitude of each value to the graph's outputs."""
+    """Add the largest magnitude of each value to the graph's outputs."""
     values = {value.name: value for node in graph for value in node.outputs}
     for name in names:
         magnitude = ir.node("Abs", [values[name]])
@@ -104,9 +104,9 @@ def _observe(graph: ir.Graph, names: Iterable[str]) -> None:
 
 
 def _observe_lengths(graph: ir.Graph) -> dict[str, tuple[str, str]]:
-    """Add the longest query and the longest key of any head of each fused attention to the graph's outputs.
+    """Add the largest norms of queries and keys of each fused attention, over all heads, to the graph's outputs.
 
-    Returns the names of the two, by the name of the attention's result.
+    Returns the names of both by the name of the attention's result.
     """
     found = {}
     for node in fused_attentions(graph):

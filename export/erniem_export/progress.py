@@ -17,16 +17,16 @@ class Progress(Protocol):
     """Receives the steps of an export."""
 
     def step(self, text: str) -> None:
-        """A step begins."""
+        """Show the start of a step."""
 
     def track(self, items: Sequence[Item], unit: str) -> Iterable[Item]:
-        """Return ``items``, which are worked through one by one."""
+        """Return ``items``, and show the progress over them."""
 
     def note(self, text: str) -> None:
-        """Show a line that is no step."""
+        """Show a line that is not a step."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` of a part of the step are done; without a name, the step is over."""
+        """Show that ``done`` of ``total`` parts of a phase are done; an empty name ends the step."""
 
 
 class Terminal:
@@ -52,7 +52,7 @@ class Terminal:
             print(text, file=sys.stderr, flush=True)
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Show it on a terminal, in place of what was shown before."""
+        """On a terminal, replace the previous phase's line."""
         if self._on_terminal():
             line = f"  {name} {done}/{total}"[:_WIDTH] if name else ""
             print(f"\r{line:<{_WIDTH}}\r{line}", end="", file=sys.stderr, flush=True)

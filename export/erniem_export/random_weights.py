@@ -38,11 +38,11 @@ def random_config(size: str, head: str) -> ErnieMConfig:
 
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Overwrite every parameter with seeded random values under which no part of the model can hide.
+    """Overwrite every parameter with seeded random values, so that every part of the model affects its output.
 
-    Freshly initialised models have zero biases, trivial LayerNorms and all but uniform attention: a missing bias
-    or a wrong mask hardly shows in their output. Here biases and norms are random too, queries and keys are scaled
-    up, so that attention has peaks, and embeddings are small, so that a LayerNorm's epsilon counts.
+    New models have zero biases, trivial LayerNorms and almost uniform attention: a missing bias or a wrong mask hardly
+    changes their output. Here biases and norms are random too, queries and keys are scaled up for peaked
+    attention, and embeddings are small, so that a LayerNorm's epsilon matters.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""The folders of sentence-transformers: where the model lies, and how its states become one vector per text."""
+"""Reads folders of sentence-transformers: the model's location, and how its states become one vector per text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from erniem_rt.manifest import Defaults
 __all__ = ["SentenceFolder", "left_aside", "modules_of", "read_sentence_folder"]
 
 _PACKAGE = "sentence_transformers."
-# What does nothing when it is not trained.
+# Modules without effect in inference.
 _IDLE = ("Dropout",)
-# sentence-transformers' modes of pooling in its older notation, in its order.
+# sentence-transformers' older names of pooling modes, in its order.
 _MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -26,7 +26,7 @@ _MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _POOLINGS = ("mean", "cls")
-# Keys of the model's own file that are read, or say nothing about the vectors.
+# Keys of the model's file that we read or that do not affect the vectors.
 _KNOWN = (
     "max_seq_length",
     "do_lower_case",
@@ -43,21 +43,21 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """A folder with a ``modules.json``; ``modules`` are names of classes and folders, the model's first."""
+    """A folder with a ``modules.json``; ``modules`` has the class and the folder of each module, the model first."""
 
     root: Path
     modules: tuple[tuple[str, str], ...]
 
     @property
     def model(self) -> Path:
-        """The folder of the weights: in older layouts one of its own, ``0_Transformer``."""
+        """The folder of the weights: ``0_Transformer`` in older layouts."""
         return self.root / self.modules[0][1]
 
     def defaults(self) -> tuple[Defaults, list[str]]:
-        """What these modules make of a text, and what is to be said of it; ``max_seq_len`` as it stands in the file.
+        """Return the modules' defaults, and notes on them; ``max_seq_len`` is the file's value.
 
         Raises:
-            CheckpointError: They make something else of it than an artifact can.
+            CheckpointError: An artifact cannot reproduce these modules.
         """
         names = [name for name, _ in self.modules if name not in _IDLE]
         if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
@@ -78,7 +78,7 @@ class SentenceFolder:
         return found, [*unread, *self._prompts()]
 
     def lower_case(self) -> bool:
-        """Whether texts are read in lower case, whatever the tokenizer's own file says."""
+        """Whether texts are lower-cased, even if the tokenizer's own file says otherwise."""
         return bool(_read(self.model / SENTENCE_FILE).get("do_lower_case"))
 
     def _prompts(self) -> list[str]:
@@ -94,11 +94,10 @@ class SentenceFolder:
 
 
 def read_sentence_folder(folder: Path) -> SentenceFolder | None:
-    """What ``modules.json`` says; None without one.
+    """Read ``modules.json``; None without one.
 
     Raises:
-        CheckpointError: It is damaged, begins with another module than a Transformer, or names a folder that is not
-            there.
+        CheckpointError: It is damaged, its first module is not a Transformer, or it names a missing folder.
     """
     path = folder / MODULES_FILE
     if not path.is_file():
@@ -109,7 +108,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     modules = tuple((_name(entry["type"]), entry["path"]) for entry in content)
     for name, inner in modules:
         if Path(inner).is_absolute() or ".." in Path(inner).parts or (inner and not (folder / inner).is_dir()):
-            if name in (*_IDLE, "Normalize"):  # which have nothing to keep there
+            if name in (*_IDLE, "Normalize"):  # these have no files
                 continue
             raise CheckpointError(f"{path} says that {name} is in {inner}, and there is no such folder: fetch it again")
     if modules[0][0] != "Transformer":
@@ -139,7 +138,7 @@ def modules_of(defaults: Defaults, max_length: int, hidden: int) -> dict[str, An
 
 
 def left_aside(folder: Path) -> str | None:
-    """What there is to say where ``folder`` has no ``modules.json``, but something that sentence-transformers wrote."""
+    """Return a note if ``folder`` has other files of sentence-transformers but no ``modules.json``; else None."""
     folder = folder.resolve()
     try:
         whole = read_sentence_folder(folder.parent)
@@ -157,7 +156,7 @@ def _is_module(entry: Any) -> bool:
 
 
 def _name(kind: str) -> str:
-    """The class of a module of sentence-transformers, which has moved between versions; others by their full name."""
+    """Return the class name of a module of sentence-transformers, whose path varies by version; else the full name."""
     return kind.rpartition(".")[2] if kind.startswith(_PACKAGE) else kind
 
 
@@ -173,7 +172,7 @@ def _pooling_of(path: Path) -> str:
 
 
 def _check_states(path: Path, said: dict[str, Any]) -> None:
-    """Raise unless the vectors are made of the last hidden states."""
+    """Raise unless the vectors come from the last hidden state."""
     task = said.get("transformer_task") or "feature-extraction"
     text = (said.get("modality_config") or {}).get("text") or {}
     output = text.get("method_output_name") or "last_hidden_state"
@@ -188,7 +187,7 @@ def _unknown(said: dict[str, Any]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a file; nothing without it."""
+    """Return a JSON file's content; an empty dict without the file."""
     content = _load(path) if path.is_file() else {}
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")

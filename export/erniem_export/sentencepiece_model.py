@@ -1,4 +1,4 @@
-"""The sentencepiece model as a file: its pieces, and the order in which sentencepiece loads them fastest."""
+"""Parses the sentencepiece model's file, and sorts its pieces for faster loading."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["in_byte_order", "parse"]
 
 
 def parse(content: bytes) -> Any:
-    """The ``ModelProto`` in a model file's content.
+    """Parse the ``ModelProto`` in a model file's content.
 
     Raises:
-        CheckpointError: It is none.
+        CheckpointError: The content is not a sentencepiece model.
     """
     model = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
     decode_error = importlib.import_module("google.protobuf.message").DecodeError
@@ -26,11 +26,10 @@ def parse(content: bytes) -> Any:
 
 
 def in_byte_order(content: bytes) -> bytes:
-    """The same model with its pieces sorted by their bytes, as sentencepiece sorts them at each load.
+    """Return the model with its pieces sorted by their bytes, as sentencepiece sorts them at each load.
 
-    It cuts every text alike and loads in about three quarters of the time. Only the pieces' ids differ, which ErnieM
-    does not see: its ids are lines of ``vocab.txt``. Without that file the ids are the model's own, and the order must
-    stay.
+    It cuts texts into the same pieces and loads in about three quarters of the time. Only the pieces' ids change, which
+    ErnieM does not use: its ids are lines of ``vocab.txt``. Without that file, the order must not change.
 
     Raises:
         CheckpointError: The content is not a sentencepiece model.

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local folder or the hub."""
+"""Finds a checkpoint's files, in a local folder or on the hub."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-# What PaddleNLP wrote up to 2.4 in place of it.
+# PaddleNLP's equivalent up to 2.4.
 PADDLE_CONFIG_FILE = "model_config.json"
 # Labelled examples of the checkpoint's task, for the accuracy gate.
 TASK_SET_FILE = "task_set.jsonl"
-# Texts like those to be served, a text on each line, for int8.
+# Texts for calibrating int8, a text on each line.
 CALIBRATION_FILE = "calibration.txt"
 TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
@@ -49,19 +49,19 @@ MODULES_FILE = "modules.json"
 SENTENCE_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 MODULE_FOLDERS = "[0-9]_*"
-# Where its older versions kept the model.
+# The model's folder in its older versions.
 _MODEL_FOLDER = "0_Transformer"
 _ADAPTER_FILE = "adapter_config.json"
 # Endings of files that somebody may take for the weights.
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # Paddle's graphs for serving, whose weights have no names.
 _STATIC = (".pdmodel", ".pdiparams")
-# How the names of Paddle's classes begin.
+# Prefixes of the names of Paddle's classes.
 _PADDLE_CLASSES = ("UIEM", "ErnieM")
 # In the order in which transformers prefers them, and Paddle's at the end.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
 _INDEX_FILES = tuple(f"{name}.index.json" for name in _SINGLE_FILES)
-# Not "model*": model.fp16.safetensors and the like are variants that nobody asked for.
+# Not "model*", which would download variants such as model.fp16.safetensors.
 _HUB_PATTERNS = (
     ("model.safetensors", "model-*.safetensors", _INDEX_FILES[0]),
     ("pytorch_model.bin", "pytorch_model-*.bin", _INDEX_FILES[1]),
@@ -108,7 +108,7 @@ def check_layout(folder: Path) -> None:
 
 
 def what_is_there(folder: Path) -> str:
-    """What a folder holds that is not a whole checkpoint, and what to do: the end of a sentence, or nothing."""
+    """Return what an incomplete checkpoint's folder has and what to do, as the end of a sentence; may be empty."""
     names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
     inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, _ADAPTER_FILE))]
     if inner:
@@ -142,12 +142,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """PyTorch's weight files that are no safetensors; none if there are none."""
+    """Return PyTorch's pickled weight files."""
     return _files_of_kind(folder, 1)
 
 
 def paddle_files(folder: Path) -> list[Path]:
-    """Paddle's own weight files; none if there are none."""
+    """Return Paddle's weight files."""
     return _files_of_kind(folder, 2)
 
 
@@ -158,7 +158,7 @@ def _files_of_kind(folder: Path, kind: int) -> list[Path]:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether ``folder`` is a checkpoint's."""
+    """Return whether ``folder`` has weights."""
     return any((folder / name).is_file() for name in (*_SINGLE_FILES, *_INDEX_FILES))
 
 
@@ -262,7 +262,7 @@ def _download(model: str) -> Path:
             f"there is no folder {model}, and the hub cannot be reached; "
             "download the model where there is a network and pass its folder"
         )
-    except Exception as error:  # the network's errors have no common class, and other ones in each version of the hub
+    except Exception as error:  # network errors have no common class, and differ between versions of the hub library
         reason = f"there is no folder {model}, and the download from the hub failed: {_first_line(error)}"
     raise CheckpointError(reason)
 

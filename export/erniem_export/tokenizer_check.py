@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tokenizer is the one of its embeddings."""
+"""Checks that a checkpoint's tokenizer fits its embeddings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _WITHOUT = (
     f"the checkpoint has no {_MODEL} and so no tokenizer: the artifact takes ids, and no pipeline reads "
     "texts for it; put its files into the checkpoint's folder and export again"
 )
-# Embeddings are padded to a multiple of up to this.
+# The largest multiple that training tools pad embeddings to.
 _PADDING = 128
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> str | None:
-    """Refuse a tokenizer with ids that have no embedding; return what else looks wrong, in a sentence.
+    """Refuse a tokenizer with ids that have no embedding; return a note on anything else that looks wrong.
 
     Raises:
         CheckpointError: The embeddings have too few rows.

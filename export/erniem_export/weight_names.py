@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors: ErnieM's own, those of training libraries around it, and of other layouts."""
+"""Reads the names of a checkpoint's tensors: ErnieM's, and the prefixes of training libraries and other layouts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["PREFIX", "is_left_over", "some", "wrapper_of"]
 PREFIX = "ernie_m."
 
 _WORDS = "embeddings.word_embeddings.weight"
-# What training libraries put before every name: torch.compile, DataParallel, Lightning, peft.
+# Prefixes of torch.compile, DataParallel, Lightning and peft.
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "base_model.model.")
-# What no output depends on: buffers that count positions, losses, heads of pretraining, a counter of averaged weights.
+# Tensors that no output depends on: position buffers, losses, pretraining heads, a counter of averaged weights.
 _LEFT_OVER = re.compile(
     r"(?:ernie_m\.)?embeddings\.(?:position_ids|token_type_ids)"
     r"|(?:loss\w*|criterion|lm_head|cls\.predictions|cls\.seq_relationship)\..+"
@@ -30,7 +30,7 @@ def wrapper_of(names: Collection[str]) -> str:
     """The prefix that a training library has put before the name of every tensor; empty without one.
 
     Raises:
-        CheckpointError: The names are an adapter's, or of a layout or under a prefix that is not read.
+        CheckpointError: The names are an adapter's, or have an unknown layout or prefix.
     """
     if adapted := [name for name in names if _ADAPTED.search(name)]:
         raise CheckpointError(
@@ -58,11 +58,11 @@ def wrapper_of(names: Collection[str]) -> str:
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a tensor is one that no output depends on."""
+    """Return whether no output depends on a tensor."""
     return _LEFT_OVER.fullmatch(name) is not None
 
 
 def some(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

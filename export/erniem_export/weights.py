@@ -1,4 +1,4 @@
-"""Does a checkpoint hold what its config says? Found out from names and shapes, before anything is loaded."""
+"""Compares a checkpoint's weights with its config, by names and shapes, before loading them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Fit", "Shapes", "check_weights", "expected_shapes", "read_shapes", "
 
 Shapes = dict[str, tuple[int, ...]]
 
-# What another head, or a pooler that this head does not use, leaves in a checkpoint.
+# Tensors of other heads, or of a pooler that this head does not use.
 _OTHER_HEADS = re.compile(
     r"^(?:ernie_m\.)?(pooler\.dense|classifier|qa_outputs|linear_start|linear_end)\.(weight|bias)$"
 )
 
-# Which config key fixes which axis of a parameter.
+# The config key that defines each axis of a parameter.
 _AXES = {
     "word_embeddings.weight": ("vocab_size", "hidden_size"),
     "position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
@@ -47,8 +47,8 @@ _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Fit:
-    """How weights fit a head: the name in the files of each parameter of its class, what was left out, and whether
-    there is a pooler, for heads whose class has one.
+    """The match of weights and a head: the name in the files of each parameter, the ignored tensors, and whether there
+    is a pooler, for heads whose class has one.
     """
 
     names: dict[str, str]
@@ -62,7 +62,7 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
     PyTorch's pickled files are opened with ``weights_only``, and Paddle's are not unpickled: they cannot run code.
 
     Raises:
-        CheckpointError: A file is truncated, is no weight file, or holds more than tensors.
+        CheckpointError: A file is truncated, is not a weight file, or contains other objects than tensors.
     """
     shapes: Shapes = {}
     for file in files:
@@ -75,7 +75,7 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
 
 
 def read_tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return the tensors ``names`` of weight files that :func:`read_shapes` took, whatever their metadata say."""
+    """Return the tensors ``names`` of weight files that :func:`read_shapes` accepted; ignores their metadata."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
@@ -101,7 +101,7 @@ def expected_shapes(head: str, config: ErnieMConfig, *, pooler: bool = True) -> 
 
 
 def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
-    """Raise :class:`CheckpointError`, naming what contradicts what, unless ``shapes`` fit head and config.
+    """Raise :class:`CheckpointError`, naming the contradiction, unless ``shapes`` fit head and config.
 
     ``said`` is the content of config.json.
     """
@@ -148,9 +148,9 @@ def _safetensors_shapes(file: Path) -> Shapes:
 
 def _unpickled(file: Path) -> dict[str, Any]:
     try:
-        # Files in torch's format from before 1.6 are no archives, and cannot be mapped.
+        # Files in torch's format before 1.6 are not archives, and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle may raise any exception
         raise CheckpointError(
             f"{file} is damaged, or holds more than tensors, which is not loaded because it could run code: "
             "fetch it again, or convert it to safetensors where you trust it"
@@ -161,7 +161,7 @@ def _unpickled(file: Path) -> dict[str, Any]:
 
 
 def _name_in(head: str, name: str) -> str:
-    """A tensor's name in the head's class: the base model has the encoder without prefix."""
+    """Return a tensor's name in the head's class; the base model's encoder has no prefix."""
     bare = name.removeprefix(PREFIX)
     return PREFIX + bare if head != "base" and bare.startswith(("embeddings.", "encoder.", "pooler.")) else bare
 
@@ -204,7 +204,7 @@ def _mismatch(
 
 
 def _labels_said(said: Mapping[str, Any], count: int) -> str:
-    """What config.json says of the number of labels, which has come to ``count``."""
+    """Return how config.json leads to ``count`` labels, for a message."""
     given = said.get("num_labels")
     if not said.get("id2label"):
         return f"says num_labels = {count}" if given is not None else f"names no labels, which means {count}"

@@ -61,7 +61,7 @@ def test_an_export_reports_on_both_streams(exported: tuple[Path, Any]) -> None:
         "writing qa.onnx and its weights ...",
         "comparing with PyTorch ...",
     ]
-    assert note.startswith("the gate holds in bf16 on a CPU, ")
+    assert note.startswith("passed the gate in bf16 on a CPU, ")
     head, columns, _, *rows, verdict, done = result.out.splitlines()
     assert head.startswith(f"fp32 against PyTorch {torch.__version__.split('+')[0]}, float32, ")
     assert columns.split()[:4] == ["output", "max", "mean", "p99"]

@@ -1,1 +1,1 @@
-"""The gate: is an artifact the PyTorch model, in its numbers, its weights and its answers to a task set?"""
+"""The gate: compares an artifact's outputs, weights and answers to a task set with those of the PyTorch model."""

@@ -1,4 +1,4 @@
-"""What an artifact's precision costs its task: the pipelines' answers to a task set, by the task's own metric."""
+"""Measures how much of the task's metric an artifact's precision costs, from the pipelines' answers to a task set."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Accuracy", "AccuracyCheck", "ReferenceSession", "answers", "figures"]
 
-# In points of 100. In fp32 the answers are the same; the little that is left lets through a single one that the model
-# itself leaves open, by less than rounding, among 2,000 or more.
+# Allowed fall of a metric, in points of 100. In fp32 the answers are the same; 0.05 allows one changed answer in 2,000,
+# where two candidates' scores differ by less than rounding.
 FALLS = {"fp32": 0.05, "other": 0.5}
-# For the rounding of differences of percentages: 3 answers of 600 are half a point.
+# Tolerance for float rounding when percentages are subtracted.
 _ROUNDING = 1e-9
-# Is told how many examples are answered.
-Told = Callable[[int], None]
+# Called with the number of answered examples.
+ReportProgress = Callable[[int], None]
 
 _HALF = 0.5
 _ARTICLES = ("a", "an", "the")
@@ -54,7 +54,7 @@ _ARTICLES = ("a", "an", "the")
 class Accuracy:
     """Figures of the artifact (``found``) and of the PyTorch model (``reference``), by the metric's name.
 
-    ``same_answers`` counts the examples to which both answer alike; None where answers are numbers.
+    ``same_answers`` counts the examples with the same answer from both; None where answers are numbers.
     """
 
     task_set: str
@@ -65,7 +65,7 @@ class Accuracy:
     may_fall: float
 
     def failures(self) -> list[str]:
-        """What became worse by more than it may."""
+        """Return a sentence for each figure that falls by more than ``may_fall``."""
         return [
             f"{name} on {self.task_set} ({self.examples} examples) falls from {before:.2f} to {self.found[name]:.2f}, "
             f"by {before - self.found[name]:.2f} points; {self.may_fall:g} are allowed"
@@ -74,7 +74,7 @@ class Accuracy:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the report."""
+        """Return the figures as the report stores them."""
         return {
             "file": self.task_set,
             "examples": self.examples,
@@ -92,13 +92,13 @@ def _opened(artifact: Path) -> Session:
 
 
 class AccuracyCheck:
-    """Compares artifacts with the model that they were exported from, whose answers are computed once.
+    """Compares an artifact's answers with those of the PyTorch model, which are computed once.
 
     Args:
-        task_set: What to ask.
+        task_set: The labelled examples.
         model: The model in float32.
-        tokenizer_dir: Folder of the tokenizer's files, those that come with the artifact.
-        told: Is told what is done, how far it is, and of how much.
+        tokenizer_dir: Folder of the tokenizer's files that come with the artifact.
+        report_progress: Called with a label, the number of answered examples and their total.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class AccuracyCheck:
         task_set: TaskSet,
         model: ErnieMPreTrainedModel,
         tokenizer_dir: Path,
-        told: Callable[[str, int, int], None] = lambda *_: None,
+        report_progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         self._task_set = task_set
         self._model = model
         self._tokenizer = Tokenizer.from_dir(tokenizer_dir, verify=False)
-        self._told = told
+        self._report_progress = report_progress
         self._reference: list[Any] | None = None
 
     def compare(
@@ -120,13 +120,13 @@ class AccuracyCheck:
         report: Mapping[str, Any],
         open_session: Callable[[Path], Session] = _opened,
     ) -> dict[str, Any]:
-        """Ask an artifact that passed the comparison of outputs; return its ``report`` with ``accuracy`` added.
+        """Run the task set on an artifact that passed the comparison of outputs; return ``report`` with ``accuracy``.
 
-        ``open_session`` opens it, whose files were just verified.
+        ``open_session`` opens the artifact; its files were verified before.
 
         Raises:
-            ParityError: A figure falls by more than it may, and the report is attached.
-            InvalidInputError: An example cannot be asked, for its question leaves no room for a text.
+            ParityError: A figure falls by more than is allowed; the report is attached.
+            InvalidInputError: The question of an example leaves no room for a text.
         """
         with open_session(artifact) as session:
             accuracy = self._measure(session)
@@ -166,10 +166,10 @@ class AccuracyCheck:
                 self._task_set,
                 session,
                 self._tokenizer,
-                lambda done: self._told(f"{self._task_set.name}, answers of {who}", done, total),
+                lambda done: self._report_progress(f"{self._task_set.name}, answers of {who}", done, total),
             )
         finally:
-            self._told("", 0, 0)
+            self._report_progress("", 0, 0)
         return found
 
 
@@ -186,17 +186,17 @@ def _remedy(manifest: Manifest) -> str:
 
 
 class Runs(Protocol):
-    """What a pipeline needs of a session."""
+    """The part of a session that pipelines use."""
 
     manifest: Manifest
     threads: int
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """As :meth:`erniem_rt.Session.run_all`."""
+        """See :meth:`erniem_rt.Session.run_all`."""
 
 
 class ReferenceSession:
-    """The PyTorch model in place of an artifact, for a pipeline.
+    """The PyTorch model behind a session's interface, for pipelines.
 
     Attributes:
         manifest: The artifact's, without the outputs that no pipeline reads.
@@ -211,11 +211,11 @@ class ReferenceSession:
         self.manifest = replace(manifest, outputs=tuple(spec for spec in manifest.outputs if "." not in spec.name))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """The outputs of each batch, in order."""
+        """Yield the outputs of each batch, in order."""
         return (self.run(**batch) for batch in batches)
 
     def run(self, *, input_ids: ArrayLike | None, attention_mask: ArrayLike | None) -> dict[str, NDArray[Any]]:
-        """Outputs by name; both arrays are int64 ``(batch, sequence)``, for ``mc`` ``(batch, choices, sequence)``."""
+        """Return outputs by name; inputs are int64 ``(batch, sequence)``, for ``mc`` ``(batch, choices, sequence)``."""
         ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
         feeds = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         if self.manifest.mask_mode == UIE_M:
@@ -228,10 +228,12 @@ class ReferenceSession:
         return found
 
 
-def answers(task_set: TaskSet, runs: Runs, tokenizer: Tokenizer, told: Told = lambda _: None) -> list[Any]:
-    """The answer to each example, of the type of ``Example.wanted`` (one text for ``qa``)."""
+def answers(
+    task_set: TaskSet, runs: Runs, tokenizer: Tokenizer, report_progress: ReportProgress = lambda _: None
+) -> list[Any]:
+    """Return the answer to each example, of the type of ``Example.wanted`` (one text for ``qa``)."""
     session = cast("Session", runs)
-    found = _ANSWER[task_set.task.head](task_set, session, tokenizer, lambda done, _: told(done))
+    found = _ANSWER[task_set.task.head](task_set, session, tokenizer, lambda done, _: report_progress(done))
     return list(found)
 
 
@@ -269,7 +271,7 @@ def _choices(task_set: TaskSet, session: Session, tokenizer: Tokenizer, progress
 def _extractions(
     task_set: TaskSet, session: Session, tokenizer: Tokenizer, progress: Progress
 ) -> list[frozenset[tuple[int, int]]]:
-    """A call takes one schema, so texts with the same prompt go together."""
+    """Answer texts with the same prompt in one call, since a call takes one schema."""
     pipeline = InformationExtractionPipeline(session, tokenizer)
     places: dict[str, list[int]] = defaultdict(list)
     for place, example in enumerate(task_set.examples):
@@ -297,12 +299,12 @@ _ANSWER: dict[str, Callable[..., Sequence[Any]]] = {
 
 
 def figures(metric: str, answers: Sequence[Any], wanted: Sequence[Any]) -> dict[str, float]:
-    """What the answers to a task set are worth.
+    """Return the metrics of the answers to a task set, by name.
 
     Args:
-        metric: ``Task.metric``; ``exact_match`` comes with the ``f1`` of SQuAD.
-        answers: Those of a pipeline.
-        wanted: ``Example.wanted`` of each, of which there is at least one.
+        metric: ``Task.metric``; for ``exact_match`` the result also has SQuAD's ``f1``.
+        answers: A pipeline's answers.
+        wanted: ``Example.wanted`` of each example; at least one.
     """
     measure: dict[str, Callable[..., float]] = {
         "accuracy": _accuracy,
@@ -320,14 +322,14 @@ def _accuracy(answers: Sequence[Any], wanted: Sequence[Any]) -> float:
 
 
 def _span_f1(answers: Sequence[AbstractSet[Any]], wanted: Sequence[AbstractSet[Any]]) -> float:
-    """Micro-averaged: every span, entity or label counts alike, and must be right as a whole."""
+    """Return the micro-averaged F1: a span, entity or label is correct only as a whole."""
     right = sum(len(a & b) for a, b in zip(answers, wanted, strict=True))
     total = sum(map(len, answers)) + sum(map(len, wanted))
     return 2 * right / total if total else 1.0
 
 
 def _pearson(answers: Sequence[float], wanted: Sequence[float]) -> float:
-    """The correlation coefficient; 0 where either side says the same of all."""
+    """Return the correlation coefficient; 0 where either side is constant."""
     means = math.fsum(answers) / len(answers), math.fsum(wanted) / len(wanted)
     a, b = [value - means[0] for value in answers], [value - means[1] for value in wanted]
     norm = math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
@@ -337,7 +339,7 @@ def _pearson(answers: Sequence[float], wanted: Sequence[float]) -> float:
 def _best(
     score: Callable[[list[str], list[str]], float], answers: Sequence[str], wanted: Sequence[Sequence[str]]
 ) -> float:
-    """The mean over all questions, each answer compared with the right one that is nearest to it."""
+    """Return the mean over all questions of the score against the best-matching reference answer."""
     best = [
         max(score(_words(answer), _words(right)) for right in rights or ("",))
         for answer, rights in zip(answers, wanted, strict=True)
@@ -356,9 +358,9 @@ def _overlap(answer: list[str], right: list[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    """Words as SQuAD compares them: small letters, no punctuation, no English articles.
+    """Split into words as SQuAD's metric does: lower case, no punctuation, no English articles.
 
-    As MLQA does for Chinese, each wide character (Chinese, Japanese, Korean) is a word.
+    As in MLQA for Chinese, each wide character (Chinese, Japanese, Korean) is a word.
     """
     kept = (char for char in text.lower() if char not in punctuation and not unicodedata.category(char).startswith("P"))
     spaced = "".join(f" {char} " if unicodedata.east_asian_width(char) == "W" else char for char in kept)

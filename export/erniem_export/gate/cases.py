@@ -1,4 +1,4 @@
-"""The inputs of the gate: every shape and every kind of padding, at random, and real text."""
+"""Builds the gate's inputs: random ids in every shape and with every kind of padding, and real text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Case", "build_cases"]
 
 _CHOICES = 3
 
-# Ten languages in eight scripts; the pairs are read as question and context, premise and hypothesis, prompt and text.
+# Ten languages in eight scripts; the pairs serve as question and context, premise and hypothesis, prompt and text.
 TEXTS = (
     ("Who wrote the letter?", "Maria wrote the letter on 12 May 2003, in Lisbon."),
     ("Wo liegt das Museum?", "Das größte Museum der Stadt liegt seit 1891 am Fluss."),
@@ -42,8 +42,8 @@ TEXTS = (
 class Case:
     """One batch.
 
-    ``feeds`` are what the caller passes; without ``attention_mask`` both sides must find the padding themselves.
-    ``attend`` is the mask that holds either way, bool, with the axes of the ids.
+    ``feeds`` are the caller's inputs; without ``attention_mask``, both sides derive it from the padding id.
+    ``attend`` is the effective mask, bool, with the axes of the ids.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Case:
 
 
 def build_cases(manifest: Manifest, tokenizer_dir: Path | None = None, seed: int = 0) -> list[Case]:
-    """Return the gate's batches for an artifact; with a tokenizer, real text too."""
+    """Return the gate's batches for an artifact, with real text if there is a tokenizer."""
     builder = _Builder(manifest, np.random.default_rng(seed))
     longest = manifest.limits.max_length
     lengths = [min(length, longest) for length in (1, 37, 5, 18, 2, 29, 11)]
@@ -91,14 +91,14 @@ class _Builder:
             row[self._positions(length, width, side)] = True
         limits = self.manifest.limits
         ids = self.rng.integers(0, limits.vocab_size - 1, attend.shape)
-        ids[0, 0], ids[0, -1] = 0, limits.vocab_size - 2  # both ends of the vocabulary, whatever is drawn
-        ids += ids >= limits.pad_token_id  # every id but padding
+        ids[0, 0], ids[0, -1] = 0, limits.vocab_size - 2  # always cover both ends of the vocabulary
+        ids += ids >= limits.pad_token_id  # skip the padding id
         if not give_mask:
             ids[~attend] = limits.pad_token_id
         return self._assembled(name, ids, attend, give_mask)
 
     def text_cases(self, tokenizer: Tokenizer) -> list[Case]:
-        """Return real text, alone and as pairs; nothing if the special tokens alone fill the row."""
+        """Return real text, single and in pairs; an empty list if the special tokens alone fill the row."""
         if self.manifest.limits.max_length <= tokenizer.num_special_tokens_to_add(pair=True):
             return []
         pairs = [pair for pair in TEXTS for _ in range(_CHOICES)] if self.has_choices else list(TEXTS)

@@ -1,4 +1,4 @@
-"""Why did the gate fail? Looked for in the outputs, in the weights and along the layers."""
+"""Finds why the gate failed, from the outputs, the weights and the output of each layer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["diagnose", "remedy"]
 
-# How often a difference may exceed its limit and still be what rounding costs.
+# Up to this multiple of its threshold, a difference may still be rounding alone.
 _NARROW = 2.0
 
 
 def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results: Sequence[Result]) -> list[str]:
-    """Return sentences on what is wrong and what to try, beyond what the report's own failures say.
+    """Return sentences on the cause and the remedy, in addition to the report's own failures.
 
     Args:
         artifact: The graph that failed.
-        model: What it was compared with.
-        report: What was found.
-        results: Every case with the outputs found and expected.
+        model: The reference model.
+        report: The comparison's result.
+        results: Every case with the artifact's and the reference's outputs.
     """
     if not results:
         return []
@@ -55,7 +55,7 @@ def diagnose(artifact: Path, model: ErnieMPreTrainedModel, report: Report, resul
 
 
 def _swapped_outputs(results: Sequence[Result]) -> str:
-    """Does one output carry what belongs to another?"""
+    """Return a sentence if one output holds the values of another, else an empty string."""
     names = list(results[0][2])
     for name in names:
         for other in names:
@@ -65,7 +65,7 @@ def _swapped_outputs(results: Sequence[Result]) -> str:
 
 
 def _swapped_columns(results: Sequence[Result]) -> str:
-    """Are the labels of a classifier, or the choices, in another order?"""
+    """Return a sentence if a classifier's labels, or the choices, are in another order, else an empty string."""
     widths = {expected["logits"].shape[-1] for _, _, expected in results if "logits" in expected}
     if len(widths) != 1:
         return ""
@@ -78,7 +78,7 @@ def _swapped_columns(results: Sequence[Result]) -> str:
 
 
 def _same(results: Sequence[Result], name: str, other: str, columns: tuple[int, int] | None = None) -> bool:
-    """Is the output ``name`` (or one of its columns) what is expected of ``other``, on every case?"""
+    """Return whether output ``name`` (or one of its columns) equals the reference's ``other`` on every case."""
     for _, found, expected in results:
         a, b = found[name], expected[other]
         if columns is not None:
@@ -89,13 +89,13 @@ def _same(results: Sequence[Result], name: str, other: str, columns: tuple[int, 
 
 
 def _is_narrow(report: Report) -> bool:
-    """Does a lower precision miss by so little that nothing need be wrong? A wrong mask misses by far."""
+    """Return whether a lower precision misses by so little that rounding explains it; a wrong mask misses by far."""
     alone = all(difference.excess(report.limits.alone) <= 1.0 for difference in report.invariance.values())
     return report.precision != "fp32" and report.weights.are_right and alone and report.worst()[2] < _NARROW
 
 
 def remedy(manifest: Manifest) -> str:
-    """What to do about an artifact of which nothing but its precision is wrong."""
+    """Return what to do about an artifact that fails because of rounding alone."""
     weights, embedding = manifest.precision.get("weights", ""), manifest.precision.get("embedding", "")
     start = "Without rounding the graph gives the numbers of PyTorch, so nothing else is wrong."
     if weights == "int8":
@@ -128,7 +128,7 @@ def _precision(report: Report) -> str:
 
 
 def _padding(report: Report, results: Sequence[Result]) -> str:
-    """Do only batches fail in which something is masked?"""
+    """Return a sentence if only batches with masked positions fail, else an empty string."""
     masked = {case.name for case, _, _ in results if not case.attend.all()}
     unattended = {case.name for case, _, _ in results if not case.attend.any(-1).all()}
     failing = report.failing_cases()
@@ -145,7 +145,7 @@ def _padding(report: Report, results: Sequence[Result]) -> str:
 
 
 def _graph(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results: Sequence[Result]) -> str:
-    """Which part of the graph differs, if it is not the weights?"""
+    """Return a sentence that names the part of the graph that differs, if the weights do not."""
     _, worst, excess = report.worst()
     if excess <= 1.0:
         return "Export again." if report.weights.missing else ""
@@ -159,14 +159,14 @@ def _graph(artifact: Path, model: ErnieMPreTrainedModel, report: Report, results
 
 
 def _first_difference(artifact: Path, model: ErnieMPreTrainedModel, case: Case, limits: Thresholds) -> str:
-    """Say from which part of the model on the numbers differ, as the end of a sentence; empty if it cannot be told.
+    """Return the first part of the model whose output differs, as the end of a sentence; empty if unknown.
 
-    Every part of the encoder ends in a LayerNorm, which the graph and the model know by the name of its weight.
+    Every part of the encoder ends in a LayerNorm, whose weight has the same name in the graph and the model.
     """
     expected = _model_norms(model, case)
     try:
         found = _graph_norms(artifact, case)
-    # Whatever the engine says of the edited graph, it is the gate's findings that must be reported.
+    # An engine error on the edited graph must not hide the gate's findings.
     except Exception:
         return ""
     if not found:
@@ -182,7 +182,7 @@ def _first_difference(artifact: Path, model: ErnieMPreTrainedModel, case: Case, 
 
 
 def _part(norm: str) -> str:
-    """Name what lies before a LayerNorm: ``encoder.layers.3.norm1`` closes the self-attention of layer 3."""
+    """Name the part that ends in a LayerNorm: ``encoder.layers.3.norm1`` follows the self-attention of layer 3."""
     *_, layer, last = norm.split(".")
     if last == "layer_norm":
         return "the embeddings"
@@ -190,7 +190,7 @@ def _part(norm: str) -> str:
 
 
 def _model_norms(model: ErnieMPreTrainedModel, case: Case) -> dict[str, NDArray[Any]]:
-    """Run the model; the output of each LayerNorm by its name, in the order of computation."""
+    """Run the model; return the output of each LayerNorm by its name, in the order of computation."""
     outputs: dict[str, NDArray[Any]] = {}
 
     def keep(name: str) -> Any:
@@ -214,7 +214,7 @@ def _model_norms(model: ErnieMPreTrainedModel, case: Case) -> dict[str, NDArray[
 
 
 def _graph_norms(artifact: Path, case: Case) -> dict[str, NDArray[Any]]:
-    """Run the graph; the output of each LayerNormalization by the name of its weight, without ``.weight``."""
+    """Run the graph; return the output of each LayerNormalization by its weight's name without ``.weight``."""
     graph = onnx.load(artifact, load_external_data=False)
     norms = {
         node.input[1].removesuffix(".weight"): node.output[0]

@@ -1,4 +1,4 @@
-"""How far two arrays are apart, how far apart they may be, and what a user decides from them."""
+"""Measures differences of outputs, defines their thresholds, and compares the decisions made from them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a precision may cost.
+    """The largest differences allowed in a precision.
 
     ``largest`` bounds the largest absolute difference, in units of the reference's largest value where that is
     above 1; ``relative_l2`` and ``cosine`` are over all values of an output on one case; ``agreement`` is the share
-    of decisions (labels, spans) that must not change. ``alone_cosine`` is for a row alone and in a batch, where that
-    is held to more than the precision.
+    of decisions (labels, spans) that must not change. ``alone_cosine`` compares a row alone with the same row in a
+    batch, where that has a stricter threshold than the precision.
     """
 
     largest: float
@@ -51,22 +51,25 @@ class Thresholds:
 
     @property
     def margin(self) -> float:
-        """By how much the reference must decide, in units of its largest value: ``tie``, or twice ``largest``."""
+        """Return the least lead of a reference decision that counts: ``tie``, or twice ``largest``.
+
+        It is in units of the reference's largest value.
+        """
         return 2 * self.largest if self.tie is None else self.tie
 
     @property
     def alone(self) -> Thresholds:
-        """By how much a row may differ from itself in a batch: no further than ``alone_cosine`` turns it."""
+        """Return the thresholds for a row alone against the same row in a batch: ``alone_cosine`` where it is set."""
         if self.alone_cosine is None:
             return self
         chord = math.sqrt(2 * (1 - self.alone_cosine))
         return dataclasses.replace(self, relative_l2=chord, cosine=self.alone_cosine)
 
 
-# fp32: 20 times what ONNX Runtime and torch differ by after 12 layers (largest 4e-6, relative L2 1e-6), and a tenth
-# of what Gelu by tanh in place of erf does to two layers.
-# fp16, bf16 and the embedding's precisions: two to three times the worst of what they cost random models of 2 and 12
-# layers (heads base, cls and qa, three seeds each), whose sharp attention makes more of an error than trained ones.
+# fp32: 20 times the difference of ONNX Runtime and torch after 12 layers (largest 4e-6, relative L2 1e-6), and a tenth
+# of the error from replacing erf by tanh in the Gelu of two layers.
+# fp16, bf16 and the embedding's precisions: two to three times the worst error measured on random models of 2 and 12
+# layers (heads base, cls and qa, three seeds each). Their sharp attention amplifies errors more than a trained model's.
 #             largest  relative L2  1 - cosine
 # fp16         7.7e-3       2.0e-3      8.0e-6
 # bf16         6.7e-2       2.9e-2      1.0e-3
@@ -75,9 +78,9 @@ class Thresholds:
 # bf16         1.0e-2       3.3e-3      1.3e-5
 # int8         4.1e-2       2.0e-2      2.1e-4
 # int8: the worst of nano's six checkpoints and of a random model of 2 layers with each head: 3.7e-1 (in a pooler's
-# tanh, without VNNI; 2.6e-1 with it), 9.3e-2 and 4.0e-3. A row alone is the row in a batch to 2.6e-8, its cosine to
-# 2e-15: scales are fixed.
-# ``alone_cosine`` is what a user may rely on; one scale for a whole batch gives 0.96 at worst (docs/benchmarks.md).
+# tanh, without VNNI; 2.6e-1 with it), 9.3e-2 and 4.0e-3. With static scales, a row alone and in a batch differ by
+# 2.6e-8 (1 - cosine: 2e-15).
+# ``alone_cosine`` is guaranteed to users; one scale for a whole batch gives 0.96 at worst (docs/benchmarks.md).
 THRESHOLDS = {
     "fp32": Thresholds(largest=1e-4, relative_l2=2e-5, cosine=0.999999, agreement=1.0),
     "fp16": Thresholds(largest=2e-2, relative_l2=6e-3, cosine=0.99998, agreement=1.0),
@@ -91,10 +94,11 @@ EMBEDDING_THRESHOLDS = {
     "int8": Thresholds(largest=1e-1, relative_l2=5e-2, cosine=0.9994, agreement=1.0),
 }
 
-# What rounding costs one model, another takes without a trace: sharp attention, or a sum that nearly cancels. So the
-# precision may cost _FACTOR times what it costs this model in PyTorch (the square of it for 1 - cosine, which is one),
-# where that is above the thresholds, and up to these: beyond, answers begin to change. One draw of rounding differs
-# from another: of 55 random models of 2 layers the worst took 1.6 times its yardstick, and 3.0 times with three values.
+# Models differ in how much they amplify rounding (sharp attention, sums that nearly cancel). So an artifact may differ
+# by _FACTOR times the error of the same model rounded in PyTorch (by its square for 1 - cosine, which is quadratic)
+# where that is above the thresholds, but by no more than these caps: beyond them, answers begin to change. The factor
+# covers the variance of rounding errors: the worst of 55 random models of 2 layers had 1.6 times the error of the
+# rounded PyTorch model, and 3.0 times on an output of three values.
 _FACTOR = 5.0
 _MOST = {
     "fp16": Thresholds(largest=1e-1, relative_l2=5e-2, cosine=0.998, agreement=1.0),
@@ -102,15 +106,15 @@ _MOST = {
     "int8": Thresholds(largest=0.4, relative_l2=0.2, cosine=0.97, agreement=1.0),
 }
 
-# Below this root mean square, an output's direction is mostly rounding.
+# Below this root mean square, rounding dominates an output's direction.
 _DIRECTION_FROM = 0.1
 
 
 def thresholds_of(precision: Mapping[str, str]) -> Thresholds:
-    """What an artifact of this precision (``weights`` and ``embedding``, as in the manifest) may cost.
+    """Return the thresholds of a precision (``weights`` and ``embedding``, as in the manifest).
 
     Raises:
-        ArtifactError: There are no thresholds for one of the two.
+        ArtifactError: One of the two has no thresholds.
     """
     rows = []
     for part, table in (("weights", THRESHOLDS), ("embedding", EMBEDDING_THRESHOLDS)):
@@ -122,15 +126,16 @@ def thresholds_of(precision: Mapping[str, str]) -> Thresholds:
 
 
 def is_judged_by_rounding(precision: Mapping[str, str]) -> bool:
-    """Whether PyTorch in this precision says what it may cost: not in fp32, which costs nothing, nor where the weights
-    are in int8, whose cost depends on what the scales were calibrated on.
+    """Return whether the thresholds follow from rounding the model in PyTorch.
+
+    Not in fp32, which has no rounding to emulate, nor in int8, whose error depends on the calibration.
     """
     kinds = precision.get("weights"), precision.get("embedding")
     return "int8" not in kinds[:1] and kinds != ("fp32", "fp32")
 
 
 def widened(limits: Thresholds, precision: Mapping[str, str], costs: Iterable[Difference]) -> Thresholds:
-    """Return what a precision may cost a model that it costs ``costs`` in PyTorch."""
+    """Return ``limits`` widened for a model whose rounding in PyTorch causes the differences ``costs``."""
     costs = [cost for cost in costs if cost.values and not cost.nonfinite]
     most = max((_MOST[kind] for kind in precision.values() if kind in _MOST), key=lambda row: row.largest)
     largest = max((cost.max_abs / cost.scale for cost in costs), default=0.0)
@@ -148,9 +153,9 @@ def widened(limits: Thresholds, precision: Mapping[str, str], costs: Iterable[Di
 class Difference:
     """One output on one case, against the reference.
 
-    ``scale`` is the reference's largest magnitude and ``rms`` its root mean square, each at least 1 where something
-    is divided by it: an output that happens to be near 0, as a single logit may be, is not held to more digits than
-    there are. ``nonfinite`` counts NaN and infinity among the values found; where there are any, the measures are 0.
+    ``scale`` is the reference's largest magnitude and ``rms`` its root mean square. As divisors both are at least 1, so
+    that an output near 0, such as a single logit, is not compared beyond its precision. ``nonfinite`` counts the NaN
+    and infinity in the artifact's values; if there are any, the measures are 0.
     """
 
     values: int
@@ -165,11 +170,11 @@ class Difference:
 
     @property
     def turned(self) -> float:
-        """1 - cosine; 0 where there is no direction: a single value, or next to nothing but rounding."""
+        """1 - cosine similarity; 0 for a single value, or where rounding dominates the direction."""
         return 1.0 - self.cosine if self.values > 1 and self.rms >= _DIRECTION_FROM else 0.0
 
     def excess(self, limits: Thresholds) -> float:
-        """How often the worst measure exceeds its threshold; up to 1 is within."""
+        """Return the worst ratio of a measure to its threshold; up to 1 passes."""
         if self.nonfinite or not self.values:
             return float("inf")
         return max(
@@ -210,7 +215,7 @@ def compare_decisions(
 ) -> Agreement:
     """Compare the decisions of one batch.
 
-    A decision that the reference itself makes by less than ``tie`` is none, and rows that are all padding have none.
+    Ignores decisions that the reference makes by less than ``tie``, and rows that are all padding.
     """
     live = attend.any(axis=-1)
     head, total = manifest.head, Agreement()
@@ -234,17 +239,17 @@ def compare_decisions(
 
 
 def _winners(found: NDArray[Any], expected: NDArray[Any], tie: float) -> Agreement:
-    """Compare the argmax of the last axis; a single column (regression, one token) leaves nothing to decide."""
+    """Compare the argmax of the last axis; a single column (regression, one token) decides nothing."""
     if expected.shape[-1] < 2 or not expected.size:
         return Agreement()
     second, best = np.sort(expected, axis=-1)[..., -2:].reshape(-1, 2).T
-    clear = (best - second > tie) & np.isfinite(second)  # one token that is not masked: no choice either
+    clear = (best - second > tie) & np.isfinite(second)  # a single unmasked token is no choice either
     same = (found.argmax(-1) == expected.argmax(-1)).ravel()
     return Agreement(int(clear.sum()), int((same & clear).sum()))
 
 
 def _signs(found: NDArray[Any], expected: NDArray[Any], tie: float) -> Agreement:
-    """Compare which values are above 0, the logit of probability 0.5."""
+    """Compare which values are above 0 (the logit of probability 0.5)."""
     clear = np.abs(expected) > tie
     same = (found > 0) == (expected > 0)
     return Agreement(int(clear.sum()), int((same & clear).sum()))

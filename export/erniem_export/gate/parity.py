@@ -1,4 +1,4 @@
-"""Run an artifact and the PyTorch model side by side and judge, in every way that its precision asks for."""
+"""Runs an artifact and the PyTorch model on the same inputs, and passes or refuses the artifact."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Reference", "check_parity", "judge", "reference_outputs", "with_bf16"]
 
-# The case whose rows are also run one by one: right padding, where positions do not depend on it.
+# The case whose rows also run one by one: with right padding, positions do not depend on the padding.
 _INVARIANCE_CASE = "padding on the right"
 _opened = partial(Session, engine="onnxruntime")
-# How a report was come by.
+# The ``method`` of a report: how the artifact was run.
 _EMULATED = "every result in {precision} rounded as a GPU rounds it, by a float32 graph on CPU"
 _ON_CPU = "as onnxruntime runs it on CPU"
 _BF16_BY_OPENVINO = "in bf16 on a CPU, as OpenVINO computes it"
 _BF16_EMULATED = "in bf16 on a CPU, every result rounded by a float32 graph"
-# Without arithmetic in this type, onnxruntime does not load such a graph on a CPU.
+# onnxruntime has no arithmetic in this type on a CPU, and does not load such a graph.
 _NOT_ON_CPU = "bf16"
-# Whose artifacts a CPU may compute in bf16.
+# The targets whose artifacts can run in bf16 on a CPU.
 _BF16_TARGETS = ("onnxruntime-cpu", "openvino", "portable")
 
 
 class Reference:
-    """The PyTorch model: its outputs in float32, and what its own rounding costs. Each is computed once.
+    """The reference model: caches its float32 outputs and the thresholds from its own rounding.
 
     Args:
         model: The model that an artifact was exported from.
@@ -80,13 +80,13 @@ class Reference:
         self._limits: dict[str, Thresholds] = {}
 
     def outputs(self, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
-        """Outputs of a case by the graph's names."""
+        """Return the outputs of a case by the graph's names."""
         if case.name not in self._outputs:
             self._outputs[case.name] = reference_outputs(self.model, manifest, case)
         return dict(self._outputs[case.name])
 
     def limits(self, manifest: Manifest, precision: Mapping[str, str], cases: list[Case]) -> Thresholds:
-        """What an artifact of this precision may differ by: a fixed amount, or what rounding does to this model."""
+        """Return the thresholds of a precision: fixed, or wider where rounding this model in PyTorch costs more."""
         precision = {part: precision.get(part, "") for part in ("weights", "embedding")}
         fixed, key = thresholds_of(precision), str(precision)
         if not is_judged_by_rounding(precision):
@@ -113,23 +113,23 @@ def check_parity(
     weights: Weights | None = None,
     unrounded: bool | None = None,
 ) -> Report:
-    """Compare an artifact, run as its users run it, with the PyTorch model in float32.
+    """Run an artifact as its users do and compare it with the PyTorch model in float32.
 
     Args:
-        artifact: ``HEAD.onnx``, beside its weights and its manifest, whose ``precision`` says what to judge by.
+        artifact: ``HEAD.onnx``, beside its weights and its manifest, whose ``precision`` selects the thresholds.
         model: The model that it was exported from.
         tokenizer_dir: Folder of the tokenizer's files, for real text.
         progress: Wraps the list of cases, for a progress bar.
-        open_session: Opens the artifact, in ONNX Runtime on the CPU unless it is told otherwise.
-        reference: The model's outputs, where they are already there.
-        weights: How they compare, if it is known: in what was derived from an artifact they have other forms.
-        unrounded: True: this is a graph without its rounding, held to the digits of fp32. False: such a graph has
-            passed, so that only rounding can be wrong. None: neither.
+        open_session: Opens the artifact; by default in ONNX Runtime on the CPU.
+        reference: The model's outputs, if already computed.
+        weights: The result of comparing the weights, for graphs derived from an artifact, which store them otherwise.
+        unrounded: True if rounding was removed from the graph, which then has the thresholds of fp32. False if such a
+            graph has passed, so that a failure can only come from rounding. None if rounding is not judged apart.
 
     Raises:
-        ParityError: The numbers are not the model's. Names the worst output and case and what may be wrong.
-        PrecisionError: Only its rounding is to blame.
-        ArtifactError: The artifact cannot be loaded, or is of a precision that has no thresholds.
+        ParityError: The outputs are not the model's. Names the worst output and case, and the likely cause.
+        PrecisionError: Rounding alone is the cause.
+        ArtifactError: The artifact cannot be loaded, or its precision has no thresholds.
     """
     reference = reference or Reference(model)
     with open_session(artifact) as session:
@@ -147,7 +147,7 @@ def check_parity(
             results.append((case, _plain(manifest, found), _plain(manifest, expected)))
             if case.name == _INVARIANCE_CASE:
                 report.invariance = _invariance(session, case, found)
-    if weights is None:  # the graph's, where what ran is a plan of another precision
+    if weights is None:  # in the graph's precision, even if a plan of another one ran
         weights = compare_weights(artifact, model, manifest.precision)
     report.weights = weights
     problems = report.failures()
@@ -167,7 +167,7 @@ def check_parity(
 
 
 def _precision(session: Session) -> dict[str, str]:
-    """What to judge by: the parts of the graph or plan, and bf16 where that is computed in and not in int8."""
+    """Return the precision of the graph or plan; with fp32 weights in a bf16 session, ``weights`` is bf16."""
     plan = session.manifest.plan if session.engine == "tensorrt" else None
     parts = dict(session.manifest.precision if plan is None else plan.precision)
     if session.precision == "bf16" and parts.get("weights") == "fp32":
@@ -188,7 +188,7 @@ def _run(session: Session, name: str, feeds: Mapping[str, NDArray[Any]]) -> dict
 
 
 def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Leave out hidden states and attentions, which are many and large."""
+    """Return the outputs without hidden states and attentions, which are many and large."""
     return {name: outputs[name] for name in HEADS[manifest.head].outputs if name in outputs}
 
 
@@ -220,7 +220,7 @@ def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Ca
 
 
 def _as_promised(session: Session, case: Case, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the artifact promises to give: a packed graph leaves padding out, and gives zeros there."""
+    """Return the outputs that the artifact should give: a packed graph gives zeros at padding."""
     if not session.packed:
         return outputs
     attend = case.attend
@@ -236,7 +236,7 @@ def _as_promised(session: Session, case: Case, outputs: dict[str, NDArray[Any]])
 
 
 def _decides(manifest: Manifest) -> bool:
-    """Whether outputs lead to decisions; numbers, and a single column, are the answer themselves."""
+    """Return whether the outputs lead to decisions; hidden states, regression and a single column do not."""
     if manifest.problem_type == "regression":
         return False
     if manifest.problem_type == "multi_label_classification":
@@ -264,7 +264,7 @@ def _compare(
 
 
 def _invariance(session: Session, case: Case, batch: Mapping[str, NDArray[Any]]) -> dict[str, Difference]:
-    """Run every row alone, without its padding, and compare it with itself in the batch."""
+    """Run every row alone, without its padding, and compare it with the same row in the batch."""
     plain = {spec.name: spec for spec in session.manifest.outputs if "." not in spec.name}
     alone: dict[str, list[NDArray[Any]]] = {name: [] for name in plain}
     within: dict[str, list[NDArray[Any]]] = {name: [] for name in plain}
@@ -299,9 +299,9 @@ def judge(
 ) -> dict[str, Any]:
     """Compare an artifact with the PyTorch model; return the manifest's ``parity``.
 
-    In lower precision the graph must first pass :func:`without_rounding`, to the digits of fp32. In half precision a
-    CPU alone proves little: onnxruntime skips most of the rounding there, or cannot run the graph. So what counts,
-    under the artifact's name, is :func:`emulate_half`; fp16 must also pass as onnxruntime runs it.
+    In lower precision the graph must first pass without its rounding (:func:`without_rounding`) at the thresholds of
+    fp32. In half precision onnxruntime skips most of the rounding on a CPU, or cannot run the graph. So the report
+    under the artifact's name comes from :func:`emulate_half`; fp16 must also pass as onnxruntime runs it.
 
     Args:
         artifact: ``HEAD.onnx``, beside its manifest and weights.
@@ -311,7 +311,7 @@ def judge(
         accuracy: Asks it for answers too, where there is a task set.
 
     Raises:
-        ErnieMError: As :func:`check_parity` and :meth:`AccuracyCheck.compare`.
+        ErnieMError: See :func:`check_parity` and :meth:`AccuracyCheck.compare`.
     """
     facts = Manifest.load(manifest_of(artifact)).precision
     precision = arithmetic_of(facts)
@@ -320,7 +320,7 @@ def judge(
         return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}
     reference = Reference(model)
     extra: dict[str, Any] = {}
-    separable = "products" not in facts  # int8 for TensorRT has its rounding inside of Q/DQ pairs
+    separable = "products" not in facts  # int8 for TensorRT rounds inside Q/DQ pairs
 
     def compare(path: Path) -> dict[str, Any]:
         report = check_parity(
@@ -338,7 +338,7 @@ def judge(
             raise PrecisionError(str(error), error.report) from error
         return report | extra
 
-    thresholds_of(facts)  # an unknown one before anything is made of it
+    thresholds_of(facts)  # refuses an unknown precision early
     weights = compare_weights(artifact, model, facts)
     if separable:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -357,7 +357,7 @@ def judge(
 def _check_unrounded(
     artifact: Path, model: ErnieMPreTrainedModel, folder: Path, tokenizer_dir: Path | None, weights: Weights
 ) -> dict[str, float]:
-    """Compare the graph without its rounding, and the model with the weights that it stores; return the differences."""
+    """Compare the graph without rounding with the model on the graph's stored weights; return the differences."""
     graph, config = read(artifact), model.config
     stored = stored_parameters(graph.graph, model)
     without_rounding(graph, config.hidden_size // config.num_attention_heads)
@@ -371,7 +371,10 @@ def _check_unrounded(
 def with_bf16(
     manifest: Manifest, artifact: Path, model: ErnieMPreTrainedModel, note: Callable[[str], None], **gate: Any
 ) -> Manifest:
-    """``manifest``, saved beside ``artifact``, with what :func:`_prove_bf16` found; ``note`` is told that in a line."""
+    """Return ``manifest`` with the result of :func:`_prove_bf16`, and pass a line about it to ``note``.
+
+    Takes the arguments of :func:`judge` as ``gate``; ``manifest`` must be saved beside ``artifact``.
+    """
     if manifest.target not in _BF16_TARGETS or manifest.precision["weights"] not in ("fp32", "int8"):
         return manifest
     try:
@@ -380,7 +383,7 @@ def with_bf16(
         note(f"bf16 on a CPU is not proven: {error}")
         return dataclasses.replace(manifest, proven=("fp32",))
     largest = max(figures["relative_l2"] for figures in report["outputs"].values())
-    note(f"the gate holds {method}: relative L2 {largest:.1e}")
+    note(f"passed the gate {method}: relative L2 {largest:.1e}")
     return dataclasses.replace(
         manifest, proven=("fp32", "bf16"), parity={**manifest.parity, f"{artifact.name} in bf16": report}
     )
@@ -395,16 +398,13 @@ def _prove_bf16(
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
     accuracy: AccuracyCheck | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Run the gate on an artifact in fp32 or int8 that passed it, now computed in bf16; return how, and the report.
+    """Run the gate in bf16 on an artifact in fp32 or int8 that passed it; return the method and the report.
 
-    OpenVINO computes it where it is installed and this CPU has bf16. Elsewhere a graph in fp32 is emulated.
-
-    Args:
-        artifact: ``HEAD.onnx``, beside its manifest and weights.
-        model: As for :func:`judge`, and so are the others.
+    Takes the arguments of :func:`judge`. OpenVINO computes bf16 if it is installed and this CPU has bf16. Otherwise a
+    graph in fp32 is emulated.
 
     Raises:
-        ErnieMError: The gate does not hold, or bf16 can neither be computed nor emulated here.
+        ErnieMError: The artifact fails, or bf16 can neither be computed nor emulated here.
     """
     manifest = Manifest.load(manifest_of(artifact))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -436,7 +436,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_emulation(artifact: Path, folder: Path, half: str | None = None) -> Path:
-    """Write the graph in float32 with every result rounded as a GPU rounds it; put into ``half`` before, if given."""
+    """Convert the graph to ``half`` if given, then write it in float32 with every result rounded as on a GPU."""
     graph, changes = read(artifact), {}
     if half is not None:
         to_half(graph, half, {})
@@ -446,9 +446,7 @@ def _write_emulation(artifact: Path, folder: Path, half: str | None = None) -> P
 
 
 def _write_like(artifact: Path, graph: ir.Model, folder: Path, **precision: str) -> Path:
-    """Write a graph made of the artifact's into ``folder``, with a manifest that differs in its files, and in
-    ``precision`` where that is given.
-    """
+    """Write ``graph``, derived from the artifact, into ``folder`` with its manifest; ``precision`` updates that."""
     path = folder / artifact.name
     write(graph, path)
     files = {file.name: hash_file(file) for file in sorted(folder.iterdir())}

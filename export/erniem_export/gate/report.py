@@ -1,4 +1,4 @@
-"""The gate's report: every difference, the decisions, whether that passes; as JSON, and as a table for a terminal."""
+"""The gate's report: differences, decisions and the verdict, as JSON and as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = ("output", "max", "mean", "p99", "rel. L2", "cosine", "NaN/inf", "pad
 
 @dataclass(frozen=True)
 class Agreement:
-    """Decisions that were compared, and how many of them were the same."""
+    """How many decisions were compared, and how many were the same."""
 
     compared: int = 0
     agreed: int = 0
@@ -28,13 +28,13 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """From 0 to 1; 1 when there was nothing to decide."""
+        """The share of equal decisions, from 0 to 1; 1 if there were none."""
         return self.agreed / self.compared if self.compared else 1.0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many parameters were found in the graph, and the names of those with other values or not found."""
+    """The number of parameters found in the graph, and the names of those that changed or are missing."""
 
     compared: int = 0
     changed: tuple[str, ...] = ()
@@ -42,16 +42,16 @@ class Weights:
 
     @property
     def are_right(self) -> bool:
-        """Whether all are there, with the values that they should have."""
+        """Whether all parameters are there with the right values."""
         return bool(self.compared) and not self.changed and not self.missing
 
 
 @dataclass
 class Report:
-    """What one comparison found; ``differences`` maps output and case name to their difference.
+    """The result of one comparison; ``differences`` maps output and case name to their difference.
 
-    An ``agreement`` on nothing is no failure: a model whose head is zero or untrained may decide nothing by more than
-    its precision may change. The report says so.
+    An ``agreement`` without decisions is no failure: a zero or untrained head may decide nothing beyond the tolerance.
+    The report says so.
     """
 
     precision: str
@@ -63,18 +63,18 @@ class Report:
     weights: Weights = field(default_factory=Weights)
 
     def worst(self) -> tuple[str, str, float]:
-        """Output, case and excess of the worst difference."""
+        """Return output, case and excess of the worst difference."""
         rows = [
             (output, case, difference.excess(self.limits)) for (output, case), difference in self.differences.items()
         ]
         return max(rows, key=lambda row: row[2])
 
     def failing_cases(self) -> set[str]:
-        """The cases in which an output is over a threshold."""
+        """Return the cases in which an output exceeds a threshold."""
         return {case for (_, case), difference in self.differences.items() if difference.excess(self.limits) > 1.0}
 
     def failures(self) -> list[str]:
-        """Every way in which the artifact failed, the worst first; empty if it passed."""
+        """Return a sentence for each failure, the worst first; empty if the artifact passed."""
         if not self.differences or not self.invariance:
             return ["nothing was compared"]
         problems = []
@@ -119,7 +119,7 @@ class Report:
         )
 
     def by_output(self) -> dict[str, dict[str, Any]]:
-        """The worst of every measure per output, over all cases."""
+        """Return the worst of every measure per output, over all cases."""
         rows: dict[str, dict[str, Any]] = {}
         for output in dict.fromkeys(name for name, _ in self.differences):
             cases = {case: diff for (name, case), diff in self.differences.items() if name == output}
@@ -138,8 +138,8 @@ class Report:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """The report as it stands in the manifest."""
-        import torch  # not above: the command line imports this module, and --help needs neither torch nor numpy
+        """Return the report as the manifest stores it."""
+        import torch  # not above: the command line imports this module, and --help must not load torch
 
         return {
             "precision": self.precision,
@@ -154,7 +154,7 @@ class Report:
 
 
 def format_report(parity: Mapping[str, Any]) -> str:
-    """Return the table of a report as it stands in the manifest, with one line above and one below."""
+    """Return a table of a report from a manifest, with one line above and one below."""
     rows = [_COLUMNS]
     for name, row in parity["outputs"].items():
         invariance = row["padding_invariance"]
@@ -208,6 +208,6 @@ def _decisions(found: Mapping[str, Any] | None) -> str:
 
 
 def _first_few(names: Sequence[str]) -> str:
-    """Name weights in a message."""
+    """Return the first few names, for a message."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

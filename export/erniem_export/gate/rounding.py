@@ -1,4 +1,4 @@
-"""Rounding apart from all else: the PyTorch model with every result rounded, and a graph without its rounding."""
+"""Separates rounding from mistakes: rounds the PyTorch model, and removes the rounding from a graph."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _STEPS = 127
 def sensitive_parts(
     model: ErnieMPreTrainedModel, precision: Mapping[str, str], cases: Sequence[Case], share: float
 ) -> list[str]:
-    """Return the fewest parts of the layers whose rounding makes ``share`` of the error, in the order of the layers.
+    """Return the fewest parts of the layers whose rounding causes ``share`` of the error, in the order of the layers.
 
     ``encoder.layers.3.self_attn`` is the attention of a layer, ``encoder.layers.3.linear`` its feed-forward part. Each
-    is rounded alone; squares of their errors in the last hidden state add up to the whole one's, more or less.
+    part is rounded alone. The squared errors in the last hidden state add up, roughly, to the square of the total.
     """
     parts = list(dict.fromkeys(_parts(model).values()))
     base = cast("torch.nn.Module", getattr(model, "ernie_m", model))
@@ -60,10 +60,10 @@ def sensitive_parts(
 
 
 def _hidden(base: torch.nn.Module, case: Case) -> Tensor:
-    """The last hidden state of what is not padding."""
+    """Return the last hidden state at positions that are not padding."""
     attend = torch.from_numpy(case.attend.reshape(-1, case.attend.shape[-1]))
     feeds = {
-        name: torch.from_numpy(array).flatten(0, -3 if name == "inputs_embeds" else -2)  # choices are rows of their own
+        name: torch.from_numpy(array).flatten(0, -3 if name == "inputs_embeds" else -2)  # choices become rows
         for name, array in case.feeds.items()
         if name != "head_mask"
     }
@@ -77,13 +77,13 @@ def _parts(model: ErnieMPreTrainedModel) -> dict[int, str]:
 
 
 class Rounding(TorchFunctionMode):
-    """While it is entered, a model computes as in lower precision: the layers' matmuls with their weights, attention
-    and activation function; residual sums, norms and what follows the encoder stay in float32.
+    """A context in which the model computes as in lower precision.
 
-    A result that would overflow is not rounded: such products stay in float32 in the graph too.
+    It rounds the layers' matmuls with their weights, attention and the activation function. Residual sums, norms and
+    all that follows the encoder stay in float32, as do results that would overflow: the graph keeps these in float32.
 
     Args:
-        model: What will run.
+        model: The model that will run.
         precision: ``weights`` and ``embedding``, as in the manifest; int8 of the weights is not emulated.
         parts: Which parts of the layers are rounded, as :func:`sensitive_parts` names them; None for all.
     """
@@ -102,7 +102,7 @@ class Rounding(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run ``func``, on rounded arguments and with a rounded result where it is part of a layer."""
+        """Run ``func``; within a layer, round its arguments and its result."""
         name, kwargs = getattr(func, "__name__", "").strip("_"), dict(kwargs or {})
         if name == "linear":
             part = self._part_of.get(id(args[1]))
@@ -130,7 +130,7 @@ class Rounding(TorchFunctionMode):
         return half.float() if bool(torch.isfinite(half).all()) else value
 
     def _stored(self, rows: Tensor) -> Tensor:
-        """Rows of the table as they are stored."""
+        """Return embedding rows rounded to their stored precision."""
         if self._embedding in HALVES:
             return rows.to(getattr(torch, HALVES[self._embedding])).float()
         if self._embedding != "int8":
@@ -141,7 +141,7 @@ class Rounding(TorchFunctionMode):
 
 @contextmanager
 def holding(model: ErnieMPreTrainedModel, stored: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model compute with other values of some parameters."""
+    """Replace the values of some parameters within the context."""
     parameters = dict(model.named_parameters())
     before = {name: parameters[name].data for name in stored}
     try:
@@ -154,14 +154,14 @@ def holding(model: ErnieMPreTrainedModel, stored: Mapping[str, Tensor]) -> Itera
 
 
 def without_rounding(model: ir.Model, head_size: int) -> None:
-    """Let a graph compute in float32 what it computed in half or int8, with the weights as they are stored, in place.
+    """Convert a graph in half precision or int8 to float32 with the stored weights, in place.
 
-    That must be the PyTorch model with the same weights to the digit, so a wrong mask or a missing bias shows, whatever
-    the precision may cost; what is left is rounding.
+    It must then equal the PyTorch model with the same weights at the thresholds of fp32. So a wrong mask or a missing
+    bias shows in every precision.
 
     Args:
         model: A graph in any precision.
-        head_size: Of the attention: its root, a constant, is not taken as it was rounded.
+        head_size: The attention's head size; its square root replaces the rounded constant.
     """
     graph = model.graph
     for value in graph.initializers.values():
@@ -204,9 +204,9 @@ def _multiply_in_float(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _keep_in_float(graph: ir.Graph, node: ir.Node) -> None:
-    """What is quantized and dequantized stays as it is, but for what the two scales make of it.
+    """Replace a QuantizeLinear and DequantizeLinear pair by the ratio of its two scales, without rounding.
 
-    A stored weight becomes one in float32: OpenVINO would quantize what a weight in int8 is multiplied with.
+    Also store an int8 weight in float32, else OpenVINO would quantize the matmul's other input.
     """
     steps, scale, *_ = node.inputs
     assert steps is not None

@@ -1,4 +1,4 @@
-"""Labelled examples of a checkpoint's task: a JSON object on each line, read and checked."""
+"""Reads and checks labelled examples of a checkpoint's task, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["FEWEST", "Example", "Task", "TaskSet", "read_task_set", "task_set_of"]
 
-# With fewer, one answer weighs more than half a point, and a fall of that size could not be told from none.
+# With fewer examples, one answer weighs more than half a point, the allowed fall.
 FEWEST = 200
 
 
 class _LineError(Exception):
-    """What is wrong with a line; told with its number."""
+    """A line is invalid; the caller adds its number to the message."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A head; of ``cls`` and ``ner`` the labels by id, of ``cls`` the problem type, None if the config has none."""
+    """A head, the labels by id (``cls`` and ``ner``) and the problem type (``cls``; None if the config has none)."""
 
     head: str
     labels: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Task:
 
     @property
     def metric(self) -> str | None:
-        """The name of what is measured; None if nothing is defined for this task."""
+        """The name of the task's metric; None if it has none."""
         if self.head != "cls":
             return {"qa": "exact_match", "mc": "accuracy"}.get(self.head, "f1")
         if self.problem_type == "multi_label_classification":
@@ -48,11 +48,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """``given``: what the pipeline takes (for ``ie`` the text), ``prompt`` what to extract, ``wanted`` the answer.
+    """``given``: the pipeline's input (for ``ie`` the text); ``prompt``: what to extract; ``wanted``: the right answer.
 
-    The answer is a tuple of texts that are right each (``qa``; empty if there is no answer), a label, or a number
-    (``cls``), the index of a choice (``mc``), or a frozenset: of labels, of spans ``(start, end)`` or of
-    ``(start, end, label)``, half-open in code points.
+    The answer is a tuple of accepted texts (``qa``; empty if there is no answer), a label or a number (``cls``), the
+    index of a choice (``mc``), or a frozenset of labels, of spans ``(start, end)`` or of ``(start, end, label)``.
+    Spans are half-open, in code points.
     """
 
     given: str | Mapping[str, Any]
@@ -62,7 +62,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """``name`` of the file, the ``task`` that it is of, and its ``examples``."""
+    """The file's ``name``, its ``task`` and its ``examples``."""
 
     name: str
     task: Task
@@ -70,12 +70,12 @@ class TaskSet:
 
 
 def task_set_of(checkpoint: Checkpoint, given: Path | None, *, takes_ids: bool = True) -> TaskSet | None:
-    """Return the task set that was given, or else the checkpoint's own; None if there is neither.
+    """Return the given task set, or else the checkpoint's own; None if there is none.
 
-    A checkpoint's own is left alone where there is nothing to ask: in head ``base``, and in a graph that takes no ids.
+    Ignores the checkpoint's own for head ``base``, and for a graph that takes no ids.
 
     Raises:
-        ExportError: It cannot be read, is not of this head, or there is no tokenizer to read its texts with.
+        ExportError: It cannot be read, is for another head, or the checkpoint has no tokenizer.
     """
     can_answer = takes_ids and checkpoint.head in _READERS
     path = given or (checkpoint.task_set if can_answer else None)
@@ -95,8 +95,8 @@ def read_task_set(path: Path, task: Task) -> TaskSet:
     """Read a file of examples.
 
     Raises:
-        ExportError: There is no such file, it has too few examples, or one of its lines is not an example of this
-            task; the message names the line.
+        ExportError: The file does not exist, has too few examples, or has a line that is not an example of this task;
+            the message names the line.
     """
     if task.metric is None:
         raise ExportError(
@@ -114,7 +114,7 @@ def read_task_set(path: Path, task: Task) -> TaskSet:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     try:
-        # Not splitlines(), which also splits at characters that JSON allows within a string.
+        # Not splitlines(): it also splits at characters that JSON allows within a string.
         return list(enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1))
     except OSError as error:
         raise ExportError(f"the task set {path} cannot be read: {error.strerror or error}") from error

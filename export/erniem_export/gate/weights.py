@@ -1,7 +1,7 @@
-"""Are the weights in the graph the checkpoint's, all of them and to the bit, or as nearly as their type can hold them?
+"""Compares every weight in the graph with the checkpoint's: equal bits, or the nearest value of its type.
 
-Running the graph cannot tell: a batch looks up a few thousand of 250002 embeddings, and some parameters, such as the
-keys' biases, cancel out.
+Running the graph cannot show this: a batch looks up a few thousand of 250002 embeddings, and some parameters, such as
+the keys' biases, cancel out.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ if TYPE_CHECKING:
 __all__ = ["WORDS", "compare_weights", "stored_parameters"]
 
 WORDS = "word_embeddings.weight"
-# What both half and full precision read is stored in both.
+# A parameter that is read in both half and full precision is stored in both.
 _COPIES = ("", ".float16", ".bfloat16")
 _ROWS_AT_ONCE = 8192
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
-_HALF_STEP = 0.5001  # with room for the rounding of the product itself
+_HALF_STEP = 0.5001  # with room for the rounding of the multiplication itself
 
 _WEIGHT = ".weight.int8"
-# The bounds of products in int8. Rounding lets one weight make up for the error of another (quantization/products.py),
-# so none need be the nearest step to its parameter, and the few that would overflow beside their neighbour are further
-# off. Rows and columns as a whole are not: those of another matrix, and a scale that is another column's, are tens of
+# The bounds of int8 matmuls. Rounding lets one weight compensate the error of another (quantization/products.py), so a
+# weight need not be the nearest step to its parameter, and the few that would overflow beside their neighbour are
+# further off. Whole rows and columns stay close: those of another matrix, or with another column's scale, are tens of
 # steps off.
-# Root of the mean square distance along any row or column, in steps of int8; largest distance of one weight that was
-# not rounded towards zero; and of a bias, in what one step of every input would add to it. All are well above
-# the worst of nano, MiniLM and random models. The biases of trained models reach 3 to 70.
+# In order: root mean square distance along any row or column, in steps of int8; largest distance of one weight that was
+# not rounded towards zero; largest distance of a bias, in units of the change from one step of every input. All are
+# well above the worst of nano, MiniLM and random models. The biases of trained models are 3 to 70 such units.
 _MEAN_STEPS = 6.0
 _WEIGHT_STEPS = 20.0
 _BIAS_STEPS = 4.0
-# Factors that even the inputs of the second may be in the scales of the first, whose results these are.
+# The factors that smooth the second layer's inputs may be folded into the scales of the first, which computes them.
 _VALUE, _OUT = "self_attn.self_attn.v_proj", "self_attn.out_proj"
 
 
 def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Mapping[str, str]) -> Weights:
-    """Compare the weights that a graph reads with the parameters that they are named after (``.T``: transposed).
+    """Compare the weights that a graph reads with the parameters of the same name (``.T``: transposed).
 
-    A weight is stored in float32 or as ``precision`` (the manifest's) says; a rounded one must be the parameter
-    rounded, and an int8 row of the table must be within half of its scale (``NAME.scale``). Products in int8 have
-    bounds of their own, above. All parameters must be there, but for those that the graph has no use for, biases of
-    zeros, and those that share the initializer of a parameter with the same values.
+    A weight is stored in float32 or in ``precision`` (the manifest's). In half precision it must be the rounded
+    parameter; an int8 row of the embedding table must be within half of its scale (``NAME.scale``); int8 matmuls have
+    the bounds above. All parameters must be there, except those that the graph does not use, biases of zeros, and those
+    that share the initializer of a parameter with the same values.
     """
     graph = read(artifact).graph
     stored = _weights_read(graph)
@@ -77,7 +77,7 @@ def compare_weights(artifact: Path, model: ErnieMPreTrainedModel, precision: Map
         for name, parameter in parameters.items()
         if name not in found
         and not _is_unused(name, model, takes_embeddings)
-        # Adding zeros is left out by the tracer.
+        # The tracer drops additions of zeros.
         and not (name.endswith(".bias") and not parameter.any())
         and not any(torch.equal(parameter, parameters[other]) for other in found)
     ]
@@ -93,7 +93,7 @@ def _weights_read(graph: ir.Graph) -> dict[str, NDArray[Any]]:
 
 
 def _compare(name: str, expected: NDArray[Any], stored: Mapping[str, NDArray[Any]], kind: str) -> list[bool]:
-    """Whether each form in which a parameter is stored has its values."""
+    """Return, for each stored form of a parameter, whether it has the right values."""
     return [
         _is_same(stored[f"{base}{copy}"], values, kind, stored.get(f"{base}.scale"))
         for base, values in ((name, expected), (f"{name}.T", expected.T))
@@ -105,7 +105,7 @@ def _compare(name: str, expected: NDArray[Any], stored: Mapping[str, NDArray[Any
 def _is_unused(name: str, model: ErnieMPreTrainedModel, takes_embeddings: bool) -> bool:
     if name.endswith(WORDS):
         return takes_embeddings
-    # UIE's class has a pooler, as the checkpoints do, and reads every token's state instead.
+    # UIE's class has a pooler, as its checkpoints do, but does not use it.
     return isinstance(model, ErnieMForInformationExtraction) and name.startswith("ernie_m.pooler.")
 
 
@@ -114,7 +114,7 @@ def _is_same(stored: NDArray[Any], expected: NDArray[np.float32], kind: str, sca
         return False
     if stored.dtype == np.int8:
         return scale is not None and all(_is_within(stored, scale, expected, rows) for rows in _slices(len(stored)))
-    # As bits, a weight equals itself even where it is NaN.
+    # Compared as bits, NaN equals itself.
     bits = f"u{stored.dtype.itemsize}"
     return np.array_equal(stored.view(bits), expected.astype(stored.dtype).view(bits))
 
@@ -125,12 +125,12 @@ def _is_within(stored: NDArray[Any], scale: NDArray[Any], expected: NDArray[Any]
 
 
 def _slices(length: int) -> list[slice]:
-    """A table of 250002 rows is not copied whole."""
+    """Split the rows so that a table of 250002 is never copied whole."""
     return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, length, _ROWS_AT_ONCE)]
 
 
 def stored_parameters(graph: ir.Graph, model: ErnieMPreTrainedModel) -> dict[str, Tensor]:
-    """Return the parameters that a graph stores in fewer bits, as it stores them, in float32 and of the same shape."""
+    """Return the stored values, in float32 and the same shape, of the parameters that a graph keeps in fewer bits."""
     found: dict[str, Tensor] = {}
     for name, node in _nodes(graph).items():
         product = _read(node)
@@ -157,9 +157,9 @@ def _tensor(array: NDArray[np.float32]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Product:
-    """``weight (in, out)`` and ``bias (out,)`` as the graph computes with them; ``steps`` of int8, of the input too.
+    """``weight (in, out)`` and ``bias (out,)`` as the graph uses them, and the ``steps`` of int8 of weight and input.
 
-    Where the input is not rounded, the bias is untouched: None.
+    Where the input is not quantized, the bias is unchanged and None here.
     """
 
     weight: NDArray[np.float32]
@@ -168,17 +168,17 @@ class _Product:
     input_step: float
 
     def scaled(self, rows: NDArray[Any], columns: NDArray[Any]) -> _Product:
-        """With channels of the input and of the result multiplied by some factors."""
+        """Return the product with its input channels (rows) and output channels (columns) multiplied by factors."""
         both = rows[:, None] * columns
         bias = None if self.bias is None else self.bias * columns
         return _Product(self.weight * both, self.steps * np.abs(both), bias, self.input_step)
 
 
 def _compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float32]]) -> dict[str, bool]:
-    """Return, for the weight and the bias of each product in int8, whether it is the parameter of that name."""
+    """Return, for the weight and the bias of each int8 matmul, whether it matches the parameter of that name."""
     nodes = _nodes(graph)
     same: dict[str, bool] = {}
-    with np.errstate(all="ignore"):  # a damaged scale may be anything; what is not finite is not the same
+    with np.errstate(all="ignore"):  # a damaged scale may be anything; non-finite values never match
         for name, node in nodes.items():
             weight, bias = (parameters.get(f"{name}.{part}") for part in ("weight", "bias"))
             product = _read(node)
@@ -187,14 +187,14 @@ def _compare_products(graph: ir.Graph, parameters: Mapping[str, NDArray[np.float
                 continue
             product = _unmoved(name, product, nodes, parameters)
             same[f"{name}.weight"] = _as_rounded(product, weight.T)
-            if product.bias is not None:  # else it is the parameter itself, and compared as such
+            if product.bias is not None:  # else it is the unchanged parameter, and compared as one
                 room = _BIAS_STEPS * product.input_step * np.linalg.norm(weight, axis=1)
                 same[f"{name}.bias"] = bool((np.abs(product.bias - bias) <= room).all())
     return same
 
 
 def _nodes(graph: ir.Graph) -> dict[str, ir.Node]:
-    """The nodes that hold the int8 weights, by the name of their linear layer."""
+    """Return the nodes that read the int8 weights, by the name of their linear layer."""
     place = {"MatMulIntegerToFloat": 1, "DequantizeLinear": 0}
     found = {}
     for node in graph:
@@ -216,7 +216,7 @@ def _as_rounded(product: _Product, expected: NDArray[Any]) -> bool:
 def _unmoved(
     name: str, product: _Product, nodes: Mapping[str, ir.Node], parameters: Mapping[str, NDArray[np.float32]]
 ) -> _Product:
-    """The product without the factors that were moved from the attention's output to its values."""
+    """Undo the factors that were moved from the attention's output to its values."""
     inputs: NDArray[Any]
     outputs: NDArray[Any]
     inputs, outputs = (np.ones(size, dtype=np.float32) for size in product.weight.shape)
@@ -249,7 +249,7 @@ def _read_standard(node: ir.Node) -> _Product:
 
 
 def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node of this type that reads ``value``, if need be through Casts: those of an emulation, for one."""
+    """Return the node of this type that reads ``value``, directly or through Casts, as in an emulated graph."""
     for use in value.uses():
         if use.node.op_type == op_type:
             return use.node
@@ -268,7 +268,7 @@ def _read_fused(node: ir.Node) -> _Product:
 
 
 def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[Any]) -> _Product:
-    """With what QuantizeLinear, and the factors before it, do to the input."""
+    """Return the product with the effect of QuantizeLinear, and of the factors before it, on the input."""
     steps = product.steps
     quantize = None if entering is None else entering.producer()
     if quantize is None or quantize.op_type != "QuantizeLinear":
@@ -283,7 +283,7 @@ def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[An
 
 
 def _with_norm(product: _Product, rounded: ir.Node, scales: NDArray[Any]) -> _Product:
-    """With what a norm does to the input that gives it in steps, beside the model's own norm of the same states."""
+    """Return the product with the factors that a norm, duplicated to feed QuantizeLinear, applies to the input."""
     quantize = rounded.inputs[0].producer() if rounded.inputs[0] is not None else None
     norm = quantize.inputs[0].producer() if quantize is not None and quantize.inputs[0] is not None else None
     if norm is None or norm.op_type != "LayerNormalization" or norm.inputs[0] is None:
@@ -299,7 +299,7 @@ def _with_norm(product: _Product, rounded: ir.Node, scales: NDArray[Any]) -> _Pr
 
 
 def _with_exact(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The weight, with the rows of outlier channels kept in float32, by a product that is added."""
+    """Return the weight with the rows of the outlier channels, which a separate float32 matmul adds."""
     for use in node.outputs[0].uses():
         addends = (
             [value.producer() for value in use.node.inputs if value is not None] if use.node.op_type == "Add" else []
@@ -315,7 +315,7 @@ def _with_exact(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float3
 
 
 def _constant(value: ir.Value | None) -> NDArray[Any]:
-    """An initializer in float32; NaN, which equals nothing, where there is none."""
+    """Return an initializer in float32; NaN, which equals nothing, if there is none."""
     value = uncast(value)
     if value is None or value.const_value is None:
         return np.full((), np.nan, dtype=np.float32)
@@ -323,6 +323,6 @@ def _constant(value: ir.Value | None) -> NDArray[Any]:
 
 
 def _factors(product: _Product, weight: NDArray[np.float32]) -> NDArray[Any]:
-    """By what the columns of ``weight (in, out)`` must be multiplied to be those of the product."""
+    """Return the factors that turn the columns of ``weight (in, out)`` into those of the product."""
     squares = (weight * weight).sum(axis=0)
     return np.where(squares > 0, (product.weight * weight).sum(axis=0) / np.where(squares > 0, squares, 1), 1)

@@ -1,9 +1,9 @@
-"""Attention as one node per layer: ONNX Runtime's MultiHeadAttention, or opset 23's Attention for TensorRT.
+"""Fuses attention into one node per layer: ONNX Runtime's MultiHeadAttention, or opset 23's Attention for TensorRT.
 
-Both begin at the canonical graph's MatMul, Where, Softmax, MatMul. A row of padding only has uniform weights there,
-and keeps them: MultiHeadAttention overwrites what the mask hides with the lowest float, as the canonical graph does.
-Attention overwrites it with minus infinity, which would make such a row NaN; :func:`keep_masks_alive` lets it attend
-to everything with queries of zero instead.
+Both replace the canonical graph's MatMul, Where, Softmax, MatMul. There, a row of padding only has uniform attention
+weights. MultiHeadAttention keeps them: it sets masked scores to the lowest float, as the canonical graph does.
+Attention sets them to minus infinity, which would make such a row NaN; so :func:`keep_masks_alive` lets the row attend
+to everything, with queries of zero.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _BOOL, _INT32 = int(ir.DataType.BOOL), int(ir.DataType.INT32)
 class Attention:
     """The nodes of one layer's attention, and its bool mask ``attend (rows, 1, 1, keys)``, True where to attend.
 
-    ``scaled`` divides the query by the root of a head's size, ``scores`` multiplies it by the key, and ``masked``
-    overwrites the scores that the mask hides, for ``softmax``. There may be Casts between them. ``bias (rows, 1, 1,
-    keys)`` is added to the scores, where there is one.
+    ``scaled`` divides the query by the square root of the head size, ``scores`` multiplies it by the key, and
+    ``masked`` overwrites masked scores before ``softmax``. Casts may lie between them. ``bias (rows, 1, 1, keys)``, if
+    any, is added to the scores.
     """
 
     place: str
@@ -45,7 +45,7 @@ class Attention:
 
     @property
     def context(self) -> ir.Node:
-        """The matmul of the weights with the values; :class:`FusionError` if anything else reads the weights."""
+        """The matmul of attention weights and values; :class:`FusionError` if another node reads the weights."""
         return single_use(self.softmax.outputs[0], "MatMul", f"{self.place}, weights")
 
 
@@ -73,8 +73,8 @@ def fuse_attention(model: ir.Model, layers: int) -> int:
     """Fuse the attention of every layer into MultiHeadAttention with a key padding mask, in place; return how many.
 
     Raises:
-        FusionError: A layer's attention is not as in the canonical graph, or there are not as many as ``layers``.
-            Names the layer and the reason; the model must not be used then.
+        FusionError: A layer's attention is not as in the canonical graph, or their number is not ``layers``. Names the
+            layer and the reason; the model is then unusable.
     """
     for layer, found in enumerate(_find_attentions(model.graph, layers)):
         _fuse(model.graph, f"encoder.layers.{layer}.attention", found)
@@ -116,7 +116,7 @@ def _fuse(graph: ir.Graph, name: str, found: Attention) -> None:
 
 
 def _bias_per_query(rewriter: Rewriter, bias: ir.Value) -> ir.Value:
-    """``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``, once for all layers."""
+    """Broadcast ``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``, once for all layers."""
     if known := next((use.node.outputs[0] for use in bias.uses() if use.node.name == _BIAS_NAME), None):
         return known
     rows = rewriter.op("Shape", bias, name="attention_bias.rows", start=0, end=2)
@@ -126,7 +126,7 @@ def _bias_per_query(rewriter: Rewriter, bias: ir.Value) -> ir.Value:
 
 
 def _split(value: ir.Value | None, place: str) -> tuple[ir.Value, int, int]:
-    """The projection before its heads were split, their number and their size."""
+    """Return the projection before its split into heads, the number of heads and the head size."""
     swapped = producer(value, "Transpose", place)
     split = producer(swapped.inputs[0], "Reshape", place)
     shape = split.outputs[0].shape
@@ -140,7 +140,7 @@ def _split(value: ir.Value | None, place: str) -> tuple[ir.Value, int, int]:
 
 @dataclass(frozen=True)
 class _Mask:
-    """``safe (rows, 1, 1, keys)``: True where to attend, anywhere in every row; ``live (rows, 1, 1, 1)``."""
+    """``safe (rows, 1, 1, keys)``: True where to attend, at least once per row; ``live (rows, 1, 1, 1)``."""
 
     safe: ir.Value
     live: ir.Value
@@ -149,12 +149,12 @@ class _Mask:
 def keep_masks_alive(model: ir.Model, layers: int) -> list[Attention]:
     """Rewrite the mask and the scale of every layer's attention, in place; return the attentions.
 
-    Every row of a mask has something to attend to then. The queries are multiplied by the scale before the matmul,
-    where no type can overflow and where TensorRT wants it, and by 0 in rows of padding only. The graph may compute in
-    any type, or in two.
+    Afterwards every row of the mask attends to at least one key. The scale multiplies the queries before the matmul,
+    where no type overflows and where TensorRT expects it; in rows of padding only it is 0. The graph may compute in one
+    type or two.
 
     Raises:
-        FusionError: A layer's attention is not as in the canonical graph, or there are not as many as ``layers``.
+        FusionError: A layer's attention is not as in the canonical graph, or their number is not ``layers``.
     """
     graph = model.graph
     found = _find_attentions(graph, layers)
@@ -207,13 +207,13 @@ def _scale(graph: ir.Graph, attention: Attention, mask: _Mask) -> None:
 
 
 def to_attention(model: ir.Model, found: list[Attention]) -> tuple[int, dict[str, str]]:
-    """Replace what :func:`keep_masks_alive` found by opset 23's Attention, which TensorRT runs as one kernel, in place.
+    """Replace the attentions from :func:`keep_masks_alive` by opset 23's Attention, in place; TensorRT fuses it.
 
-    It takes a bool mask ``(rows, 1, queries, keys)`` and queries that are scaled already. A layer that computes its
-    attention in two types, because half precision could not hold its scores, is left as it is.
+    It takes a bool mask ``(rows, 1, queries, keys)`` and scaled queries. A layer that computes its attention in two
+    types, because its scores overflow half precision, stays unchanged.
 
     Returns:
-        How many were replaced, and why others were not, by the layer.
+        How many were replaced, and for each other layer the reason why not.
     """
     declined: dict[str, str] = {}
     full: dict[ir.Value, ir.Value] = {}
@@ -249,7 +249,7 @@ def _replace(graph: ir.Graph, attention: Attention, name: str, full: dict[ir.Val
 
 
 def _per_query(graph: ir.Graph, mask: ir.Value, before: ir.Node) -> ir.Value:
-    """``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``: all that onnxruntime takes and TensorRT documents."""
+    """Broadcast ``(rows, 1, 1, keys)`` to ``(rows, 1, queries, keys)``, the only shape that both engines accept."""
     rewriter = Rewriter(graph)
     shape = rewriter.op("Shape", mask, name="mask.length", start=3, end=4)
     grid = rewriter.op("Concat", rewriter.int64([1, 1]), shape, rewriter.int64([1]), name="mask.grid", axis=0)

@@ -1,7 +1,6 @@
-"""The word-embedding table in fewer bits: most of a multilingual model's file, and read a few rows at a time.
+"""Stores the word-embedding table, most of a multilingual model's file, in fewer bits.
 
-Rows are looked up as they are stored and become float32 behind the lookup, so nothing else of the graph changes and
-no more than the rows of one batch is ever held in float32.
+The graph converts rows to float32 after the lookup, so only the rows of one batch are ever held in float32.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _ROWS_AT_ONCE = 8192
 def store_embedding(model: ir.Model, precision: str) -> int:
     """Store the word-embedding table as ``precision`` (a key of :data:`EMBEDDING_TYPES`), in place.
 
-    Returns how many nodes read the rows that are looked up, now made float32 for them; none if nothing is to be done.
+    Returns the number of nodes that read the looked-up rows, now converted to float32; 0 if nothing changed.
 
     ``int8`` has one float32 scale per row, in ``NAME.scale`` of shape ``(vocabulary, 1)``.
 
     Raises:
-        ExportError: The graph has no such table, or its values do not fit.
+        ExportError: The graph has no such table, or its values overflow.
     """
     graph, dtype = model.graph, EMBEDDING_TYPES[precision]
     if dtype == ir.DataType.FLOAT:
@@ -64,20 +63,20 @@ def store_embedding(model: ir.Model, precision: str) -> int:
 
 
 def bytes_of_row(precision: str, columns: int) -> int:
-    """What one row of the table takes on disk, stored as ``precision``."""
+    """Return the size in bytes of one row of the table, stored as ``precision``."""
     dtype = EMBEDDING_TYPES[precision]
     scale = ir.DataType.FLOAT.itemsize if dtype == ir.DataType.INT8 else 0
     return int(columns * dtype.itemsize + scale)
 
 
 def quantize_rows(table: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Quantize each row to int8 about zero: ``(rows, columns)`` to the integers and ``(rows, 1)`` float32 scales.
+    """Quantize each row to symmetric int8: ``(rows, columns)`` to integers and float32 scales ``(rows, 1)``.
 
     The largest magnitude of a row becomes 127; a row of zeros has scale 1. The error is at most half a scale.
     """
     scales = np.empty((len(table), 1), dtype=np.float32)
     integers = np.empty(table.shape, dtype=np.int8)
-    for start in range(0, len(table), _ROWS_AT_ONCE):  # a table of 250002 rows is not held twice in float32
+    for start in range(0, len(table), _ROWS_AT_ONCE):  # never holds a table of 250002 rows twice in float32
         rows = table[start : start + _ROWS_AT_ONCE]
         largest = np.abs(rows).max(axis=1, keepdims=True)
         scale = np.where(largest > 0, largest / _STEPS, 1.0).astype(np.float32)
@@ -87,7 +86,7 @@ def quantize_rows(table: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.flo
 
 
 def _lookup(graph: ir.Graph) -> tuple[ir.Node, ir.Value, NDArray[Any]]:
-    """The node that looks words up, the table and its numbers."""
+    """Return the node that looks words up, the table and its values."""
     for node in graph:
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and table.const_value is not None and str(table.name).endswith(_TABLE):

@@ -1,8 +1,8 @@
-"""A float32 graph that computes what a graph in a half type computes: each result rounded to that type.
+"""Emulates half precision in a float32 graph: rounds each result to the half type.
 
-ONNX Runtime on a CPU has no bfloat16 arithmetic at all, and runs float16 by casting to float32 and back around each
-node, leaving out the pairs of casts that meet: there, values neither round nor overflow as they do on a GPU. A GPU
-computes a product of halves in float32 and rounds its result; so does this graph, on any machine.
+ONNX Runtime on a CPU has no bfloat16 arithmetic. It runs float16 with casts to float32 and back around each node, and
+removes adjacent pairs of casts, so values there neither round nor overflow as on a GPU. A GPU computes a matmul of
+halves in float32 and rounds its result; so does this graph, on any machine.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from erniem_export.passes.rewriter import cast_uses
 __all__ = ["emulate_half"]
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-# They round nothing: their results are their inputs', elsewhere.
+# Operators that only move values, and so need no rounding.
 _MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Gather", "Where"})
 
 
 def emulate_half(model: ir.Model, *, rounding: bool = True) -> int:
-    """Rewrite every half-type operation, in place; returns how many results are rounded. Weights stay as stored.
+    """Rewrite every half-type operation, in place; return how many results are rounded. Weights stay as stored.
 
-    Without ``rounding`` nothing but the weights is rounded, and what is left of the graph can be compared to the digit.
+    Without ``rounding`` only the weights are rounded, and the graph can be compared at the thresholds of fp32.
     """
     graph, rounded = model.graph, 0
     stored = [value for value in graph.initializers.values() if value.dtype in _HALVES]
@@ -46,7 +46,7 @@ def emulate_half(model: ir.Model, *, rounding: bool = True) -> int:
 
 
 def _reads_table(node: ir.Node) -> bool:
-    """A lookup in a stored table, which is done in the table's own type: it is large."""
+    """Return whether the node looks up a stored table; the large table keeps its type."""
     table = node.inputs[0] if node.op_type == "Gather" else None
     return table is not None and table.is_initializer() and table.dtype in _HALVES
 

@@ -1,9 +1,9 @@
-"""float16 or bfloat16 arithmetic inside the encoder's layers; float32 for everything that carries a result onwards.
+"""Converts the encoder's layers to float16 or bfloat16; the residual stream stays in float32.
 
-What runs in the half type: the products of each layer with their biases, the attention between them, and Gelu. What
-stays in float32: the residual sums and the norms behind them (each rounding of the sum would stay in it for all layers
-that follow), the embeddings, and what comes after the encoder (small next to a layer, and its output is the answer).
-A node also stays in float32 when a value that it reads or writes, or a weight of it, would not fit the half type.
+In the half type: each layer's matmuls with their biases, the attention between them, and Gelu. In float32: the residual
+sums and the norms after them (rounding errors would accumulate over the layers), the embeddings, and all that follows
+the encoder (cheap next to a layer, and it computes the answer). A node also stays in float32 if one of its inputs,
+outputs or weights overflows the half type.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["HALF_TYPES", "LARGEST", "to_half"]
 
 HALF_TYPES = {name: ir.DataType[title.upper()] for name, title in HALVES.items()}
 
-# The largest finite value of each.
+# The largest finite value of each type.
 LARGEST = {
     ir.DataType.FLOAT16: torch.finfo(torch.float16).max,
     ir.DataType.BFLOAT16: torch.finfo(torch.bfloat16).max,
 }
 
-# Text that was not among the calibration's may go this much further.
+# Margin for text outside the calibration set: values may be this many times larger.
 _HEADROOM = 4.0
 _NORM = "LayerNormalization"
 
-# encoder.layers.3.self_attn.out_proj.weight.T: the module is all but the last part, the layer its beginning.
+# In encoder.layers.3.self_attn.out_proj.weight.T the module ends before .weight, and the layer is encoder.layers.3.
 _PARAMETER = re.compile(r"(?P<module>(?P<layer>encoder\.layers\.\d+)\.[\w.]+?)\.(weight|bias)(\.T)?$")
 # encoder.layers.3.self_attn or encoder.layers.3.linear
 _PART = re.compile(r"encoder\.layers\.\d+\.(?:self_attn|linear|norm)")
@@ -49,20 +49,20 @@ def to_half(
 ) -> tuple[str, ...]:
     """Rewrite the encoder's layers to ``fp16`` or ``bf16``, in place; inputs and outputs stay float32.
 
-    The constant that masks becomes the lowest finite value of the type. As it overwrites scores (Where) and is not
-    added to them, it cannot overflow, and a row that is all padding keeps its uniform attention.
+    The mask's constant becomes the lowest finite value of the type. It overwrites scores (Where) instead of being added
+    to them, so it cannot overflow, and a row that is all padding keeps its uniform attention.
 
     Args:
         model: The canonical graph, or one derived from it.
         precision: A key of :data:`HALF_TYPES`.
-        ranges: Largest magnitude of the graph's float32 values by name, as measured on calibration data; a value
-            that is not listed is taken to fit.
+        ranges: Largest magnitude of the graph's float32 values by name, measured on calibration data; values that are
+            not listed count as in range.
         keep: Parts that stay in float32 as a whole: the attention of a layer (``encoder.layers.3.self_attn``) or its
             feed-forward part (``encoder.layers.3.linear``).
 
     Returns:
-        What would have run in half but stays in float32, by the names of parameters (``encoder.layers.3.linear1``)
-        or the layer and the operation (``encoder.layers.3 Softmax``), in the order of computation.
+        The matmuls and operations kept in float32 by ``ranges`` and ``keep``, in the order of computation: the names of
+        linear layers (``encoder.layers.3.linear1``), or layer and operation (``encoder.layers.3 Softmax``).
     """
     dtype = HALF_TYPES[precision]
     largest = LARGEST[dtype]
@@ -76,7 +76,7 @@ def to_half(
 
 
 def _layer_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Nodes with float results between two norms, other than norms and the residual sums that they read."""
+    """Return the nodes with float results between two norms, except norms and the residual sums that they read."""
     after = _reach(graph, forward=True)
     before = _reach(reversed(graph), forward=False)
     return [
@@ -87,7 +87,7 @@ def _layer_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _reach(nodes: Iterable[ir.Node], *, forward: bool) -> set[ir.Node]:
-    """The nodes that depend on a norm (``forward``) or that a norm depends on; ``nodes`` in the order to walk."""
+    """Return the nodes after a norm (``forward``) or before one; ``nodes`` come in the order to visit them."""
     reached: set[ir.Node] = set()
     for node in nodes:
         neighbours = node.predecessors() if forward else node.successors()
@@ -117,7 +117,7 @@ def _overflows(node: ir.Node, ranges: Mapping[str, float], largest: float) -> bo
 
 
 def _parts(graph: ir.Graph) -> dict[ir.Node, str]:
-    """The part of the encoder that each node belongs to: the one whose parameters were read last."""
+    """Return each node's part of the encoder: that of the last parameter read up to the node."""
     parts, part = {}, ""
     for node in graph:
         names = (str(value.name) for value in node.inputs if value is not None and value.is_initializer())
@@ -127,7 +127,7 @@ def _parts(graph: ir.Graph) -> dict[ir.Node, str]:
 
 
 def _described(graph: ir.Graph, kept: list[ir.Node]) -> tuple[str, ...]:
-    """Name nodes as a reader of the checkpoint would; those without parameters after the last ones before them."""
+    """Name nodes by their parameter's module, or by the current layer and their operation if they have none."""
     names: dict[str, None] = {}
     chosen, layer = set(kept), "embeddings"
     for node in graph:
@@ -140,12 +140,12 @@ def _described(graph: ir.Graph, kept: list[ir.Node]) -> tuple[str, ...]:
 
 
 def _is_constant(value: ir.Value) -> bool:
-    """A number of the algorithm, not a weight: the value that masks, a divisor."""
+    """Return whether the value is a constant such as a divisor or the mask's value, not a weight."""
     return value.const_value is not None and value.const_value.size == 1
 
 
 def _store_halves(graph: ir.Graph, half: set[ir.Node], dtype: ir.DataType, largest: float) -> None:
-    """Store in ``dtype`` what nodes in ``half`` read from the file; a second copy if others read it as well."""
+    """Store the initializers that nodes in ``half`` read in ``dtype``, as a copy if other nodes read them too."""
     for value in list(graph.initializers.values()):
         uses = [use for use in value.uses() if use.node in half]
         if not uses or value.dtype != ir.DataType.FLOAT or value.const_value is None:
@@ -167,7 +167,7 @@ def _store_halves(graph: ir.Graph, half: set[ir.Node], dtype: ir.DataType, large
 
 
 def _convert_values(graph: ir.Graph, half: set[ir.Node], dtype: ir.DataType) -> None:
-    """Give the results of ``half`` their type, and put Casts where values cross between the two types."""
+    """Set the type of the outputs of ``half``, and insert Casts where values cross between the two types."""
     suffix = dtype.name.lower()
     computed = [value for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
     for value in [*computed, *(value for value in graph.inputs if value.dtype == ir.DataType.FLOAT)]:
@@ -188,7 +188,7 @@ def _convert_values(graph: ir.Graph, half: set[ir.Node], dtype: ir.DataType) -> 
 
 
 def _output_in_float32(graph: ir.Graph, producer: ir.Node, value: ir.Value, suffix: str) -> None:
-    """Let the graph's output of that name be the value's float32 form."""
+    """Cast the value to float32 for the graph's output of its name."""
     name = str(value.name)
     value.name = f"{name}.{suffix}"
     cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")

@@ -1,13 +1,13 @@
-"""The encoder's matmuls in int8: in ONNX Runtime's own operators for a CPU, in standard operators for TensorRT.
+"""Converts the encoder's matmuls to int8: ONNX Runtime's own operators for a CPU, standard operators for TensorRT.
 
-For a CPU, QuantizeLinear, then MatMulIntegerToFloat with its bias. Activations are uint8 with a static scale and zero
+For a CPU: QuantizeLinear, then MatMulIntegerToFloat with its bias. Activations are uint8 with a static scale and zero
 point, weights int8 with a scale per column: on AVX2 onnxruntime's kernel for that pairing was about 1.3 times as fast
-as the one for two unsigned operands. Without VNNI it adds two products in 16 bits; the weights were rounded for that.
-Outlier channels, kept in float32, have weights of zero in int8, and a matmul of their own that is added.
+as the one for two unsigned operands. Without VNNI it adds two products in 16 bits; the weights were rounded to avoid
+overflow. Outlier channels have int8 weights of zero, and a separate float32 matmul adds their part.
 
-For TensorRT, DequantizeLinear in front of each matmul. TensorRT for RTX takes int8 weights only. Full TensorRT
-multiplies in int8 what has QuantizeLinear and DequantizeLinear on both sides, with zero points of 0. Everything between
-the matmuls stays in the type that it has.
+For TensorRT: DequantizeLinear before each matmul. TensorRT for RTX supports int8 weights only. Full TensorRT multiplies
+in int8 if QuantizeLinear and DequantizeLinear, with zero points of 0, precede both inputs. All operations between the
+matmuls keep their types.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STEPS = 127
 
 
 class _Entry(NamedTuple):
-    """The input: in uint8 with its scale and zero point, and its outlier channels in float32."""
+    """A matmul's input: uint8 with scale and zero point, and the outlier channels in float32."""
 
     steps: ir.Value
     scale: ir.Value
@@ -45,13 +45,13 @@ class _Entry(NamedTuple):
 
 
 def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
-    """Put the matmuls of linear layers into int8 for ONNX Runtime on a CPU, in place; return how many.
+    """Convert the matmuls of linear layers to int8 for ONNX Runtime on a CPU, in place; return how many.
 
     Matmuls that read the same value share one QuantizeLinear.
 
     Args:
         model: The canonical graph, or one derived from it by fusing attention and packing tokens.
-        products: By the name of the linear layer.
+        products: The int8 form of each linear layer, by its name.
 
     Raises:
         FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
@@ -60,7 +60,7 @@ def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
     entries: dict[tuple[ir.Value, int], _Entry] = {}
     for name, product in products.items():
         node, entering = _matmul(nodes, name)
-        # Folded or not, products of one group hold the same object.
+        # Matmuls of one group share the object ``entering``.
         key = (entering, id(product.entering))
         if key not in entries:
             entries[key] = _quantize(graph, node, entering, product)
@@ -71,7 +71,7 @@ def to_int8(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
 
 
 def _matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
-    """Those of the encoder's linear layers, by the layer's name."""
+    """Return the matmuls of the encoder's linear layers, by the layer's name."""
     found = {}
     for node in graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
@@ -84,7 +84,7 @@ def _matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
 
 
 def _matmul(nodes: Mapping[str, ir.Node], name: str) -> tuple[ir.Node, ir.Value]:
-    """A layer's matmul and its input."""
+    """Return a layer's matmul and its input."""
     entering = nodes[name].inputs[0] if name in nodes else None
     if entering is None:
         raise FusionError(f"{name}: expected one matmul with its weight, found none")
@@ -92,7 +92,7 @@ def _matmul(nodes: Mapping[str, ir.Node], name: str) -> tuple[ir.Node, ir.Value]
 
 
 def _smoothed(rewriter: Rewriter, entering: ir.Value, product: Int8Product, dtype: ir.DataType) -> ir.Value:
-    """The input times the factors of smoothed channels, unless these are in the layer before."""
+    """Multiply the input by its smoothing factors, unless they are folded into the layer before."""
     factors = product.entering.factors
     if factors is None or product.fold:
         return entering
@@ -147,10 +147,10 @@ def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product
 def int8_weights(model: ir.Model, parameters: Mapping[str, NDArray[np.float32]]) -> int:
     """Store the weights of the encoder's matmuls as int8, in place; return how many.
 
-    ``parameters`` are the model's, by name: the graph may hold them rounded already.
+    ``parameters`` are the model's, by name: those in the graph may already be rounded.
 
     Raises:
-        FusionError: There are none.
+        FusionError: The graph has no such matmul.
     """
     products = _matmuls(model.graph)
     for name, node in products.items():
@@ -163,9 +163,9 @@ def int8_weights(model: ir.Model, parameters: Mapping[str, NDArray[np.float32]])
 
 
 def int8_products(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
-    """Put the encoder's matmuls behind QuantizeLinear and DequantizeLinear, in place; return how many.
+    """Insert QuantizeLinear and DequantizeLinear before the encoder's matmuls, in place; return how many.
 
-    ``products`` have zero points of 0, by the name of the linear layer.
+    ``products`` has the int8 form of each linear layer by name, with zero points of 0.
 
     Raises:
         FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
@@ -197,7 +197,7 @@ def _dtype(node: ir.Node, name: str) -> ir.DataType:
 
 
 def _scales(scales: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
-    """In the type of the matmuls; none may round to zero."""
+    """Return the scales in the matmul's type, none rounded to zero."""
     smallest = np.float32(np.finfo(np.float16).smallest_subnormal)
     rounded: NDArray[Any] = np.maximum(scales, smallest).astype(dtype.numpy())
     return rounded

@@ -1,12 +1,12 @@
-"""Any mask as one length per row, for the attention kernels of a GPU.
+"""Turns any mask into one key length per row, for the attention kernels of a GPU.
 
-ONNX Runtime's CUDA provider takes its fast attention kernels only without a mask, or with one that says how many keys
-at the beginning of each row count. Attention does not care for the order of its keys, so every row's tokens are put
-into another one: those that are attended to first, then the others, both in the order they had. The others are still
-queries: the first token of a row padded on the left is one that the pooler reads.
+ONNX Runtime's CUDA provider uses its fast attention kernels only without a mask, or with the number of valid keys at
+the start of each row. Attention does not depend on the order of its keys, so each row's tokens are reordered: first the
+attended ones, then the masked ones, each group in its original order. Masked tokens are still queries: in a row padded
+on the left, the pooler reads a masked first token.
 
-A row that attends to nothing has uniform weights over all its keys, in the canonical graph: here all its keys count,
-and its queries are zeros.
+In the canonical graph, a row that is all padding has uniform attention weights. Here all its keys are valid, and its
+queries are zeros.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _INT32, _INT64 = int(ir.DataType.INT32), int(ir.DataType.INT64)
 
 @dataclass(frozen=True)
 class Order:
-    """Where each token goes. All int64 over the ``rows * sequence`` slots of a batch, laid out row by row.
+    """The order of tokens; index tensors are int64 over the ``rows * sequence`` slots of a batch, row by row.
 
-    ``slot`` counts them; ``target`` is the slot that a token moves to, in its row; ``source`` the slot that it came
-    from, seen from where it went. ``lengths (rows,)`` int32: how many keys count. ``live (rows, 1, 1)`` float32: 0 for
-    a row that attends to nothing, else 1.
+    ``slot`` is 0, 1, 2, ...; ``target`` maps an old slot to its new one in the same row, ``source`` a new slot to its
+    old one. ``lengths (rows,)`` int32: the valid keys. ``live (rows, 1, 1)`` float32: 0 for a row that is all padding,
+    else 1.
     """
 
     slot: ir.Value
@@ -46,10 +46,9 @@ class Order:
 
 
 def order_tokens(graph: ir.Graph) -> Order:
-    """Add to the graph what finds the order, from the mask of its fused attention.
+    """Add nodes that compute the order from the mask of the fused attention.
 
-    Nothing in it depends on how many tokens there are, and no number goes from the CPU to the device: it can be
-    captured in a CUDA graph.
+    A CUDA graph can capture them: no shape depends on the mask's values, and nothing is copied from the CPU.
 
     Raises:
         FusionError: There is no fused attention, or none with a key padding mask.
@@ -83,7 +82,7 @@ def order_tokens(graph: ir.Graph) -> Order:
 
 
 def mask_by_length(graph: ir.Graph, order: Order) -> int:
-    """Mask every fused attention by ``order.lengths``; returns how many. Its keys must be in that order."""
+    """Mask every fused attention by ``order.lengths``; return how many. The keys must be in that order."""
     found = fused_attentions(graph)
     for attention in found:
         rewriter = Rewriter(graph)
@@ -95,15 +94,15 @@ def mask_by_length(graph: ir.Graph, order: Order) -> int:
 
 
 def _numbers(rewriter: Rewriter, count: ir.Value, name: str) -> ir.Value:
-    """0, 1, 2 ... as many as ``count (1,)`` says. Not by CumSum, which is quadratic on CUDA."""
+    """Return 0, 1, 2, ... below ``count (1,)``. Not with CumSum, which is quadratic on CUDA."""
     stop = rewriter.op("Squeeze", count, rewriter.int64([0]), name=f"{name}.count")
     return rewriter.op("Range", rewriter.int64(0), stop, rewriter.int64(1), name=name)
 
 
 def _lengths(rewriter: Rewriter, column: ir.Value, count: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """From the columns and ``count (rows, 1)``: the lengths, and which rows are live.
+    """Return the key lengths and the live rows from the columns and ``count (rows, 1)``.
 
-    The width comes from the last column and not from a shape: that is on the CPU, and would have to be copied over.
+    The width comes from the last column, not from a shape, which would be copied from the CPU.
     """
     last = rewriter.op("Gather", column, rewriter.int64([-1]), name="order.last_column", axis=0)
     width = rewriter.op("Add", last, rewriter.int64(1), name="order.width_on_device")
@@ -118,13 +117,13 @@ def _lengths(rewriter: Rewriter, column: ir.Value, count: ir.Value) -> tuple[ir.
 
 
 def align_rows(model: ir.Model, *, pooled: bool) -> int:
-    """Put every row's tokens in order from the embeddings to the end of the encoder, and mask by length, in place.
+    """Reorder every row's tokens from the embeddings to the end of the encoder, and mask by length, in place.
 
-    All shapes stay those of the batch, padding is computed as well, and every output is the canonical graph's, at
-    padding too: a CUDA graph is captured for one shape, whatever the mask. Returns how many attentions were masked.
+    All shapes stay those of the batch, and all outputs, also at padding, those of the canonical graph. So a captured
+    CUDA graph serves every mask of one shape. Returns how many attentions were masked.
 
-    ``pooled``: nothing but the pooler reads the last layer, so all of it but keys and values is computed of the first
-    token alone.
+    ``pooled``: only the pooler reads the last layer, which then computes just keys and values for all tokens, and the
+    rest for the first token.
 
     Raises:
         FusionError: The graph is not as expected.
@@ -133,7 +132,7 @@ def align_rows(model: ir.Model, *, pooled: bool) -> int:
     order = order_tokens(graph)
     found = fused_attentions(graph)
     norms = [node.outputs[0] for node in graph if node.op_type == "LayerNormalization"]
-    for layer, attention in enumerate(found):  # two norms each, behind that of the embeddings
+    for layer, attention in enumerate(found):  # two norms per layer, after that of the embeddings
         if matmul_of(attention.inputs[0], f"{attention.name}, query").inputs[0] is not norms[2 * layer]:
             raise FusionError(f"alignment: layer {layer} does not read the norm before it")
     embedded, last = norms[0], norms[-1]
@@ -154,7 +153,7 @@ def align_rows(model: ir.Model, *, pooled: bool) -> int:
 
 
 def _move(graph: ir.Graph, value: ir.Value, index: ir.Value, name: str, where: Callable[[ir.Node], bool]) -> ir.Value:
-    """Let the nodes that ``where`` picks read ``value (rows, sequence, hidden)`` with its slots taken by ``index``."""
+    """Let the nodes that ``where`` selects read ``value (rows, sequence, hidden)`` with slots in ``index`` order."""
     uses = [use for use in value.uses() if where(use.node)]
     node = value.producer()
     if node is None:
@@ -172,7 +171,7 @@ def _move(graph: ir.Graph, value: ir.Value, index: ir.Value, name: str, where: C
 
 
 def _restore(graph: ir.Graph, value: ir.Value, order: Order, where: Callable[[ir.Node], bool]) -> None:
-    """The old order for an output of the graph, and for the nodes that ``where`` picks; under the value's name."""
+    """Restore the original order for a graph output, which keeps its name, and for the nodes that ``where`` selects."""
     name = str(value.name)
     is_output = value.is_graph_output()
     restored = _move(graph, value, order.target, f"{name}.restored", where)
@@ -183,7 +182,7 @@ def _restore(graph: ir.Graph, value: ir.Value, order: Order, where: Callable[[ir
 
 
 def _keep_first(graph: ir.Graph, attention: ir.Node, order: Order) -> None:
-    """In the last layer, compute queries and what follows of the rows' first tokens: ``(rows, 1, hidden)``."""
+    """In the last layer, compute the queries and all that follows for first tokens only: ``(rows, 1, hidden)``."""
     place = str(attention.name)
     product = matmul_of(attention.inputs[0], f"{place}, query")
     entering = product.inputs[0]

@@ -1,14 +1,13 @@
-"""No work for padding: the tokens of a batch as one long row, except around attention.
+"""Packs the tokens of a batch into one long row, except around attention, so that padding costs no work.
 
-Every layer but attention treats each token by itself. So the tokens that count are gathered into ``(tokens, hidden)``
-right where they are embedded, and only queries, keys and values are laid out as ``(batch, sequence, hidden)`` again.
+All operations but attention treat each token alone. So the embeddings gather the kept tokens into ``(tokens, hidden)``,
+and only queries, keys and values are padded to ``(batch, sequence, hidden)`` again.
 
-What counts: tokens that are attended to; the first of each row, which the pooler reads even where it is padding (left
-padding); and all tokens of a row that attends to nothing, whose weights are uniform. Outputs per token are zero at
-the positions left out.
+Kept are: attended tokens; the first token of each row, which the pooler reads even if it is padding (left padding); and
+all tokens of a row that is all padding, whose attention weights are uniform. Outputs per token are zero elsewhere.
 
-For attention that is masked by key lengths, tokens are laid out in the order of :mod:`key_lengths` instead of their
-own, by one Gather each. The slots left over hold any token: no key there counts, and the queries are not read.
+For attention masked by key lengths, one Gather each pads the tokens in the order of :mod:`key_lengths`. The remaining
+slots hold an arbitrary token: their keys are masked, and their queries are not read.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ __all__ = ["keep_first_tokens", "pack_tokens"]
 
 # The value with the state of each row's first token.
 _FIRST_TOKENS = "packed.first_tokens"
-# By what tokens are laid out, and which input has them.
+# The operators that pad packed tokens, and the index of their input with the tokens.
 _LAID = {"ScatterND": 2, "Gather": 0}
 
 _ROLES = ("query", "key", "value")
@@ -51,7 +50,7 @@ _BOOL, _INT32, _INT64 = int(ir.DataType.BOOL), int(ir.DataType.INT32), int(ir.Da
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the tokens are: ``index (tokens,)`` into the ``rows * sequence`` slots; ``kept (rows, sequence)`` bool."""
+    """The kept tokens: ``index (tokens,)`` into the ``rows * sequence`` slots; ``kept (rows, sequence)`` bool."""
 
     rows: ir.Value
     sequence: ir.Value
@@ -62,12 +61,12 @@ class _Layout:
 
 
 def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
-    """Pack a graph with fused attention, in place; return the number of attentions that were wrapped.
+    """Pack a graph with fused attention, in place; return the number of attentions.
 
-    ``by_length``: mask by key lengths, as the fast attention kernels of a GPU want it.
+    ``by_length``: mask by key lengths, for the fast attention kernels of a GPU.
 
     Raises:
-        FusionError: The graph has no fused attention, or an input that belongs to positions, which packing moves.
+        FusionError: The graph has no fused attention, or an input per position, which packing cannot move.
     """
     graph = model.graph
     attentions = fused_attentions(graph)
@@ -112,7 +111,7 @@ def _pack_embeddings(
     if mask is None:
         raise FusionError("packing needs attention with a key padding mask")
     all_ids = words.inputs[1] if has_padding_key else input_ids
-    # Id 0 is no key there, and has outputs nevertheless.
+    # With a padding key, id 0 is masked as a key but still has outputs.
     hidden = rewriter.op("Equal", all_ids, rewriter.int64(0), name="packed.is_hidden") if has_padding_key else None
     layout = _layout(rewriter, mask, hidden)
     ids = rewriter.op("Reshape", all_ids, rewriter.int64([-1]), name="packed.all_ids")
@@ -143,7 +142,7 @@ def _lookup(graph: ir.Graph, table: str) -> ir.Node:
 
 
 def _layout(rewriter: Rewriter, mask: ir.Value, hidden: ir.Value | None = None) -> _Layout:
-    """From the key padding mask ``(rows, sequence)`` int32, and tokens that count though it hides them, bool."""
+    """Build the layout from the key padding mask ``(rows, sequence)`` int32; ``hidden`` (bool) tokens are kept too."""
     shape = rewriter.op("Shape", mask, name="packed.shape")
     rows = rewriter.op("Gather", shape, rewriter.int64([0]), name="packed.rows")
     sequence = rewriter.op("Gather", shape, rewriter.int64([1]), name="packed.sequence")
@@ -166,7 +165,7 @@ def _layout(rewriter: Rewriter, mask: ir.Value, hidden: ir.Value | None = None) 
 
 
 def _lay_around(graph: ir.Graph, attention: ir.Node, layout: _Layout) -> None:
-    """Scatter queries, keys and values over the slots that their tokens came from."""
+    """Scatter queries, keys and values to the slots of their tokens."""
     rewriter = Rewriter(graph)
     hidden = width_of(attention.inputs[0], str(attention.name))
     empty = rewriter.zeros(
@@ -181,7 +180,7 @@ def _lay_around(graph: ir.Graph, attention: ir.Node, layout: _Layout) -> None:
 
 
 def _ordered(graph: ir.Graph, attention: ir.Node, layout: _Layout, order: Order) -> tuple[ir.Value, ir.Value]:
-    """For each token its slot in the order, and for each slot its token; the first one where there is none."""
+    """Return each token's slot in the order, and each slot's token (the first token where a slot has none)."""
     rewriter = Rewriter(graph)
     place = rewriter.op("Gather", order.target, layout.index, name="packed.place", axis=0)
     tokens = rewriter.op("Squeeze", rewriter.op("Shape", place, name="packed.tokens"), name="packed.token_count")
@@ -208,7 +207,7 @@ def _grid(rewriter: Rewriter, attention: ir.Node, layout: _Layout, hidden: int) 
 
 
 def _gather_behind(graph: ir.Graph, attention: ir.Node, index: ir.Value) -> None:
-    """Back to the packed tokens, by the slots that they were laid out in."""
+    """Gather the packed tokens from their slots after the attention."""
     rewriter = Rewriter(graph)
     hidden = width_of(attention.outputs[0], str(attention.name))
     readers = list(attention.outputs[0].uses())
@@ -220,7 +219,7 @@ def _gather_behind(graph: ir.Graph, attention: ir.Node, index: ir.Value) -> None
 
 
 def _read_first_tokens(graph: ir.Graph, states: ir.Value, layout: _Layout) -> None:
-    """Where the pooler picks column 0 of every row, pick the rows' first tokens from the packed ones."""
+    """Replace the pooler's selection of column 0 by the rows' first tokens among the packed ones."""
     picks = [use.node for use in states.uses() if use.node.op_type == "Gather" and use.idx == 0]
     for pick in picks:
         rewriter = Rewriter(graph)
@@ -233,7 +232,7 @@ def _read_first_tokens(graph: ir.Graph, states: ir.Value, layout: _Layout) -> No
 
 
 def _move_axes(states: ir.Value) -> None:
-    """Behind the encoder, what addressed the third axis of ``(batch, sequence, labels)`` addresses the second now."""
+    """After the encoder, let nodes that use the third axis of ``(batch, sequence, labels)`` use the last one."""
     pending, seen = [states], set()
     while pending:
         for use in pending.pop().uses():
@@ -247,7 +246,7 @@ def _move_axes(states: ir.Value) -> None:
 
 
 def _unpack_output(graph: ir.Graph, position: int, layout: _Layout) -> None:
-    """Lay an output per token out as ``(batch, sequence, ...)``, zero where nothing counts."""
+    """Pad an output per token to ``(batch, sequence, ...)``, with zeros where no token is kept."""
     packed = graph.outputs[position]
     name, shape, dtype = str(packed.name), packed.shape, packed.dtype
     trailing = [int(size) for size in shape[2:] if isinstance(size, int)] if shape is not None else []
@@ -264,13 +263,13 @@ def _unpack_output(graph: ir.Graph, position: int, layout: _Layout) -> None:
 
 
 def keep_first_tokens(model: ir.Model) -> int:
-    """In the last layer of a packed ``cls`` or ``mc``, compute only what the pooler reads, in place.
+    """Reduce the last layer of a packed ``cls`` or ``mc`` to the tokens that the pooler reads, in place.
 
-    Keys and values are still needed of every token; queries, the output projection, the feed-forward network and both
-    norms only of the first of each row. The result is the same. Returns how many matmuls that are.
+    Only keys and values need every token; queries, the output projection, the feed-forward network and both norms need
+    the first of each row. The result is the same. Returns the number of reduced matmuls.
 
     Raises:
-        FusionError: The graph is not packed, or something else reads the last layer too.
+        FusionError: The graph is not packed, or another node reads the last layer too.
     """
     graph = model.graph
     pick = next((node for node in graph if node.name == _FIRST_TOKENS), None)
@@ -294,7 +293,7 @@ def keep_first_tokens(model: ir.Model) -> int:
     product.replace_input_with(0, tokens)
     reader.replace_input_with(0, row.op("Unsqueeze", query, row.int64([1]), name="packed.last_query"))
     row.insert_before(reader)
-    # Behind the attention there is one token per row: nothing to gather, and what entered for that token to add.
+    # The attention now gives one token per row: skip the Gather, and add that token's residual.
     flat = next(use.node for use in attention.outputs[0].uses())
     packed = next(use.node for use in flat.outputs[0].uses())
     ir.convenience.replace_all_uses_with(packed.outputs[0], flat.outputs[0])
@@ -313,7 +312,7 @@ def _products_between(graph: ir.Graph, start: ir.Node, end: ir.Value) -> int:
 
 
 def _query(attention: ir.Node) -> tuple[ir.Node, ir.Value]:
-    """The node that reads the laid out queries as its first input, and the queries while they were packed."""
+    """Return the node that reads the padded queries as its first input, and the packed queries."""
     reader = attention
     scaled = attention.inputs[0].producer() if attention.inputs[0] is not None else None
     if scaled is not None and scaled.op_type == "Mul":  # masked by key lengths

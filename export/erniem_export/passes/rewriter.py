@@ -1,4 +1,4 @@
-"""What all passes share: finding nodes in a graph, and adding nodes, constants and Casts to it."""
+"""Helpers of all passes: finding nodes in a graph, and adding nodes, constants and Casts."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
     "width_of",
 ]
 
-# The domain of ONNX Runtime's own operators.
+# The domain of ONNX Runtime's contrib operators.
 CONTRIB = "com.microsoft"
 
-# Results that are not of the type of the first input.
+# Result types that differ from the type of the first input.
 _RESULTS: dict[str, ir.DataType] = {
     **dict.fromkeys(("Equal", "Not", "Or", "GreaterOrEqual"), ir.DataType.BOOL),
     **dict.fromkeys(("Shape", "NonZero"), ir.DataType.INT64),
@@ -42,7 +42,7 @@ _RESULTS: dict[str, ir.DataType] = {
 
 
 class Rewriter:
-    """Collects new nodes; :meth:`insert_before` puts them into the graph. Names of values are names of nodes."""
+    """Collects new nodes; :meth:`insert_before` adds them to the graph. Each value has the name of its node."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -59,31 +59,31 @@ class Rewriter:
         return node.outputs[0]
 
     def int64(self, values: int | Sequence[int]) -> ir.Value:
-        """A constant; equal ones are stored once."""
+        """Return an int64 constant; equal ones are stored once."""
         array = np.array(values, dtype=np.int64)
         name = f"int64.{'_'.join(map(str, array.ravel()))}.{array.ndim}d"
         return self._constant(name, array)
 
     def scalar(self, value: float, dtype: ir.DataType) -> ir.Value:
-        """A constant number of some floating type; equal ones are stored once."""
+        """Return a float scalar of type ``dtype``; equal ones are stored once."""
         return self._constant(f"{dtype.name.lower()}.{value!r}", np.array(value, dtype=dtype.numpy()))
 
     def zeros(self, shape: ir.Value, name: str) -> ir.Value:
-        """A float32 tensor of zeros."""
+        """Return a float32 tensor of zeros."""
         return self.op("ConstantOfShape", shape, name=name, value=ir.tensor(np.zeros(1, dtype=np.float32)))
 
     def insert_before(self, anchor: ir.Node) -> None:
-        """Put what was added in front of ``anchor``."""
+        """Insert the collected nodes before ``anchor``."""
         self.graph.insert_before(anchor, self._nodes)
         self._nodes = []
 
     def insert_after(self, anchor: ir.Node) -> None:
-        """Put what was added right behind ``anchor``."""
+        """Insert the collected nodes after ``anchor``."""
         self.graph.insert_after(anchor, self._nodes)
         self._nodes = []
 
     def append(self) -> None:
-        """Put what was added at the end of the graph."""
+        """Append the collected nodes to the graph."""
         self.graph.extend(self._nodes)
         self._nodes = []
 
@@ -93,7 +93,7 @@ class Rewriter:
 
 
 def _result_type(op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]) -> ir.DataType | None:
-    """The type of a node's result, None if it is not known: passes after this one go by it."""
+    """Return the type of a node's result, which later passes rely on; None if unknown."""
     if op_type == "Cast":
         return ir.DataType(attributes["to"])
     if op_type == "ConstantOfShape":
@@ -103,7 +103,7 @@ def _result_type(op_type: str, inputs: Sequence[ir.Value | None], attributes: Ma
 
 
 def store(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new initializer."""
+    """Add an initializer and return it."""
     tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
@@ -113,9 +113,9 @@ def store(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 def cast_uses(
     graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, where: Callable[[ir.Node], bool], name: str
 ) -> ir.Value | None:
-    """Let the consumers of ``value`` that ``where`` picks read it as ``dtype``; returns the cast value, if any do.
+    """Let the consumers of ``value`` that ``where`` selects read it as ``dtype``; return the cast value, if any.
 
-    The Cast stands right behind the node that makes ``value``, or at the start of the graph.
+    The Cast follows the producer of ``value``, or starts the graph.
     """
     uses = [use for use in value.uses() if where(use.node)]
     if not uses:
@@ -133,14 +133,14 @@ def cast_uses(
 
 
 def uncast(value: ir.Value | None) -> ir.Value | None:
-    """The value before the Casts that made ``value``."""
+    """Return the value before the Casts that produce ``value``."""
     while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
         value = node.inputs[0]
     return value
 
 
 def forget_shapes(graph: ir.Graph) -> None:
-    """Drop the inferred shapes, which are wrong once tokens are packed or left out; the outputs keep theirs."""
+    """Drop the inferred shapes, which packing makes wrong; the outputs keep theirs."""
     outputs = set(graph.outputs)
     for node in graph:
         for value in node.outputs:
@@ -149,7 +149,7 @@ def forget_shapes(graph: ir.Graph) -> None:
 
 
 def producer(value: ir.Value | None, op_type: str, place: str) -> ir.Node:
-    """The node that makes ``value``; :class:`FusionError`, with the place, unless it is of this type."""
+    """Return the producer of ``value``; :class:`FusionError`, with the place, unless it is of this type."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != op_type:
         found = "an input or a constant" if node is None else node.op_type
@@ -158,7 +158,7 @@ def producer(value: ir.Value | None, op_type: str, place: str) -> ir.Node:
 
 
 def single_use(value: ir.Value, op_type: str, place: str) -> ir.Node:
-    """The only node that reads ``value``; :class:`FusionError` unless there is one, of this type."""
+    """Return the only node that reads ``value``; :class:`FusionError` unless there is exactly one, of this type."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != op_type:
         readers = ", ".join(use.node.op_type for use in uses) or "nothing"
@@ -167,19 +167,19 @@ def single_use(value: ir.Value, op_type: str, place: str) -> ir.Node:
 
 
 def fused_attentions(graph: ir.Graph) -> list[ir.Node]:
-    """ONNX Runtime's MultiHeadAttention nodes, layer by layer; none in a graph of standard operators."""
+    """Return ONNX Runtime's MultiHeadAttention nodes, layer by layer; none in a graph of standard operators."""
     return [node for node in graph if node.op_type == "MultiHeadAttention" and node.domain == CONTRIB]
 
 
 def matmul_of(value: ir.Value | None, place: str) -> ir.Node:
-    """The MatMul of the linear layer that makes ``value``: MatMul, then Add of the bias."""
+    """Return the MatMul of the linear layer (MatMul, then Add) that produces ``value``."""
     biased = producer(value, "Add", place)
     product = next((value for value in biased.inputs if value is not None and value.producer() is not None), None)
     return producer(product, "MatMul", place)
 
 
 def residual_of(value: ir.Value, place: str) -> tuple[ir.Node, int]:
-    """The one Add that reads ``value``, the sum behind the attention, and which of its inputs that is."""
+    """Return the Add that reads ``value`` (the residual sum after the attention) and the index of that input."""
     found = [use for use in value.uses() if use.node.op_type == "Add"]
     if len(found) != 1:
         raise FusionError(f"{place}: expected one residual around the attention, found {len(found)}")
@@ -187,14 +187,14 @@ def residual_of(value: ir.Value, place: str) -> tuple[ir.Node, int]:
 
 
 def width_of(value: ir.Value | None, place: str) -> int:
-    """The last axis of ``value``, the hidden size; :class:`FusionError` if it is not known."""
+    """Return the size of the last axis of ``value``, the hidden size; :class:`FusionError` if unknown."""
     size = None if value is None or value.shape is None else value.shape[-1]
     if not isinstance(size, int):
         raise FusionError(f"{place}: the hidden size of {None if value is None else value.name} is not known")
     return size
 
 
-# encoder.layers.0.linear1.weight.T.float16: the module is all before the weight.
+# In encoder.layers.0.linear1.weight.T.float16 the module ends before .weight.
 _WEIGHT = re.compile(r"(?:ernie_m\.)?(?P<module>.+)\.weight(\.(T|int8|float16|bfloat16))*$")
 _CARRIERS = frozenset({"Cast", "DequantizeLinear"})
 
@@ -202,7 +202,7 @@ _CARRIERS = frozenset({"Cast", "DequantizeLinear"})
 def name_products(model: ir.Model) -> dict[str, ir.Node]:
     """Name each matmul after its linear layer, such as ``encoder.layers.0.linear1``, in place; return them by name.
 
-    Error messages and the proof of a plan's precision go by these names.
+    Error messages and the proof of a plan's precision use these names.
     """
     products: dict[str, ir.Node] = {}
     for node in model.graph:

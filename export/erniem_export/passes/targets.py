@@ -1,4 +1,4 @@
-"""Which passes make the graph of which target."""
+"""Runs the passes of each target."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _POOLED_HEADS = ("cls", "mc")
 
 
 def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: GraphOptions) -> dict[str, Any] | None:
-    """Rewrite the canonical graph for a target, in place; return what was done, for the manifest.
+    """Rewrite the canonical graph for a target, in place; return the manifest's record of the passes.
 
-    The passes are exact, but for positions of padding: a packed graph gives zeros there.
+    The passes are exact except at padding, where a packed graph gives zeros.
 
     Raises:
-        FusionError: The graph has inputs or outputs that the passes cannot carry, or is not as expected.
+        FusionError: The passes do not support an input or output of the graph, or the graph is not as expected.
     """
     if target == PORTABLE:
         return None

@@ -1,4 +1,4 @@
-"""The inputs that int8 is calibrated on: text, ours or the user's, as the model's token ids."""
+"""Prepares the calibration inputs of int8: built-in or user text as token ids."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["DRAWN", "Calibration", "calibration_for", "read_texts"]
 
 _BUILT_IN = "calibration.txt"
-# How a source is called that is no text.
+# The name of the source that is not text.
 DRAWN = "random ids"
-# More would change the scales little; the activations of all of them are held in memory, one layer at a time.
+# More texts would hardly change the scales; one layer's activations of all texts are in memory at a time.
 _MOST_TEXTS = 400
 _LONGEST = 128
 _BATCH_SIZE = 16
-# Tokenizers with a fast tokenizer's file only, such as those of other encoders' checkpoints.
+# Checkpoints of other encoders may have a fast tokenizer's file only.
 _FAST_TOKENIZER = "tokenizer.json"
 
 
@@ -39,7 +39,7 @@ _FAST_TOKENIZER = "tokenizer.json"
 class Calibration:
     """``source`` in words, for the report; ``batches`` of ``(input_ids, attend)``, each ``(batch, sequence)``.
 
-    ``drawn`` says that it is no text, but ids drawn at random.
+    ``drawn``: the inputs are random ids, not text.
     """
 
     source: str
@@ -54,17 +54,17 @@ class _Encode(Protocol):
 def calibration_for(
     text: Path | None, folder: Path | None, limits: Limits, special: tuple[int, int] = (0, 2), own: Path | None = None
 ) -> Calibration:
-    """Return what to calibrate on.
+    """Return the calibration inputs.
 
     Args:
         text: A file of texts, one on each line; None for ``own``.
-        folder: Where the tokenizer's files are. Without any, ids are drawn at random, from a fixed seed.
-        limits: The model's.
-        special: First and last id of rows that are drawn at random.
+        folder: Folder of the tokenizer's files. Without a tokenizer, ids are random, from a fixed seed.
+        limits: The model's limits.
+        special: First and last id of random rows.
         own: The checkpoint's own file of texts; None for the built-in ones, 200 lines in 60 languages.
 
     Raises:
-        ExportError: The file cannot be read or holds no text, or there is no tokenizer to read it with.
+        ExportError: The file cannot be read or holds no text, or there is no tokenizer for it.
     """
     encode = _tokenizer(folder, min(_LONGEST, limits.max_length))
     if text is None and encode is not None:
@@ -81,10 +81,10 @@ def calibration_for(
 
 
 def read_texts(path: Path | None) -> list[str]:
-    """Return the lines of a file that are not blank, at most 400 of them, evenly spread; None: the built-in text.
+    """Return at most 400 lines of a file that are not blank, evenly spread; None for the built-in text.
 
     Raises:
-        ExportError: There is no such file, it is not UTF-8, or it holds nothing but blanks.
+        ExportError: The file does not exist, is not UTF-8, or is blank.
     """
     try:
         source = files(__package__).joinpath(_BUILT_IN) if path is None else path
@@ -102,7 +102,7 @@ def read_texts(path: Path | None) -> list[str]:
 
 
 def _arranged(texts: list[str]) -> list[tuple[str, str | None]]:
-    """Every text alone, some as pairs, and some joined into longer ones."""
+    """Return every text alone, some in pairs, and some joined into longer ones."""
     alone: list[tuple[str, str | None]] = [(text, None) for text in texts]
     pairs: list[tuple[str, str | None]] = list(zip(texts[::7], texts[1::7], strict=False))
     joined: list[tuple[str, str | None]] = [(" ".join(texts[i : i + 8]), None) for i in range(0, len(texts), 48)]
@@ -132,7 +132,7 @@ def _random_rows(limits: Limits, special: tuple[int, int]) -> list[list[int]]:
 
 
 def _batches(rows: list[list[int]], limits: Limits) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Rows of about one length together."""
+    """Batch rows of similar length."""
     rows = sorted((row[: limits.max_length] for row in rows), key=len)
     batches = []
     for start in range(0, len(rows), _BATCH_SIZE):

@@ -1,4 +1,4 @@
-"""``--int8``: calibrate, quantize layer by layer, rewrite the graph, say what was done.
+"""``--int8``: calibrates, quantizes layer by layer and rewrites the graph.
 
 Each layer is quantized on the outputs of the quantized layers before it.
 """
@@ -38,24 +38,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantization", "check_int8", "cpu_for", "quantize", "quantize_encoder", "quantize_for_engine"]
 
-# The flavour that takes int8 weights but no int8 matmuls, and so needs no calibration.
+# The flavour with int8 weights but no int8 matmuls, which needs no calibration.
 _WEIGHTS_ONLY = "tensorrt-rtx"
 
 _ATTENTION = "self_attn.self_attn."
 _VALUE, _OUT = f"{_ATTENTION}v_proj", "self_attn.out_proj"
 # Matmuls that read the same input share its quantization.
 _GROUPS = ((f"{_ATTENTION}q_proj", f"{_ATTENTION}k_proj", _VALUE), (_OUT,), ("linear1",), ("linear2",))
-# Tokens that ranges are chosen on; the search runs every candidate on all of them.
+# Number of tokens for choosing activation ranges; the search runs every candidate on all of them.
 _SAMPLE = 768
 _SEED = 0
 
 
 def cpu_for(options: Int8, target: str = "auto") -> str:
-    """``avx2``, ``vnni`` or ``arm64``, as asked for or as here; :class:`ExportError` where it cannot be checked.
+    """Return ``avx2``, ``vnni`` or ``arm64``, from the options or this CPU.
 
-    The last two sum products of 8 bits exactly.
+    The last two accumulate 8-bit products exactly. The graph's ``target`` ``openvino`` is for ``vnni`` only.
 
-    ``target``: of the graph; OpenVINO's is for ``vnni`` alone.
+    Raises:
+        ExportError: This CPU cannot run the gate for it.
     """
     flags, vnni = cpu_flags(), has_vnni()
     if target == ON_OPENVINO:
@@ -77,13 +78,13 @@ def check_int8(options: Int8, flavour: str | None, own: Path | None = None, targ
     """Refuse early what :func:`quantize` and :func:`quantize_for_engine` would refuse later.
 
     Args:
-        options: For which CPU, and on what text.
-        flavour: Of TensorRT; None for onnxruntime.
+        options: The CPU and the calibration text.
+        flavour: TensorRT's flavour; None for onnxruntime.
         own: The checkpoint's own text, once it is loaded.
-        target: Of the graph, for onnxruntime.
+        target: The graph's target, for onnxruntime.
 
     Raises:
-        ExportError: The calibration text cannot be used, or the CPU is not fit.
+        ExportError: The calibration text cannot be used, or this CPU cannot run the gate.
     """
     if flavour is None:
         cpu_for(options, target)
@@ -103,20 +104,20 @@ def quantize(
     mask_mode: str = PADDING,
     target: str = "auto",
 ) -> dict[str, Any]:
-    """Put the encoder's matmuls into int8, in place; return what was done, for the manifest.
+    """Convert the encoder's matmuls to int8, in place; return the manifest's record of it.
 
     Args:
         graph: The checkpoint's graph.
         checkpoint: The model and its tokenizer.
-        folder: Where the checkpoint is, for a tokenizer of another kind than ErnieM's.
-        options: For which CPU, and on what text.
-        limits: Of the ids.
+        folder: The checkpoint's folder, for tokenizers other than ErnieM's.
+        options: The CPU and the calibration text.
+        limits: The model's limits.
         progress: Shows the layers.
         mask_mode: The manifest's.
-        target: Of the graph: ``openvino`` has a form of its own.
+        target: The graph's target; ``openvino`` gets its own form of int8.
 
     Raises:
-        ExportError: The calibration text cannot be used, or the CPU is not fit.
+        ExportError: The calibration text cannot be used, or this CPU cannot run the gate.
         FusionError: A matmul is not in the graph.
     """
     cpu = cpu_for(options, target)
@@ -142,10 +143,10 @@ def quantize_for_engine(
     flavour: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """As :func:`quantize`, in the form that this flavour of TensorRT takes; elsewhere ``graph`` keeps its types.
+    """Quantize like :func:`quantize`, but in the form for this flavour of TensorRT; other operations keep their types.
 
     Raises:
-        ExportError: The calibration text cannot be used, or there is no tokenizer to read one with.
+        ExportError: The calibration text cannot be used, or there is no tokenizer for it.
     """
     if flavour == _WEIGHTS_ONLY:
         progress.step("storing the weights of the layers in int8")
@@ -189,8 +190,9 @@ def _described(found: Quantization, source: str) -> dict[str, Any]:
 
 @dataclass
 class Quantization:
-    """``products`` by the name of their linear layer; ``error``, the relative L2 of the last hidden state to float32
-    on the calibration text.
+    """The int8 ``products`` by the name of their linear layer, and the relative L2 ``error`` that they cause.
+
+    ``error`` is that of the last hidden state against float32, on the calibration text.
     """
 
     products: dict[str, Int8Product] = field(default_factory=dict)
@@ -206,13 +208,13 @@ def quantize_encoder(
     form: Form = "exact",
     mask_mode: str = PADDING,
 ) -> Quantization:
-    """Quantize the matmuls of every encoder layer; ``model`` is left as it is.
+    """Quantize the matmuls of every encoder layer; ``model`` does not change.
 
     Args:
         model: The float32 model.
-        calibration: The text to run it on.
+        calibration: The calibration inputs.
         track: Wraps the layers, for a progress bar.
-        form: What computes the matmuls.
+        form: The arithmetic that will run the matmuls.
         mask_mode: The manifest's.
     """
     base = model if isinstance(model, ErnieMModel) else cast("ErnieMModel", model.ernie_m)
@@ -233,7 +235,7 @@ def quantize_encoder(
 
 
 class _Pair:
-    """A layer in float32 and the copy that is quantized, each on its own inputs."""
+    """A float32 layer and its quantized copy, each with its own inputs."""
 
     def __init__(
         self,
@@ -267,7 +269,7 @@ class _Pair:
         return products
 
     def outputs(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The outputs of both."""
+        """Return the outputs of the float32 layer and of the quantized one."""
         return self.exact_outputs, _run(self.quantized, [], self.found, self.masks, self.attends)[1]
 
     def _put(self, name: str, product: Int8Product) -> None:
@@ -275,7 +277,7 @@ class _Pair:
         setattr(self.quantized.get_submodule(parent), attribute, Int8Linear(product))
 
     def _fold(self, out: Int8Product, factors: Tensor) -> None:
-        """The context is a mean of values: factors on it are factors on the values' scales, and cost nothing."""
+        """Fold the context's factors into the values' scales, at no cost: the context is a weighted mean of values."""
         value = cast("Int8Linear", self.quantized.get_submodule(_VALUE)).product
         value.scales *= factors
         value.bias *= factors
@@ -284,7 +286,7 @@ class _Pair:
 
 
 def _batch(ids: Tensor, attend: Tensor, base: ErnieMModel, mask_mode: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The embeddings, which tokens count ``(batch, sequence)`` bool, and what attention is masked by."""
+    """Return the embeddings, which tokens are kept ``(batch, sequence)`` bool, and the attention's mask."""
     if mask_mode == PADDING:
         return base.embeddings(ids, None, None), attend, attend[:, None, None]
     inputs, bias = with_padding_key(ids, attend, base.config)
@@ -301,7 +303,7 @@ def _run(
     masks: list[Tensor],
     attends: list[Tensor],
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Run a layer; return its outputs, and before them the inputs of some linear layers, ``(tokens, in)`` each."""
+    """Run a layer; return the inputs of the linear layers ``names``, each ``(tokens, in)``, and the layer's outputs."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = [
         layer.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
@@ -319,7 +321,7 @@ def _run(
 
 
 def _sample(inputs: Tensor) -> Tensor:
-    """Some of the tokens, at random."""
+    """Return a random sample of the tokens."""
     if len(inputs) <= _SAMPLE:
         return inputs
     chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(_SEED))[:_SAMPLE]

@@ -1,1 +1,1 @@
-"""From an exported graph to a TensorRT plan: TensorRT 10 and 11, and TensorRT for RTX."""
+"""Builds TensorRT plans from exported graphs, with TensorRT 10 or 11 or TensorRT for RTX."""

@@ -1,6 +1,6 @@
-"""From an ONNX file to a plan: the network, the builder's configuration, and the call that takes long.
+"""Builds a plan from an ONNX file: parses the network, configures the builder, runs it.
 
-Networks are strongly typed: what they compute in is what the graph says, nothing else.
+Networks are strongly typed: they compute in the graph's types only.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _HINT = "; try without --version-compatible"
 
 
 def make_builder(library: Library) -> Any:
-    """Return a builder; :class:`EngineBuildError` if the library makes none, as without a driver that it can use."""
+    """Return a builder; :class:`EngineBuildError` if the library cannot create one, as without a suitable driver."""
     with library.listening() as messages:
         try:
             return library.module.Builder(library.logger)
-        except TypeError as error:  # All that the bindings make of a null pointer; the reason is in the log.
+        except TypeError as error:  # the bindings raise it for a null pointer; the reason is in the log
             reason = "; ".join(dict.fromkeys(messages)) or "it gives no reason"
             raise EngineBuildError(
                 f"{library} makes no builder here: {reason}. Check nvidia-smi, update the driver, or say --engine none"
@@ -46,10 +46,10 @@ def make_builder(library: Library) -> Any:
 
 
 def parse(library: Library, builder: Any, path: Path) -> Any:
-    """Return the network; :class:`EngineBuildError` names the first node that the parser does not take."""
+    """Return the network; :class:`EngineBuildError` names the first node that the parser refuses."""
     module = library.module
     flags = 0
-    if hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # every network is, where the flag is gone
+    if hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # later versions know no other networks
         flags = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = module.OnnxParser(network, library.logger)
@@ -71,7 +71,7 @@ def _reason(parser: Any, messages: list[str]) -> str:
 
 
 def layers_of(network: Any) -> list[Any]:
-    """All layers, in the network's order."""
+    """Return all layers, in the network's order."""
     return [network.get_layer(i) for i in range(network.num_layers)]
 
 
@@ -79,12 +79,12 @@ def configure(library: Library, builder: Any, options: EngineOptions) -> Any:
     """Return the builder's configuration, without profiles.
 
     Raises:
-        EngineBuildError: The library lacks what an option asks for, or refuses it.
+        EngineBuildError: The library lacks or refuses an option.
     """
     module, config = library.module, builder.create_builder_config()
-    if hasattr(module, "ProfilingVerbosity"):  # or the inspector would not tell types
+    if hasattr(module, "ProfilingVerbosity"):  # without it the inspector omits types
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    if hasattr(module.BuilderFlag, "TF32"):  # on by default, and ten bits of mantissa are not fp32
+    if hasattr(module.BuilderFlag, "TF32"):  # on by default, but its 10-bit mantissa is not fp32
         config.clear_flag(module.BuilderFlag.TF32)
     if options.workspace is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace * _MIB)
@@ -119,10 +119,10 @@ def add_profiles(library: Library, builder: Any, config: Any, manifest: Manifest
 def build(
     library: Library, builder: Any, network: Any, config: Any, options: EngineOptions, progress: Progress
 ) -> memoryview:
-    """Build; return the plan.
+    """Build and return the plan.
 
     Raises:
-        EngineBuildError: With the library's reason and, where it tells, the node; or it ran out of memory.
+        EngineBuildError: The build failed or ran out of memory. Gives the library's reason and the node, if known.
         KeyboardInterrupt: The build was interrupted.
     """
     monitor = _monitor_for(library.module, progress)
@@ -164,7 +164,7 @@ def _target(library: Library, config: Any, capabilities: Sequence[str]) -> None:
     known = library.module.ComputeCapability
     names = {capability: f"SM{capability.replace('.', '')}" for capability in capabilities}
     unknown = [capability for capability, name in names.items() if not hasattr(known, name)]
-    config.num_compute_capabilities = len(names)  # before any is set: they would be refused without a word
+    config.num_compute_capabilities = len(names)  # first, else TensorRT silently ignores the capabilities
     if unknown or not all(
         config.set_compute_capability(getattr(known, name), i) for i, name in enumerate(names.values())
     ):
@@ -196,7 +196,7 @@ def _open_timing_cache(library: Library, config: Any, options: EngineOptions) ->
         warnings.simplefilter("always")
         cache = config.create_timing_cache(content)
         taken = cache is not None and config.set_timing_cache(cache, False)
-    # TensorRT for RTX has the calls, and says in a warning that they do nothing.
+    # TensorRT for RTX has these calls, but warns that they do nothing.
     if warned or not taken:
         raise _lacking(library, f"--timing-cache {path}", "timing cache, or none that this file fits")
 
@@ -207,7 +207,7 @@ def _save_timing_cache(config: Any, options: EngineOptions) -> None:
     if path is None or cache is None:
         return
     try:
-        with replacing(path) as file:  # never half a file, which the next build would refuse
+        with replacing(path) as file:  # atomically: the next build would refuse half a file
             file.write(memoryview(cache.serialize()))
     except OSError as error:
         raise ExportError(f"--timing-cache {path} cannot be written: {error.strerror or error}") from error
@@ -218,12 +218,12 @@ def _lacking(library: Library, option: str, what: str) -> EngineBuildError:
 
 
 def _blamed(network: Any, messages: Iterable[str]) -> str:
-    """The node that the messages of a failed build name, as the beginning of a sentence; empty if they name none."""
+    """Return the node that a failed build's messages name, as the start of a sentence; empty if there is none."""
     text = " ".join(messages)
     found = [
         layer.name
         for layer in layers_of(network)
-        # Some messages go by the tensor that a node makes.
+        # Some messages name the node's output tensor.
         for name in (layer.name, *(layer.get_output(i).name for i in range(layer.num_outputs)))
         if name and re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text.replace("node_of_", ""))
     ]
@@ -231,18 +231,18 @@ def _blamed(network: Any, messages: Iterable[str]) -> str:
 
 
 class _Monitor(Protocol):
-    """``interrupted``: what Ctrl-C raised; the build was then told to stop."""
+    """``interrupted``: the exception from Ctrl-C, after which the build stops."""
 
     interrupted: KeyboardInterrupt | None
 
     def close(self) -> None:
-        """Take the progress away."""
+        """Remove the progress display."""
 
 
 def _monitor_for(module: Any, progress: Progress) -> _Monitor | None:
-    """An ``IProgressMonitor`` of this library that shows the phase on ``progress``; None where there is no such thing.
+    """Return an ``IProgressMonitor`` that shows the build's phase on ``progress``; None if the library has none.
 
-    An exception must not leave a call that the library makes, so an interruption becomes the answer to go no further.
+    An exception must not leave a callback of the library, so an interruption returns False, which stops the build.
     """
     if not hasattr(module, "IProgressMonitor"):
         return None

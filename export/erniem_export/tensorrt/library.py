@@ -1,4 +1,4 @@
-"""Which TensorRT there is: the full one, built for the GPU at hand, or the one for RTX, which needs none."""
+"""Finds the installed TensorRT: the full one, which builds for the local GPU, or that for RTX, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REMEDY = 'pip install "erniem-rt[{flavour}]", or say --engine none'
 
 @dataclass(frozen=True)
 class Library:
-    """A builder: ``flavour`` is a key of :data:`erniem_rt.manifest.FLAVOURS`, ``module`` what its package installs."""
+    """A builder library: ``flavour`` is a key of :data:`erniem_rt.manifest.FLAVOURS`, ``module`` its Python module."""
 
     flavour: str
     version: str
@@ -36,19 +36,19 @@ class Library:
 
     @property
     def logger(self) -> Any:
-        """The logger that the runtime uses too."""
+        """Return the logger, which the runtime shares."""
         return logger_of(self.module)
 
     def listening(self) -> AbstractContextManager[list[str]]:
-        """Collect the errors that are logged inside the ``with`` block."""
+        """Collect the errors logged inside the ``with`` block."""
         return listening(self.module)
 
 
 def load_library(engine: str) -> Library | None:
-    """Return the builder for ``--engine``: ``auto`` takes what is installed and can build here, or None.
+    """Return the builder library for ``--engine``; for ``auto`` an installed one that can build here, or None.
 
     Raises:
-        EngineBuildError: The one that was asked for by name is not installed, or does not load.
+        EngineBuildError: The named library is not installed, or does not load.
     """
     if engine != AUTO:
         if engine == _NEEDS_GPU and gpu_capability() is None:
@@ -77,7 +77,7 @@ def _load(flavour: str) -> Library:
 
 
 def gpu_capability() -> str | None:
-    """The compute capability of the first GPU, such as ``8.9``; None without a GPU or a driver."""
+    """Return the compute capability of the first GPU, such as ``8.9``; None without a GPU or a driver."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     try:
         driver = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "WinDLL") else "libcuda.so.1")

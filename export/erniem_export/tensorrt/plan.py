@@ -1,6 +1,6 @@
-"""``HEAD.plan`` beside ``HEAD.onnx``: choose a form of attention, derive, compare, build, prove, describe.
+"""Builds ``HEAD.plan`` beside ``HEAD.onnx``: chooses a form of attention, derives the graph, checks and builds it.
 
-Which form a library runs as one kernel is settled by building one attention and nothing else.
+A trial build of a single attention shows which form the library runs as one kernel.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ def add_plan(
     options: EngineOptions,
     progress: Progress,
 ) -> tuple[Plan, FileRecord]:
-    """Build ``HEAD.plan`` in ``stage``; return what it is, and the record of its file.
+    """Build ``HEAD.plan`` in ``stage``; return its description and its file's record.
 
     Args:
-        stage: Where the plan goes.
-        source: Folder of the graph that it is built from, in standard operators.
-        manifest: What that graph is.
-        checkpoint: What it was made from.
-        library: What builds.
-        options: What is asked of the build.
+        stage: The folder for the plan.
+        source: Folder of the graph in standard operators that the plan is built from.
+        manifest: The manifest of that graph.
+        checkpoint: The checkpoint of that graph.
+        library: The builder library.
+        options: The options of the build.
         progress: Shows the steps.
 
     Raises:
-        EngineBuildError: It cannot be built, or is not what was asked for.
+        EngineBuildError: The build fails, or the plan's types are not those of the options.
         ParityError: The graph for TensorRT does not compute what the PyTorch model computes.
     """
     profiles = resolve_profiles(options.profiles, manifest.head, manifest.limits.max_length)
@@ -106,7 +106,7 @@ def _computed_in(manifest: Manifest) -> ir.DataType:
 
 
 def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict[str, ir.Node], dict[str, Any]]:
-    """Write TensorRT's graph into ``scratch``, under the artifact's name."""
+    """Write TensorRT's graph into ``scratch``, under the artifact's name; return its matmuls and the record."""
     graph = read(artifact)
     attentions = keep_masks_alive(graph, layers)
     done: dict[str, Any] = {"layers": layers}
@@ -145,7 +145,7 @@ def _built(
     graph: tuple[dict[str, ir.Node], int],
     progress: Progress,
 ) -> tuple[memoryview, dict[str, Any]]:
-    """Parse, prove and build; ``graph`` are its products by name, and how many layers it has."""
+    """Parse, prove and build; ``graph`` has the matmuls by name and the number of layers."""
     products, layers = graph
     builder = make_builder(library)
     network = parse(library, builder, path)
@@ -187,7 +187,7 @@ def _describe(
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """What is tried: ``heads`` are their number and their size, ``dtype`` is what attention is computed in."""
+    """The settings of a trial build: ``heads`` is their number and size, ``dtype`` the type of the attention."""
 
     library: Library
     options: EngineOptions
@@ -205,20 +205,20 @@ def choose_attention(
     dtype: ir.DataType,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return the form to use, and why, for the manifest; key ``packed`` says whether rows could do without padding.
+    """Return the form of attention and the reason, for the manifest; ``packed`` says if it could run without padding.
 
     Args:
-        library: What will build.
-        options: For the same GPUs as the plan.
-        profiles: Of the plan.
-        heads: Their number and their size.
-        dtype: What attention is computed in.
+        library: The builder library.
+        options: The plan's options.
+        profiles: The plan's profiles.
+        heads: The number and the size of the heads.
+        dtype: The type of the attention.
         progress: Shows the trial build.
 
     Raises:
         EngineBuildError: The library refuses the options.
     """
-    configure(library, make_builder(library), options)  # what it refuses, it refuses the plan too
+    configure(library, make_builder(library), options)  # raises early for options that would fail with the plan too
     trial = _Trial(library, options, profiles, heads, dtype, progress)
     what = f"{heads[0]} heads of {heads[1]} in {dtype.name.lower()}"
     refused = _refusal(trial, _padded(trial), [_padded_shapes(profile, heads) for profile in profiles])
@@ -232,19 +232,19 @@ def _packed_attention(trial: _Trial) -> dict[str, Any]:
     if not hasattr(trial.library.module, "AttentionIOForm"):
         return {"available": False, "reason": f"{trial.library} knows no attention over packed rows"}
     refused = _refusal(trial, _packed(trial), [_packed_shapes(profile, trial.heads) for profile in trial.profiles])
-    reason = f"failed: {refused}" if refused else "succeeded; rows run in buckets of like length all the same"
+    reason = f"failed: {refused}" if refused else "succeeded; rows still run in buckets of similar length"
     return {"available": not refused, "reason": f"a trial build of TRT_Attention on packed rows {reason}"}
 
 
 def _padded(trial: _Trial) -> ir.Model:
-    """Opset 23's ``Attention`` on ``(rows, heads, length, size)``, with a mask."""
+    """Return a model of opset 23's ``Attention`` on ``(rows, heads, length, size)``, with a mask."""
     shape = ir.Shape(["rows", trial.heads[0], "length", trial.heads[1]])
     mask = _value("mask", ir.DataType.BOOL, ir.Shape(["rows", 1, "length", "length"]))
     return _model([*(_value(name, trial.dtype, shape) for name in _QKV), mask], [0, 1, 2, 3], "Attention", scale=1.0)
 
 
 def _packed(trial: _Trial) -> ir.Model:
-    """TensorRT's own ``TRT_Attention`` on ``(tokens, heads, size)`` of all rows, and where each row ends."""
+    """Return a model of TensorRT's ``TRT_Attention`` on ``(tokens, heads, size)`` of all rows, and each row's end."""
     shape = ir.Shape(["tokens", *trial.heads])
     ends = _value("ends", ir.DataType.INT32, ir.Shape(["ends"]))
     inputs = [*(_value(name, trial.dtype, shape) for name in _QKV), ends]
@@ -255,7 +255,7 @@ def _packed(trial: _Trial) -> ir.Model:
 def _model(
     inputs: Sequence[ir.Value], order: Sequence[int | None], op_type: str, domain: str = "", **attributes: Any
 ) -> ir.Model:
-    """A graph of one node, which takes ``inputs`` in this order."""
+    """Return a model of one node, whose inputs are ``inputs`` in the order of their indexes ``order``."""
     opsets = {"": ATTENTION_OPSET, **({domain: 1} if domain else {})}
     graph = ir.Graph(inputs, [], nodes=[], opset_imports=opsets, name="attention")
     rewriter = Rewriter(graph)
@@ -271,7 +271,7 @@ def _value(name: str, dtype: ir.DataType, shape: ir.Shape) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
 
 
-# The shapes of each input at the smallest, best and largest of a profile.
+# The shapes of each input at a profile's min, opt and max.
 _Ranges = dict[str, "Sequence[tuple[int, ...]]"]
 
 
@@ -288,7 +288,7 @@ def _packed_shapes(profile: Profile, heads: tuple[int, int]) -> _Ranges:
 
 
 def _refusal(trial: _Trial, model: ir.Model, ranges: Sequence[_Ranges]) -> str | None:
-    """Build ``model``; why the library does not, None if it does."""
+    """Build ``model``; return the reason for a failure, else None."""
     library, builder = trial.library, make_builder(trial.library)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "attention.onnx"
@@ -317,7 +317,7 @@ def _rows(shape: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Silence the library's own writing to standard error, which goes past its logger and means nothing here."""
+    """Silence the library's writes to standard error, which bypass its logger and are irrelevant in a trial build."""
     sys.stderr.flush()
     saved = os.dup(2)
     try:

@@ -1,4 +1,4 @@
-"""The ranges of shapes that a plan is built for."""
+"""Optimization profiles: the ranges of shapes that a plan supports."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["input_shapes", "parse_profile", "resolve_profiles"]
 
 _SYNTAX = "MIN,OPT,MAX such as 1x1,8x128,32x512 (batch x sequence; for mc batch x choices x sequence)"
-# Batch and typical length: one text at once, as fast as can be; many at once.
+# Typical and largest batch, for latency and for throughput.
 _LATENCY, _THROUGHPUT = (1, 4), (32, 32)
 _TYPICAL = 128
-# Choices: what a plan is tuned for, and the most.
+# Choices: typical and largest number.
 _CHOICES = (4, 8)
 
 
 def parse_profile(text: str) -> Profile:
-    """Read ``MIN,OPT,MAX``; :class:`OptionError` with the reason if it is none."""
+    """Parse ``MIN,OPT,MAX``; :class:`OptionError` gives the reason if it is malformed."""
     shapes = text.split(",")
     try:
         parsed = [tuple(int(size) for size in shape.strip().lower().split("x")) for shape in shapes]
@@ -40,10 +40,10 @@ def parse_profile(text: str) -> Profile:
 
 
 def resolve_profiles(profiles: Sequence[Profile], head: str, max_length: int) -> tuple[Profile, ...]:
-    """Check what was asked for against the model; without any, one for latency and one for throughput.
+    """Check the profiles against the model; by default return one for latency and one for throughput.
 
     Raises:
-        EngineBuildError: The number of axes is not the head's, or a row would be longer than the model takes.
+        EngineBuildError: The number of axes is not the head's, or a row is longer than the model's maximum.
     """
     axes = HEADS[head].axes
     if not profiles:
@@ -70,7 +70,7 @@ def _default(best: int, most: int, axes: int, max_length: int) -> Profile:
 
 
 def input_shapes(profile: Profile, axes: Sequence[str], spec: TensorSpec) -> list[tuple[int, ...]]:
-    """The smallest, best and largest shape of a graph's input, by the sizes of the ids along ``axes``."""
+    """Return the min, opt and max shape of a graph's input, from the sizes of the ids along ``axes``."""
     return [
         tuple(axis if isinstance(axis, int) else shape[list(axes).index(axis)] for axis in spec.shape)
         for shape in (profile.min, profile.opt, profile.max)

@@ -1,4 +1,4 @@
-"""Proves the types that a plan computes in, from the network that it was built from and from the engine."""
+"""Proves the types that a plan computes in, from its network and from the engine inspector."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect", "prove"]
 
-# The names that TensorRT gives the types that a matmul computes in.
+# TensorRT's names of the matmuls' types.
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-# As the inspector writes them, somewhere in a tensor's format.
+# The inspector's names, within a tensor's format.
 _INSPECTED = {
     "FLOAT": re.compile(r"\b(FP32|Float)\b"),
     "HALF": re.compile(r"\b(FP16|Half)\b"),
     "BF16": re.compile("BF16|BFloat16"),
     "INT8": re.compile(r"\b(INT8|Int8)\b"),
 }
-# What layers and tensors are called says nothing of their types.
+# Keys of names, which may contain a type's name and must be ignored.
 _NAMED = ("Name", "Metadata")
 _LAYER = re.compile(r"encoder\.layers\.\d+\.")
 
@@ -38,14 +38,14 @@ def prove(
     """Check the type of every matmul of the encoder's layers, and of inputs and outputs; return the findings.
 
     Args:
-        network: What will be built, strongly typed: no builder may change its types.
+        network: The network to build; it is strongly typed, so that the builder cannot change its types.
         precision: The manifest's.
-        products: The names of the graph's matmuls, which the network's layers have too.
-        layers: How many the encoder has.
+        products: The names of the graph's matmuls, which are also the names of the network's layers.
+        layers: The encoder's number of layers.
         whole: In int8, the matmuls must be in int8 too, not the weights only.
 
     Raises:
-        EngineBuildError: A matmul computes in another type, or is not there.
+        EngineBuildError: A matmul computes in another type, or is missing.
     """
     wanted = _TYPES[arithmetic_of(precision)]
     kept = set(precision.get("kept_in_fp32", "").split(", "))
@@ -90,7 +90,7 @@ def _prove_int8(network: Any, products: Sequence[Any], whole: bool) -> dict[str,
 
 
 def _comes_from_int8(tensor: Any, makers: Mapping[str, Any]) -> bool:
-    """Whether it was int8, on whatever way through layers that only move or convert it."""
+    """Return whether the tensor comes from int8 through layers that only move or convert values."""
     layer = makers.get(tensor.name)
     while layer is not None and layer.type.name in ("SHUFFLE", "CAST", "UNSQUEEZE", "IDENTITY"):
         layer = makers.get(layer.get_input(0).name)
@@ -114,20 +114,20 @@ def _weight_bytes(network: Any) -> dict[str, int]:
 
 
 def inspect(library: Library, plan: memoryview, precision: Mapping[str, str], *, whole: bool = False) -> dict[str, Any]:
-    """Ask the engine itself, which needs a GPU that can load it; without one, say why not.
+    """Return the engine inspector's findings, or the reason if no GPU here can load the plan.
 
     ``whole``: in int8, the matmuls must be in int8 too, not the weights only.
 
     Raises:
-        EngineBuildError: No layer of the engine computes in a type that was asked for.
+        EngineBuildError: No layer of the engine computes in a type of ``precision``.
     """
     with library.listening() as messages:
         try:
             runtime = library.module.Runtime(library.logger)
-            if hasattr(runtime, "engine_host_code_allowed"):  # version-compatible ones bring some; this one is ours
+            if hasattr(runtime, "engine_host_code_allowed"):  # host code of a version-compatible plan
                 runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(plan)
-        except TypeError:  # All that the bindings make of a null pointer; the reason is in the log.
+        except TypeError:  # the bindings raise it for a null pointer; the reason is in the log
             engine = None
     if engine is None:
         return {"run": False, "reason": messages[0] if messages else "the engine could not be loaded here"}

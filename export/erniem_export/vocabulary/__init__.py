@@ -1,1 +1,1 @@
-"""Leave out the rows of the vocabulary that a user's languages never use; what is kept stays exact."""
+"""Prunes the vocabulary to a user's languages, without changing the outputs for texts in them."""

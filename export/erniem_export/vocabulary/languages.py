@@ -1,4 +1,4 @@
-"""The languages that ``--languages`` knows: their scripts, alphabets and, where wordfreq is installed, words."""
+"""The languages of ``--languages``: their scripts, alphabets and, if wordfreq is installed, words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Language:
     letters: str = ""
 
 
-# By ISO 639-1 code. The letters are the standard alphabets, with the diacritics of everyday loanwords.
+# By ISO 639-1 code: the letters of the standard alphabets, with the diacritics of common loanwords.
 _LATIN = {
     "af": "áèéêëîïôöúû",
     "az": "çəğıöşü",
@@ -108,20 +108,20 @@ LANGUAGES: dict[str, Language] = {
     "uz": Language(("Latin", "Cyrillic")),
 }
 
-# How the tokens of a language are told from those of others.
+# The rules that select the tokens of a language.
 WORDS, ALPHABET = "words", "alphabet"
-# Scripts that many languages share: a script alone does not tell them apart. For other scripts lists of words do not
-# help: they are for one script and, in languages written without spaces, depend on a tokenizer of their own.
+# Scripts of many languages, so that the script alone does not identify a language. For other scripts, word lists do not
+# help: they cover a single script and, for languages written without spaces, depend on another tokenizer.
 _SHARED_SCRIPTS = {"Latin", "Cyrillic"}
-# wordfreq's codes where they are not ours: it has one list for the languages that were Serbo-Croatian, in Latin script.
+# wordfreq's codes that differ from ours; it has one list, in Latin script, for the Serbo-Croatian languages.
 _CODES = {"bs": "sh", "hr": "sh", "no": "nb", "tl": "fil"}
-# The least frequency of a word: three in a hundred million. Rarer ones are mostly names and other languages' words.
+# The least frequency of a word: three in a hundred million. Rarer ones are mostly names and foreign words.
 _LEAST = 10**-7.5
 _WORDS_IN_A_TEXT = 500
 
 
 def rule_for(code: str) -> str:
-    """:data:`WORDS` if there is a list of this language's words at hand and the script does not do, or else
+    """Return :data:`WORDS` if the script is shared and a list of the language's words is installed, else
     :data:`ALPHABET`.
     """
     if not _SHARED_SCRIPTS.issuperset(LANGUAGES[code].scripts):
@@ -131,7 +131,7 @@ def rule_for(code: str) -> str:
 
 
 def why_alphabet(code: str) -> str | None:
-    """What is missing to keep less of this language; None where there is nothing: its script tells it from others."""
+    """Return why the alphabet is used for a language with a shared script; None if it is not."""
     if not _SHARED_SCRIPTS.issuperset(LANGUAGES[code].scripts) or rule_for(code) == WORDS:
         return None
     if _library() is None:
@@ -140,8 +140,9 @@ def why_alphabet(code: str) -> str | None:
 
 
 def texts_of(code: str) -> Iterator[list[str]]:
-    """Yield lists of texts in which every word of the language stands in lower case, capitalised and in capitals, each
-    at the start of a word and after punctuation: a tokenizer has different pieces for these.
+    """Yield lists of texts with every word of the language in lower case, capitalized and in capitals.
+
+    Each form occurs after a space and after punctuation, since these give different pieces.
     """
     frequencies: dict[str, float] = _library().get_frequency_dict(_CODES.get(code, code), "best")
     words = [word for word, frequency in frequencies.items() if frequency >= _LEAST]

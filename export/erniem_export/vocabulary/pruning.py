@@ -1,8 +1,8 @@
-"""A checkpoint with a part of its vocabulary, and the tokenizer's files for it.
+"""Removes tokens from a checkpoint's vocabulary, and writes the tokenizer's files to match.
 
-``vocab.txt`` is the map of ids: a token's line is its new id. The sentencepiece model loses the pieces whose tokens
-are gone, so text that needs them is cut into smaller pieces that are there, instead of becoming unknown. Where the
-best way to cut a text used none of the lost pieces it is still the best: then the tokens are the same as before.
+``vocab.txt`` defines the ids: a token's line is its new id. The sentencepiece model loses the pieces of removed tokens,
+so it cuts text that needs them into smaller pieces instead of unknown tokens. A text whose best segmentation uses no
+removed piece keeps its tokens.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = ["Vocabulary", "original_ids", "pieces_at_the_ends", "prune", "prune_l
 
 _MODEL, _VOCABULARY, _CONFIG, _, _ADDED = TOKENIZER_FILES
 
-# What a config may say about tokens by their ids.
+# The config's keys with a token's id.
 _ID_KEYS = tuple(f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "pad", "unk", "mask"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What became of the vocabulary: tokens kept, and the rule for each language, as :func:`rule_for` says.
+    """The result of pruning: the number of kept tokens, and each language's rule, see :func:`rule_for`.
 
-    Once the artifact is written: the bytes of its graph and weights, and what they would be with all tokens.
+    ``bytes_after`` is the size of the written graph and weights, ``bytes_before`` their size with all tokens.
     """
 
     kept: int
@@ -62,21 +62,21 @@ class Vocabulary:
         return "; ".join(parts)
 
     def in_files(self, size: int, bytes_of_row: int) -> Vocabulary:
-        """With the sizes of an artifact of ``size`` bytes that stores a token in ``bytes_of_row``."""
+        """Return a copy with the sizes for an artifact of ``size`` bytes that stores a token in ``bytes_of_row``."""
         before = size + (self.of - self.kept) * bytes_of_row
         return dataclasses.replace(self, bytes_before=before, bytes_after=size)
 
 
 def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint, Vocabulary]:
-    """Return the checkpoint with the tokens that ``keep`` asks for; its tokenizer's files are written to ``folder``.
+    """Return the checkpoint with only the tokens of ``keep``, and write its tokenizer's files to ``folder``.
 
-    The model is edited in place: its embedding keeps the rows of these tokens, and nothing else changes, so it
-    computes exactly what it did before on text that is made of them.
+    Edits the model in place: the embedding keeps the rows of these tokens, and nothing else changes, so its outputs for
+    text of these tokens stay the same.
 
     Raises:
-        InvalidInputError: As :func:`select`.
-        CheckpointError: There is no tokenizer to tell tokens by, it does not fit the model or itself, or the config
-            names a list of ids where one belongs.
+        InvalidInputError: See :func:`select`.
+        CheckpointError: There is no tokenizer, it does not fit the model, its files contradict each other, or the
+            config has a list of ids instead of a single one.
     """
     source = checkpoint.tokenizer_dir
     if source is None:
@@ -97,10 +97,10 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
 
 
 def prune_like(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Return the checkpoint with the vocabulary of the tokenizer in ``folder``, an artifact of it.
+    """Return the checkpoint with the vocabulary of the tokenizer in ``folder``, the folder of its artifact.
 
     Raises:
-        CheckpointError: It has no tokenizer, or another one, or a config as :func:`prune` refuses it.
+        CheckpointError: It has no tokenizer, another one, or a config that :func:`prune` refuses.
     """
     if checkpoint.tokenizer_dir is None:
         raise CheckpointError(f"{checkpoint.source} has no tokenizer, and the artifact holds a part of its vocabulary")
@@ -134,10 +134,10 @@ def _require_single_ids(checkpoint: Checkpoint) -> None:
 
 
 def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
-    """Write the files of the tokenizer in ``source`` to ``target`` so that ``kept[i]``, in rising order, becomes ``i``.
+    """Write the files of the tokenizer in ``source`` to ``target`` so that id ``kept[i]`` (sorted) becomes ``i``.
 
     Raises:
-        CheckpointError: The new files would not give the kept tokens these ids; the old ones contradict each other.
+        CheckpointError: The new files would not give the kept tokens these ids: the old ones contradict each other.
     """
     tokenizer = Tokenizer.from_dir(source, verify=False)
     new_ids = {old: new for new, old in enumerate(kept)}
@@ -161,10 +161,10 @@ def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
 
 
 def original_ids(source: Path, part: Path) -> list[int]:
-    """The ids in ``source``'s vocabulary of the tokens in ``part``'s, in the order of the latter.
+    """Return the ids in ``source``'s vocabulary of the tokens in ``part``'s vocabulary, in the order of the latter.
 
     Raises:
-        CheckpointError: ``part`` is not a part of it.
+        CheckpointError: ``part`` has a token that ``source`` lacks.
     """
     whole, tokens = Tokenizer.from_dir(source, verify=False).get_vocab(), Tokenizer.from_dir(part).get_vocab()
     found = {index: whole.get(token) for token, index in tokens.items()}
@@ -175,9 +175,9 @@ def original_ids(source: Path, part: Path) -> list[int]:
 
 
 def pieces_at_the_ends(source: Path) -> set[str]:
-    """The tokens of the likeliest and the least likely piece.
+    """Return the tokens of the most and the least likely piece.
 
-    sentencepiece reckons what an unknown character costs from them; without them, text would be cut differently.
+    sentencepiece derives the score of unknown characters from them; without them it would cut text differently.
     """
     pieces = _normal_pieces(parse((source / _MODEL).read_bytes()))
     ends = (min(pieces, key=lambda piece: piece.score), max(pieces, key=lambda piece: piece.score))

@@ -1,7 +1,7 @@
-"""Which tokens to keep: by the words or the alphabet of languages, or by what a text uses.
+"""Selects the tokens to keep: by the words or the alphabets of languages, or by a text.
 
-Scripts tell languages apart only as far as writing does: Indonesian, Swahili and English look alike. So where a list
-of a language's words is at hand, what the tokenizer makes of these is kept, and else all that its alphabet spells.
+Scripts do not separate languages such as Indonesian, Swahili and English. So if a list of a language's words is
+installed, the tokens of these words are kept, otherwise all tokens in its alphabet.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _WORD_START = "▁"
 _LATIN = "Latin"
 # Digits, punctuation, symbols, emoji and combining marks belong to no language.
 _SHARED = (r"\p{Script=Common}", r"\p{Script=Inherited}")
-# Capitals inside a word, as in McDonald and MHz; lists of words have none.
+# Capitals inside a word, as in McDonald and MHz, which word lists lack.
 _INNER_CAPITAL = regex.compile(r"\p{Lowercase_Letter}\p{Uppercase_Letter}")
 
 
 def select(tokenizer: Tokenizer, keep: Keep) -> set[int]:
-    """Return the ids to keep; special and added tokens are always among them.
+    """Return the ids to keep, always including special and added tokens.
 
-    Of a language, as :func:`rule_for` says: tokens that its words are cut into, or all that are written in its script,
-    for Latin script in its alphabet. Of a text: every token that it is cut into. Of each: every single character of the
-    scripts, so that any word can still be spelled.
+    For a language, by its rule (:func:`rule_for`): the tokens of its words, or all tokens in its script, for Latin
+    script in its alphabet. For a text: its tokens. For both: every single character of the scripts, so that any word
+    can still be spelled.
 
     Raises:
-        InvalidInputError: A language is not known; the text cannot be read, is empty, or holds no known token.
+        InvalidInputError: A language is unknown; the text cannot be read, is empty, or has no known token.
     """
     vocabulary = tokenizer.get_vocab()
     ids = _special_ids(tokenizer, vocabulary)
@@ -81,8 +81,9 @@ def _ids_of_languages(tokenizer: Tokenizer, vocabulary: dict[str, int], codes: S
 
 
 def _spelled_as_no_list_has_it(code: str) -> Callable[[str], bool]:
-    """Whether a language may write a token that lists of words cannot show: they fold ß to ss and capitals to small
-    letters, and hold neither numbers nor punctuation.
+    """Return a predicate for a language's tokens that word lists lack.
+
+    The lists fold ß to ss and upper to lower case, and have neither numbers nor punctuation.
     """
     spells, shared = _spells([code]), _written(())
     folded = {letter for letter in LANGUAGES[code].letters if letter.casefold() != letter}
@@ -94,7 +95,7 @@ def _spelled_as_no_list_has_it(code: str) -> Callable[[str], bool]:
 
 
 def _spells(codes: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a token is written in the alphabet of one of the languages."""
+    """Return a predicate for tokens in the alphabet of one of the languages."""
     languages = [LANGUAGES[code] for code in codes]
     letters = set(string.ascii_lowercase).union(*(language.letters for language in languages))
     written = _written({script for language in languages for script in language.scripts})
@@ -107,7 +108,7 @@ def _spells(codes: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _written(scripts: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a token has characters of these scripts, and of those that are of no language, only."""
+    """Return a predicate for tokens of only these scripts and characters that belong to no language."""
     allowed = regex.compile(f"[{''.join(map(_script, sorted(scripts)))}{''.join(_SHARED)}]+")
     return lambda token: allowed.fullmatch(token) is not None
 

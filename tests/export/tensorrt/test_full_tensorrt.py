@@ -205,7 +205,7 @@ def test_attention_over_packed_rows_is_tried_where_the_library_knows_it(tensorrt
     module = tensorrt(VERSIONS[1])
     _, manifest = build("--fp16", out="new")
     assert manifest.plan.attention["packed"]["available"]
-    assert "rows run in buckets of like length all the same" in manifest.plan.attention["packed"]["reason"]
+    assert "rows still run in buckets of similar length" in manifest.plan.attention["packed"]["reason"]
     _, (network, config), _ = module.built
     assert [layer.type.name for layer in network.layers] == ["TRT_ATTENTION"]
     # All rows of the largest profile one after another, and where each of them ends.
