@@ -67,7 +67,7 @@ def find_folder(where: str | os.PathLike[str]) -> Path:
 
 
 def manifest_of(artifact: Path) -> Path:
-    """Where the manifest of a graph or a plan is: beside it or, of optimum's ``onnx/model.onnx``, in the folder above.
+    """Return the path of a graph's or plan's manifest: beside it, or for ``onnx/model.onnx`` in the folder above.
 
     All names of ``manifest.files`` are relative to its folder. The path of a manifest is returned as it is.
     """
@@ -105,7 +105,7 @@ def _chosen(folder: Path, head: str | None, shown: str) -> Path:
 
 
 def _shown(folder: Path, head: str) -> str:
-    """A file by which to name an artifact: the manifest in optimum's layout, or else the graph."""
+    """Return the file that names an artifact: in optimum's layout the manifest, otherwise the graph."""
     inside = (folder / OPTIMUM_GRAPH).exists() and not (folder / f"{head}.onnx").exists()
     return f"{head}.json" if inside else f"{head}.onnx"
 

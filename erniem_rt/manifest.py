@@ -143,7 +143,7 @@ OPTIMUM_GRAPH = "onnx/model.onnx"
 
 
 def weights_name(graph: str) -> str:
-    """The file of the weights of ``HEAD.onnx`` or ``onnx/model.onnx``; the latter's name is optimum's."""
+    """Return the name of the weights file of ``HEAD.onnx``, or of ``onnx/model.onnx``, which optimum names."""
     return f"{graph}_data" if f"onnx/{graph.rpartition('/')[2]}" == OPTIMUM_GRAPH else f"{graph}.data"
 
 

@@ -224,7 +224,7 @@ def check_exported(folder: Path, names: Sequence[str]) -> None:
 
 
 def is_exported(folder: Path, name: str) -> bool:
-    """Whether a manifest in ``folder`` lists the file ``name``."""
+    """Return whether a manifest in ``folder`` lists the file ``name``."""
     return any(name in manifest.files for manifest in _manifests(folder))
 
 

@@ -168,7 +168,7 @@ def files_of(stage: Path) -> dict[str, FileRecord]:
 
 
 def note_of_settings(stage: Path) -> str | None:
-    """What to say where the settings stayed as they were and do not name ``attention_mask``."""
+    """Return what to say if the settings stayed as they were and do not name ``attention_mask``."""
     settings = stage / _SETTINGS
     said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     if "attention_mask" in (said.get("model_input_names") or ()) or not (stage / _MODEL).is_file():
@@ -180,7 +180,7 @@ def note_of_settings(stage: Path) -> str | None:
 
 
 def _stays(there: Path, coming: Path, head: str) -> bool:
-    """Whether the folder is a checkpoint's, or has the same file, and not from an export of this head alone."""
+    """Return whether the settings stay as they are: in a checkpoint's folder, and where others put the same file."""
     if holds_weights(there.parent):
         return True
     if not (there.is_file() and coming.is_file() and filecmp.cmp(there, coming, shallow=False)):
@@ -190,7 +190,7 @@ def _stays(there: Path, coming: Path, head: str) -> bool:
 
 
 def _is_theirs(there: Path, head: str) -> bool:
-    """Whether a file exists and is not from an export."""
+    """Return whether a file exists and is not from an export."""
     return there.is_file() and there.name not in _ours(there.parent, *_manifests(there.parent, head))
 
 
