@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import types
@@ -13,7 +14,7 @@ import onnx
 import pytest
 
 import erniem_rt
-from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session, Tokenizer, pipeline
+from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session, Tokenizer, pipeline, triton
 from erniem_rt.manifest import Manifest, hash_file
 
 TEXT = "Guten Morgen"
@@ -90,6 +91,14 @@ def test_the_layout_of_optimum(for_optimum, hub, make_text_artifact, monkeypatch
         assert session.manifest.head == "base"
     with pytest.raises(ArtifactError, match="holds no artifact"):
         pipeline("question-answering", for_optimum / "onnx")
+
+
+def test_triton_has_no_place_for_the_layout_of_optimum(for_optimum, tmp_path):
+    for path in (for_optimum, for_optimum / "onnx" / "model.onnx"):
+        arguments = argparse.Namespace(artifact=str(path), name="one", repository=str(tmp_path / "models"))
+        with pytest.raises(InvalidInputError, match="is in the layout of optimum, .* export it without --layout"):
+            triton.write(arguments, print)
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_folder_an_artifact_and_a_manifest_are_the_same(folder):
