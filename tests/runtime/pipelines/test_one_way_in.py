@@ -96,7 +96,7 @@ def test_the_layout_of_optimum(for_optimum, hub, make_text_artifact, monkeypatch
 def test_triton_has_no_place_for_the_layout_of_optimum(for_optimum, tmp_path):
     for path in (for_optimum, for_optimum / "onnx" / "model.onnx"):
         arguments = argparse.Namespace(artifact=str(path), name="one", repository=str(tmp_path / "models"))
-        with pytest.raises(InvalidInputError, match="is in the layout of optimum, .* export it without --layout"):
+        with pytest.raises(InvalidInputError, match=r"is in the layout of optimum, .* export it without --layout"):
             triton.write(arguments, print)
     assert not (tmp_path / "models").exists()
 
