@@ -21,7 +21,7 @@ from erniem_export.sentencepiece_model import in_byte_order, parse
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest, hash_file
 from erniem_rt.tokenizer import Tokenizer
-from erniem_rt.tokenizer.tokenizer import SORTED_FILE
+from erniem_rt.tokenizer.settings import SORTED_FILE
 
 MODEL, SETTINGS = "sentencepiece.bpe.model", "tokenizer_config.json"
 
