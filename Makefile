@@ -25,6 +25,7 @@ TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
 FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
+INTEROP := .venv-interop/.stamp
 SERVING := .venv-serving/.stamp
 TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
@@ -33,7 +34,7 @@ WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ne
 # What a page needs of onnxruntime-web.
 ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +73,9 @@ test-transformers5: $(TF5) ## Run what depends on transformers, and real exports
 	.venv-tf5/bin/erniem-export --model $(NANO)/qa --head qa --output out/transformers5
 	.venv-tf5/bin/erniem-verify out/transformers5/qa.onnx --model $(NANO)/qa
 	.venv-tf5/bin/erniem-export --model $(NANO)/cls --head cls --int8 --output out/transformers5/int8
+
+test-interop: $(INTEROP) ## Run other tools on our artifacts and compare with docs/interop.md (some minutes)
+	.venv-interop/bin/python -m benchmarks.interop $(ARGS)
 
 lint: $(DEV) ## Check style and formatting
 	.venv/bin/ruff check .
@@ -137,7 +141,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton .venv-interop
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -166,6 +170,10 @@ $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirements/bench.txt
 	$(call install,.venv-bench,bench)
 	$(call install-package,.venv-bench,--no-build-isolation --editable .)
+
+$(INTEROP): pyproject.toml requirements/serve.txt requirements/common.txt requirements/interop.txt
+	$(call install,.venv-interop,interop)
+	$(call install-package,.venv-interop,--no-build-isolation --editable .)
 
 .venv-serving/.pins: requirements/serve.txt requirements/serving.txt
 	$(call install,.venv-serving,serving)
