@@ -17,6 +17,7 @@ import queue
 import random
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -209,10 +210,12 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     """The port of KServe's own server, with a model that calls the pipeline in a thread."""
     python = sys.executable if kind == "erniem-rt" else arguments.python
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
-    command += ["--engine", arguments.engine, "--port", str(8100 + os.getpid() % 800)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command += ["--engine", arguments.engine, "--port", str(port)]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)") as port:
-        yield port
+    with process(command, r"ready at (\d+)") as found:
+        yield found
 
 
 @contextlib.contextmanager
