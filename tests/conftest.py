@@ -130,40 +130,81 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, sentencepiece_model:
 
 
 @pytest.fixture(scope="session")
-def written_once(once_per_run: Callable[..., Path]) -> Callable[..., Path]:
-    """The folder with ``HEAD.onnx`` of a model, traced and written; the same weights once per run.
+def xlm_roberta(once_per_run: Callable[..., Path], sentencepiece_model: bytes) -> Callable[..., Path]:
+    """``xlm_roberta(head, pooler=True, **config)``: a small XLM-R checkpoint, written once by transformers' own class.
 
-    Tracing is most of what an export takes.
+    Its weights are random, biases and norms too, so that nothing of the model can hide. Do not change it.
     """
 
-    from erniem_export.onnx_export import trace, write
+    def write(head: str, pooler: bool, config: dict[str, Any], folder: Path) -> None:
+        import sentencepiece
+        import torch
+        import transformers
 
-    def once(model: Any, head: str, options: Any) -> Path:
-        config = json.loads(model.config.to_json_string(use_diff=False))
-        known = sorted((key, value) for key, value in config.items() if key not in NOT_IN_GRAPH)
-        key = hashlib.sha256(repr((type(model).__name__, known, head, options)).encode())
-        for name, tensor in model.state_dict().items():
-            key.update(name.encode() + tensor.numpy().tobytes())
-        return once_per_run(
-            f"graph-{key.hexdigest()[:20]}", lambda folder: write(trace(model, head, options), folder / f"{head}.onnx")
+        from erniem_export.random_weights import randomize
+
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model).get_piece_size()
+        sizes = {"vocab_size": pieces + 2, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        others = {"intermediate_size": 48, "max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1}
+        labels = {"num_labels": 2 if head == "qa" else 3, "bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-5}
+        kind = transformers.XLMRobertaConfig(**{**sizes, **others, **labels, **config})
+        names = {"base": "Model", "cls": "ForSequenceClassification", "ner": "ForTokenClassification"}
+        names |= {"qa": "ForQuestionAnswering", "mlm": "ForMaskedLM"}
+        model = getattr(transformers, f"XLMRoberta{names[head]}")(
+            kind, **({"add_pooling_layer": pooler} if head == "base" else {})
         )
+        randomize(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(("query.weight", "key.weight")):
+                    parameter *= 2  # attention with peaks
+        model.save_pretrained(folder)
+        (folder / "sentencepiece.bpe.model").write_bytes(sentencepiece_model)
+        (folder / "tokenizer_config.json").write_text('{"model_max_length": 128}')
 
-    return once
+    def get(head: str, pooler: bool = True, **config: Any) -> Path:
+        key = hashlib.sha256(repr((head, pooler, sorted(config.items()))).encode()).hexdigest()[:12]
+        return once_per_run(f"xlm-roberta-{key}", partial(write, head, pooler, config))
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def trace_once(written_once: Callable[..., Path]) -> Callable[..., Any]:
-    """:func:`trace`, of the same weights once per run; each caller has a graph of its own."""
+def trace_once(once_per_run: Callable[..., Path]) -> Callable[..., Any]:
+    """:func:`trace`, of the same structure once per run; each caller has a graph of its own with its model's weights.
+
+    Tracing is most of what an export takes. ``graph/test_weight_names.py`` shows that the structure does not depend on
+    the weights' values.
+    """
     import onnx_ir as ir
 
-    return lambda model, head, options: ir.load(written_once(model, head, options) / f"{head}.onnx")
+    from erniem_export.onnx_export import trace, write
+
+    def once(model: Any, head: str, options: Any) -> ir.Model:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        known = sorted((key, value) for key, value in config.items() if key not in NOT_IN_GRAPH)
+        state = model.state_dict()
+        shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in state.items()]
+        key = hashlib.sha256(repr((type(model).__name__, known, head, options, shapes)).encode())
+        folder = once_per_run(
+            f"graph-{key.hexdigest()[:20]}", lambda folder: write(trace(model, head, options), folder / f"{head}.onnx")
+        )
+        graph = ir.load(folder / f"{head}.onnx")
+        for name, tensor in state.items():
+            for form, array in ((name, tensor.numpy()), (f"{name}.T", tensor.numpy().T)):
+                if form in graph.graph.initializers:
+                    graph.graph.initializers[form].const_value = ir.tensor(array.copy(order="C"), name=form)
+        return graph
+
+    return once
 
 
 @pytest.fixture(scope="session")
 def nano_artifact(once_per_run: Callable[..., Path], request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """``nano_artifact(head)``: nano's checkpoint of this head, exported once per run in float32 to ``out/HEAD``.
 
-    Where there is no exporter, the variable ERNIEM_NANO names the folder ``out``.
+    The gate asks every third example of the task set; ``make demo`` asks all. Where there is no exporter, the variable
+    ERNIEM_NANO names the folder ``out``.
     """
     if ready := os.environ.get("ERNIEM_NANO"):
         return lambda head: Path(ready).resolve() / head / f"{head}.onnx"
@@ -172,9 +213,13 @@ def nano_artifact(once_per_run: Callable[..., Path], request: pytest.FixtureRequ
         import erniem_export
         from erniem_export import pipeline
 
+        checkpoint = shutil.copytree(NANO / "checkpoints" / head, folder / head)
+        task_set = checkpoint / "task_set.jsonl"
+        if task_set.exists():
+            task_set.write_bytes(b"".join(task_set.read_bytes().splitlines(keepends=True)[::3]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "trace", request.getfixturevalue("trace_once"))
-            erniem_export.export(NANO / "checkpoints" / head, folder / "out" / head, head=head, quiet=True)
+            erniem_export.export(checkpoint, folder / "out" / head, head=head, quiet=True)
 
     return lambda head: once_per_run(f"nano-{head}", partial(export, head)) / "out" / head / f"{head}.onnx"
 

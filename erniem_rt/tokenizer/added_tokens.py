@@ -25,6 +25,12 @@ class Segment(NamedTuple):
         """Return this segment followed by ``other``."""
         return Segment(self.text + other.text, [*self.origins, *other.origins])
 
+    def widened(self, before: Sequence[int], behind: Sequence[int]) -> Segment:
+        """The same text, whose range begins and ends with these characters too."""
+        origins = [*self.origins]
+        origins[:1], origins[-1:] = [*before[:1], *origins[:1]][:1], [*origins[-1:], *behind[-1:]][-1:]
+        return Segment(self.text, origins)
+
     def stripped_left(self) -> Segment:
         """Return the segment without whitespace at its start."""
         return self.slice(len(self.text) - len(self.text.lstrip()), len(self.text))
@@ -47,11 +53,14 @@ class TextSplitter:
         *,
         do_lower_case: bool,
         split_special_tokens: bool,
+        covers_stripped: bool = False,
     ) -> None:
+        """``covers_stripped``: the whitespace that an added token strips is in its range, as in fast tokenizers."""
         self._added: Mapping[str, AddedToken] = {token.content: token for token in added_tokens}
         self._pattern = None if split_special_tokens else _any_of(self._added, longest_first=True)
         self._find_added = not split_special_tokens
         self._do_lower_case = do_lower_case
+        self._covers_stripped = covers_stripped
         kept = [token.content for token in self._added.values() if token.normalized and not token.special]
         self._case_kept = _any_of([*special_tokens, *kept], longest_first=False)
 
@@ -104,6 +113,11 @@ class TextSplitter:
                 segments[i + 1] = right.stripped_left()
             if token.lstrip and left.text:
                 segments[i - 1] = left.stripped_right()
+            if self._covers_stripped:
+                segments[i] = segment.widened(
+                    left.origins[len(segments[i - 1].text) :] if token.lstrip and left.text else (),
+                    right.origins[: len(right.text) - len(segments[i + 1].text)] if token.rstrip and right.text else (),
+                )
             if token.single_word and left.text and left.text[-1] != " ":
                 segments[i - 1] = segments[i - 1].joined_with(segment)
                 segments[i] = _EMPTY

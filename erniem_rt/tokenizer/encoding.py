@@ -245,11 +245,17 @@ class BatchEncoding:
 
 
 def kept_tokens(
-    length: int, other: int | None, *, excess: int, strategy: Truncation | None, side: Side
+    length: int,
+    other: int | None,
+    *,
+    excess: int,
+    strategy: Truncation | None,
+    side: Side,
+    odd_to_longer: bool = False,
 ) -> tuple[slice, slice]:
     """Return the ranges of tokens to keep of both texts of a row that is ``excess`` tokens too long.
 
-    ``longest_first`` shortens the longer text to the other's length, then both alike (the second loses the odd one).
+    ``longest_first`` shortens the longer text to the other's length, then both alike.
 
     Args:
         length: Tokens of the first text.
@@ -257,6 +263,8 @@ def kept_tokens(
         excess: How many to remove; nothing is removed where it is not above 0.
         strategy: What may be shortened. None if nothing has to be.
         side: Which end is cut off.
+        odd_to_longer: Who keeps the odd token where both are shortened: the text that was longer, and of two alike the
+            second, as in transformers' fast tokenizers. Else it is the first, as in its others.
 
     Raises:
         InvalidInputError: The text that ``only_first`` or ``only_second`` shortens is too short.
@@ -269,7 +277,8 @@ def kept_tokens(
         removed = 0, excess
     else:
         level = min(abs(length - (other or 0)), excess)
-        from_first = (excess - level) // 2 + (level if length > (other or 0) else 0)
+        both = excess - level + (odd_to_longer and length <= (other or 0))
+        from_first = both // 2 + (level if length > (other or 0) else 0)
         removed = from_first, excess - from_first
     for name, available, count in zip(("first", "second"), (length, other or 0), removed, strict=True):
         if count > available:

@@ -1,16 +1,20 @@
-"""One run of text to ErnieM tokens, each with the characters it came from.
+"""One run of text to tokens, each with the characters it came from.
 
 sentencepiece normalises the run (NFKC and whitespace rules of the model) and cuts it into pieces; ErnieM then cuts
-pieces further at CJK characters, punctuation and digits. Positions are followed through both steps.
+pieces further at CJK characters, punctuation and digits, and XLM-R does not. Positions are followed through both steps.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import re
+import struct
 from functools import lru_cache, partial
 from itertools import chain
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -81,18 +85,24 @@ class SentencePieceModel:
         ends = np.cumsum([len(row) for row in rows])
         return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=ends[-1]), ends
 
-    def tokenize(self, run: str, *, drop_lone_marks: bool = False) -> tuple[list[str], list[tuple[int, int]]]:
-        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to."""
+    def tokenize(
+        self, run: str, *, drop_lone_marks: bool = False, whole_pieces: bool = False
+    ) -> tuple[list[str], list[tuple[int, int]]]:
+        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to.
+
+        With ``whole_pieces`` every piece is a token, lone marks too, as XLM-R has it.
+        """
         run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
         tokens: list[str] = []
         spans: list[tuple[int, int]] = []
+        split = whole_piece if whole_pieces else _split_once
         position = 0  # in the normalised run, which the pieces spell out one after the other
         for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
             # A lone mark is a token only in mid-text, and only if the next piece does not start with a mark.
             keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
-            if piece != WORD_START or keeps_mark:
-                for token, start, end in _split_once(piece):
+            if piece != WORD_START or keeps_mark or whole_pieces:
+                for token, start, end in split(piece):
                     tokens.append(token)
                     spans.append((position + start, position + end))
             position += len(piece)
@@ -135,7 +145,7 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
-    return _loaded(content, path)
+    return _loaded(model_of_fast_tokenizer(content, path) if path.suffix == ".json" else content, path)
 
 
 def _new_processor() -> sentencepiece.SentencePieceProcessor:
@@ -159,10 +169,73 @@ def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProc
         raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")
     if processor.is_byte(processor.piece_to_id("<0x00>")) or processor.normalize("a").endswith(WORD_START):
         raise ArtifactError(
-            f"{path} has byte fallback or marks at the end of words. ErnieM's models have neither, and offsets "
+            f"{path} has byte fallback or marks at the end of words. ErnieM's and XLM-R's have neither, and offsets "
             "cannot be told with them."
         )
     return processor
+
+
+# The first ids of XLM-R, which fairseq gave, and its last.
+XLM_ROBERTA_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
+XLM_ROBERTA_LAST = "<mask>"
+# What sentencepiece begins with, and the types of these pieces.
+_UNKNOWN, _CONTROL = 2, 3
+_OWN_PIECES = (("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL))
+# Steps of a tokenizer.json that do what sentencepiece does without being told.
+_KNOWN_NORMALIZERS = ("Precompiled", "Strip", "Replace")
+_KNOWN_PRE_TOKENIZERS = ("WhitespaceSplit", "Metaspace")
+
+
+def model_of_fast_tokenizer(content: bytes, path: Path) -> bytes:
+    """The sentencepiece model that an XLM-R ``tokenizer.json`` was made from: its pieces, scores and normalisation.
+
+    Raises:
+        ArtifactError: It is not JSON, or describes something else.
+    """
+    try:
+        said = json.loads(content)
+        vocabulary = [(str(piece), float(score)) for piece, score in said["model"]["vocab"]]
+        kind = said["model"]["type"] == "Unigram" and not said["model"].get("byte_fallback")
+        steps = [*_steps(said.get("normalizer")), *_steps(said.get("pre_tokenizer"))]
+        charsmap = b"".join(
+            base64.b64decode(step["precompiled_charsmap"] or "") for step in steps if step["type"] == "Precompiled"
+        )
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise ArtifactError(f"{path} is not a readable tokenizer.json of XLM-R: {error!r}") from error
+    first = len(XLM_ROBERTA_FIRST)
+    others = [step["type"] for step in steps if step["type"] not in (*_KNOWN_NORMALIZERS, *_KNOWN_PRE_TOKENIZERS)]
+    if not kind or others or tuple(piece for piece, _ in vocabulary[:first]) != XLM_ROBERTA_FIRST:
+        what = f"the steps {', '.join(others)}" if others else "another model or order of tokens"
+        raise ArtifactError(
+            f"{path} has {what}, which XLM-R's does not have: put the sentencepiece.bpe.model that it was made from "
+            "beside it."
+        )
+    end = len(vocabulary) - (vocabulary[-1][0] == XLM_ROBERTA_LAST)
+    pieces = [_piece(piece, 0.0, kind) for piece, kind in _OWN_PIECES]
+    pieces += [_piece(piece, score) for piece, score in vocabulary[first:end]]
+    return b"".join(_field(1, piece) for piece in pieces) + _field(3, _field(2, charsmap))
+
+
+def _steps(said: Any) -> list[Any]:
+    """The steps of a normalizer or a pre-tokenizer, one by one."""
+    if said is None:
+        return []
+    return [step for key in ("normalizers", "pretokenizers") for step in said.get(key, ())] or [said]
+
+
+def _piece(piece: str, score: float, kind: int | None = None) -> bytes:
+    """A ``SentencePiece`` of sentencepiece's ModelProto."""
+    typed = b"" if kind is None else bytes([3 << 3, kind])
+    return _field(1, piece.encode("utf-8", "replace")) + bytes([2 << 3 | 5]) + struct.pack("<f", score) + typed
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of protobuf with its length before it."""
+    size, length = len(content), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
 
 
 def _normalizes_to_nothing(processor: sentencepiece.SentencePieceProcessor, char: str) -> bool:
@@ -200,6 +273,13 @@ def split_piece(piece: str) -> tuple[TokenSpan, ...]:
 _remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
 
 
+def whole_piece(piece: str) -> tuple[TokenSpan, ...]:
+    """The piece as one token, as XLM-R has it; a mark alone has the range of the character behind it."""
+    if piece == WORD_START:
+        return (TokenSpan(piece, 1, 2),)
+    return (_without_mark(piece, 0, len(piece)),)
+
+
 def readable(runs: Sequence[str]) -> list[str]:
     """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     try:
@@ -233,15 +313,21 @@ class PieceTable:
     """Tokens by piece id, computed at a piece's first use, so that a large vocabulary costs nothing to load.
 
     It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
-    mark alone.
+    mark alone. With ``whole_pieces`` every piece is a token.
     """
 
     def __init__(
-        self, model: SentencePieceModel, ids_of: Callable[[Iterable[str]], list[int]], *, drop_lone_marks: bool = False
+        self,
+        model: SentencePieceModel,
+        ids_of: Callable[[Iterable[str]], list[int]],
+        *,
+        drop_lone_marks: bool = False,
+        whole_pieces: bool = False,
     ) -> None:
         self._model = model
         self._ids_of = ids_of
         self._mark = model.piece_id(WORD_START)
+        self._whole_pieces = whole_pieces
         self._lock = Lock()
         size = model.size
         self._tokens = np.empty((0, 3), dtype=np.int64)  # id, and start and end in the piece; grouped by piece
@@ -267,7 +353,8 @@ class PieceTable:
         """
         self._learn(pieces)
         counts = self._count[pieces]
-        counts[self._dropped_marks(pieces, ends)] = 0
+        if not self._whole_pieces:
+            counts[self._dropped_marks(pieces, ends)] = 0
         token_ends = np.cumsum(counts)
         rows = np.repeat(self._first[pieces] - (token_ends - counts), counts)
         rows += np.arange(len(rows))
@@ -302,7 +389,7 @@ class PieceTable:
             splits = []
             for i in learned:
                 piece = self._model.piece(i)
-                splits.append(split_piece(piece))
+                splits.append(whole_piece(piece) if self._whole_pieces else split_piece(piece))
                 self._length[i] = len(piece)
                 self._begins_word[i] = piece.startswith(WORD_START)
             spans = [span for split in splits for span in split]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from erniem_rt.errors import ArtifactError
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Side = Literal["left", "right"]
+Family = Literal["ernie-m", "xlm-roberta"]
 
+MODEL_FILE = "sentencepiece.bpe.model"
+VOCABULARY_FILE = "vocab.txt"
+FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 MODEL_CONFIG_FILE = "config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -50,9 +54,30 @@ _DEFAULTS = {
     "cls_token": AddedToken("[CLS]"),
     "mask_token": AddedToken("[MASK]"),
 }
+_DEFAULTS_OF: Mapping[Family, Mapping[str, AddedToken]] = {
+    "ernie-m": _DEFAULTS,
+    "xlm-roberta": {
+        "bos_token": AddedToken("<s>"),
+        "eos_token": AddedToken("</s>"),
+        "unk_token": AddedToken("<unk>"),
+        "sep_token": AddedToken("</s>"),
+        "pad_token": AddedToken("<pad>"),
+        "cls_token": AddedToken("<s>"),
+        "mask_token": AddedToken("<mask>", lstrip=True),
+    },
+}
 _FLAGS = ("do_lower_case", "split_special_tokens", "clean_up_tokenization_spaces", "drop_lone_marks")
 _SIDES = ("padding_side", "truncation_side")
-_CLASSES = ("ErnieMTokenizer", "ErnieMTokenizerFast")
+_CLASSES: Mapping[str, Family] = {
+    "ErnieMTokenizer": "ernie-m",
+    "ErnieMTokenizerFast": "ernie-m",
+    "XLMRobertaTokenizer": "xlm-roberta",
+    "XLMRobertaTokenizerFast": "xlm-roberta",
+}
+# Classes that say nothing of what they hold: the model's type does.
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_CLASS_OF: Mapping[Family, str] = {"ernie-m": "ErnieMTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
+_MODEL_TYPES: Mapping[object, Family] = {"ernie_m": "ernie-m", "xlm-roberta": "xlm-roberta"}
 _NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
 
 
@@ -73,6 +98,8 @@ class TokenizerSettings:
         clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
         drop_lone_marks: Make no token of a word-start mark ``▁`` alone, as PaddleNLP's tokenizer does; the reference
             keeps some.
+        family: ``"ernie-m"`` cuts sentencepiece's pieces further, and has its ids in ``vocab.txt``. ``"xlm-roberta"``
+            keeps the pieces, with the ids that fairseq gave them.
     """
 
     special_tokens: Mapping[str, AddedToken] = field(default_factory=lambda: dict(_DEFAULTS))
@@ -85,11 +112,14 @@ class TokenizerSettings:
     truncation_side: Side = "right"
     clean_up_tokenization_spaces: bool = False
     drop_lone_marks: bool = False
+    family: Family = "ernie-m"
 
     def __post_init__(self) -> None:
+        if self.special_tokens == _DEFAULTS and self.family != "ernie-m":
+            object.__setattr__(self, "special_tokens", dict(_DEFAULTS_OF[self.family]))
         missing = [name for name in _DEFAULTS if name not in self.special_tokens]
         if missing:
-            raise ArtifactError(f"An ErnieM tokenizer needs {', '.join(_DEFAULTS)}; {', '.join(missing)} is not set.")
+            raise ArtifactError(f"A tokenizer needs {', '.join(_DEFAULTS)}; {', '.join(missing)} is not set.")
         for name in _SIDES:
             if getattr(self, name) not in ("left", "right"):
                 raise ArtifactError(f"{name} must be 'left' or 'right', not {getattr(self, name)!r}.")
@@ -119,40 +149,60 @@ def read_settings(folder: Path) -> TokenizerSettings:
     config, special_tokens, added_ids = (
         _read_object(folder / name) for name in (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
     )
-    _check_class(folder, config)
+    family = _family(folder, config)
     try:
         if "added_tokens_decoder" in config:
             added = {int(i): _token(entry) for i, entry in config["added_tokens_decoder"].items()}
+        elif family == "xlm-roberta" and not (folder / MODEL_FILE).exists() and (folder / FAST_FILE).exists():
+            listed = _read_object(folder / FAST_FILE).get("added_tokens", [])
+            added = {int(entry["id"]): _token(entry) for entry in listed}
         else:
             config = _with_special_tokens_map(config, special_tokens)
             added = _legacy_added_tokens(added_ids, config)
-        return _settings(config, added)
-    except (ArtifactError, TypeError, ValueError, AttributeError) as error:
+        return _settings(config, added, family)
+    except (ArtifactError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}, or a token file beside it, cannot be used: {error}") from error
 
 
-def _check_class(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise unless the tokenizer is ErnieM's; as in transformers, ``config.json`` may say so instead."""
+def _family(folder: Path, config: Mapping[str, Any]) -> Family:
+    """Whose tokenizer it is; as in transformers, ``config.json`` may say so instead.
+
+    Raises:
+        ArtifactError: It is that of another class, or not that of the model beside it.
+    """
+    model = _read_object(folder / MODEL_CONFIG_FILE)
+    of_model = _MODEL_TYPES.get(str(model.get("model_type")))
+    if of_model is None and (folder / VOCABULARY_FILE).exists():  # which XLM-R has not
+        of_model = "ernie-m"
     file, name = CONFIG_FILE, config.get("tokenizer_class")
     if name is None:
-        file, name = MODEL_CONFIG_FILE, _read_object(folder / MODEL_CONFIG_FILE).get("tokenizer_class")
-    if name is not None and name not in _CLASSES:
+        file, name = MODEL_CONFIG_FILE, model.get("tokenizer_class")
+    if name is None or (name in _GENERIC_CLASSES and of_model == "xlm-roberta"):
+        return of_model or "ernie-m"
+    family = _CLASSES.get(str(name))
+    if family is None or of_model not in (family, None):
+        expected = _CLASS_OF[of_model or "ernie-m"]
+        whose = {"ernie-m": "an ErnieM", "xlm-roberta": "an XLM-R"}[of_model or "ernie-m"]
         raise ArtifactError(
-            f"{folder / file} says tokenizer_class = {name!r}, expected 'ErnieMTokenizer', which gives other ids: put "
-            "in an ErnieM checkpoint's tokenizer files, or, if these are, set tokenizer_class to 'ErnieMTokenizer'."
+            f"{folder / file} says tokenizer_class = {name!r}, expected {expected!r}, which gives other ids: put "
+            f"in {whose} checkpoint's tokenizer files, or, if these are, set tokenizer_class to {expected!r}."
         )
+    return family
 
 
-def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> TokenizerSettings:
+def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken], family: Family) -> TokenizerSettings:
     if config.get("sp_model_kwargs"):
         raise ArtifactError(f"sp_model_kwargs={config['sp_model_kwargs']!r} is not supported; remove it.")
     by_content = {token.content: token for token in added.values()}
-    special = dict(_DEFAULTS)
+    defaults = _DEFAULTS_OF[family]
+    special = dict(defaults)
     for name in _SPECIAL_NAMES:
         if name in config and config[name] is None:
             special.pop(name, None)
         elif name in config:
             token = _token(config[name])
+            if isinstance(config[name], str) and name in defaults:  # how it is found in text is the class's
+                token = replace(defaults[name], content=token.content)
             special[name] = by_content.get(token.content, token)
     additional = tuple(
         by_content.get(entry, AddedToken(entry)) if isinstance(entry, str) else _token(entry)
@@ -167,6 +217,7 @@ def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken]) -> Tok
         additional_special_tokens=additional,
         added_tokens=added,
         model_max_length=None if limit is None or limit > _NO_LIMIT else int(limit),
+        family=family,
         **plain,
     )
 

@@ -30,8 +30,18 @@ from .encoding import (
     kept_tokens,
     padded_length,
 )
-from .pieces import PieceTable, SentencePieceModel, readable
-from .settings import SETTINGS_FILES, Side, TokenizerSettings, check_exported, read_settings, was_exported_without
+from .pieces import XLM_ROBERTA_FIRST, XLM_ROBERTA_LAST, PieceTable, SentencePieceModel, readable
+from .settings import (
+    FAST_FILE,
+    MODEL_FILE,
+    SETTINGS_FILES,
+    VOCABULARY_FILE,
+    Side,
+    TokenizerSettings,
+    check_exported,
+    read_settings,
+    was_exported_without,
+)
 from .vocabulary import TokenList, Vocabulary, decode, read_vocabulary
 
 if TYPE_CHECKING:
@@ -41,14 +51,17 @@ if TYPE_CHECKING:
 
     from .added_tokens import Segment
 
-MODEL_FILE = "sentencepiece.bpe.model"
-VOCABULARY_FILE = "vocab.txt"
+# Pieces that sentencepiece begins with, <unk>, <s> and </s>, for which fairseq has others.
+_SENTENCEPIECE_FIRST = 3
 
 _Value = TypeVar("_Value")
 
 
 class Tokenizer:
     """Text to rows of ids and back, with the ids of the reference ``ErnieMTokenizer``.
+
+    With ``settings.family = "xlm-roberta"`` the ids are those of ``XLMRobertaTokenizer``, whose names of the special
+    tokens are ``<s>``, ``</s>``, ``<pad>``, ``<unk>`` and ``<mask>``.
 
     A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer never changes after it was made and may
     be shared between threads.
@@ -57,11 +70,13 @@ class Tokenizer:
     row. They cover what became the token under the model's normalisation, without the whitespace before a word and
     without what normalisation drops. Tokens cut from one character's expansion (``㍻`` gives ``平`` and ``成``) share
     that character's range. A token that is only the word-start mark ``▁`` has the range of the whitespace character it
-    stands for, the first of its run. Lone surrogates are read as U+FFFD.
+    stands for, the first of its run; in XLM-R it has that of the character behind it. Lone surrogates are read as
+    U+FFFD.
 
     Args:
         sentencepiece_model: The sentencepiece model.
         vocab_file: A token per line, in the order of the ids. Without it the model's own pieces and ids are used.
+            XLM-R has none: its ids follow from the model's.
         settings: Special tokens, casing, limits and sides; the reference's defaults if left out. Also an attribute.
 
     Raises:
@@ -103,8 +118,18 @@ class Tokenizer:
             [token.content for token in self.settings.all_special_tokens],
             do_lower_case=self.settings.do_lower_case,
             split_special_tokens=self.settings.split_special_tokens,
+            covers_stripped=self._is_xlm_roberta,
         )
-        self._table = PieceTable(self._model, self._vocabulary.ids_of, drop_lone_marks=self.settings.drop_lone_marks)
+        self._table = PieceTable(
+            self._model,
+            self._vocabulary.ids_of,
+            drop_lone_marks=self.settings.drop_lone_marks,
+            whole_pieces=self._is_xlm_roberta,
+        )
+
+    @property
+    def _is_xlm_roberta(self) -> bool:
+        return self.settings.family == "xlm-roberta"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the content of the model and the vocabulary, so that unpickling needs no files."""
@@ -119,7 +144,8 @@ class Tokenizer:
         """Load from an exported folder or a checkpoint's.
 
         Reads ``sentencepiece.bpe.model`` and, where present, ``vocab.txt``, ``tokenizer_config.json``,
-        ``special_tokens_map.json`` and ``added_tokens.json``.
+        ``special_tokens_map.json`` and ``added_tokens.json``. An XLM-R checkpoint may have ``tokenizer.json`` in place
+        of the first; whose tokenizer it is stands in ``tokenizer_config.json`` or ``config.json``.
 
         Args:
             path: The folder, an artifact in it, or its hub id (with ``pip install "erniem-rt[hub]"``).
@@ -139,12 +165,11 @@ class Tokenizer:
                 f"{folder} has no {MODEL_FILE}: its checkpoint had no tokenizer files when it was exported. Put them "
                 "into the checkpoint's folder and export again, or give ids to a Session."
             )
-        vocab_file = folder / VOCABULARY_FILE
-        return cls(
-            folder / MODEL_FILE,
-            vocab_file if vocab_file.exists() else None,
-            settings=read_settings(folder),
-        )
+        vocab_file, settings = folder / VOCABULARY_FILE, read_settings(folder)
+        if settings.family == "xlm-roberta":
+            has_model = (folder / MODEL_FILE).exists() or not (folder / FAST_FILE).exists()
+            return cls(folder / (MODEL_FILE if has_model else FAST_FILE), settings=settings)
+        return cls(folder / MODEL_FILE, vocab_file if vocab_file.exists() else None, settings=settings)
 
     def __call__(
         self,
@@ -370,23 +395,28 @@ class Tokenizer:
     ) -> list[int]:
         """Return the token types of the row of these ids: 0 up to the first text's end, then 1.
 
-        ErnieM itself has no token types. As in the reference, the first text's [SEP] counts with the second text.
+        Neither model has token types. As in the reference, the first text's [SEP] counts with the second text; in
+        XLM-R all are 0.
         """
+        if self._is_xlm_roberta:
+            return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
         if token_ids_1 is None:
             return [0] * (len(token_ids_0) + 2)
         return [0] * (len(token_ids_0) + 1) + [1] * (len(token_ids_1) + 3)
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, str]:
+    ) -> tuple[str, ...]:
         """Write ``vocab.txt`` (the base vocabulary) and ``sentencepiece.bpe.model`` into an existing folder.
+
+        XLM-R has no ``vocab.txt``.
 
         Args:
             save_directory: The folder.
             filename_prefix: Prefix of the vocabulary's name, before a hyphen; the model's name has none.
 
         Returns:
-            The paths of the two files.
+            The paths of these files.
 
         Raises:
             InvalidInputError: The folder does not exist.
@@ -394,10 +424,12 @@ class Tokenizer:
         folder = as_path("save_directory", save_directory)
         if not folder.is_dir():
             raise InvalidInputError(f"save_directory must be an existing folder, got {folder}.")
-        vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
-        vocab_file.write_text(self._vocabulary.text(), encoding="utf-8", newline="\n")
         model_file = folder / MODEL_FILE
         model_file.write_bytes(self._model.serialized())
+        if self._is_xlm_roberta:
+            return (str(model_file),)
+        vocab_file = folder / (f"{filename_prefix}-{VOCABULARY_FILE}" if filename_prefix else VOCABULARY_FILE)
+        vocab_file.write_text(self._vocabulary.text(), encoding="utf-8", newline="\n")
         return str(vocab_file), str(model_file)
 
     def _tokenized_together(self, texts: Sequence[str], threads: int) -> TokenizedTexts:
@@ -434,7 +466,9 @@ class Tokenizer:
     def _tokens(self, segment: Segment) -> tuple[list[str], list[tuple[int, int]]]:
         if self._splitter.is_added(segment.text):
             return [segment.text], [(0, len(segment.text))]
-        return self._model.tokenize(segment.text, drop_lone_marks=self.settings.drop_lone_marks)
+        return self._model.tokenize(
+            segment.text, drop_lone_marks=self.settings.drop_lone_marks, whole_pieces=self._is_xlm_roberta
+        )
 
     def _located(self, segments: list[Segment], spans: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
         """Return the ranges of the segments' tokens in the text."""
@@ -457,7 +491,14 @@ class Tokenizer:
                 f"The row has {total} tokens, more than max_length={limit}. Pass truncation='longest_first' "
                 "(or 'only_first', 'only_second') to cut it, or a larger max_length."
             )
-        return kept_tokens(length, other, excess=excess, strategy=truncation, side=self.settings.truncation_side)
+        return kept_tokens(
+            length,
+            other,
+            excess=excess,
+            strategy=truncation,
+            side=self.settings.truncation_side,
+            odd_to_longer=self._is_xlm_roberta,
+        )
 
     def _limit(self, max_length: int | None, truncation: Truncation | None, added: int) -> int | None:
         if max_length is None:
@@ -490,9 +531,12 @@ class Tokenizer:
 
 def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> tuple[SentencePieceModel, Vocabulary]:
     """Load both files side by side: sentencepiece leaves Python free while it builds its tables."""
-    if vocab_file is None:
+    if vocab_file is None or settings.family == "xlm-roberta":
         loaded = SentencePieceModel(model)
-        return loaded, Vocabulary(TokenList.of(loaded.pieces()), settings)
+        pieces = loaded.pieces()
+        if settings.family == "xlm-roberta":
+            pieces = [*XLM_ROBERTA_FIRST, *pieces[_SENTENCEPIECE_FIRST:], XLM_ROBERTA_LAST]
+        return loaded, Vocabulary(TokenList.of(pieces), settings)
     with Workers(1) as pool:
         loading = pool.submit(SentencePieceModel, model)
         try:

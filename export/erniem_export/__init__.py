@@ -1,7 +1,8 @@
 """Export ErnieM checkpoints from PyTorch to ONNX, and check the numbers.
 
-:func:`export` and :func:`verify` are what the commands ``erniem-export`` and ``erniem-verify`` do. The models live in
-:mod:`erniem_export.modeling`; :func:`register` makes transformers 5 know them.
+:func:`export`, :func:`verify` and :func:`convert` are what the commands ``erniem-export``, ``erniem-verify`` and
+``erniem-convert`` do. The models live in :mod:`erniem_export.modeling`; :func:`register` makes transformers 5 know
+them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
+    from erniem_export.convert import Conversion
     from erniem_rt.manifest import Manifest
 
-__all__ = ["export", "register", "verify"]
+__all__ = ["convert", "export", "register", "verify"]
 
 
 def export(
@@ -141,6 +143,37 @@ def verify(
     from erniem_export.progress import Terminal
 
     return run(artifact, str(model), Terminal(quiet=quiet), _path(task_set))
+
+
+def convert(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    to: str = "xlm-roberta",
+    head: str = "auto",
+    text: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Conversion:
+    """Write an ErnieM checkpoint as one of XLM-R, or the other way round: the same weights under other names.
+
+    Args:
+        model: Folder of a checkpoint, or hub id.
+        output: Folder that receives weights, config and the tokenizer's files; all of it or nothing.
+        to: ``xlm-roberta`` or ``ernie-m``.
+        head: ``base``, ``cls``, ``ner``, ``qa``; ``auto`` reads it from the checkpoint.
+        text: File of texts (UTF-8, one a line): count for how many the two tokenizers give other ids.
+        quiet: As for :func:`export`.
+
+    Returns:
+        The head, notes on what differs between the two models, and the counts for ``text``.
+
+    Raises:
+        ErnieMError: The checkpoint cannot be read, has what the other model cannot have, or a file would be lost.
+    """
+    from erniem_export.convert import convert as run
+    from erniem_export.progress import Terminal
+
+    return run(str(model), Path(output), to, head, _path(text), Terminal(quiet=quiet))
 
 
 def register() -> None:

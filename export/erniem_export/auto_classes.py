@@ -137,7 +137,7 @@ class ErnieMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         """Return the text of tokens, which stays normalized."""
         return "".join(tokens).replace("▁", " ").strip()
 
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, str]:
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write ``vocab.txt`` and ``sentencepiece.bpe.model``; return their paths."""
         return self._plain.save_vocabulary(save_directory, filename_prefix)
 

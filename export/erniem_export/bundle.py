@@ -21,17 +21,27 @@ from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
 from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentencepiece_model import in_byte_order
-from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, holds_weights, tokenizer_files
+from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, TOKENIZER_FILES, holds_weights, tokenizer_files
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.files import require_utf_8
 from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
+from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["build_manifest", "check_room", "copy_companions", "files_of", "install", "limits_of", "staging"]
+__all__ = [
+    "build_manifest",
+    "check_room",
+    "copy_companions",
+    "files_of",
+    "install",
+    "install_files",
+    "limits_of",
+    "staging",
+]
 
 _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
@@ -88,6 +98,9 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
     for file in files:
         try:
             content = file.read_bytes()
+            if file.name == FAST_TOKENIZER:
+                _write_model(checkpoint, stage)
+                continue
             if file.suffix == ".json":
                 content = without_paths(content.decode("utf-8")).encode("utf-8")
             elif file.name == _MODEL and has_vocabulary and not _holds(stage.parent / _MODEL, content):
@@ -103,7 +116,23 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
     return dataclasses.replace(checkpoint, tokenizer_dir=stage)
 
 
-def _set(settings: Path, **given: bool) -> None:
+def _write_model(checkpoint: Checkpoint, stage: Path) -> None:
+    """The sentencepiece model of an XLM-R tokenizer that has none, and the added tokens that only its file lists."""
+    assert checkpoint.tokenizer_dir is not None
+    tokenizer = Tokenizer.from_dir(checkpoint.tokenizer_dir, verify=False)
+    tokenizer.save_vocabulary(stage)
+    source = checkpoint.tokenizer_dir / _SETTINGS
+    if source.is_file():
+        (stage / _SETTINGS).write_bytes(source.read_bytes())
+    without = Tokenizer.from_dir(stage, verify=False)
+    tokens = tokenizer.settings.all_special_tokens
+    if (tokenizer.get_vocab(), tokens) == (without.get_vocab(), without.settings.all_special_tokens):
+        return
+    added = {str(index): dataclasses.asdict(token) for index, token in tokenizer.settings.added_tokens.items()}
+    _set(stage / _SETTINGS, added_tokens_decoder=added)
+
+
+def _set(settings: Path, **given: object) -> None:
     content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     settings.write_text(json.dumps({**content, **given}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -200,6 +229,21 @@ def install(stage: Path, output: Path, manifest: Manifest) -> None:
     stale = {name for name in stale & _ours(output, previous, others) if not (output / name).is_dir()}
     leaving = [*reversed(arriving), *sorted(stale.difference(arriving))]
     _exchange(stage, output, leaving, arriving)
+
+
+def install_files(stage: Path, output: Path) -> None:
+    """Move the files of ``stage`` to ``output``, all or none.
+
+    Raises:
+        ExportError: A file of that name, with other content, is there.
+        OSError: As the file system gives it.
+    """
+    names = sorted(file.name for file in stage.iterdir())
+    for name in names:
+        there = output / name
+        if there.exists() and not (there.is_file() and filecmp.cmp(stage / name, there, shallow=False)):
+            raise ExportError(f"{there} is there already and would be lost: choose another --output")
+    _exchange(stage, output, names, names)
 
 
 def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from erniem_export.config_file import HEAD_OF_CLASS, as_paddle_reads, name_labels, read_config, without_paths
 from erniem_export.encoder import POSITION_OFFSET
@@ -30,6 +32,20 @@ from erniem_export.sources import (
 )
 from erniem_export.weight_names import some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
+from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
+from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
+from erniem_export.xlm_roberta import (
+    POSITIONS,
+    ROBERTA,
+    TOKEN_TYPES,
+    Original,
+    bare,
+    head_of_weights,
+    in_own_names,
+    names_as_ernie_m,
+    unused,
+    with_token_type,
+)
 from erniem_rt.manifest import Defaults
 from erniem_rt.tokenizer.settings import read_settings
 
@@ -39,7 +55,7 @@ if TYPE_CHECKING:
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "stored_dtypes"]
 
 _RANDOM = "random:"
 # In a row of one text: [CLS] and [SEP].
@@ -55,12 +71,23 @@ class _Weights:
     is_paddle: bool
     wrapper: str = ""
     notes: tuple[str, ...] = ()
+    is_xlm_roberta: bool = False
 
     def names(self, head: str) -> dict[str, str]:
         """Map PyTorch's names of the tensors to the names in the files."""
         if self.is_paddle:
             return names_as_pytorch(self.found, head)
-        return {name.removeprefix(self.wrapper): name for name in self.found}
+        names = {name.removeprefix(self.wrapper): name for name in self.found}
+        if self.is_xlm_roberta:
+            return {ours: names[theirs] for ours, theirs in names_as_ernie_m(names, head).items()}
+        return names
+
+    def tables(self) -> dict[str, str]:
+        """XLM-R's tables of positions and token types, whose sum is ErnieM's table of positions."""
+        if not self.is_xlm_roberta:
+            return {}
+        own = {bare(name.removeprefix(self.wrapper)): name for name in self.found}
+        return {table: own[table] for table in (POSITIONS, TOKEN_TYPES) if table in own}
 
     def shapes(self, names: Mapping[str, str]) -> Shapes:
         """Map PyTorch's names to PyTorch's shapes."""
@@ -77,7 +104,8 @@ class Checkpoint:
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
     artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` is for Paddle's weights;
-    ``notes`` say what was made of the files where that is not obvious.
+    ``original`` is transformers' own model of an XLM-R checkpoint, which ``model`` computes as ErnieM; ``notes`` say
+    what was made of the files where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -91,6 +119,7 @@ class Checkpoint:
     lower_case: bool = False
     paddle: bool = False
     notes: tuple[str, ...] = ()
+    original: Original | None = None
 
     @property
     def config(self) -> ErnieMConfig:
@@ -105,7 +134,7 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         """The class's name."""
-        return type(self.model).__name__
+        return type(self.model).__name__ if self.original is None else self.original.name
 
     def identity(self) -> str:
         """SHA-256 over the names, shapes and float32 values of all parameters: the same for any file format."""
@@ -134,7 +163,7 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         folder = root if sentences is None else sentences.model
         check_layout(folder)
         config_text, config = read_config(folder)
-        weights = _find_weights(folder)
+        weights = _find_weights(folder, is_xlm_roberta=json.loads(config_text).get("model_type") == XLM_ROBERTA)
         if weights.is_paddle:
             config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
         said = json.loads(config_text)
@@ -142,10 +171,11 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
         names = weights.names(head)
         shapes = weights.shapes(names)
         about_labels = name_labels(config, said) if head in LABELLED else None
-        fit = check_weights(head, config, shapes, said)
+        fit = _fit(weights, head, config, shapes, said)
         defaults, about_defaults = _defaults(head, config, folder, sentences)
+        loaded = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names)
         return Checkpoint(
-            model=_load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names),
+            model=loaded,
             head=head,
             source=root.resolve().name if Path(model).expanduser().is_dir() else model,
             config_text=config_text,
@@ -155,17 +185,50 @@ def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
             defaults=defaults,
             paddle=weights.is_paddle,
             lower_case=head == "base" and sentences is not None and sentences.lower_case(),
-            notes=(*weights.notes, *_notes(head, fit), *([about_labels] if about_labels else []), *about_defaults),
+            notes=(
+                *weights.notes,
+                *_notes(head, fit, weights),
+                *([about_labels] if about_labels else []),
+                *about_defaults,
+            ),
+            original=_original(weights, head, config_text, loaded),
         )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
 
 
-def _find_weights(folder: Path) -> _Weights:
+def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
+    try:
+        return check_weights(head, config, shapes, said)
+    except CheckpointError as error:
+        if not weights.is_xlm_roberta:
+            raise
+        raise CheckpointError(in_own_names(str(error), head)) from error
+
+
+def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
+    """The type in which the files of a loaded checkpoint store each parameter, by its name in the model."""
+    root = find_folder(model)
+    sentences = read_sentence_folder(root)
+    weights = _find_weights(
+        root if sentences is None else sentences.model, is_xlm_roberta=checkpoint.original is not None
+    )
+    given = weights.names(checkpoint.head)
+    said = json.loads(checkpoint.config_text)
+    names = check_weights(checkpoint.head, checkpoint.config, weights.shapes(given), said).names
+    tensors = read_tensors(weights.files, set(given.values()))
+    found = {name: tensors[given[stored]].dtype for name, stored in names.items()}
+    return {name: torch.bfloat16 if dtype == torch.uint16 else dtype for name, dtype in found.items()}
+
+
+def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:
     """The weights of a checkpoint, PyTorch's if there are those of both."""
     files = weight_files(folder)
     found = read_shapes(files)
+    if is_xlm_roberta:
+        wrapper = wrapper_of(found, ROBERTA, "encoder.layer.")
+        return _Weights(files, found, False, wrapper, _unwrapped(wrapper), is_xlm_roberta=True)
     paddle, beside = is_paddle(files, found), [file.name for file in paddle_files(folder)]
     if paddle and files[0].name not in beside and (pickled := pickled_files(folder)):
         beside = [file.name for file in files]
@@ -173,17 +236,23 @@ def _find_weights(folder: Path) -> _Weights:
     if paddle:
         return _Weights(files, found, is_paddle=True)
     notes = [f"the folder has Paddle's weights too ({some(beside)}): PyTorch's are taken"] if beside else []
-    if wrapper := wrapper_of(found):
-        notes = [*notes, f"the names of the tensors begin with {wrapper}, which was taken off"]
-    return _Weights(files, found, False, wrapper, tuple(notes))
+    wrapper = wrapper_of(found)
+    return _Weights(files, found, False, wrapper, (*notes, *_unwrapped(wrapper)))
+
+
+def _unwrapped(wrapper: str) -> tuple[str, ...]:
+    return (f"the names of the tensors begin with {wrapper}, which was taken off",) if wrapper else ()
 
 
 def _beside(folder: Path, name: str) -> Path | None:
     return folder / name if (folder / name).is_file() else None
 
 
-def _notes(head: str, fit: Fit) -> tuple[str, ...]:
-    left = [f"left out of the weights, for no output depends on it: {some(fit.left_out)}"] if fit.left_out else []
+def _notes(head: str, fit: Fit, weights: _Weights) -> tuple[str, ...]:
+    left_out = [*fit.left_out]
+    if weights.is_xlm_roberta:
+        left_out += unused((name.removeprefix(weights.wrapper) for name in weights.found), head)
+    left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
     bare = head == "base" and not fit.pooler
     return (*left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
 
@@ -224,6 +293,8 @@ def _random(size: str, head: str) -> Checkpoint:
 
 
 def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
+    if weights.is_xlm_roberta:
+        _check_head_of_xlm_roberta(head, config)
     declared = [HEAD_OF_CLASS[name] for name in config.architectures or [] if name in HEAD_OF_CLASS]
     if head == "auto":
         return declared[0] if declared else _head_of_weights(config, weights)
@@ -235,7 +306,21 @@ def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
     return head
 
 
+def _check_head_of_xlm_roberta(head: str, config: ErnieMConfig) -> None:
+    heads = ", ".join(XLM_ROBERTA_HEADS)
+    if head not in ("auto", *XLM_ROBERTA_HEADS):
+        raise CheckpointError(f"--head {head} is none of XLM-R's heads that are exported: {heads}")
+    others = [name for name in config.architectures or [] if name not in HEAD_OF_CLASS]
+    if head == "auto" and others:
+        raise CheckpointError(
+            f"config.json names {', '.join(others)}, which is none of XLM-R's heads that are exported, {heads}; --head "
+            "base exports the encoder alone"
+        )
+
+
 def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
+    if weights.is_xlm_roberta:
+        return head_of_weights(weights.names("auto") | dict.fromkeys(weights.found))
     shapes = weights.shapes(weights.names("auto"))
     names = set(shapes)
     if "qa_outputs.weight" in names:
@@ -265,11 +350,23 @@ def _load(
     Not with ``from_pretrained``, which looks for adapters if peft is installed, and refuses some metadata.
     """
     names = {name: given[found] for name, found in names.items()}
-    tensors = read_tensors(weights.files, set(names.values()))
+    tables = weights.tables()
+    tensors = read_tensors(weights.files, {*names.values(), *tables.values()})
     state = {}
     for name, found in names.items():
         tensor = tensors.pop(found)
         state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
+        if name.endswith(POSITIONS) and TOKEN_TYPES in tables:
+            state[name] = with_token_type(state[name], tensors[tables[TOKEN_TYPES]].float())
     model.load_state_dict(state, assign=True)
     loaded: ErnieMPreTrainedModel = model.eval()
     return loaded
+
+
+def _original(weights: _Weights, head: str, config_text: str, model: ErnieMPreTrainedModel) -> Original | None:
+    """transformers' own model of an XLM-R checkpoint; None for others."""
+    if not weights.is_xlm_roberta:
+        return None
+    tables = weights.tables()
+    tensors = read_tensors(weights.files, set(tables.values()))
+    return Original(head, config_text, model, {name: tensors[found].float() for name, found in tables.items()})

@@ -1,4 +1,4 @@
-"""``erniem-export`` and ``erniem-verify``."""
+"""``erniem-export``, ``erniem-verify`` and ``erniem-convert``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from erniem_rt.signals import Terminated, stopped_by_signals
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan
 
-__all__ = ["main", "verify_main"]
+__all__ = ["convert_main", "main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
 
@@ -94,6 +94,23 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     except OptionError as error:
         parser.error(str(error))
     return _run(lambda: _verify(arguments.artifact, model, arguments.task_set))
+
+
+def convert_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``erniem-convert``; returns as :func:`main`."""
+    arguments = _convert_parser().parse_args(argv)
+    return _run(lambda: _convert(arguments))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from erniem_export.convert import convert
+
+    done = convert(arguments.checkpoint, arguments.output, arguments.to, arguments.head, arguments.text, Terminal())
+    counted = []
+    if done.rows is not None and done.other_ids is not None:
+        share = done.other_ids / done.rows
+        counted = [f"{arguments.text}: {done.other_ids} of {done.rows} rows ({share:.1%}) get other ids"]
+    _say(*done.notes, *counted, f"{arguments.output}: head {done.head} as {arguments.to}")
 
 
 def _export(options: ExportOptions) -> None:
@@ -435,6 +452,27 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")
     parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
     _add_task_set(parser)
+    return parser
+
+
+def _convert_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="erniem-convert",
+        description="Write an ErnieM checkpoint as one of XLM-R, or back: the same weights under other names.",
+    )
+    parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or hub id")
+    parser.add_argument("--to", choices=("xlm-roberta", "ernie-m"), required=True, help="which model's checkpoint")
+    parser.add_argument("--output", type=_path, metavar="DIR", required=True, help="where the checkpoint goes")
+    parser.add_argument(
+        "--head", choices=("auto", "base", "cls", "ner", "qa"), default="auto", help="auto reads it from the checkpoint"
+    )
+    parser.add_argument(
+        "--text",
+        type=_path,
+        metavar="FILE",
+        help="text (UTF-8, one a line) like what will be served: count for how many lines the tokenizers' ids differ",
+    )
     return parser
 
 

@@ -17,6 +17,8 @@ from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.paddle import LAYER_NORM_EPS, flat_config
 from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, what_is_there
+from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
+from erniem_export.xlm_roberta import config_as_ernie_m
 from erniem_rt.checks import is_count
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "without_paths"]
 
 _KIND = "ernie_m"
+_KINDS = (_KIND, XLM_ROBERTA)
 HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}
 
 # The smallest valid value of each key.
@@ -72,6 +75,8 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     if (flat := flat_config(content)) != content:
         content, text = flat, _written(flat)
     _check_kind(path, content)
+    if content.get("model_type") == XLM_ROBERTA:
+        content = config_as_ernie_m(path, content)
     return without_paths(text), _configured(path, content)
 
 
@@ -166,11 +171,11 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
     ):
         raise CheckpointError(f"{path} says architectures = {architectures!r}; expected a list of names")
     kind = content.get("model_type")
-    if kind != _KIND and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
+    if kind not in _KINDS and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
         what = (
             f"describes {', '.join(architectures)}" if kind is None and architectures else f"says model_type = {kind!r}"
         )
-        raise CheckpointError(f"{path} {what}; expected {_KIND!r}")
+        raise CheckpointError(f"{path} {what}; expected {' or '.join(map(repr, _KINDS))}")
     if content.get("quantization_config"):
         raise CheckpointError(f"{path} has a quantization_config; expected a checkpoint that is not quantized")
 

@@ -32,11 +32,17 @@ class ErnieMEmbeddings(nn.Module):
         )
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # XLM-R counts tokens, where ErnieM counts columns: the two differ behind padding.
+        self.padding_id = config.pad_token_id
+        self.skips_padding = bool(getattr(config, "positions_skip_padding", False))
 
     def forward(self, input_ids: Tensor | None, position_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Return ``(batch, sequence, hidden)`` from ``(batch, sequence)`` ids or from word embeddings."""
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if position_ids is None:
+        if position_ids is None and input_ids is not None and self.skips_padding:
+            counts = (input_ids.ne(self.padding_id)).to(input_ids.dtype)
+            position_ids = counts.cumsum(1) * counts - 1
+        elif position_ids is None:
             position_ids = torch.arange(words.shape[1], device=words.device).unsqueeze(0)
         embeddings = words + self.position_embeddings(position_ids + POSITION_OFFSET)
         return self.dropout(self.layer_norm(embeddings))  # type: ignore[no-any-return]

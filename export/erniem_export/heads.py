@@ -53,6 +53,8 @@ def graph_inputs(head: str, config: ErnieMConfig, options: GraphOptions) -> tupl
         else TensorSpec("input_ids", "int64", rows)
     )
     specs = [tokens, TensorSpec("attention_mask", "int64", rows)]
+    if options.position_ids and getattr(config, "positions_skip_padding", False):
+        raise ExportError("XLM-R finds positions by the ids: leave out --with-position-ids")
     if options.position_ids:
         specs.append(TensorSpec("position_ids", "int64", rows))
     if options.head_mask:

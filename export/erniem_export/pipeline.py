@@ -143,6 +143,7 @@ def _write_and_judge(
         "scratch": stage,
         "progress": lambda cases: progress.track(cases, "case"),
         "accuracy": accuracy,
+        "original": checkpoint.original,
     }
     artifact = stage / manifest.artifact
     manifest = dataclasses.replace(manifest, parity=judge(artifact, checkpoint.model, **gate))
@@ -200,6 +201,7 @@ def verify(artifact: str | os.PathLike[str], model: str, progress: Progress, tas
         tokenizer_dir=checkpoint.tokenizer_dir,
         progress=lambda cases: progress.track(cases, "case"),
         accuracy=_accuracy(examples, checkpoint, progress),
+        original=checkpoint.original,
     )
     return dataclasses.replace(manifest, parity=parity)
 

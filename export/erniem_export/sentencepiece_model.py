@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import CheckpointError
 
-__all__ = ["in_byte_order", "parse"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["in_byte_order", "parse", "with_pieces"]
+
+
+# So far below the least likely piece that nothing is cut into it, where a tokenizer does not know of unused ones.
+_NEVER = 100.0
 
 
 def parse(content: bytes) -> Any:
@@ -38,4 +45,29 @@ def in_byte_order(content: bytes) -> bytes:
     pieces = sorted(model.pieces, key=lambda piece: piece.piece.encode())
     del model.pieces[:]
     model.pieces.extend(pieces)
+    return bytes(model.SerializeToString())
+
+
+def with_pieces(content: bytes, pieces: Sequence[str]) -> bytes:
+    """A model with these pieces behind ``<unk>``, ``<s>`` and ``</s>``, in this order, as XLM-R's has them.
+
+    Those that the model lacks are in it, but no text is cut into them.
+
+    Raises:
+        CheckpointError: The content is not a sentencepiece model.
+    """
+    model = parse(content)
+    known = {piece.piece: piece for piece in model.pieces}
+    lowest = min((piece.score for piece in model.pieces if piece.type == piece.NORMAL), default=0.0)
+    kind = type(model.pieces[0])
+    wanted = [
+        kind(piece="<unk>", type=kind.UNKNOWN),
+        kind(piece="<s>", type=kind.CONTROL),
+        kind(piece="</s>", type=kind.CONTROL),
+    ]
+    for name in pieces:
+        wanted.append(known.get(name) or kind(piece=name, score=lowest - _NEVER, type=kind.UNUSED))
+    del model.pieces[:]
+    model.pieces.extend(wanted)
+    model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id = 0, 1, 2
     return bytes(model.SerializeToString())

@@ -11,6 +11,7 @@ from erniem_rt.files import is_lfs_pointer
 __all__ = [
     "CALIBRATION_FILE",
     "CONFIG_FILE",
+    "FAST_TOKENIZER",
     "MODULES_FILE",
     "MODULE_FOLDERS",
     "PADDLE_CONFIG_FILE",
@@ -18,11 +19,13 @@ __all__ = [
     "SENTENCE_FILE",
     "TASK_SET_FILE",
     "TOKENIZER_FILES",
+    "XLM_ROBERTA",
     "check_layout",
     "find_folder",
     "holds_weights",
     "is_checkpoint",
     "is_paddle_checkpoint",
+    "is_xlm_roberta",
     "paddle_files",
     "pickled_files",
     "tokenizer_files",
@@ -44,6 +47,9 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# XLM-R's fast tokenizer, which may be all that a checkpoint has, and how its config names the model.
+FAST_TOKENIZER = "tokenizer.json"
+XLM_ROBERTA = "xlm-roberta"
 # sentence-transformers: which modules there are, the model's own settings, prompts, and the folders of the modules.
 MODULES_FILE = "modules.json"
 SENTENCE_FILE = "sentence_bert_config.json"
@@ -171,7 +177,9 @@ def is_checkpoint(folder: Path) -> bool:
         return False
     if not isinstance(config, dict) or not holds_weights(folder):
         return False
-    return config.get("model_type") == "ernie_m" or str(config.get("init_class")).startswith(_PADDLE_CLASSES)
+    return config.get("model_type") in ("ernie_m", XLM_ROBERTA) or str(config.get("init_class")).startswith(
+        _PADDLE_CLASSES
+    )
 
 
 def is_paddle_checkpoint(folder: Path) -> bool:
@@ -180,10 +188,26 @@ def is_paddle_checkpoint(folder: Path) -> bool:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer's files that are there; none without the sentencepiece model."""
-    if not (folder / TOKENIZER_FILES[0]).is_file():
+    """Return the tokenizer's files that are there; none without the sentencepiece model.
+
+    XLM-R has no vocabulary, and may have its fast tokenizer's file in place of that model.
+    """
+    model, vocabulary, *others = TOKENIZER_FILES
+    if is_xlm_roberta(folder):
+        names = [model if (folder / model).is_file() else FAST_TOKENIZER, *others]
+    else:
+        names = [model, vocabulary, *others]
+    if not (folder / names[0]).is_file():
         return []
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def is_xlm_roberta(folder: Path) -> bool:
+    """Whether ``folder`` holds the config of an XLM-R model."""
+    try:
+        return bool(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"] == XLM_ROBERTA)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _shards(index: Path) -> list[Path]:
@@ -239,6 +263,7 @@ def _download(model: str) -> Path:
             CALIBRATION_FILE,
             SENTENCE_FILE,
             *TOKENIZER_FILES,
+            FAST_TOKENIZER,
             *patterns,
         ]
         modules = [MODULES_FILE, PROMPTS_FILE, f"{MODULE_FOLDERS}/{CONFIG_FILE}"]

@@ -26,8 +26,10 @@ _LEFT_OVER = re.compile(
 _ADAPTED = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|ia3_l|adalora_\w+)\.")
 
 
-def wrapper_of(names: Collection[str]) -> str:
+def wrapper_of(names: Collection[str], prefix: str = PREFIX, layers: str = "encoder.layers.") -> str:
     """The prefix that a training library has put before the name of every tensor; empty without one.
+
+    ``prefix`` and ``layers`` begin the names of the model's own tensors, and of its layers behind that.
 
     Raises:
         CheckpointError: The names are an adapter's, or have an unknown layout or prefix.
@@ -39,19 +41,19 @@ def wrapper_of(names: Collection[str]) -> str:
         )
     words = min((name for name in names if name.endswith(_WORDS)), default=_WORDS)
     base = words.removesuffix(_WORDS)
-    before = base.removesuffix(PREFIX)
+    before = base.removesuffix(prefix)
     if before == "encoder.":
         raise CheckpointError(
             f"the weights have the names of uie_pytorch, as {words}: rename them as transformers does, "
-            f"{PREFIX}{_WORDS} and so on"
+            f"{prefix}{_WORDS} and so on"
         )
-    if not before or not any(name.startswith(f"{base}encoder.layers.") for name in names):
+    if not before or not any(name.startswith(f"{base}{layers}") for name in names):
         return ""
     bare = sorted(name for name in names if not name.startswith(before) and not is_left_over(name))
     if before not in _WRAPPERS or bare:
         rest = f", which {some(bare)} {'does' if len(bare) == 1 else 'do'} not" if bare else ""
         raise CheckpointError(
-            f"the weights have {words} in place of {PREFIX}{_WORDS}: take {before} off the names that begin with it"
+            f"the weights have {words} in place of {prefix}{_WORDS}: take {before} off the names that begin with it"
             f"{rest}"
         )
     return before

@@ -31,13 +31,15 @@ TARGETS = {
     "test-gpu",
     "test-serving",
     "test-transformers5",
+    "test-web",
     "typecheck",
+    "web",
     "wheel",
 }
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 # In a code span, or at the start of a line of a transcript or of a code block.
 MAKE = re.compile(r'(?:`|^(?:\$ )?)make(?: [A-Z]+=(?:"[^"]*"|\S+))* ([a-z][a-z0-9-]*)', re.MULTILINE)
-CONSOLE = re.compile(r"(?:`|^(?:\$ )?)(erniem-(?:export|verify))((?:[^`\n\\]|\\\n)*)", re.MULTILINE)
+CONSOLE = re.compile(r"(?:`|^(?:\$ )?)(erniem-(?:export|verify|convert))((?:[^`\n\\]|\\\n)*)", re.MULTILINE)
 
 
 def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -110,9 +112,10 @@ def test_help_needs_no_heavy_package(function: str) -> None:
     assert "--model" in help_of(function)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/tensorrt.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/tensorrt.md", "docs/xlm-r.md"])
 def test_options_in_documents_exist(document: str, root: Path) -> None:
-    known = {"erniem-export": help_of("main"), "erniem-verify": help_of("verify_main")}
+    commands = {"erniem-export": "main", "erniem-verify": "verify_main", "erniem-convert": "convert_main"}
+    known = {command: help_of(function) for command, function in commands.items()}
     for command, arguments in CONSOLE.findall((root / document).read_text(encoding="utf-8")):
         for option in re.findall(r"--[a-z][a-z0-9-]*", arguments):
             assert re.search(rf"{option}\b(?!-)", known[command]), f"{document}: {command} has no {option}"

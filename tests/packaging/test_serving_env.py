@@ -139,7 +139,7 @@ except erniem_rt.EngineUnavailableError as error:
     assert 'pip install "erniem-rt[text]"' in message
 
 
-@pytest.mark.parametrize("command", ["erniem-export", "erniem-verify"])
+@pytest.mark.parametrize("command", ["erniem-export", "erniem-verify", "erniem-convert"])
 def test_help_of_the_commands(command: str, serving_environment: Path, tmp_path: Path) -> None:
     arguments = [str(serving_environment / command), "--help"]
     result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)

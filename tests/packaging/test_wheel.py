@@ -90,6 +90,7 @@ def test_numpy_is_the_only_package_that_is_always_needed(distribution: PathDistr
 
 def test_commands(distribution: PathDistribution) -> None:
     assert {(entry.group, entry.name, entry.value) for entry in distribution.entry_points} == {
+        ("console_scripts", "erniem-convert", "erniem_export.cli:convert_main"),
         ("console_scripts", "erniem-export", "erniem_export.cli:main"),
         ("console_scripts", "erniem-rt", "erniem_rt.__main__:run"),
         ("console_scripts", "erniem-verify", "erniem_export.cli:verify_main"),

@@ -35,6 +35,7 @@ from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of
 from erniem_export.passes.emulation import emulate_half
 from erniem_export.passes.half import HALF_TYPES, to_half
+from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
 from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import HEADS, Manifest, hash_file
@@ -71,17 +72,19 @@ class Reference:
 
     Args:
         model: The model that an artifact was exported from.
+        original: What gives the outputs where that is another class: transformers' own, of an XLM-R checkpoint.
     """
 
-    def __init__(self, model: ErnieMPreTrainedModel) -> None:
+    def __init__(self, model: ErnieMPreTrainedModel, original: Original | None = None) -> None:
         self.model = model
+        self.original = original
         self._outputs: dict[str, dict[str, NDArray[Any]]] = {}
         self._limits: dict[str, Thresholds] = {}
 
     def outputs(self, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
         """Return the outputs of a case by the graph's names."""
         if case.name not in self._outputs:
-            self._outputs[case.name] = reference_outputs(self.model, manifest, case)
+            self._outputs[case.name] = reference_outputs(self.original or self.model, manifest, case)
         return dict(self._outputs[case.name])
 
     def limits(self, manifest: Manifest, precision: Mapping[str, str], cases: list[Case]) -> Thresholds:
@@ -191,11 +194,17 @@ def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str,
     return {name: outputs[name] for name in HEADS[manifest.head].outputs if name in outputs}
 
 
-def reference_outputs(model: ErnieMPreTrainedModel, manifest: Manifest, case: Case) -> dict[str, NDArray[Any]]:
+def reference_outputs(
+    model: ErnieMPreTrainedModel | Original, manifest: Manifest, case: Case
+) -> dict[str, NDArray[Any]]:
     """Run the PyTorch model on a case; outputs by the graph's names."""
     names = [spec.name for spec in manifest.outputs]
     feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
-    if manifest.mask_mode == UIE_M:
+    if isinstance(model, Original) and "head_mask" in feeds:  # which transformers 5 has not
+        model = model.model
+    if isinstance(model, Original):  # which masks nothing by itself
+        feeds["attention_mask"] = torch.from_numpy(case.attend.astype(np.int64))
+    elif manifest.mask_mode == UIE_M:
         feeds = at_full_width(case.feeds["input_ids"], case.attend, model.config)
     with torch.no_grad():
         result = model(
@@ -295,6 +304,7 @@ def judge(
     scratch: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
     accuracy: AccuracyCheck | None = None,
+    original: Original | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with the PyTorch model; return the manifest's ``parity``.
 
@@ -308,16 +318,18 @@ def judge(
         tokenizer_dir: As for :func:`check_parity`, and so is ``progress``.
         scratch: Folder for a copy of the artifact; the system's for temporary files if left out.
         accuracy: Asks it for answers too, where there is a task set.
+        original: As for :class:`Reference`.
 
     Raises:
         ErnieMError: See :func:`check_parity` and :meth:`AccuracyCheck.compare`.
     """
     facts = Manifest.load(artifact.with_suffix(".json")).precision
-    precision = arithmetic_of(facts)
+    precision, reference = arithmetic_of(facts), Reference(model, original)
     if {facts.get("weights"), facts.get("embedding")} == {"fp32"}:
-        report = check_parity(artifact, model, tokenizer_dir=tokenizer_dir, progress=progress).to_json()
+        report = check_parity(
+            artifact, model, tokenizer_dir=tokenizer_dir, progress=progress, reference=reference
+        ).to_json()
         return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}
-    reference = Reference(model)
     extra: dict[str, Any] = {}
     separable = "products" not in facts  # int8 for TensorRT rounds inside Q/DQ pairs
 
@@ -396,6 +408,7 @@ def _prove_bf16(
     scratch: Path | None = None,
     progress: Callable[[list[Case]], Iterable[Case]] = iter,
     accuracy: AccuracyCheck | None = None,
+    original: Original | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Run the gate in bf16 on an artifact in fp32 or int8 that passed it; return the method and the report.
 
@@ -421,7 +434,12 @@ def _prove_bf16(
         else:
             raise ErnieMError("for int8 it takes OpenVINO and a CPU with bf16")
         report = check_parity(
-            copy, model, tokenizer_dir=tokenizer_dir, progress=progress, open_session=opened
+            copy,
+            model,
+            tokenizer_dir=tokenizer_dir,
+            progress=progress,
+            open_session=opened,
+            reference=Reference(model, original),
         ).to_json()
         report = {**report, "method": method}
         return method, report if accuracy is None else accuracy.compare(copy, report, opened)

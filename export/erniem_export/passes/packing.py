@@ -103,7 +103,9 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
 def _pack_embeddings(
     graph: ir.Graph, attention: ir.Node, input_ids: ir.Value, has_padding_key: bool = False
 ) -> _Layout:
-    """Look up only the tokens that count; with a key for the padding, ids and positions are those of the graph."""
+    """Look up only the tokens that count; with a key for the padding, ids are those of the graph. So are positions, and
+    where they are more than columns, as in XLM-R.
+    """
     words, places = (_lookup(graph, f"{table}_embeddings.weight") for table in ("word", "position"))
     added = single_use(words.outputs[0], "Add", "embeddings")
     rewriter = Rewriter(graph)
@@ -116,7 +118,8 @@ def _pack_embeddings(
     layout = _layout(rewriter, mask, hidden)
     ids = rewriter.op("Reshape", all_ids, rewriter.int64([-1]), name="packed.all_ids")
     ids = rewriter.op("Gather", ids, layout.index, name="packed.input_ids")
-    if has_padding_key:
+    columns = places.inputs[1]
+    if has_padding_key or (columns is not None and columns.shape is not None and columns.shape[0] != 1):
         positions = rewriter.op("Reshape", places.inputs[1], rewriter.int64([-1]), name="packed.all_positions")
         positions = rewriter.op("Gather", positions, layout.index, name="packed.position_ids")
     else:

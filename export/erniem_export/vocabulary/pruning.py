@@ -16,12 +16,13 @@ from torch import nn
 
 from erniem_export.errors import CheckpointError
 from erniem_export.options import Keep
-from erniem_export.sentencepiece_model import parse
+from erniem_export.sentencepiece_model import parse, with_pieces
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, tokenizer_files
 from erniem_export.vocabulary.languages import ALPHABET, WORDS, rule_for, why_alphabet
 from erniem_export.vocabulary.selection import select
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.pieces import split_piece
+from erniem_rt.tokenizer.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +85,11 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
             f"{checkpoint.source} has no tokenizer; without one it cannot be told which tokens to keep"
         )
     _require_single_ids(checkpoint)
+    if not (source / _MODEL).is_file():
+        raise CheckpointError(
+            f"{source} has no {_MODEL}, which --languages and --keep-tokens make smaller: put in the one that its "
+            "tokenizer.json was made from"
+        )
     tokenizer, size = Tokenizer.from_dir(source, verify=False), checkpoint.config.vocab_size
     tokens = tokenizer.get_vocab()
     wanted = select(tokenizer, keep) | {checkpoint.config.pad_token_id}
@@ -144,11 +150,14 @@ def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
     for file in tokenizer_files(source):
         (target / file.name).write_bytes(file.read_bytes())
     tokenizer.save_vocabulary(target)
-    lines = (target / _VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    content = "".join(f"{line}\n" for index, line in enumerate(lines) if index in new_ids)
-    (target / _VOCABULARY).write_text(content, encoding="utf-8", newline="\n")
-    lost = {token for token, index in tokenizer.get_vocab().items() if index not in new_ids}
-    _drop_pieces(target / _MODEL, lost)
+    if tokenizer.settings.family == "xlm-roberta":
+        _keep_pieces(tokenizer, kept, target)
+    else:
+        lines = (target / _VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        content = "".join(f"{line}\n" for index, line in enumerate(lines) if index in new_ids)
+        (target / _VOCABULARY).write_text(content, encoding="utf-8", newline="\n")
+        lost = {token for token, index in tokenizer.get_vocab().items() if index not in new_ids}
+        _drop_pieces(target / _MODEL, lost)
     for name in (_CONFIG, _ADDED):
         try:
             _renumber(target / name, new_ids)
@@ -181,11 +190,23 @@ def pieces_at_the_ends(source: Path) -> set[str]:
     """
     pieces = _normal_pieces(parse((source / _MODEL).read_bytes()))
     ends = (min(pieces, key=lambda piece: piece.score), max(pieces, key=lambda piece: piece.score))
+    if read_settings(source).family == "xlm-roberta":
+        return {piece.piece for piece in ends}
     return {span.token for piece in ends for span in split_piece(piece.piece)}
 
 
 def _normal_pieces(model: Any) -> list[Any]:
     return [piece for piece in model.pieces if piece.type == piece.NORMAL]
+
+
+def _keep_pieces(tokenizer: Tokenizer, kept: Sequence[int], target: Path) -> None:
+    """XLM-R's ids are those of the pieces, between the special tokens at both ends."""
+    first, mask = max(tokenizer.unk_token_id, tokenizer.sep_token_id), tokenizer.mask_token_id
+    names = tokenizer.convert_ids_to_tokens([index for index in kept if first < index < mask])
+    model = target / _MODEL
+    model.write_bytes(with_pieces(model.read_bytes(), list(names)))
+    content = json.loads((target / _CONFIG).read_text(encoding="utf-8")) if (target / _CONFIG).is_file() else {}
+    (target / _CONFIG).write_text(_text({"tokenizer_class": "XLMRobertaTokenizer", **content}), encoding="utf-8")
 
 
 def _drop_pieces(path: Path, lost: set[str]) -> None:
