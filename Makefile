@@ -25,9 +25,11 @@ TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
 FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
+SERVING := .venv-serving/.stamp
+TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
 
-.PHONY: help setup demo test test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,10 +46,17 @@ test: $(DEV) ## Run all tests against the reference, transformers 4.57
 	.venv/bin/$(PYTEST) $(ARGS)
 
 test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime that is admitted, with artifacts exported here
-	for head in base cls mc qa; do \
+	for head in base cls ie mc ner qa; do \
 		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/floor/$$head || exit 1; \
 	done
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
+
+test-serving: $(DEV) $(SERVING) $(TRITON) ## Run `erniem-rt serve`, and `erniem-rt triton` on its server, with artifacts exported here
+	for head in qa cls ner ie mc base; do \
+		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/serving/$$head || exit 1; \
+	done
+	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py $(ARGS)
+	ERNIEM_SERVING=triton ERNIEM_NANO=out/serving .venv-triton/bin/pytest tests/serving/test_triton.py $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
 # traced there is nothing left of it, so what is done with graphs is tested once, by `make test`; an export in int8, which
@@ -90,6 +99,9 @@ bench: $(BENCH) ## Measure every engine at base size; write results, plots and t
 bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
 	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
 
+bench-serving: $(SERVING) ## Measure the batcher and `erniem-rt serve`; ARGS="--artifact DIR --tokenizer DIR"
+	.venv-serving/bin/python -m benchmarks.serving $(ARGS)
+
 test-gpu: ## Run the parity gate of heads, precisions and engines on an NVIDIA GPU, for at most 8 minutes
 	@$(ON_GPU) benchmarks/machine.py test-gpu cuda pytest sentencepiece
 	$(ON_GPU) tests/gpu/run.py $(ARGS)
@@ -107,7 +119,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -136,6 +148,20 @@ $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirements/bench.txt
 	$(call install,.venv-bench,bench)
 	$(call install-package,.venv-bench,--no-build-isolation --editable .)
+
+.venv-serving/.pins: requirements/serve.txt requirements/serving.txt
+	$(call install,.venv-serving,serving)
+	@touch $@
+
+$(SERVING): .venv-serving/.pins dist/.stamp
+	$(call install-package,.venv-serving,--force-reinstall dist/*.whl)
+
+.venv-triton/.pins: requirements/triton.txt
+	$(call install,.venv-triton,triton)
+	@touch $@
+
+$(TRITON): .venv-triton/.pins dist/.stamp
+	$(call install-package,.venv-triton,--force-reinstall dist/*.whl)
 
 .venv-floor/.pins: requirements/floor.txt
 	$(call install,.venv-floor,floor)

@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, ErnieMError, InvalidInputError
+    from erniem_rt.batcher import Batcher, BatcherStats
+    from erniem_rt.errors import (
+        ArtifactError,
+        EngineError,
+        EngineUnavailableError,
+        ErnieMError,
+        InvalidInputError,
+        QueueFullError,
+    )
     from erniem_rt.pipelines import pipeline
     from erniem_rt.pipelines.answers import (
         ChoiceAnswer,
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "Batcher",
+    "BatcherStats",
     "ChoiceAnswer",
     "EngineError",
     "EngineUnavailableError",
@@ -43,6 +53,7 @@ __all__ = [
     "MultipleChoicePipeline",
     "QuestionAnswer",
     "QuestionAnsweringPipeline",
+    "QueueFullError",
     "Session",
     "TextClassificationPipeline",
     "TokenClassificationPipeline",
@@ -69,6 +80,10 @@ def _loaded(name: str) -> object:
         from erniem_rt.session import Session
 
         return Session
+    if name.startswith("Batcher"):
+        from erniem_rt import batcher
+
+        return getattr(batcher, name)
     if name == "Tokenizer":
         from erniem_rt.tokenizer import Tokenizer
 

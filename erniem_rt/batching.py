@@ -26,8 +26,9 @@ _T = TypeVar("_T")
 Outputs = dict[str, "NDArray[Any]"]
 
 # On a CPU, attention over a row of n positions takes as long as the matmuls of n² / 1000 tokens, and another run of the
-# engine as long as 48 tokens: estimates from a profile of base size in int8 on AVX2; 6 to 48 tokens made no difference.
-_POSITIONS_PER_TOKEN, _RUN = 1000, 48
+# engine as long as 24 tokens: estimates from profiles of base size in int8. On AVX2, 6 to 48 tokens made no difference;
+# on AVX-512 with VNNI, 24 took 0.88 of the CPU time of 48 in ONNX Runtime, and 0.97 in OpenVINO.
+_POSITIONS_PER_TOKEN, _RUN = 1000, 24
 # For a plan, lengths are rounded up to a multiple of this: fewer shapes, so that CUDA graphs are reused.
 BUCKET = 16
 # The cost of one more run of a plan, in positions: below that, padding is cheaper. An estimate, not measured.

@@ -42,7 +42,10 @@ def run() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer lines. Return 0, or 1 after an error of the artifact or of a line; exit with 2 on wrong usage."""
-    arguments = _make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in ("serve", "triton"):
+        return _other_command(words[0], words[1:])
+    arguments = _make_parser().parse_args(words)
     try:
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
@@ -56,6 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Terminated:
         _discard_output()
+        raise
+    except KeyboardInterrupt:
+        _say("error: interrupted")
+        return 1
+
+
+def _other_command(name: str, words: list[str]) -> int:
+    """``erniem-rt serve`` and ``erniem-rt triton``, which have options of their own."""
+    from erniem_rt import serve, triton
+
+    command = serve.serve if name == "serve" else triton.write
+    told = {
+        "serve": "Serve exported models over HTTP and gRPC in the Open Inference Protocol V2, with health checks and "
+        'metrics. Needs pip install "erniem-rt[serve]".',
+        "triton": "Write an exported model into a model repository of Triton Inference Server.",
+    }
+    parser = argparse.ArgumentParser(prog=f"erniem-rt {name}", description=told[name])
+    (serve if name == "serve" else triton).add_arguments(parser)
+    try:
+        return command(parser.parse_args(words), lambda line: _print_error(f"{line}\n"))
+    except (ErnieMError, OSError) as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 1
+    except Terminated:
         raise
     except KeyboardInterrupt:
         _say("error: interrupted")
@@ -171,6 +198,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="erniem-rt",
+        epilog="erniem-rt serve serves models over HTTP and gRPC, erniem-rt triton writes a model repository for "
+        "Triton; each has its --help. An artifact in a folder of that name is ./serve or ./triton.",
         description='Answer JSON lines with an exported model. A line is a JSON string or {"text": ...}; for question '
         'answering {"question", "context"}, for multiple choice {"prompt", "choices"}, for text pairs '
         '{"text", "text_pair"}.',

@@ -168,8 +168,13 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for all calls that were submitted; in one of them, for the others."""
         for thread in list(self._threads):
-            thread.join()
+            if thread is not threading.current_thread():
+                thread.join()
 
 
 def _answer(future: Future[_Result], call: Callable[[], _Result]) -> None:

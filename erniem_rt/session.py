@@ -222,6 +222,22 @@ class Session:
         """The artifact's path: ``HEAD.onnx`` or ``HEAD.plan``."""
         return self._path
 
+    @property
+    def device(self) -> str:
+        """Where it computes: ``"cpu"`` or ``"cuda:N"``."""
+        return str(self._device)
+
+    def with_threads(self, threads: int) -> Session:
+        """Open the same artifact once more, with so many threads for a run; its weights are then in memory twice.
+
+        Raises:
+            ArtifactError: The files are not those of this session.
+        """
+        self._require_open()
+        changed = self.manifest.stamps(self._path.parent) != self._stamps
+        options = {**self._options, "engine": self.engine, "threads": threads, "verify": changed}
+        return _unpickled(type(self), self._path, options, self.manifest.files)
+
     def close(self) -> None:
         """Free the model after runs in other threads finish. May be called twice."""
         with self._opening:

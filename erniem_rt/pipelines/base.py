@@ -160,7 +160,7 @@ class Pipeline(Generic[AnyAnswer]):
 
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[RunOptions]) -> None:
         self._options = self.options_type()
-        self._options = self._called(options)
+        self._options = self.options_for(options)
         self.session = session
         self.owns_session = True
         self._tokenizer: Tokenizer | None = tokenizer
@@ -220,7 +220,7 @@ class Pipeline(Generic[AnyAnswer]):
             )
         return limit
 
-    def _called(self, options: Mapping[str, Any]) -> Any:
+    def options_for(self, options: Mapping[str, Any]) -> Any:
         """The pipeline's options with those of a call, checked."""
         require_options(type(self), options)
         return self._options.changed(options)
@@ -242,6 +242,10 @@ class Pipeline(Generic[AnyAnswer]):
         items, total = many
         answers = self._answers(items, total, prepare, asked, _about)
         return answers if total is None else list(answers)
+
+    def formed(self, inputs: Any, found: Any, asked: Any) -> Any:  # noqa: ARG002
+        """What a call with ``inputs`` and the options ``asked`` returns; ``found`` is its answer, or a list of them."""
+        return found
 
     def _answers(
         self,

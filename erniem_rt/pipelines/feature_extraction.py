@@ -135,11 +135,19 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         Raises:
             InvalidInputError: An input is not text, or is empty.
         """
-        asked = self._called(options)
+        asked = self.options_for(options)
         pooling, normalize = self._vectors(asked)
         jobs = partial(self._jobs, self._limit(asked), partial(_finish, pooling, normalize))
-        found = self._answer_together(inputs, jobs, asked)
-        return self._stacked(found) if isinstance(found, list) and pooling != "none" else found
+        return self.formed(inputs, self._answer_together(inputs, jobs, asked), asked)
+
+    def formed(self, inputs: Any, found: Any, asked: Any) -> Any:  # noqa: ARG002
+        """``found``; the vectors of a list as one array, unless there is an error among them."""
+        if not isinstance(found, list) or self._vectors(asked)[0] == "none":
+            return found
+        if not all(isinstance(vector, np.ndarray) for vector in found):
+            return found
+        hidden = next(spec.shape[-1] for spec in self.manifest.outputs if spec.name == "last_hidden_state")
+        return np.stack(found) if found else np.empty((0, int(hidden)), np.float32)
 
     def _vectors(self, asked: Any) -> tuple[str, bool]:
         """Return the pooling of a call with these options, and whether to scale vectors to length 1."""
@@ -152,13 +160,6 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
                 "checkpoint had no pooler: use pooling='mean' or 'cls'."
             )
         return pooling, bool(defaults.normalize) if asked.normalize is None else asked.normalize
-
-    def _stacked(self, found: list[Any]) -> Any:
-        """Vectors as one array, unless there is an error among them."""
-        if not all(isinstance(vector, np.ndarray) for vector in found):
-            return found
-        hidden = next(spec.shape[-1] for spec in self.manifest.outputs if spec.name == "last_hidden_state")
-        return np.stack(found) if found else np.empty((0, int(hidden)), np.float32)
 
     def _jobs(self, limit: int, finish: Callable[[list[Outputs]], Vector], items: list[object]) -> list[Job[Vector]]:
         texts = [text_of(self.task, item) for item in items]

@@ -208,7 +208,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
             InvalidInputError: An input is not text or is empty; the schema is missing or invalid; a prompt leaves no
                 room for a text.
         """
-        called = self._called(options)
+        called = self.options_for(options)
         asked = self._asked(called)
         if asked is None:
             raise InvalidInputError(

@@ -95,7 +95,7 @@ class MultipleChoicePipeline(Pipeline[Choice]):
             InvalidInputError: An input is not such a mapping, a text is empty, there are no choices, or one leaves no
                 room for the prompt.
         """
-        asked = self._called(options)
+        asked = self.options_for(options)
         return self._answer(inputs, partial(self._job, self._limit(asked)), asked)
 
     def _job(self, limit: int, item: object) -> Job[ChoiceAnswer]:

@@ -227,7 +227,7 @@ class QuestionAnsweringPipeline(Pipeline[Found]):
             inputs = {"question": question, "context": context}
         elif question is not None or context is not None:
             raise InvalidInputError("give question and context by name or as one mapping, not both.")
-        asked = self._called(options)
+        asked = self.options_for(options)
         return self._answer(inputs, partial(self._job, asked, self._windows(asked)), asked)
 
     def _windows(self, asked: Any) -> _Windows:

@@ -148,7 +148,7 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         Raises:
             InvalidInputError: An input is not text or is empty, or an option is invalid.
         """
-        asked = self._called(options)
+        asked = self.options_for(options)
         top_k, scored = asked.top_k, _FUNCTIONS[asked.function_to_apply or self._function]
         limit = self._limit(asked)
 
@@ -159,8 +159,11 @@ class TextClassificationPipeline(Pipeline[Label], Generic[Label, LoneLabels]):
         def prepare(items: list[object]) -> list[Job[Any]]:
             return [Job([row], finish) for row in self._rows([self._texts(item) for item in items], limit)]
 
-        answer = self._answer_together(inputs, prepare, asked)
-        return [answer] if isinstance(inputs, str) and isinstance(answer, dict) else answer
+        return self.formed(inputs, self._answer_together(inputs, prepare, asked), asked)
+
+    def formed(self, inputs: Any, found: Any, asked: Any) -> Any:  # noqa: ARG002
+        """``found``, in a list if a lone str has one label."""
+        return [found] if isinstance(inputs, str) and isinstance(found, dict) else found
 
     def _texts(self, item: object) -> tuple[str, str | None]:
         pair = None

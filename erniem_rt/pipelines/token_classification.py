@@ -172,7 +172,7 @@ class TokenClassificationPipeline(Pipeline[Entities]):
         Raises:
             InvalidInputError: An input is not text or is empty, or an option is invalid.
         """
-        asked = self._called(options)
+        asked = self.options_for(options)
         job = partial(self._job, asked.aggregation_strategy, asked.ignore_labels, self._window(asked))
         return self._answer(inputs, job, asked)
 

@@ -160,7 +160,7 @@ class ZeroShotClassificationPipeline(Pipeline[Ranking]):
             InvalidInputError: An input is not text or is empty; labels are missing, empty or repeated; the template has
                 no ``{}``; a hypothesis leaves no room for a text; the contradiction label is needed but missing.
         """
-        asked = self._called({**options, "candidate_labels": candidate_labels})
+        asked = self.options_for({**options, "candidate_labels": candidate_labels})
         limit = self._limit(asked)
         candidates, multi_label = asked.candidate_labels, asked.multi_label
         if candidates is None:

@@ -22,6 +22,7 @@ FORMS = {
     "embedding": (("--embedding", "int8"), 1e-1),
     "fp16": (("--fp16", "--engine", "none"), 3e-2),
     "int8": (("--int8",), 0.4),
+    "target": (("--int8", "--target", "openvino"), 0.4),
 }
 
 

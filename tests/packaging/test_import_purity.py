@@ -46,7 +46,7 @@ def test_the_import_is_fast():
     assert min(loaded_by("import erniem_rt")[1] for _ in range(3)) < 0.150
 
 
-@pytest.mark.parametrize("name", ["Session", "Tokenizer", "pipeline", "ErnieMError"])
+@pytest.mark.parametrize("name", ["Batcher", "Session", "Tokenizer", "pipeline", "ErnieMError"])
 def test_the_public_names_are_pure_too(name):
     modules, _ = loaded_by(f"import erniem_rt; erniem_rt.{name}")
     assert modules <= ALLOWED
@@ -85,7 +85,7 @@ def test_tools_that_pack_programs_find_every_module_by_reading_imports():
         unread += imported_by(name, path) if name.startswith("erniem_rt") else []
     modules = {name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "erniem_rt.")}
     commands = {name for name in modules if name in ("erniem_rt.cli", "erniem_rt.__main__")}
-    assert modules - found <= commands | {"erniem_rt.signals"}
+    assert modules - found <= commands | {f"erniem_rt.{name}" for name in ("serve", "signals", "triton")}
     assert {"onnxruntime", "sentencepiece", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime"} <= found
 
 
@@ -120,6 +120,8 @@ def test_a_slow_import_is_seen(tmp_path):
 def test_the_public_names_are_these():
     assert erniem_rt.__all__ == [
         "ArtifactError",
+        "Batcher",
+        "BatcherStats",
         "ChoiceAnswer",
         "EngineError",
         "EngineUnavailableError",
@@ -133,6 +135,7 @@ def test_the_public_names_are_these():
         "MultipleChoicePipeline",
         "QuestionAnswer",
         "QuestionAnsweringPipeline",
+        "QueueFullError",
         "Session",
         "TextClassificationPipeline",
         "TokenClassificationPipeline",

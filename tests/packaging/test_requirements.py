@@ -15,6 +15,8 @@ from erniem_export.onnx_export import ONNXRUNTIME
 
 ENVIRONMENTS = {
     "serve": {"", "ort", "text"},
+    "serving": {"", "ort", "text", "serve"},
+    "triton": {"", "ort", "text"},
     "dev": {"", "ort", "text", "languages", "export", "dev"},
     "transformers5": {"", "ort", "text", "export"},
 }

@@ -13,7 +13,20 @@ from packaging.requirements import Requirement
 
 import erniem_rt
 
-EXTRAS = {"ort", "openvino", "gpu", "hub", "tensorrt", "tensorrt-rtx", "text", "languages", "export", "bench", "dev"}
+EXTRAS = {
+    "ort",
+    "openvino",
+    "gpu",
+    "hub",
+    "tensorrt",
+    "tensorrt-rtx",
+    "text",
+    "languages",
+    "serve",
+    "export",
+    "bench",
+    "dev",
+}
 INFO = f"erniem_rt-{erniem_rt.__version__}.dist-info"
 
 

@@ -50,6 +50,8 @@ _WEIGHT = ".weight.int8"
 _MEAN_STEPS = 6.0
 _WEIGHT_STEPS = 20.0
 _BIAS_STEPS = 4.0
+# What moves values between tokens, slots and heads, and changes none.
+_MOVES = frozenset({"Cast", "Gather", "Reshape", "Squeeze", "Unsqueeze"})
 # The factors that smooth the second layer's inputs may be folded into the scales of the first, which computes them.
 _VALUE, _OUT = "self_attn.self_attn.v_proj", "self_attn.out_proj"
 
@@ -236,8 +238,7 @@ def _read_standard(node: ir.Node) -> _Product:
     steps, scales = _constant(node.inputs[0]), _constant(node.inputs[1])
     product = _Product(steps * scales, np.broadcast_to(scales, steps.shape), None, np.nan)
     multiplied = _reader(node.outputs[0], "MatMul")
-    entering = None if multiplied is None else uncast(multiplied.inputs[0])
-    rounded = None if entering is None else entering.producer()
+    rounded = None if multiplied is None else _moved_from(multiplied.inputs[0])
     if multiplied is None or rounded is None or rounded.op_type != "DequantizeLinear":
         return product
     added = _reader(multiplied.outputs[0], "Add")
@@ -246,6 +247,14 @@ def _read_standard(node: ir.Node) -> _Product:
     product = dataclasses.replace(product, weight=whole, bias=_constant(biases[0] if biases else None))
     product = _with_input(product, rounded.inputs[0], scales)
     return _with_norm(product, rounded, scales)
+
+
+def _moved_from(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that computes ``value``, before it was moved from heads or slots to tokens."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def _reader(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -3,6 +3,10 @@
 OpenVINO computes such a product in int8, and quantizes inside the operation before it where that is an elementwise one
 that nothing else reads, on values with three axes. Hence the packed tokens get a leading axis of 1, and a norm whose
 result is quantized stands twice: once for the residual, and once in steps of the product's input.
+
+Attention of packed tokens is in standard operators. OpenVINO computes matmul, softmax, matmul and QuantizeLinear as one
+kernel, but copies what packing scatters, and what it transposes. So one Gather takes keys to their heads and slots, and
+one takes the quantized context back.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.errors import FusionError
 from erniem_export.passes.int8 import _matmul, _matmuls
-from erniem_export.passes.rewriter import Rewriter, single_use, store
+from erniem_export.passes.rewriter import Rewriter, fused_attentions, matmul_of, producer, single_use, store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["to_int8_openvino"]
 
-_EMBEDDINGS = "packed.embeddings"
+_EMBEDDINGS, _CONTEXT = "packed.embeddings", ".context"
+# The input of MultiHeadAttention that hides keys; behind it is one that is added to the scores.
+_MASK = 4
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
+# What is added to the scores of hidden keys: any score is lost beside it, and bf16 can hold it.
+_HIDDEN = -1e30
 
 
 class _Entry(NamedTuple):
@@ -45,7 +53,10 @@ def to_int8_openvino(model: ir.Model, products: Mapping[str, Int8Product]) -> in
     Raises:
         FusionError: A layer's product is not in the graph, or is not followed by its bias.
     """
-    graph, nodes = model.graph, _matmuls(model.graph)
+    graph = model.graph
+    _unfuse_attention(graph)
+    RemoveUnusedNodesPass()(model)
+    nodes = _matmuls(graph)
     entries: dict[tuple[ir.Value, int], _Entry] = {}
     for name, product in products.items():
         node, entering = _matmul(nodes, name)
@@ -73,10 +84,17 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
     elif factors is not None:
         smoothed = store(graph, f"{name}.input_factors", factors)
         values = rewriter.op("Mul", entering, smoothed, name=f"{name}.input_smoothed")
+    context = None if len(quantization.exact) or factors is not None else _context_of(entering)
+    values = values if context is None else context
     steps = rewriter.op("QuantizeLinear", values, unit, zero_point, name=f"{name}.input_uint8")
     steps.type = ir.TensorType(ir.DataType.UINT8)
     rounded = rewriter.op("DequantizeLinear", steps, scale, zero_point, name=f"{name}.input_dequantized")
     rounded.type = _FLOAT
+    if context is not None:
+        (reader,) = (use.node for use in context.uses() if use.node is not steps.producer())
+        reader.replace_input_with(0, rounded)
+        rewriter.insert_before(reader)
+        return _Entry(entering, None)
     exact = None
     if len(quantization.exact):
         # Factors of these channels are 1.
@@ -84,6 +102,15 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
         exact = rewriter.op("Gather", entering, channels, name=f"{name}.input_exact", axis=-1)
     rewriter.insert_before(node)
     return _Entry(rounded, exact)
+
+
+def _context_of(value: ir.Value) -> ir.Value | None:
+    """What attention gives, by head, if ``value`` is the tokens of that."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Reshape", "Gather") and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value if node is not None and str(node.name).endswith(_CONTEXT) else None
 
 
 def _norm_in_steps(
@@ -167,3 +194,131 @@ def _carry(graph: ir.Graph, node: ir.Node, led: set[ir.Value]) -> None:
         plain = rewriter.op("Squeeze", value, rewriter.int64([0]), name=f"{node.name}.rows.{i}")
         rewriter.insert_before(node)
         node.replace_input_with(i, plain)
+
+
+class _Grid(NamedTuple):
+    """Where packed tokens are in a batch.
+
+    ``tokens (rows, sequence)`` is the token in each slot, the first one where there is none, and ``keys (rows, heads,
+    sequence)`` the same with one row per token and head. ``contexts (tokens, heads)`` is the way back from one row per
+    row of the batch, head and slot. ``hidden (rows, 1, 1, sequence)`` is what is added to the scores.
+    """
+
+    tokens: ir.Value
+    keys: ir.Value
+    contexts: ir.Value
+    hidden: ir.Value
+
+
+def _unfuse_attention(graph: ir.Graph) -> None:
+    """Put the attention of packed tokens into standard operators, in place.
+
+    Raises:
+        FusionError: A layer's attention is not as packing leaves it.
+    """
+    grid: _Grid | None = None
+    for attention in fused_attentions(graph):
+        name, heads = str(attention.name), attention.attributes["num_heads"].as_int()
+        if grid is None:
+            grid = _grid(graph, attention, heads)
+        packed = [_packed(value, name) for value in attention.inputs[:3]]
+        weight = matmul_of(packed[1], name).inputs[1]
+        if len(attention.inputs) > _MASK + 1:
+            raise FusionError(f"{name}: its keys have a bias, which this form does not carry")
+        if weight is None or weight.const_value is None:
+            raise FusionError(f"{name}: the weight of its keys is not stored")
+        _unfuse(graph, attention, packed, (heads, weight.const_value.numpy().shape[1] // heads), grid)
+
+
+def _packed(value: ir.Value | None, place: str) -> ir.Value:
+    """Queries, keys or values before they were laid out; queries of first tokens alone are not."""
+    if _is_of_first(value):
+        packed = producer(value, "Unsqueeze", place).inputs[0]
+    else:
+        packed = producer(producer(value, "Reshape", place).inputs[0], "ScatterND", place).inputs[2]
+    if packed is None:
+        raise FusionError(f"{place}: its inputs are not laid out as packing does it")
+    return packed
+
+
+def _is_of_first(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "Unsqueeze"
+
+
+def _grid(graph: ir.Graph, attention: ir.Node, heads: int) -> _Grid:
+    mask = attention.inputs[_MASK]
+    laid = producer(producer(attention.inputs[1], "Reshape", "keys").inputs[0], "ScatterND", "keys")
+    column = laid.inputs[1]
+    index = producer(column, "Unsqueeze", "keys").inputs[0]
+    rewriter = Rewriter(graph)
+    each = rewriter.int64(list(range(heads)))
+    shape = rewriter.op("Shape", mask, name="grid.shape")
+
+    count = rewriter.op("Squeeze", rewriter.op("Shape", index, name="grid.tokens_1d"), name="grid.token_count")
+    numbers = rewriter.op("Range", rewriter.int64(0), count, rewriter.int64(1), name="grid.numbers")
+    slots = rewriter.op("ReduceProd", shape, name="grid.slot_count", keepdims=1)
+    first = rewriter.op("ConstantOfShape", slots, name="grid.first", value=ir.tensor(np.zeros(1, dtype=np.int64)))
+    tokens = rewriter.op("ScatterND", first, column, numbers, name="grid.token_of_slot")
+    tokens = rewriter.op("Reshape", tokens, shape, name="grid.tokens")
+
+    keys = rewriter.op("Mul", tokens, rewriter.int64(heads), name="grid.first_keys")
+    keys = rewriter.op("Unsqueeze", keys, rewriter.int64([1]), name="grid.first_keys.by_head")
+    keys = rewriter.op("Add", keys, rewriter.op("Unsqueeze", each, rewriter.int64([1]), name="heads"), name="grid.keys")
+
+    # Slot s of row r is r * sequence + s. Its context of head h is at (r * heads + h) * sequence + s.
+    sequence = rewriter.op("Gather", shape, rewriter.int64([1]), name="grid.sequence")
+    row = rewriter.op("Div", index, sequence, name="grid.row")
+    skipped = rewriter.op("Mul", sequence, rewriter.int64(heads - 1), name="grid.skipped_per_row")
+    skipped = rewriter.op("Mul", row, skipped, name="grid.skipped")
+    contexts = rewriter.op("Add", index, skipped, name="grid.first_contexts")
+    contexts = rewriter.op("Unsqueeze", contexts, rewriter.int64([1]), name="grid.first_contexts.by_head")
+    of_head = rewriter.op("Mul", each, sequence, name="grid.contexts_of_head")
+    contexts = rewriter.op("Add", contexts, of_head, name="grid.contexts")
+
+    zero, low = (rewriter.scalar(value, ir.DataType.FLOAT) for value in (0.0, _HIDDEN))
+    attended = rewriter.op("Cast", mask, name="grid.attended", to=int(ir.DataType.BOOL))
+    hidden = rewriter.op("Where", attended, zero, low, name="grid.hidden.2d")
+    hidden = rewriter.op("Unsqueeze", hidden, rewriter.int64([1, 2]), name="grid.hidden")
+    rewriter.insert_before(laid)
+    return _Grid(tokens, keys, contexts, hidden)
+
+
+def _unfuse(graph: ir.Graph, attention: ir.Node, packed: list[ir.Value], sizes: tuple[int, int], grid: _Grid) -> None:
+    """``packed`` are the queries, keys and values; ``sizes`` the number of heads and the size of one."""
+    rewriter, name, (heads, size) = Rewriter(graph), str(attention.name), sizes
+    of_first = _is_of_first(attention.inputs[0])
+
+    def by_head(rows: ir.Value | None, role: str) -> ir.Value:
+        split = rewriter.op("Reshape", rows, rewriter.int64([0, 0, heads, size]), name=f"{name}.{role}.split")
+        return rewriter.op("Transpose", split, name=f"{name}.{role}.heads", perm=[0, 2, 1, 3])
+
+    query, key, value = packed
+    # Multiplied here, this is part of the matmul before it.
+    scale = rewriter.scalar(attention.attributes["scale"].as_float(), ir.DataType.FLOAT)
+    query = rewriter.op("Mul", query, scale, name=f"{name}.query.scaled")
+    if of_first:
+        rows = rewriter.op("Unsqueeze", query, rewriter.int64([1]), name=f"{name}.query.rows")
+    else:
+        rows = rewriter.op("Gather", query, grid.tokens, name=f"{name}.query.rows")
+    queries = by_head(rows, "query")
+    keys = rewriter.op("Reshape", key, rewriter.int64([-1, size]), name=f"{name}.key.split")
+    keys = rewriter.op("Gather", keys, grid.keys, name=f"{name}.key.heads", axis=0)
+    keys = rewriter.op("Transpose", keys, name=f"{name}.key.columns", perm=[0, 1, 3, 2])
+    values = by_head(rewriter.op("Gather", value, grid.tokens, name=f"{name}.value.rows"), "value")
+    scores = rewriter.op("MatMul", queries, keys, name=f"{name}.scores")
+    scores = rewriter.op("Add", scores, grid.hidden, name=f"{name}.masked")
+    weights = rewriter.op("Softmax", scores, name=f"{name}.weights", axis=-1)
+    result = rewriter.op("MatMul", weights, values, name=f"{name}{_CONTEXT}")
+
+    flat = next(use.node for use in attention.outputs[0].uses())
+    width = rewriter.int64([-1, heads * size])
+    if of_first:
+        result, replaced = rewriter.op("Reshape", result, width, name=f"{name}.first_tokens"), flat.outputs[0]
+    else:
+        result = rewriter.op("Reshape", result, rewriter.int64([-1, size]), name=f"{name}.context.rows")
+        result = rewriter.op("Gather", result, grid.contexts, name=f"{name}.context.tokens", axis=0)
+        result = rewriter.op("Reshape", result, width, name=f"{name}.packed")
+        replaced = next(use.node for use in flat.outputs[0].uses()).outputs[0]
+    rewriter.insert_before(attention)
+    ir.convenience.replace_all_uses_with(replaced, result)

@@ -44,7 +44,7 @@ class Sums(Pipeline):
                 raise InvalidInputError("text is empty.")
             return job([[int(word) for word in row.split()] for row in item.split(",")])
 
-        return self._answer(inputs, prepare, self._called(options))
+        return self._answer(inputs, prepare, self.options_for(options))
 
 
 @pytest.fixture

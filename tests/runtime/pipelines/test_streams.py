@@ -34,7 +34,7 @@ class Doubles(Pipeline):
                 raise InvalidInputError("text is empty.")
             return Job([[int(item)]], finish)
 
-        return self._answer(inputs, prepare, self._called(options))
+        return self._answer(inputs, prepare, self.options_for(options))
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_bad_input_costs_few_further_preparations(scripted_session, bad):
                     raise InvalidInputError("bad")
                 return [Job([], lambda _: "fine") for _ in items]
 
-            return self._answer_together(inputs, prepare, self._called(options))
+            return self._answer_together(inputs, prepare, self.options_for(options))
 
     watched = Watched(scripted_session("cls", None, labels=("a",)), None)
     answers = watched([str(i) for i in range(64)], errors="return")

@@ -1,0 +1,300 @@
+"""Measure ``Batcher`` and ``erniem-rt serve``: requests a second and latencies, as ratios within interleaved rounds.
+
+``python -m benchmarks.serving --artifact DIR`` takes any artifact of a task on single texts. An artifact without a
+tokenizer beside it (random weights) needs ``--tokenizer DIR``. ``--transformers CHECKPOINT`` adds a server with
+transformers' pipeline; it needs torch, transformers 4.57 and kserve in ``--python``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import math
+import os
+import queue
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import erniem_rt
+from benchmarks.documents import ROOT
+from benchmarks.texts import real_texts
+
+MEAN_TOKENS, SIGMA = 32, 0.6
+CLIENTS = 32
+# Bars for base size in int8 on two cores: the smallest, or for "p95" the largest, ratio that is good enough.
+BARS = {
+    "Batcher, 32 clients : one by one": 1.75,
+    "Batcher, one client : direct call": 0.95,
+    "open loop, p95 at 80 % : direct calls, p95 at 50 %": 2.0,
+    "serve, 32 clients : KServe without the queue": 1.45,
+    "serve, 32 clients : KServe with transformers' pipeline": 4.0,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--artifact", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, help="where the tokenizer's files are, if not beside the artifact")
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=192, help="per measurement")
+    parser.add_argument("--transformers", metavar="CHECKPOINT", help="also measure transformers' pipeline on it")
+    parser.add_argument("--python", default=sys.executable, help="runs the server with transformers")
+    parser.add_argument("--no-servers", action="store_true", help="measure the batcher only")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--baseline", choices=("erniem-rt", "transformers"), help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.baseline:
+        return serve_without_queue(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        arguments.artifact = with_tokenizer(arguments, Path(temporary) / "artifact")
+        figures = measure(arguments)
+    report(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def with_tokenizer(arguments: argparse.Namespace, folder: Path) -> Path:
+    """The artifact's folder, or a copy of it with the tokenizer's files, of which weights are links."""
+    source = arguments.artifact if arguments.artifact.is_dir() else arguments.artifact.parent
+    if arguments.tokenizer is None:
+        return source
+    folder.mkdir()
+    names = ("sentencepiece.bpe.model", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+    files = [path for path in source.iterdir() if path.is_file()]
+    for path in [*files, *(arguments.tokenizer / name for name in names if (arguments.tokenizer / name).exists())]:
+        try:
+            os.link(path, folder / path.name)
+        except OSError:
+            shutil.copy2(path, folder / path.name)
+    return folder
+
+
+def workload(tokenizer: Any, count: int) -> list[str]:
+    """Seeded texts whose lengths in tokens are log-normal, as those of real texts are."""
+    rng = random.Random(0)
+    texts = real_texts()[1]
+    mu = math.log(MEAN_TOKENS) - SIGMA**2 / 2
+    return [
+        cut(tokenizer, rng.choice(texts), round(min(max(rng.lognormvariate(mu, SIGMA), 4), 500))) for _ in range(count)
+    ]
+
+
+def cut(tokenizer: Any, text: str, tokens: int) -> str:
+    while len(tokenizer(text).input_ids) < tokens:
+        text += f" {text}"
+    offsets = tokenizer(text, add_special_tokens=False).offsets
+    return text[: offsets[max(tokens - 2, 1) - 1][1]].strip() or text[:8]
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Figures by name, one per round."""
+    figures: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        pipeline = stack.enter_context(erniem_rt.pipeline(arguments.artifact, engine=arguments.engine))
+        batcher = stack.enter_context(erniem_rt.Batcher(pipeline))
+        texts = workload(pipeline.tokenizer, arguments.requests)
+        servers = {}
+        if not arguments.no_servers:
+            servers["serve"] = stack.enter_context(serving(arguments))
+            servers["KServe"] = stack.enter_context(without_queue(arguments, "erniem-rt"))
+        if arguments.transformers and not arguments.no_servers:
+            servers["transformers"] = stack.enter_context(without_queue(arguments, "transformers"))
+        name = arguments.artifact.name
+        rates: dict[str, Callable[[], float]] = {
+            "direct, one by one": lambda: closed_loop(pipeline, texts, 1),
+            "direct, 32 threads": lambda: closed_loop(pipeline, texts, CLIENTS),
+            "Batcher, one client": lambda: closed_loop(batcher, texts, 1),
+            "Batcher, 32 clients": lambda: closed_loop(batcher, texts, CLIENTS),
+        }
+        for server, port in servers.items():
+            for clients in (1, CLIENTS):
+                rates[f"{server}, {clients} clients"] = lambda port=port, clients=clients: closed_loop(  # type: ignore[misc]
+                    Client(port, name), texts, clients
+                )
+        for round_ in range(arguments.rounds + 1):  # the first one warms up
+            found = {key: work() for key, work in rates.items()}
+            found["direct, p95 at 50 %"] = open_loop(one_at_a_time(pipeline), texts, 0.5 * found["direct, one by one"])
+            found["Batcher, p95 at 80 %"] = open_loop(batcher.submit, texts, 0.8 * found["Batcher, 32 clients"])
+            if round_:
+                for key, value in found.items():
+                    figures.setdefault(key, []).append(value)
+            print(f"round {round_} of {arguments.rounds}", file=sys.stderr)
+    return figures
+
+
+def closed_loop(call: Callable[[str], Any], texts: list[str], clients: int) -> float:
+    """Requests a second of so many clients, each of which sends its next request when it has its answer."""
+    start = time.perf_counter()
+    if clients == 1:
+        for text in texts:
+            call(text)
+    else:
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(call, texts))
+    return len(texts) / (time.perf_counter() - start)
+
+
+def open_loop(submit: Callable[[str], Any], texts: list[str], rate: float) -> float:
+    """The 95th percentile of the latency, in ms, of requests that come at random times, so many a second."""
+    rng = random.Random(1)
+    ends: list[tuple[float, float]] = []
+    futures = []
+    due = time.perf_counter()
+    for text in texts:
+        due += rng.expovariate(rate)
+        time.sleep(max(due - time.perf_counter(), 0))
+        future = submit(text)
+        future.add_done_callback(lambda _, due=due: ends.append((due, time.perf_counter())))
+        futures.append(future)
+    for future in futures:
+        future.result()
+    return 1000 * statistics.quantiles([end - due for due, end in ends], n=20)[-1]
+
+
+def one_at_a_time(pipeline: Any) -> Callable[[str], Any]:
+    """A thread that makes one call after the other, as a program without a batcher would."""
+    pool = ThreadPoolExecutor(1)
+    return lambda text: pool.submit(pipeline, text)
+
+
+class Client:
+    """Asks a server, with a connection per thread."""
+
+    def __init__(self, port: int, model: str) -> None:
+        self._port = port
+        self._path = f"/v2/models/{model}/infer"
+        self._connections: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
+
+    def __call__(self, text: str) -> bytes:
+        try:
+            connection = self._connections.get_nowait()
+        except queue.Empty:
+            connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
+        connection.request("POST", self._path, json.dumps({"inputs": [tensor]}), {"content-type": "application/json"})
+        response = connection.getresponse()
+        body = response.read()
+        self._connections.put(connection)
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {body!r}")
+        return body
+
+
+@contextlib.contextmanager
+def serving(arguments: argparse.Namespace) -> Iterator[int]:
+    """The port of ``erniem-rt serve``."""
+    command = [sys.executable, "-m", "erniem_rt", "serve", str(arguments.artifact), "--port", "0"]
+    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as port:
+        yield port
+
+
+@contextlib.contextmanager
+def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
+    """The port of KServe's own server, with a model that calls the pipeline in a thread."""
+    python = sys.executable if kind == "erniem-rt" else arguments.python
+    command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
+    command += ["--engine", arguments.engine, "--port", str(8100 + os.getpid() % 800)]
+    command += ["--transformers", arguments.transformers] if arguments.transformers else []
+    with process(command, r"ready at (\d+)") as port:
+        yield port
+
+
+@contextlib.contextmanager
+def process(command: list[str], ready: str) -> Iterator[int]:
+    """A process that says its port on standard error when it is ready."""
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert running.stderr is not None
+    said = []
+    try:
+        for line in running.stderr:
+            said.append(line)
+            if found := re.search(ready, line):
+                break
+        else:
+            raise RuntimeError(f"{' '.join(command)}: {''.join(said[-20:])}")
+        threading.Thread(target=running.stderr.read, daemon=True).start()  # so that it never waits for a reader
+        yield int(found[1])
+    finally:
+        running.terminate()
+        running.wait(60)
+
+
+def serve_without_queue(arguments: argparse.Namespace) -> int:
+    """KServe as its documentation says: a model whose ``predict`` makes one call, here in a thread."""
+    sys.argv = sys.argv[:1]
+    import asyncio
+
+    import kserve
+
+    pipeline: Any
+    if arguments.baseline == "erniem-rt":
+        pipeline = erniem_rt.pipeline(arguments.artifact, engine=arguments.engine)
+    else:
+        from transformers import pipeline as make
+
+        pipeline = make("text-classification", arguments.transformers)
+
+    class Model(kserve.Model):  # type: ignore[misc]
+        async def predict(self, payload: Any, headers: Any = None) -> Any:  # noqa: ARG002
+            (tensor,) = payload.inputs
+            (text,) = tensor.data
+            answer = await asyncio.to_thread(pipeline, text)
+            output = kserve.InferOutput("answer", [1], "BYTES", [json.dumps(answer, default=str)])
+            return kserve.InferResponse("1", self.name, [output])
+
+    model = Model(arguments.artifact.name)
+    model.load()
+    threading.Thread(target=say_when_ready, args=(arguments.port,), daemon=True).start()
+    server = kserve.ModelServer(http_port=arguments.port, enable_grpc=False, enable_latency_logging=False)
+    server.start([model])
+    return 0
+
+
+def say_when_ready(port: int) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == 200:
+                print(f"ready at {port}", file=sys.stderr, flush=True)
+                return
+        time.sleep(0.1)
+
+
+def report(figures: dict[str, list[float]]) -> None:
+    for name, values in figures.items():
+        print(f"{name:32} {statistics.median(values):8.1f} {'ms' if 'p95' in name else 'a second'}")
+    pairs = {
+        "Batcher, 32 clients : one by one": ("Batcher, 32 clients", "direct, one by one"),
+        "Batcher, one client : direct call": ("Batcher, one client", "direct, one by one"),
+        "open loop, p95 at 80 % : direct calls, p95 at 50 %": ("Batcher, p95 at 80 %", "direct, p95 at 50 %"),
+        "serve, 32 clients : KServe without the queue": ("serve, 32 clients", "KServe, 32 clients"),
+        "serve, 32 clients : KServe with transformers' pipeline": ("serve, 32 clients", "transformers, 32 clients"),
+    }
+    print()
+    for name, (one, other) in pairs.items():
+        if other in figures:
+            ratios = [a / b for a, b in zip(figures[one], figures[other], strict=True)]
+            sign = "≤" if "p95" in name else "≥"
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            print(f"{name:56} {statistics.median(ratios):6.2f} ({spread}; bar {sign} {BARS[name]})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""``erniem-rt triton``: a model repository for Triton Inference Server, and the model that its Python backend runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erniem_rt.batcher import Batcher
+from erniem_rt.checks import require_count
+from erniem_rt.errors import ErnieMError, InvalidInputError
+from erniem_rt.locations import find_artifact
+from erniem_rt.machine import threads_or_default
+from erniem_rt.manifest import Manifest
+from erniem_rt.pipelines import pipeline as make_pipeline
+from erniem_rt.serve import LISTS, hidden_size, names_of_inputs, read_call, write_answers
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    from erniem_rt.manifest import TensorSpec
+    from erniem_rt.pipelines.base import Pipeline
+
+__all__ = ["TritonPythonModel", "add_arguments", "write"]
+
+# The first image whose onnxruntime, 1.21, computes padded batches correctly.
+_IMAGE = "25.03"
+_TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+# Most rows of a request to a graph, for Triton's own batching.
+_MOST_ROWS = 64
+_MODEL = '''\
+"""Written by erniem-rt triton. Triton's Python needs erniem-rt: pip install "erniem-rt[ort,text]"."""
+{paths}
+from erniem_rt.triton import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+_PATHS = """
+import sys
+
+sys.path[:0] = {folders}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``erniem-rt triton`` takes."""
+    count: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("artifact", metavar="DIR", help="an exported folder, HEAD.onnx or HEAD.plan in it, or a hub id")
+    parser.add_argument("--repository", required=True, metavar="DIR", help="the model repository; made if missing")
+    parser.add_argument("--name", help="the model's name; default: the folder's")
+    parser.add_argument(
+        "--arrays",
+        action="store_true",
+        help="ids in, logits out, by Triton's onnxruntime backend or, for a plan, its TensorRT backend; "
+        "default: texts in, answers out, by its Python backend",
+    )
+    parser.add_argument(
+        "--options",
+        metavar="JSON",
+        default="{}",
+        help='the task, and options of the session and the pipeline, like \'{"task": "zero-shot-classification"}\'',
+    )
+    parser.add_argument(
+        "--site-packages",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where Triton finds erniem-rt and its packages, if its Python does not have them; may be repeated",
+    )
+    parser.add_argument("--instances", **count, help="processes that answer; default: one per CPU of this machine")
+    parser.add_argument("--threads", **count, default=1, help="threads of each; default: 1")
+    parser.add_argument("--max-batch", **count, default=16, help="most rows that run together; default: 16")
+    parser.add_argument(
+        "--max-characters", **count, default=100_000, help="most characters of one request; default: 100000"
+    )
+
+
+def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """Write a model into the repository, completely or not at all.
+
+    Raises:
+        ErnieMError: The artifact cannot be served, an option is wrong, or the repository has such a model.
+    """
+    artifact = find_artifact(arguments.artifact)
+    name = arguments.name or artifact.absolute().parent.name
+    if not name or "/" in name or name in (".", ".."):
+        raise InvalidInputError(f"--name must be the name of a folder, got {name!r}.")
+    target = Path(arguments.repository) / name
+    if target.exists():
+        raise InvalidInputError(f"{target} exists: remove it, or give another --name.")
+    files = _arrays(artifact, name) if arguments.arrays else _texts(arguments, artifact, name)
+    part = target.with_name(f".{name}-{uuid.uuid4().hex}")
+    try:
+        _fill(part, files)
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    needs = f"Triton {_IMAGE} or newer" if arguments.arrays else "erniem-rt[ort,text] in Triton's Python"
+    say(f"{target} needs {needs}")
+    return 0
+
+
+def _fill(part: Path, files: dict[str, str | Path]) -> None:
+    """Write texts, and copy files."""
+    for place, content in files.items():
+        path = part / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copyfile(content, path)
+        else:
+            path.write_text(content, "utf-8")
+
+
+def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> dict[str, str | Path]:
+    """The files of a model for the Python backend; the pipeline is opened once, which checks artifact and options."""
+    options = _options(arguments)
+    instances = threads_or_default(arguments.instances)
+    limits = {"max_batch": require_count("max_batch", arguments.max_batch), "max_characters": arguments.max_characters}
+    with _opened(artifact, options) as pipeline, Batcher(pipeline, workers=1, **limits):
+        config = _python_config(pipeline, name, instances, limits, options)
+    found: dict[str, str | Path] = {f"1/artifact/{path.name}": path for path in _companions(artifact)}
+    paths = _PATHS.format(folders=arguments.site_packages) if arguments.site_packages else ""
+    return {"config.pbtxt": config, "1/model.py": _MODEL.format(paths=paths), **found}
+
+
+def _companions(artifact: Path) -> Iterator[Path]:
+    """The files of this artifact and its tokenizer, without other artifacts in the folder."""
+    heads = {path.stem for path in artifact.parent.glob("*.onnx")} - {artifact.stem}
+    for path in sorted(artifact.parent.iterdir()):
+        if path.is_file() and path.name.partition(".")[0] not in heads:
+            yield path
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    try:
+        options = json.loads(arguments.options)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"--options must be JSON, but {error}.") from error
+    if not isinstance(options, dict):
+        raise InvalidInputError('--options must be like {"top_k": 2}.')
+    return {"threads": require_count("threads", arguments.threads), **options}
+
+
+def _opened(folder: Path, options: dict[str, Any]) -> Pipeline[Any]:
+    return make_pipeline(options.get("task"), folder, **{key: options[key] for key in options if key != "task"})
+
+
+def _python_config(
+    pipeline: Pipeline[Any], name: str, instances: int, limits: dict[str, Any], options: dict[str, Any]
+) -> str:
+    inputs = [
+        _block(
+            name=one,
+            data_type="TYPE_STRING",
+            dims=["-1"] if one in LISTS else ["1"],
+            optional=one not in pipeline.required,
+            allow_ragged_batch=one in LISTS,
+        )
+        for one in names_of_inputs(pipeline)
+    ]
+    hidden = hidden_size(pipeline)
+    output = _block(
+        name="answer" if hidden is None else "embedding",
+        data_type="TYPE_STRING" if hidden is None else "TYPE_FP32",
+        dims=["1" if hidden is None else str(hidden)],
+    )
+    # As a string of a string: the content of the one, quoted as text protobuf wants it.
+    value = json.dumps(json.dumps({"options": options, "limits": limits, "artifact": pipeline.session.path.name}))
+    return "\n".join(
+        [
+            f"name: {json.dumps(name)}",
+            'backend: "python"',
+            f"max_batch_size: {limits['max_batch']}",
+            f"input [ {', '.join(inputs)} ]",
+            f"output [ {output} ]",
+            "dynamic_batching { }",
+            f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
+            f'parameters {{ key: "erniem_rt" value {{ string_value: {value} }} }}',
+            "",
+        ]
+    )
+
+
+def _arrays(artifact: Path, name: str) -> dict[str, str | Path]:
+    """The files of a model for the backend of its own file."""
+    manifest = Manifest.load(artifact.with_suffix(".json"))
+    is_plan = artifact.suffix == ".plan"
+    if is_plan and manifest.plan is not None:
+        file, backend, most = manifest.plan.file, "tensorrt", max(one.max[0] for one in manifest.plan.profiles)
+        if manifest.plan.flavour != "tensorrt":
+            raise InvalidInputError(
+                f"{file} is a plan of {manifest.plan.flavour}, and Triton runs those of TensorRT: export with "
+                "--engine tensorrt."
+            )
+    else:
+        file, backend, most = manifest.artifact, "onnxruntime", _MOST_ROWS
+    manifest.verify(artifact.parent)
+    by_row = all(spec.shape[:1] == ("batch",) for spec in (*manifest.inputs, *manifest.outputs))
+    lines = [
+        f"name: {json.dumps(name)}",
+        f'backend: "{backend}"',
+        f"default_model_filename: {json.dumps(file)}",
+        f"max_batch_size: {most if by_row else 0}",
+        f"input [ {', '.join(_tensor_block(spec, by_row) for spec in manifest.inputs)} ]",
+        f"output [ {', '.join(_tensor_block(spec, by_row) for spec in manifest.outputs)} ]",
+        *(["dynamic_batching { }"] if by_row else []),
+        "",
+    ]
+    data = f"{file}.data"
+    files: dict[str, str | Path] = {"config.pbtxt": "\n".join(lines), f"1/{file}": artifact.with_name(file)}
+    return {**files, f"1/{data}": artifact.with_name(data)} if data in manifest.files else files
+
+
+def _tensor_block(spec: TensorSpec, by_row: bool) -> str:
+    dims = [str(axis) if isinstance(axis, int) else "-1" for axis in spec.shape[1 if by_row else 0 :]]
+    return _block(name=spec.name, data_type=f"TYPE_{_TYPES[spec.dtype]}", dims=dims)
+
+
+def _block(*, name: str, data_type: str, dims: list[str], **flags: bool) -> str:
+    told = "".join(f" {flag}: true" for flag, value in flags.items() if value)
+    return f'{{ name: "{name}" data_type: {data_type} dims: [ {", ".join(dims)} ]{told} }}'
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls: texts in, answers as JSON out, an error for each request that is bad."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the artifact of this version of the model."""
+        settings = json.loads(json.loads(args["model_config"])["parameters"]["erniem_rt"]["string_value"])
+        folder = Path(args["model_repository"]) / args["model_version"] / "artifact"
+        pipeline = _opened(folder / settings["artifact"], settings["options"])
+        # Triton has a queue of its own.
+        self._batcher = Batcher(pipeline, workers=1, max_queue=1 << 30, **settings["limits"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """A response for each request."""
+        calls = [_call_of(self._batcher, request) for request in requests]
+        futures = iter(self._batcher.submit_all(call for call in calls if not isinstance(call, ErnieMError)))
+        return [self._response(call if isinstance(call, ErnieMError) else next(futures)) for call in calls]
+
+    def finalize(self) -> None:
+        """Close the model."""
+        self._batcher.close()
+        self._batcher.pipeline.close()
+
+    def _response(self, answered: Any) -> Any:
+        import triton_python_backend_utils as backend
+
+        error = answered if isinstance(answered, ErnieMError) else answered.exception()
+        if error is not None:
+            return backend.InferenceResponse([], backend.TritonError(str(error)))
+        name, _, array = write_answers(self._batcher.pipeline, answered.result())
+        return backend.InferenceResponse([backend.Tensor(name, array if array.ndim > 1 else array[:, None])])
+
+
+def _call_of(batcher: Batcher, request: Any) -> tuple[list[Any], dict[str, Any]] | InvalidInputError:
+    """A request's inputs and options, or what is wrong with them."""
+    tensors = [(tensor.name(), "BYTES", tensor.as_numpy()) for tensor in request.inputs()]
+    parameters = json.loads(request.parameters() or "{}")
+    try:
+        if parameters.get("pooling") == "none":
+            raise InvalidInputError("pooling='none' has no fixed shape, as Triton's outputs have: use erniem-rt serve.")
+        return read_call(batcher, tensors, parameters)
+    except InvalidInputError as error:
+        return error

@@ -1,0 +1,130 @@
+"""``erniem-rt triton`` without Triton: what it writes, and the model for the Python backend on a stand-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import erniem_rt
+from erniem_rt.cli import main
+from erniem_rt.triton import TritonPythonModel
+
+
+def write(capsys, *words):
+    code = main(["triton", *map(str, words)])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return code, printed.err
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_model_of_texts(capsys, nano_artifact, tmp_path):
+    artifact = nano_artifact("cls").parent
+    words = ("--repository", tmp_path / "models", "--name", "it", "--instances", 3, "--site-packages", "/opt/it's")
+    code, told = write(capsys, artifact, *words, "--options", '{"top_k": 2}')
+    target = tmp_path / "models" / "it"
+    assert (code, told) == (0, f"{target} needs erniem-rt[ort,text] in Triton's Python\n")
+    copied = [f"1/artifact/{path.name}" for path in artifact.iterdir() if path.is_file()]
+    assert files_of(target) == sorted(["1/model.py", *copied, "config.pbtxt"])
+    config = (target / "config.pbtxt").read_text()
+    assert 'name: "it"\nbackend: "python"\nmax_batch_size: 16\n' in config
+    assert '{ name: "text" data_type: TYPE_STRING dims: [ 1 ] }' in config
+    assert '{ name: "text_pair" data_type: TYPE_STRING dims: [ 1 ] optional: true }' in config
+    assert "instance_group [ { count: 3 kind: KIND_CPU } ]" in config
+    assert """sys.path[:0] = ["/opt/it's"]""" in (target / "1" / "model.py").read_text()
+    compile((target / "1" / "model.py").read_text(), "model.py", "exec")
+    code, told = write(capsys, artifact, *words)
+    assert (code, told) == (1, f"error: {target} exists: remove it, or give another --name.\n")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["it"]
+
+
+def test_a_model_of_arrays(capsys, make_text_artifact, tmp_path):
+    artifact = make_text_artifact("mc").path
+    code, told = write(capsys, artifact, "--repository", tmp_path, "--name", "it", "--arrays")
+    assert (code, told) == (0, f"{tmp_path / 'it'} needs Triton 25.03 or newer\n")
+    names = [name for name in ("mc.onnx", "mc.onnx.data") if artifact.with_name(name).exists()]
+    assert files_of(tmp_path / "it") == [*(f"1/{name}" for name in names), "config.pbtxt"]
+    assert (tmp_path / "it" / "config.pbtxt").read_text() == (
+        'name: "it"\nbackend: "onnxruntime"\ndefault_model_filename: "mc.onnx"\nmax_batch_size: 64\n'
+        'input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] }, '
+        '{ name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ] } ]\n'
+        'output [ { name: "logits" data_type: TYPE_FP32 dims: [ -1 ] } ]\ndynamic_batching { }\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--options", "{"], "--options must be JSON"),
+        (["--options", "[]"], "--options must be like"),
+        (["--options", '{"task": "question-answering"}'], "needs an artifact of head 'qa'"),
+        (["--options", '{"stride": 2}'], "takes no option 'stride'"),
+        (["--instances", "0"], "threads must be"),
+        (["--max-batch", "0"], "max_batch must be an integer of at least 1"),
+        (["--name", "a/b"], "--name must be the name of a folder"),
+    ],
+)
+def test_what_cannot_be_written_leaves_nothing(capsys, nano_artifact, tmp_path, words, told):
+    code, said = write(capsys, nano_artifact("cls"), "--repository", tmp_path / "models", *words)
+    assert code == 1
+    assert told in said
+    assert not (tmp_path / "models").exists()
+
+
+class Response(SimpleNamespace):
+    def __init__(self, tensors, error=None):
+        super().__init__(tensors=tensors, error=error)
+
+
+def request(parameters=None, **columns):
+    tensors = [
+        SimpleNamespace(name=lambda name=name: name, as_numpy=lambda rows=rows: np.array(rows, object))
+        for name, rows in columns.items()
+    ]
+    return SimpleNamespace(inputs=lambda: tensors, parameters=lambda: json.dumps(parameters or {}))
+
+
+def test_the_model_answers_requests_together_and_each_for_itself(capsys, monkeypatch, nano_artifact, tmp_path):
+    backend = SimpleNamespace(
+        InferenceResponse=Response, TritonError=str, Tensor=lambda name, array: (name, array.shape, array.reshape(-1))
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    artifact = nano_artifact("cls")
+    assert write(capsys, artifact.parent, "--repository", tmp_path, "--name", "it")[0] == 0
+    config = (tmp_path / "it" / "config.pbtxt").read_text()
+    value = json.loads(config.partition("string_value: ")[2].rpartition(" } }")[0])
+    model = TritonPythonModel()
+    model_config = json.dumps({"parameters": {"erniem_rt": {"string_value": value}}})
+    model.initialize({"model_config": model_config, "model_repository": str(tmp_path / "it"), "model_version": "1"})
+    texts = ["Haus und Hof", "Lakeside Motors"]
+    found = model.execute(
+        [
+            request(text=[[texts[0]]]),
+            request(text=[[""]]),
+            request(parameters={"stride": 1}, text=[["a"]]),
+            request(text=[[texts[1].encode()], [texts[0]]]),
+            request(parameters={"top_k": "all"}, text=[[texts[0]]]),
+        ]
+    )
+    assert model._batcher.stats.batch_sizes == {1: 1, 3: 1}
+    model.finalize()
+    assert [answer.error for answer in found] == [
+        None,
+        "input 0: text is empty: expected text.",
+        "text-classification takes no parameter 'stride'; expected one of errors, top_k, function_to_apply.",
+        None,
+        None,
+    ]
+    with erniem_rt.pipeline(artifact, threads=1) as pipeline:
+        expected = pipeline([texts[0], texts[1], texts[0]])
+        everything = pipeline([texts[0]], top_k=None)
+    answers = [[json.loads(text) for text in answer.tensors[0][2]] for answer in (found[0], found[3], found[4])]
+    assert answers == [expected[:1], expected[1:], everything]
+    assert [answer.tensors[0][:2] for answer in (found[0], found[3])] == [("answer", (1, 1)), ("answer", (2, 1))]

@@ -1,0 +1,397 @@
+"""``erniem-rt serve``, as a process: the protocol over HTTP and gRPC, answers to the bit, bad requests, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import erniem_rt
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+CURL = re.findall(r"^```bash\n(curl .*?)^```\n\n```console\n(.*?)^```\n", DOCUMENT, re.MULTILINE | re.DOTALL)
+HEADS = ("qa", "cls", "ner", "ie", "mc", "base")
+LONG = " ".join(f"Fiona Kendall left Denver on {day} March." for day in range(1, 31)) * 80
+
+
+@pytest.fixture(scope="module")
+def server(start_server, nano_artifact):
+    folders = [nano_artifact(head).parent for head in HEADS]
+    nli = {"nli": {"task": "zero-shot-classification"}}
+    return start_server(*folders, f"nli={nano_artifact('cls').parent}", "--options", json.dumps(nli))
+
+
+def text_tensor(name, rows):
+    array = np.array(rows, dtype=object)
+    return {"name": name, "shape": list(array.shape), "datatype": "BYTES", "data": array.reshape(-1).tolist()}
+
+
+def post(server, model, body, headers=None):
+    """Status, headers and parsed body."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"} if headers is None else headers
+    request = urllib.request.Request(f"{server.address}/v2/models/{model}/infer", data, headers)
+    return opened(request)
+
+
+def get(server, path):
+    return opened(urllib.request.Request(f"{server.address}{path}"))
+
+
+def opened(request):
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.headers, parsed(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, parsed(error.read())
+
+
+def parsed(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content
+
+
+def ask(server, model, tensors, **parameters):
+    """The answers to a request that must be answered."""
+    body = {"inputs": [text_tensor(name, rows) for name, rows in tensors.items()], "parameters": parameters}
+    status, _, found = post(server, model, body)
+    assert status == 200, found
+    (output,) = found["outputs"]
+    if output["datatype"] == "FP32":
+        return np.array(output["data"], np.float32).reshape(output["shape"])
+    return [json.loads(text) for text in output["data"]]
+
+
+@pytest.mark.parametrize(("command", "output"), CURL)
+def test_curl_lines_of_the_document(server, command, output):
+    command = command.replace("http://127.0.0.1:8080", server.address).replace("python3", sys.executable)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert rounded(done.stdout) == rounded(output)
+    assert done.returncode == 0
+
+
+def rounded(text):
+    return re.sub(r"\d+\.\d+(e-\d+)?", lambda number: f"{float(number[0]):.2f}", text).strip()
+
+
+def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
+    monkeypatch.chdir(nano_artifact("cls").parents[2])
+    plain, fastapi = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    exec(compile(plain, "serving.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n2\n")
+    found: dict = {}
+    exec(compile(fastapi, "serving.md", "exec"), found)
+
+    async def ask_app():
+        async with found["lifespan"](found["app"]):
+            assert len(await found["classify"](["One text.", "Another text."])) == 2
+            with pytest.raises(found["HTTPException"]) as raised:
+                await found["classify"]([""])
+            assert raised.value.status_code == 400
+
+    asyncio.run(ask_app())
+
+
+def test_the_document_has_a_line_for_each_task():
+    assert {re.search("/models/([a-z]+)/", command)[1] for command, _ in CURL} == {*HEADS, "nli"}
+
+
+TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
+ASKED = {
+    "qa": ({"question": ["Who founded it?", "Where?"], "context": TEXTS}, {"top_k": 2}, {}),
+    "cls": ({"text": TEXTS, "text_pair": TEXTS[::-1]}, {"top_k": "all"}, {"top_k": None}),
+    "ner": ({"text": TEXTS}, {"ignore_labels": "O, PER"}, {"ignore_labels": ["O", "PER"]}),
+    "ie": ({"text": TEXTS}, {"schema": '{"Person": "Year"}', "threshold": "0.25"}, {"schema": {"Person": "Year"}}),
+    "mc": ({"prompt": TEXTS, "choices": [["1971", "Denver"]] * 2}, {}, {}),
+    "base": ({"text": TEXTS}, {"pooling": "cls", "normalize": True}, None),
+    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]'}, {"candidate_labels": ["a, b", "c"]}),
+}
+
+
+@pytest.mark.parametrize("model", ASKED)
+def test_answers_are_the_pipelines_to_the_bit(server, nano_artifact, model):
+    tensors, parameters, changed = ASKED[model]
+    task = "zero-shot-classification" if model == "nli" else None
+    options = {**parameters, **(changed or {})}
+    if "threshold" in options:
+        options["threshold"] = 0.25
+    with erniem_rt.pipeline(task, nano_artifact("cls" if model == "nli" else model)) as pipeline:
+        items = [dict(zip(tensors, row, strict=True)) for row in zip(*tensors.values(), strict=True)]
+        expected = pipeline(items, **options)
+        assert_same(ask(server, model, tensors, **parameters), expected)
+        assert_same(by_grpc(server, model, tensors, parameters), expected)
+        column = {name: [[one] if isinstance(one, str) else one for one in rows] for name, rows in tensors.items()}
+        assert_same(ask(server, model, column, **parameters), expected)
+
+
+def assert_same(found, expected):
+    if isinstance(expected, np.ndarray):
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert found == expected
+
+
+def by_grpc(server, model, tensors, parameters):
+    import grpc
+    from kserve import InferInput, InferRequest
+    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+    inputs = []
+    for name, rows in tensors.items():
+        array = np.array(rows, dtype=object)
+        inputs.append(InferInput(name, list(array.shape), "BYTES"))
+        inputs[-1].set_data_from_numpy(array)
+    request = InferRequest(model, inputs, parameters=parameters).to_grpc()
+    with grpc.insecure_channel(server.grpc) as channel:
+        response = GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+    from kserve import InferResponse
+
+    (output,) = InferResponse.from_grpc(response).outputs
+    array = output.as_numpy()
+    return array if output.datatype == "FP32" else [json.loads(text) for text in array.tolist()]
+
+
+def test_binary_data_and_one_text_without_pooling(server, nano_artifact):
+    from kserve import InferInput, InferRequest, InferResponse
+
+    tensor = InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array(TEXTS[:1], dtype=object))
+    asked = InferRequest("base", [tensor], "1", parameters={"pooling": "none", "binary_data_output": True})
+    body, length = asked.to_rest()
+    headers = {"inference-header-content-length": str(length), "content-type": "application/octet-stream"}
+    status, found, content = post(server, "base", body, headers)
+    assert status == 200
+    (output,) = InferResponse.from_bytes(content, int(found["inference-header-content-length"])).outputs
+    with erniem_rt.pipeline(nano_artifact("base")) as pipeline:
+        np.testing.assert_array_equal(output.as_numpy(), pipeline(TEXTS[:1], pooling="none")[0][None])
+    status, _, found = post(server, "base", {"inputs": [text_tensor("text", TEXTS)], "parameters": {"pooling": "none"}})
+    assert status == 400
+    assert found["error"].startswith("pooling='none' gives each text as many vectors as it has tokens")
+
+
+def one(name="text", data=("Fiona Kendall left Denver.",), **changed):
+    return {"inputs": [{**text_tensor(name, list(data)), **changed}]}
+
+
+BAD = {
+    "empty body": (b"", 400, "not of the Open Inference Protocol: Field required"),
+    "no JSON": (b"{nope", 400, "not of the Open Inference Protocol: 1: Expecting property name"),
+    "no UTF-8": (b'{"inputs": "\xff"}', 400, ""),
+    "a list": ([], 400, "not of the Open Inference Protocol: Input should be a valid dictionary"),
+    "no inputs": ({}, 400, "inputs: Field required"),
+    "none of the inputs": ({"inputs": []}, 400, "input 'text' is missing; token-classification takes text."),
+    "no shape": ({"inputs": [{"name": "text"}]}, 400, "inputs.0.shape: Field required"),
+    "an empty text": (one(data=[""]), 400, "input 0: text is empty: expected text."),
+    "a number": (one(data=[7]), 400, "input 0: text must be str, got int."),
+    "a null": (one(data=[None]), 400, "input 0: text must be str, got NoneType"),
+    "rows of two sizes": (one(data=[["a"], ["b", "c"]], shape=[2]), 400, "input 0: text must be str, got list."),
+    "another datatype": (one(datatype="INT32"), 400, "datatype INT32"),
+    "another name": (one("texts"), 400, "input 'texts' is not known; token-classification takes text."),
+    "twice": ({"inputs": one()["inputs"] * 2}, 400, "input 'text' is given twice"),
+    "another shape": (one(shape=[2]), 400, "its data do not fit the shape [2]"),
+    "a negative shape": (one(shape=[-7]), 400, "its data do not fit the shape [-7]"),
+    "a matrix": (one(data=["a", "b"], shape=[1, 2]), 400, "must have the shape (rows,) or (rows, 1), got (1, 2)"),
+    "an unknown option": (one() | {"parameters": {"top_k": 2}}, 400, "token-classification takes no parameter 'top_k'"),
+    "an option of the server": (one() | {"parameters": {"batch_size": 9}}, 400, "takes no parameter 'batch_size'"),
+    "a wrong value": (one() | {"parameters": {"aggregation_strategy": "x"}}, 400, "aggregation_strategy must be one"),
+    "a list as a parameter": (one() | {"parameters": {"ignore_labels": ["O"]}}, 400, "parameters.ignore_labels"),
+    "no list in JSON": (one() | {"parameters": {"ignore_labels": "[O"}}, 400, "parameter 'ignore_labels' must be JSON"),
+    "another output": (one() | {"outputs": [{"name": "logits"}]}, 400, "Unexpected inference output 'logits'"),
+    "many texts": (one(data=["a"] * 300), 400, "has 300 texts, and a request may have at most 256"),
+    "a long text": (one(data=["a b " * 30_000]), 400, "has 120000 characters, more than max_characters=100000"),
+    "a huge body": (b" " * (9 << 20), 413, "larger than --max-body=8388608 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_gets_one_clear_answer(server, name):
+    body, status, told = BAD[name]
+    found, _, answer = post(server, "ner", body)
+    assert found == status, answer
+    assert told in answer["error"]
+    assert list(answer) == ["error"]
+    assert_goes_on(server)
+
+
+def assert_goes_on(server):
+    assert ask(server, "ner", {"text": ["Fiona Kendall left Denver."]}, aggregation_strategy="simple")[0]
+
+
+def test_binary_headers_that_are_wrong(server):
+    for length in ("x", "99999", "-1", "2"):
+        headers = {"inference-header-content-length": length, "content-type": "application/octet-stream"}
+        status, _, found = post(server, "ner", json.dumps(one()).encode(), headers)
+        assert status == (200 if length == "99999" else 400), found
+        assert isinstance(found.get("error", ""), str)
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 8}}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    for data in (b"\xff\xff\xff\x7fabcd", b"\x04\x00\x00\x00\xff\xff\xff\xff", b"\x01"):
+        headers["inference-header-content-length"] = str(len(body))
+        status, _, found = post(server, "ner", body + data, headers)
+        assert status == 400, found
+    assert_goes_on(server)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "parameters", "status", "told"),
+    [
+        ("ner", {"text": [""]}, {}, "INVALID_ARGUMENT", "input 0: text is empty"),
+        ("ner", {"text": ["a"]}, {"top_k": 2}, "INVALID_ARGUMENT", "takes no parameter 'top_k'"),
+        ("ner", {}, {}, "INVALID_ARGUMENT", "input 'text' is missing"),
+        ("nothing", {"text": ["a"]}, {}, "NOT_FOUND", "nothing does not exist"),
+        ("ner", {"text": ["a" * (9 << 20)]}, {}, "RESOURCE_EXHAUSTED", "larger than max"),
+    ],
+)
+def test_a_bad_request_over_grpc(server, model, inputs, parameters, status, told):
+    import grpc
+
+    with pytest.raises(grpc.RpcError) as raised:
+        by_grpc(server, model, inputs, parameters)
+    assert raised.value.code().name == status
+    assert told in raised.value.details()
+    assert_goes_on(server)
+
+
+def test_health_metadata_and_what_is_refused(server):
+    assert get(server, "/v2/health/live")[::2] == (200, {"live": True})
+    assert get(server, "/v2/health/ready")[::2] == (200, {"ready": True})
+    assert get(server, "/v2/models/ner/ready")[::2] == (200, {"name": "ner", "ready": True})
+    assert get(server, "/v2/models")[2] == {"models": [*HEADS, "nli"]}
+    described = get(server, "/v2/models/mc")[2]
+    assert described["inputs"][1] == {"name": "choices", "datatype": "BYTES", "shape": [-1, -1]}
+    assert described["outputs"] == [{"name": "answer", "datatype": "BYTES", "shape": [-1]}]
+    assert get(server, "/v2/models/nothing")[::2] == (404, {"error": "Model with name nothing does not exist."})
+    assert post(server, "nothing", one())[::2] == (404, {"error": "Model with name nothing does not exist."})
+    assert get(server, "/nothing")[::2] == (404, {"error": "Not Found"})
+    for verb in ("load", "unload"):
+        request = urllib.request.Request(f"{server.address}/v2/repository/models/ner/{verb}", b"")
+        status, _, found = opened(request)
+        assert status == 400
+        assert "start erniem-rt serve with other models" in found["error"]
+    assert_goes_on(server)
+
+
+def test_it_listens_at_this_machine_only(server):
+    port = int(server.address.rpartition(":")[2])
+    listening = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    assert [local for local, _, state in listening if local.endswith(f":{port:04X}") and state == "0A"] == [
+        f"0100007F:{port:04X}"
+    ]
+
+
+def test_metrics(server):
+    assert_goes_on(server)
+    text = get(server, "/metrics")[2].decode()
+    answered = re.search(r'^erniem_requests_total{model_name="ner",outcome="answered"} (\S+)$', text, re.MULTILINE)
+    assert float(answered[1]) >= 1
+    for name in ("queue_rows", "running_batches", "batch_requests_sum", "request_seconds_sum"):
+        assert re.search(rf'^erniem_{name}{{model_name="ner"}} \S+$', text, re.MULTILINE)
+    assert 'request_predict_seconds_count{model_name="ner"}' in text
+
+
+def test_many_clients_of_which_some_send_bad_requests(server):
+    def work(number):
+        model = ("ner", "base", "nli", "qa")[number % 4]
+        if number % 16 == 0:
+            return post(server, model, one(data=[""]))[0]
+        tensors, parameters, _ = ASKED[model]
+        return len(ask(server, model, tensors, **parameters))
+
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(work, range(320))) == [400 if number % 16 == 0 else 2 for number in range(320)]
+
+
+def running(server, model="ner"):
+    text = get(server, "/metrics")[2].decode()
+    return [
+        float(re.search(rf'^{name}{{model_name="{model}"}} (\S+)$', text, re.MULTILINE)[1])
+        for name in ("erniem_running_batches", "erniem_queue_rows")
+    ]
+
+
+def wait_for(server, expected):
+    until = time.monotonic() + 30
+    while running(server) != expected:
+        assert time.monotonic() < until, running(server)
+        time.sleep(0.01)
+
+
+def test_a_full_queue_is_503_and_a_client_that_goes_away_disturbs_nobody(start_server, nano_artifact):
+    server = start_server(nano_artifact("ner").parent, "--workers", 1, "--max-queue", 1, "--threads", 1)
+    body = json.dumps(one(data=[LONG])).encode()
+    gone = http.client.HTTPConnection(server.address.removeprefix("http://"))
+    gone.request("POST", "/v2/models/ner/infer", body, {"content-type": "application/json"})
+    wait_for(server, [1, 0])
+    gone.close()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, server, "ner", {"text": ["Fiona Kendall left Denver."]})
+        wait_for(server, [1, 1])
+        status, headers, found = post(server, "ner", one())
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "1 rows wait for an answer and this request has 1; the queue takes 1" in found["error"]
+        import grpc
+
+        with pytest.raises(grpc.RpcError) as raised:
+            by_grpc(server, "ner", {"text": ["a"]}, {})
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert waiting.result(60)[0]
+    assert_goes_on(server)
+    assert server.terminate()[0] == 0
+
+
+def test_sigterm_answers_what_was_taken_and_ends(start_server, nano_artifact):
+    server = start_server(nano_artifact("ner").parent, "--threads", 1)
+    with ThreadPoolExecutor(3) as pool:
+        long = [pool.submit(ask, server, "ner", {"text": [LONG]}, aggregation_strategy="simple") for _ in range(2)]
+        idle = socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])))
+        wait_for(server, [1, 1])
+        code, told = server.terminate()
+        assert all(len(future.result(1)[0]) > 2000 for future in long)
+    idle.close()
+    assert (code, [line for line in told.splitlines() if not line.startswith("serving ")]) == (0, [])
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(server.address)
+
+
+def test_sigterm_ends_in_time_whatever_runs(start_server, nano_artifact):
+    options = {"ner": {"stride": 500}}
+    server = start_server(nano_artifact("ner").parent, "--threads", 1, "--timeout", 1, "--options", json.dumps(options))
+    thread = threading.Thread(target=lambda: post(server, "ner", one(data=[LONG])), daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: None)  # the client sees its connection end
+        thread.start()
+        wait_for(server, [1, 0])
+        start = time.monotonic()
+        code, told = server.terminate()
+        assert time.monotonic() - start < 20
+        thread.join(10)
+    assert code == 1
+    assert "error: a request took longer than --timeout=1; stopped without it" in told
+
+
+def test_a_taken_port_is_one_line(server, start_server, nano_artifact):
+    folder = nano_artifact("ner").parent
+    for option, address in (("--port", server.address), ("--grpc-port", server.grpc)):
+        port = address.rpartition(":")[2]
+        other = ["--port", "0"] if option == "--grpc-port" else []
+        code, told = start_server(folder, *other, option, port, wait=False).ended()
+        assert code == 1
+        (line,) = told.splitlines()
+        assert line.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
+        assert f"Choose another {option}" in line
+    assert_goes_on(server)

@@ -1,0 +1,157 @@
+"""What ``erniem-rt triton`` writes, in a real Triton Inference Server, asked by tritonclient."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import erniem_rt
+from erniem_rt.cli import main
+
+TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
+ASKED = {
+    "qa": ({"question": ["Who founded it?", "Where?"], "context": TEXTS}, {"top_k": 2}, {}),
+    "cls": ({"text": TEXTS, "text_pair": TEXTS[::-1]}, {"top_k": "all"}, {"top_k": None}),
+    "ner": ({"text": TEXTS}, {"ignore_labels": "O, PER"}, {"ignore_labels": ["O", "PER"]}),
+    "ie": ({"text": TEXTS}, {"schema": '{"Person": "Year"}', "threshold": "0.25"}, {"schema": {"Person": "Year"}}),
+    "mc": ({"prompt": TEXTS, "choices": [["1971", "Denver"]] * 2}, {}, {}),
+    "base": ({"text": TEXTS}, {"pooling": "cls", "normalize": True}, {}),
+    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]'}, {"candidate_labels": ["a, b", "c"]}),
+}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def triton(nano_artifact, tmp_path_factory) -> Iterator[tuple[str, str]]:
+    """The addresses of HTTP and gRPC of a server with all seven models."""
+    import pytriton
+
+    folder = tmp_path_factory.mktemp("triton")
+    packages = [str(Path(erniem_rt.__file__).parents[1]), sysconfig.get_paths()["purelib"]]
+    places = [word for package in packages for word in ("--site-packages", package)]
+    for name in ASKED:
+        artifact = nano_artifact("cls" if name == "nli" else name).parent
+        command = ["triton", str(artifact), "--repository", str(folder / "models"), "--name", name, "--instances", "1"]
+        task = ["--options", '{"task": "zero-shot-classification"}'] if name == "nli" else []
+        assert main([*command, *places, *task]) == 0
+    # The wheel has the backend in one folder, and what it starts in another.
+    home = Path(pytriton.__file__).parent / "tritonserver"
+    shutil.copytree(home / "backends", folder / "backends")
+    stub = home / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
+    shutil.copy(stub / "triton_python_backend_stub", folder / "backends" / "python")
+    libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+    ports = {name: free_port() for name in ("http", "grpc", "metrics")}
+    command = [home / "bin" / "tritonserver", "--model-repository", folder / "models"]
+    command += ["--backend-directory", folder / "backends", *(f"--{name}-port={port}" for name, port in ports.items())]
+    with (folder / "log").open("wb") as log:
+        environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 180
+        while b"Started Metrics Service" not in (said := (folder / "log").read_bytes()):
+            assert process.poll() is None, said.decode()[-5000:]
+            assert time.monotonic() < until, said.decode()[-5000:]
+            time.sleep(0.1)
+        yield f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def tensors_of(library, columns):
+    tensors = []
+    for name, rows in columns.items():
+        array = np.array(rows, dtype=object)
+        array = array.reshape(-1, 1) if array.ndim == 1 else array
+        tensors.append(library.InferInput(name, list(array.shape), "BYTES"))
+        tensors[-1].set_data_from_numpy(array)
+    return tensors
+
+
+def read(result, name):
+    if name == "base":
+        return result.as_numpy("embedding")
+    return [json.loads(text) for text in result.as_numpy("answer").reshape(-1)]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_answers_are_the_pipelines_to_the_bit(triton, nano_artifact, name):
+    import tritonclient.grpc
+    import tritonclient.http
+
+    columns, parameters, changed = ASKED[name]
+    options = {**parameters, **changed}
+    if "threshold" in options:
+        options["threshold"] = 0.25
+    task = "zero-shot-classification" if name == "nli" else None
+    with erniem_rt.pipeline(task, nano_artifact("cls" if name == "nli" else name), threads=1) as pipeline:
+        expected = pipeline(
+            [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], **options
+        )
+    for library, address in zip((tritonclient.http, tritonclient.grpc), triton, strict=True):
+        with library.InferenceServerClient(address) as client:
+            found = read(client.infer(name, tensors_of(library, columns), parameters=parameters), name)
+        if name == "base":
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert found == expected
+
+
+def test_an_error_reaches_its_own_request_only(triton):
+    import tritonclient.grpc as library
+
+    with library.InferenceServerClient(triton[1]) as client:
+        asked = [["Fiona Kendall left Denver."], [""], ["Lakeside Motors."], ["a " * 60_000]] * 8
+        found: dict[int, object] = {}
+
+        def note(number):
+            return lambda result, error: found.__setitem__(number, error or read(result, "ner"))
+
+        for number, texts in enumerate(asked):
+            client.async_infer("ner", tensors_of(library, {"text": texts}), note(number))
+        until = time.monotonic() + 60
+        while len(found) < len(asked):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    told = {1: "input 0: text is empty: expected text.", 3: "has 120000 characters, more than max_characters=100000"}
+    for number, answer in found.items():
+        kind = number % 4
+        if kind in told:
+            assert told[kind] in str(answer)
+        else:
+            assert isinstance(answer[0], list)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "parameters", "told"),
+    [
+        ("ner", {"text": ["a"]}, {"top_k": 2}, "takes no parameter 'top_k'"),
+        ("qa", {"question": ["a"]}, {}, "expected 2 inputs but got 1"),
+        ("base", {"text": ["a"]}, {"pooling": "none"}, "pooling='none' has no fixed shape"),
+        ("nli", {"text": ["a"]}, {}, "needs candidate_labels"),
+        ("nothing", {"text": ["a"]}, {}, "unknown model: 'nothing'"),
+    ],
+)
+def test_a_bad_request_gets_one_clear_answer(triton, name, columns, parameters, told):
+    import tritonclient.http as library
+
+    with library.InferenceServerClient(triton[0]) as client:
+        with pytest.raises(library.InferenceServerException) as raised:
+            client.infer(name, tensors_of(library, columns), parameters=parameters)
+        assert told in str(raised.value)
+        assert client.infer("ner", tensors_of(library, {"text": ["Fiona Kendall."]})).as_numpy("answer").shape == (1, 1)
