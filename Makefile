@@ -28,8 +28,12 @@ BENCH := .venv-bench/.stamp
 SERVING := .venv-serving/.stamp
 TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
+WEB := examples/web
+WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ner.stamp
+# What a page needs of onnxruntime-web.
+ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +94,20 @@ nano-eval: $(DEV) ## Measure the nano checkpoints on their held-out data
 
 nano-task-sets: $(DEV) ## Write the task sets and calibration texts of the nano checkpoints
 	.venv/bin/python examples/nano/task_sets.py $(ARGS)
+
+web: $(WEB)/node_modules/.stamp $(WEB_MODELS) ## Put the page of examples/web, with nano's models, into out/web: static files
+	@mkdir -p out/web/ort
+	cp -R $(WEB)/index.html $(WEB)/style.css $(WEB)/app.js $(WEB)/src examples/nano/demo.json out/web
+	cp $(ORT_WEB:%=$(WEB)/node_modules/onnxruntime-web/dist/%) out/web/ort
+	@echo 'out/web is ready: serve it with python3 -m http.server --bind 127.0.0.1 --directory out/web'
+
+test-web: ## Compare examples/web with the Python package, in Node and in Chromium; skipped where they are not installed
+	@if ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null || ! npm --version >/dev/null 2>&1; then \
+		echo 'make test-web: skipped, because there is no Node.js 20 or newer with npm'; \
+	else \
+		$(MAKE) --no-print-directory web out/web-test/expected.json && \
+		cd $(WEB) && npm run --silent types && npm test --silent; \
+	fi
 
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
 	.venv-bench/bin/python -m benchmarks.bench $(ARGS)
@@ -176,6 +194,18 @@ $(FLOOR): .venv-floor/.pins dist/.stamp
 
 $(SERVE): .venv-serve/.pins dist/.stamp
 	$(call install-package,.venv-serve,--force-reinstall dist/*.whl)
+
+$(WEB)/node_modules/.stamp: $(WEB)/package-lock.json
+	@echo 'installing $< into $(@D) (once, about half a minute)'
+	@cd $(WEB) && npm ci --loglevel=error
+	@touch $@
+
+out/web-test/expected.json: $(WEB)/test/expected.py $(WEB_MODELS)
+	.venv/bin/python $< out/web/models $@
+
+out/web/models/%.stamp: $(DEV) $(SOURCES)
+	.venv/bin/erniem-export --model $(NANO)/$* --output out/web/models/$*
+	@touch $@
 
 dist/.stamp: $(DEV) $(SOURCES)
 	@rm -rf dist

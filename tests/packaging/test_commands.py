@@ -31,7 +31,9 @@ TARGETS = {
     "test-gpu",
     "test-serving",
     "test-transformers5",
+    "test-web",
     "typecheck",
+    "web",
     "wheel",
 }
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
