@@ -23,6 +23,7 @@ from erniem_export.checkpoint import Checkpoint
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
 from erniem_export.modeling import ErnieMPreTrainedModel
+from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
 from erniem_export.random_weights import randomize
 from erniem_rt.manifest import Manifest, hash_file
@@ -206,14 +207,12 @@ def head(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def export_model(
-    written_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Exported]:
+def export_model(trace_once: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
     """Return a function that traces a model into a fresh folder."""
 
     def export(head: str, model: ErnieMPreTrainedModel, **flags: bool) -> Exported:
         folder, options = tmp_path_factory.mktemp(head), GraphOptions(**flags)
-        shutil.copytree(written_once(model.eval(), head, options), folder, dirs_exist_ok=True)
+        write(trace_once(model.eval(), head, options), folder / f"{head}.onnx")
         checkpoint = Checkpoint(model, head, "test", model.config.to_json_string(use_diff=False), None)
         build_manifest(checkpoint, options, folder).save(folder / f"{head}.json")
         return Exported(head, options, model, folder)

@@ -1,4 +1,4 @@
-"""Every pipeline beside the reference on nano's held-out texts: what ``benchmarks/pipeline_agreement.py`` reports.
+"""Every pipeline beside the reference on a third of the texts of ``benchmarks/pipeline_agreement.py``.
 
 Where the two differ on purpose, see ``test_pipeline_differences_*.py``.
 """
@@ -6,6 +6,7 @@ Where the two differ on purpose, see ``test_pipeline_differences_*.py``.
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 def test_pipelines_agree(
     comparison: Comparison, reference: ModuleType, nano_artifact: Artifact, nano_heldout: HeldOut
 ) -> None:
-    tally = comparison.run(nano_artifact, nano_heldout, **comparison.arguments)
+    def third(task: str, seed: int, count: int, *options: float) -> list[Any]:
+        return nano_heldout(task, seed, count // 3, *options)
+
+    tally = comparison.run(nano_artifact, third, **comparison.arguments)
 
     assert tally.differing[:3] == []
-    assert tally.same == tally.inputs >= 200
+    assert tally.same == tally.inputs >= 60
     assert len(tally.languages) == 6
-    assert tally.scores >= 200
+    assert tally.scores >= 60
     assert tally.largest <= TOLERANCE

@@ -25,7 +25,6 @@ from erniem_rt import Session, machine
 from erniem_rt.manifest import HEADS, Manifest, hash_file
 
 CHECKPOINTS = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
-CPUS = ("vnni", "avx2")
 
 pytestmark = pytest.mark.slow
 
@@ -123,8 +122,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
     return make
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "cpu"), [*((head, "vnni") for head in HEADS), ("base", "avx2"), ("ner", "avx2")]
+)  # the heads share an encoder
 def test_every_head_passes_the_gate(exported: Any, head: str, cpu: str) -> None:
     artifact, emulated = exported(head, cpu)
     checkpoint = load_checkpoint(str(CHECKPOINTS / head), head)

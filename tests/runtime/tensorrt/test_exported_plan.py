@@ -43,7 +43,8 @@ def exported(tmp_path_factory):
     profile = ",".join("x".join(map(str, shape)) for shape in PROFILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "parse", keep)
-        arguments = ["--model", str(NANO), "--output", str(folder / "out"), "--engine", "tensorrt-rtx"]
+        shutil.copytree(NANO, folder / "qa", ignore=shutil.ignore_patterns("task_set.jsonl"))
+        arguments = ["--model", str(folder / "qa"), "--output", str(folder / "out"), "--engine", "tensorrt-rtx"]
         assert main([*arguments, "--profile", profile]) == 0
     return folder / "out" / "qa.onnx", folder / "parsed" / "qa.onnx"
 
