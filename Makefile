@@ -105,13 +105,11 @@ web: $(WEB)/node_modules/.stamp $(WEB_MODELS) ## Put the page of examples/web, w
 	cp $(ORT_WEB:%=$(WEB)/node_modules/onnxruntime-web/dist/%) out/web/ort
 	@echo 'out/web is ready: serve it with python3 -m http.server --bind 127.0.0.1 --directory out/web'
 
-test-web: ## Compare examples/web with the Python package, in Node and in Chromium; skipped where they are not installed
-	@if ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null || ! npm --version >/dev/null 2>&1; then \
-		echo 'make test-web: skipped, because there is no Node.js 20 or newer with npm'; \
-	else \
-		$(MAKE) --no-print-directory web out/web-test/expected.json && \
-		cd $(WEB) && npm run --silent types && npm test --silent; \
-	fi
+# Looked for only when it is needed.
+HAS_NODE = $(shell node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null && npm --version 2>/dev/null)
+.SECONDEXPANSION:
+test-web: $$(if $$(HAS_NODE),web out/web-test/expected.json) ## Compare examples/web with the Python package, in Node and in Chromium; skips what is not installed
+	@$(if $(HAS_NODE),cd $(WEB) && npm run --silent types && npm test --silent,echo 'make test-web: skipped: there is no Node.js 20 or newer with npm')
 
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
 	.venv-bench/bin/python -m benchmarks.bench $(ARGS)
