@@ -46,12 +46,16 @@ def export(
     hidden_states: bool = False,
     attentions: bool = False,
     mask: str = "auto",
+    base: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    layout: str = "flat",
     quiet: bool = False,
 ) -> tuple[Path, Manifest]:
     """Export a checkpoint; the artifact gets its final name only if it passes the gate.
 
     Args:
-        model: Folder of a checkpoint, hub id, or ``random:tiny``, ``random:base``, ``random:large``.
+        model: Folder of a checkpoint, hub id, or ``random:tiny``, ``random:base``, ``random:large``; of an adapter of
+            peft too (with ``pip install "erniem-rt[adapters]"``), which is merged into its base.
         output: Folder that receives ``HEAD.onnx``, its weights, its manifest and the tokenizer's files.
         head: ``base``, ``cls``, ``ner``, ``qa``, ``mc``, ``ie``; ``auto`` reads it from the checkpoint.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, for the matmuls of the layers.
@@ -80,10 +84,14 @@ def export(
         attentions: Add the outputs ``attentions.0``, ``.1``, ...
         mask: ``padding``: no token attends to padding; ``uie-m``: the mask of PaddleNLP's Taskflow with uie-m, for head
             ``ie``; ``auto``: as the checkpoint was trained, which is ``uie-m`` for UIEM from Paddle.
+        base: Folder or hub id of an adapter's base; None for the one that the adapter names.
+        tokenizer: Folder or hub id of the tokenizer; None for the checkpoint's own.
+        layout: ``flat``: ``HEAD.onnx`` and its weights beside the other files. ``optimum``: ``onnx/model.onnx``, with
+            ``model.onnx_data`` beside it, as optimum and sentence-transformers look for them.
         quiet: Print no progress to standard error.
 
     Returns:
-        The path of ``HEAD.onnx`` and its manifest, which holds the parity report.
+        The path of the graph and its manifest, which holds the parity report.
 
     Raises:
         OptionError: An option is unknown, or two contradict each other.
@@ -114,6 +122,9 @@ def export(
         ),
         task_set=_path(task_set),
         mask=mask,
+        base=_text(base),
+        tokenizer=_text(tokenizer),
+        layout=layout,
     )
     return run(wanted.resolved(), Terminal(quiet=quiet))
 
@@ -123,6 +134,8 @@ def verify(
     model: str | os.PathLike[str],
     *,
     task_set: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Manifest:
     """Compare an exported artifact with its checkpoint again.
@@ -130,7 +143,7 @@ def verify(
     Args:
         artifact: The exported folder, an artifact in it, or its hub id.
         model: As for :func:`export`.
-        task_set: As for :func:`export`.
+        task_set: As for :func:`export`, and so are ``base`` and ``tokenizer``.
         quiet: As for :func:`export`.
 
     Returns:
@@ -142,7 +155,8 @@ def verify(
     from erniem_export.pipeline import verify as run
     from erniem_export.progress import Terminal
 
-    return run(artifact, str(model), Terminal(quiet=quiet), _path(task_set))
+    terminal = Terminal(quiet=quiet)
+    return run(artifact, str(model), terminal, _path(task_set), base=_text(base), tokenizer=_text(tokenizer))
 
 
 def convert(
@@ -190,3 +204,7 @@ def register() -> None:
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+def _text(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else str(value)

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erniem_export.config_file import HEAD_OF_CLASS, as_paddle_reads, name_labels, read_config, without_paths
+from erniem_export.adapters import Adapter, find_adapter, merge
+from erniem_export.config_file import (
+    HEAD_OF_CLASS,
+    as_paddle_reads,
+    name_labels,
+    read_config,
+    with_values,
+    without_paths,
+)
 from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES, LABELLED, make_model
@@ -25,12 +33,13 @@ from erniem_export.sources import (
     TOKENIZER_FILES,
     check_layout,
     find_folder,
+    find_tokenizer,
     paddle_files,
     pickled_files,
     tokenizer_files,
     weight_files,
 )
-from erniem_export.weight_names import some, wrapper_of
+from erniem_export.weight_names import from_uie_pytorch, is_uie_pytorch, some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
 from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
 from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
@@ -58,25 +67,30 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "load_checkpoint", "stored_dtypes"]
 
 _RANDOM = "random:"
+# Heads with a classifier.
+_CLASSIFYING = ("cls", "ner", "mc")
 # In a row of one text: [CLS] and [SEP].
 _SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Weight files and the shapes of their tensors by name; ``wrapper`` is the prefix of all names."""
+    """Weight files and what tensors they hold, by the names there; ``wrapper`` is before those of the encoder."""
 
     files: list[Path]
     found: Shapes
     is_paddle: bool
     wrapper: str = ""
     notes: tuple[str, ...] = ()
+    is_uie_pytorch: bool = False
     is_xlm_roberta: bool = False
 
     def names(self, head: str) -> dict[str, str]:
         """Map PyTorch's names of the tensors to the names in the files."""
         if self.is_paddle:
             return names_as_pytorch(self.found, head)
+        if self.is_uie_pytorch:
+            return {from_uie_pytorch(name): name for name in self.found}
         names = {name.removeprefix(self.wrapper): name for name in self.found}
         if self.is_xlm_roberta:
             return {ours: names[theirs] for ours, theirs in names_as_ernie_m(names, head).items()}
@@ -97,15 +111,28 @@ class _Weights:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """A model as a folder has it."""
+
+    model: ErnieMPreTrainedModel
+    head: str
+    config_text: str
+    like_paddle: bool
+    notes: tuple[str, ...]
+    original: Original | None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint.
 
     ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
     tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
     examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
-    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` is for Paddle's weights;
-    ``original`` is transformers' own model of an XLM-R checkpoint, which ``model`` computes as ErnieM; ``notes`` say
-    what was made of the files where that is not obvious.
+    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` says that the weights
+    are of Paddle or of software that computes as it does; ``adapter`` names the type and the base of an adapter that
+    was merged; ``original`` is transformers' own model of an XLM-R checkpoint, which ``model`` computes as ErnieM;
+    ``notes`` say what was made of the files where that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -118,6 +145,7 @@ class Checkpoint:
     defaults: Defaults = field(default_factory=Defaults)
     lower_case: bool = False
     paddle: bool = False
+    adapter: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     original: Original | None = None
 
@@ -145,57 +173,128 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def load_checkpoint(model: str, head: str = "auto") -> Checkpoint:
+def load_checkpoint(
+    model: str, head: str = "auto", *, base: str | None = None, tokenizer: str | None = None
+) -> Checkpoint:
     """Load a local folder, a hub id, or ``random:tiny``, ``random:base``, ``random:large``.
 
     Args:
-        model: Where the checkpoint is.
+        model: Where the checkpoint is; of an adapter, which is merged into its base.
         head: One of the six heads, or ``auto`` to read it from the config or the weights.
+        base: Where the base of an adapter is; None for what the adapter names.
+        tokenizer: Where the tokenizer is; None for the checkpoint's own.
 
     Raises:
         CheckpointError: It is missing, damaged, not ErnieM, of another head, or contradicts its config.
     """
-    if model.startswith(_RANDOM):
-        return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head)
     try:
-        root = find_folder(model)
-        sentences = read_sentence_folder(root)
-        folder = root if sentences is None else sentences.model
-        check_layout(folder)
-        config_text, config = read_config(folder)
-        weights = _find_weights(folder, is_xlm_roberta=json.loads(config_text).get("model_type") == XLM_ROBERTA)
-        if weights.is_paddle:
-            config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
-        said = json.loads(config_text)
-        head = _resolve_head(head, config, weights)
-        names = weights.names(head)
-        shapes = weights.shapes(names)
-        about_labels = name_labels(config, said) if head in LABELLED else None
-        fit = _fit(weights, head, config, shapes, said)
-        defaults, about_defaults = _defaults(head, config, folder, sentences)
-        loaded = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names)
-        return Checkpoint(
-            model=loaded,
-            head=head,
-            source=root.resolve().name if Path(model).expanduser().is_dir() else model,
-            config_text=config_text,
-            tokenizer_dir=folder if tokenizer_files(folder) else None,
-            task_set=_beside(folder, TASK_SET_FILE),
-            calibration=_beside(folder, CALIBRATION_FILE),
-            defaults=defaults,
-            paddle=weights.is_paddle,
-            lower_case=head == "base" and sentences is not None and sentences.lower_case(),
-            notes=(
-                *weights.notes,
-                *_notes(head, fit, weights),
-                *([about_labels] if about_labels else []),
-                *about_defaults,
-            ),
-            original=_original(weights, head, config_text, loaded),
-        )
+        own = None if tokenizer is None else find_tokenizer(tokenizer)
+        if model.startswith(_RANDOM):
+            if base is not None:
+                raise CheckpointError(f"--base is for adapters, and {model} is none: leave it out")
+            return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head, own)
+        return _opened(model, head, base, own)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"{model} cannot be read: {error.strerror or error}{where}") from error
+
+
+def _opened(model: str, head: str, base: str | None, tokenizer: Path | None) -> Checkpoint:
+    root = find_folder(model)
+    sentences = read_sentence_folder(root)
+    folder = root if sentences is None else sentences.model
+    check_layout(folder)
+    adapter = find_adapter(folder, base)
+    loaded = _read_model(folder, head) if adapter is None else _merged(adapter, head)
+    head = loaded.head
+    places = [folder] if adapter is None else [folder, adapter.base]
+    tokenizers = [place for place in places if tokenizer_files(place)]
+    words = tokenizer or next(iter(tokenizers), None)
+    defaults, about_defaults = _defaults(head, loaded.model.config, folder, sentences, words)
+    return Checkpoint(
+        model=loaded.model,
+        head=head,
+        source=root.resolve().name if Path(model).expanduser().is_dir() else model,
+        config_text=loaded.config_text,
+        tokenizer_dir=words,
+        task_set=_beside(TASK_SET_FILE, folder),
+        calibration=_beside(CALIBRATION_FILE, *places),
+        defaults=defaults,
+        paddle=loaded.like_paddle,
+        lower_case=head == "base" and sentences is not None and sentences.lower_case(),
+        adapter={} if adapter is None else {"adapter": adapter.kind, "base": adapter.base_name},
+        notes=(*loaded.notes, *_of_tokenizers(tokenizer, tokenizers), *about_defaults),
+        original=loaded.original,
+    )
+
+
+def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Model:
+    """The model in a folder, which may be the base of an adapter: then with the adapter's head."""
+    config_text, config = read_config(folder if adapter is None else adapter.config_folder)
+    is_xlm_roberta = json.loads(config_text).get("model_type") == XLM_ROBERTA
+    if adapter is not None and is_xlm_roberta:
+        raise CheckpointError(
+            "it is an XLM-R, and adapters are merged into ErnieM alone: merge this one with peft's merge_and_unload(), "
+            "save the result with save_pretrained and export that folder"
+        )
+    weights = _find_weights(folder, is_xlm_roberta=is_xlm_roberta)
+    if weights.is_paddle:
+        config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
+    if adapter is None:
+        head = _resolve_head(head, config, weights)
+    else:
+        head = _head_of_adapter(adapter, config, weights, head)
+        adapter.check_width(config.hidden_size)
+        values = adapter.values(head, config.num_labels)
+        config_text, config = with_values(adapter.config_folder / CONFIG_FILE, config_text, values)
+    said = json.loads(config_text)
+    names = weights.names(head)
+    shapes = weights.shapes(names) | (adapter.shapes if adapter is not None else {})
+    about_labels = name_labels(config, said) if head in LABELLED else None
+    fit = _fit(weights, head, config, shapes, said)
+    model = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names, adapter)
+    notes = (*weights.notes, *_notes(head, fit, weights), *([about_labels] if about_labels else []))
+    original = _original(weights, head, config_text, model)
+    return _Model(model, head, config_text, weights.is_paddle or weights.is_uie_pytorch, notes, original)
+
+
+def _merged(adapter: Adapter, head: str) -> _Model:
+    """An adapter merged into its base."""
+    with adapter.of_base():
+        found = _read_model(adapter.base, head, adapter)
+    model, warned = merge(found.model, found.head, adapter)
+    notes = (f"an adapter of type {adapter.kind}: merged into {adapter.base_name}", *found.notes, *warned)
+    if head == "base" != found.head:
+        encoder = make_model(head, model.config, pooler=model.base_model.pooler is not None)
+        encoder.load_state_dict(model.base_model.state_dict(), assign=True)
+        return replace(found, model=encoder.eval(), head=head, notes=notes)
+    return replace(found, model=model, notes=notes)
+
+
+def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, head: str) -> str:
+    """The head that an adapter was trained in, where ``head`` is asked for."""
+    own = adapter.head or adapter.head_of_whole() or _resolve_head(head, config, weights)
+    if adapter.brings("classifier") and own not in _CLASSIFYING:
+        raise CheckpointError("neither the adapter nor its base tells which head: pass --head")
+    if head not in ("auto", "base", own):
+        raise CheckpointError(f"--head {head} contradicts the adapter, which was trained with head {own}")
+    return own
+
+
+def _of_tokenizers(given: Path | None, own: list[Path]) -> list[str]:
+    """What is to be said where a tokenizer is given in place of the checkpoint's own."""
+    if given is None or not own or _same_files(given, own[0]):
+        return []
+    return [
+        f"the tokenizer is that of --tokenizer ({given.resolve().name}), and not the checkpoint's own, which differs"
+    ]
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    files = [tokenizer_files(folder) for folder in (one, other)]
+    return [file.name for file in files[0]] == [file.name for file in files[1]] and all(
+        ours.read_bytes() == theirs.read_bytes() for ours, theirs in zip(*files, strict=True)
+    )
 
 
 def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
@@ -209,6 +308,8 @@ def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, sai
 
 def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
     """The type in which the files of a loaded checkpoint store each parameter, by its name in the model."""
+    if checkpoint.adapter:  # merged in float32
+        return dict.fromkeys(checkpoint.model.state_dict(), torch.float32)
     root = find_folder(model)
     sentences = read_sentence_folder(root)
     weights = _find_weights(
@@ -239,6 +340,9 @@ def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:
     if paddle:
         return _Weights(files, found, is_paddle=True)
     notes = [f"the folder has Paddle's weights too ({some(beside)}): PyTorch's are taken"] if beside else []
+    if is_uie_pytorch(found):
+        notes = [*notes, "the tensors have uie_pytorch's names, which were changed to those of transformers"]
+        return _Weights(files, found, False, notes=tuple(notes), is_uie_pytorch=True)
     wrapper = wrapper_of(found)
     return _Weights(files, found, False, wrapper, (*notes, *_unwrapped(wrapper)))
 
@@ -247,8 +351,8 @@ def _unwrapped(wrapper: str) -> tuple[str, ...]:
     return (f"the names of the tensors begin with {wrapper}, which was taken off",) if wrapper else ()
 
 
-def _beside(folder: Path, name: str) -> Path | None:
-    return folder / name if (folder / name).is_file() else None
+def _beside(name: str, *folders: Path) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _notes(head: str, fit: Fit, weights: _Weights) -> tuple[str, ...]:
@@ -261,7 +365,7 @@ def _notes(head: str, fit: Fit, weights: _Weights) -> tuple[str, ...]:
 
 
 def _defaults(
-    head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None
+    head: str, config: ErnieMConfig, folder: Path, sentences: SentenceFolder | None, tokenizer: Path | None
 ) -> tuple[Defaults, list[str]]:
     """Return the checkpoint's defaults for the pipelines, and notes on them."""
     found, notes = Defaults(), list[str]()
@@ -270,8 +374,8 @@ def _defaults(
     elif head == "base" and (aside := left_aside(folder)):
         notes = [aside]
     file, limit = SENTENCE_FILE, found.max_seq_len
-    if limit is None and tokenizer_files(folder):
-        file, limit = TOKENIZER_FILES[2], read_settings(folder).model_max_length
+    if limit is None and tokenizer is not None:
+        folder, file, limit = tokenizer, TOKENIZER_FILES[2], read_settings(tokenizer).model_max_length
     if limit is not None and limit <= _SPECIAL_TOKENS:
         raise CheckpointError(
             f"{folder / file} gives a row {limit} tokens, of which {_SPECIAL_TOKENS} are special ones: set the length "
@@ -284,7 +388,7 @@ def _defaults(
     return replace(found, max_seq_len=limit), notes
 
 
-def _random(size: str, head: str) -> Checkpoint:
+def _random(size: str, head: str, tokenizer: Path | None) -> Checkpoint:
     if size not in SIZES:
         raise CheckpointError(f"random:{size} is not known; expected one of {', '.join(_RANDOM + s for s in SIZES)}")
     config = random_config(size, head)
@@ -292,7 +396,8 @@ def _random(size: str, head: str) -> Checkpoint:
     model = make_model(head, config)
     model.to_empty(device="cpu")
     randomize(model)
-    return Checkpoint(model.eval(), head, _RANDOM + size, without_paths(config.to_json_string(use_diff=False)), None)
+    config_text = without_paths(config.to_json_string(use_diff=False))
+    return Checkpoint(model.eval(), head, _RANDOM + size, config_text, tokenizer)
 
 
 def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
@@ -346,21 +451,29 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
 
 
 def _load(
-    weights: _Weights, model: ErnieMPreTrainedModel, given: Mapping[str, str], names: Mapping[str, str]
+    weights: _Weights,
+    model: ErnieMPreTrainedModel,
+    given: Mapping[str, str],
+    names: Mapping[str, str],
+    adapter: Adapter | None,
 ) -> ErnieMPreTrainedModel:
     """Return ``model`` with its parameters in float32; ``given`` and ``names`` map their names to those in the files.
 
     Not with ``from_pretrained``, which looks for adapters if peft is installed, and refuses some metadata.
     """
-    names = {name: given[found] for name, found in names.items()}
+    whole = {} if adapter is None else adapter.whole
+    in_files = {name: given[found] for name, found in names.items() if found not in whole}
     tables = weights.tables()
-    tensors = read_tensors(weights.files, {*names.values(), *tables.values()})
+    tensors = read_tensors(weights.files, {*in_files.values(), *tables.values()})
     state = {}
-    for name, found in names.items():
+    for name, found in in_files.items():
         tensor = tensors.pop(found)
         state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
         if name.endswith(POSITIONS) and TOKEN_TYPES in tables:
             state[name] = with_token_type(state[name], tensors[tables[TOKEN_TYPES]].float())
+    if adapter is not None:
+        brought = read_tensors([adapter.file], set(whole.values()))
+        state |= {name: brought[whole[found]].float() for name, found in names.items() if found in whole}
     model.load_state_dict(state, assign=True)
     loaded: ErnieMPreTrainedModel = model.eval()
     return loaded

@@ -20,6 +20,7 @@ from erniem_export.options import (
     EMBEDDINGS,
     ENGINES,
     HALVES,
+    LAYOUTS,
     MASKS,
     OLD_TARGETS,
     TARGETS,
@@ -32,11 +33,12 @@ from erniem_export.options import (
     flag_of,
 )
 from erniem_export.progress import Terminal
-from erniem_export.sources import is_checkpoint, is_paddle_checkpoint
+from erniem_export.sources import has_own_config, is_checkpoint
 from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError
+from erniem_rt.locations import manifest_of
 from erniem_rt.manifest import HEADS, Profile
 from erniem_rt.signals import Terminated, stopped_by_signals
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_main", "main", "verify_main"]
 
-_MODEL_HELP = "folder of a checkpoint, hub id, or random:tiny, random:base, random:large"
+_MODEL_HELP = "folder of a checkpoint or an adapter, hub id, or random:tiny, random:base, random:large"
 
 # The largest number of names in a line.
 _NAMED = 4
@@ -90,10 +92,10 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         artifact = Path(arguments.artifact)
-        model = _model_in(artifact if artifact.is_dir() else artifact.parent, arguments.model)
+        model = _model_in(artifact if artifact.is_dir() else manifest_of(artifact).parent, arguments.model)
     except OptionError as error:
         parser.error(str(error))
-    return _run(lambda: _verify(arguments.artifact, model, arguments.task_set))
+    return _run(lambda: _verify(model, arguments))
 
 
 def convert_main(argv: Sequence[str] | None = None) -> int:
@@ -171,10 +173,11 @@ def _plan_line(artifact: Path, plan: Plan | None) -> list[str]:
     ]
 
 
-def _verify(artifact: str, model: str, task_set: Path | None) -> None:
+def _verify(model: str, arguments: argparse.Namespace) -> None:
     from erniem_export.pipeline import verify
 
-    _say(*_reports(verify(artifact, model, Terminal(), task_set)))
+    given = {"base": arguments.base, "tokenizer": arguments.tokenizer}
+    _say(*_reports(verify(arguments.artifact, model, Terminal(), arguments.task_set, **given)))
 
 
 def _reports(manifest: Manifest) -> list[str]:
@@ -206,8 +209,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        # In the folder of a checkpoint of Paddle, the artifact's config would be another one than the checkpoint's.
-        output=arguments.output or Path("out" if arguments.model or is_paddle_checkpoint(Path()) else ""),
+        # In the folder of an adapter, or of Paddle, the artifact's config would be another one than the checkpoint's.
+        output=arguments.output or Path("out" if arguments.model or not has_own_config(Path()) else ""),
         graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),
         keep=Keep(arguments.languages, arguments.keep_tokens),
@@ -216,6 +219,9 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         engine=_engine_options(arguments),
         task_set=arguments.task_set,
         mask=arguments.mask,
+        base=arguments.base,
+        tokenizer=arguments.tokenizer,
+        layout=arguments.layout,
     )
 
 
@@ -288,7 +294,14 @@ def _export_parser() -> argparse.ArgumentParser:
         "for uie-m, whose weights depend on it. auto (default): uie-m for UIEM from Paddle, padding for all others; "
         "give uie-m for a copy of uie-m in PyTorch format",
     )
-    _add_task_set(parser)
+    _add_sources(parser)
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=LAYOUTS[0],
+        help="flat (default): HEAD.onnx and HEAD.onnx.data. optimum: onnx/model.onnx and onnx/model.onnx_data, where "
+        "optimum and sentence-transformers look for them; a folder holds one head then",
+    )
     _add_size_options(parser)
     _add_engine_options(parser)
     for title, added in _GRAPH_HELP.items():
@@ -451,7 +464,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
     parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")
     parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
-    _add_task_set(parser)
+    _add_sources(parser)
     return parser
 
 
@@ -476,7 +489,13 @@ def _convert_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_task_set(parser: argparse.ArgumentParser) -> None:
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", metavar="DIR|HUB_ID", help="the model that an adapter is merged into (default: the one that it names)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR|HUB_ID", help="where the tokenizer is (default: in the checkpoint's folder)"
+    )
     parser.add_argument(
         "--task-set",
         type=_path,

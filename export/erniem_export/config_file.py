@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "without_paths"]
+__all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "with_values", "without_paths"]
 
 _KIND = "ernie_m"
 _KINDS = (_KIND, XLM_ROBERTA)
@@ -86,10 +86,21 @@ def as_paddle_reads(path: Path, text: str) -> tuple[str, ErnieMConfig]:
     Raises:
         CheckpointError: See :func:`read_config`.
     """
-    content = json.loads(text)
-    content |= {"model_type": _KIND, "layer_norm_eps": LAYER_NORM_EPS}
-    if isinstance(content.get("hidden_size"), int):
-        content["intermediate_size"] = 4 * content["hidden_size"]
+    said = json.loads(text)
+    given = {"model_type": _KIND, "layer_norm_eps": LAYER_NORM_EPS}
+    if isinstance(said.get("hidden_size"), int):
+        given["intermediate_size"] = 4 * said["hidden_size"]
+    return with_values(path, text, given)
+
+
+def with_values(path: Path, text: str, given: Mapping[str, Any]) -> tuple[str, ErnieMConfig]:
+    """The same from the text of a config with other values; None takes a key away.
+
+    Raises:
+        CheckpointError: As of :func:`read_config`.
+    """
+    content = json.loads(text) | dict(given)
+    content = {key: value for key, value in content.items() if key not in given or value is not None}
     return _written(content), _configured(path, content)
 
 

@@ -44,6 +44,9 @@ IE_CLASS = "UIEM"
 LAYER_NORM_EPS = 1e-5
 
 _TORCH_IE_CLASS = "ErnieMForInformationExtraction"
+# What uie_pytorch writes for UIE and UIEM alike, without a model_type; of the two, UIE alone has one of these keys.
+_EITHER = ["UIE"]
+_OF_UIE = ("type_vocab_size", "sent_type_vocab_size", "task_type_vocab_size", "use_task_id")
 _PREFIX = re.compile(r"^(?P<prefix>ernie_m|encoder)\.(?=(?:embeddings|encoder|pooler)\.)")
 _PROJECTION = re.compile(r"^(encoder\.layers\.\d+\.self_attn\.)([qkv]_proj\.)")
 # In transformers these are nested one module deeper: self_attn.self_attn.q_proj.
@@ -74,6 +77,8 @@ def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
     flat |= outer
     if "init_class" in content:
         flat["architectures"] = [content["init_class"]]
+    if content.get("architectures") == _EITHER and not any(key in flat for key in ("model_type", *_OF_UIE)):
+        flat |= {"architectures": [IE_CLASS], "model_type": "ernie_m"}
     if isinstance(flat.get("architectures"), list):
         flat["architectures"] = [_TORCH_IE_CLASS if name == IE_CLASS else name for name in flat["architectures"]]
     return flat

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from erniem_export.errors import CheckpointError
 from erniem_rt.files import is_lfs_pointer
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
+    "ADAPTER_FILE",
+    "ADAPTER_WEIGHTS",
     "CALIBRATION_FILE",
     "CONFIG_FILE",
     "FAST_TOKENIZER",
@@ -20,11 +26,14 @@ __all__ = [
     "TASK_SET_FILE",
     "TOKENIZER_FILES",
     "XLM_ROBERTA",
+    "adapter_weights",
     "check_layout",
     "find_folder",
+    "find_tokenizer",
+    "has_own_config",
     "holds_weights",
+    "is_adapter",
     "is_checkpoint",
-    "is_paddle_checkpoint",
     "is_xlm_roberta",
     "paddle_files",
     "pickled_files",
@@ -57,7 +66,9 @@ PROMPTS_FILE = "config_sentence_transformers.json"
 MODULE_FOLDERS = "[0-9]_*"
 # The model's folder in its older versions.
 _MODEL_FOLDER = "0_Transformer"
-_ADAPTER_FILE = "adapter_config.json"
+# What peft saves of an adapter; in the order in which it prefers them.
+ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Endings of files that somebody may take for the weights.
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # Paddle's graphs for serving, whose weights have no names.
@@ -75,8 +86,9 @@ _HUB_PATTERNS = (
 )
 
 
-def find_folder(model: str) -> Path:
-    """Return the folder of a checkpoint: ``model`` itself, or a download of that hub id.
+def find_folder(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Return the folder of a checkpoint: ``model`` itself, or a download of that hub id at ``revision``, which leaves
+    out the weights unless they are wanted.
 
     Raises:
         CheckpointError: There is no such folder, and no such model on the hub or in its local cache.
@@ -91,24 +103,30 @@ def find_folder(model: str) -> Path:
         raise CheckpointError(f"{model} is a file; expected the folder that holds {CONFIG_FILE} and the weights")
     if _looks_like_path(model):
         raise CheckpointError(f"there is no folder {model}")
-    return _download(model)
+    return _download(model, revision, _HUB_PATTERNS if weights else ((),))
+
+
+def find_tokenizer(given: str) -> Path:
+    """Return the folder of a tokenizer, or a download of that hub id.
+
+    Raises:
+        CheckpointError: As of :func:`find_folder`, or it holds no tokenizer.
+    """
+    folder = find_folder(given, weights=False)
+    if not tokenizer_files(folder):
+        raise CheckpointError(f"{given} has no {TOKENIZER_FILES[0]}: expected a folder with ErnieM's tokenizer")
+    check_layout(folder)
+    return folder
 
 
 def check_layout(folder: Path) -> None:
-    """Refuse what would be read as something else: an adapter, and pointers of Git LFS in place of files.
+    """Refuse pointers of Git LFS in place of files, which would be read as something else.
 
     Raises:
-        CheckpointError: The folder has either.
+        CheckpointError: The folder has one.
     """
-    if (folder / _ADAPTER_FILE).is_file():
-        where, unless = " beside the weights", f"; if they are merged already, remove {_ADAPTER_FILE}"
-        if not holds_weights(folder):
-            where, unless = " without its model", ""
-        raise CheckpointError(
-            f"{folder} holds an adapter ({_ADAPTER_FILE}{_base_of(folder / _ADAPTER_FILE)}){where}: merge the two with "
-            f"peft's merge_and_unload(), save the result with save_pretrained and export that folder{unless}"
-        )
-    for name in (CONFIG_FILE, PADDLE_CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES, *_INDEX_FILES):
+    names = (CONFIG_FILE, ADAPTER_FILE, PADDLE_CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES)
+    for name in (*names, *_INDEX_FILES):
         if is_lfs_pointer(folder / name):
             raise CheckpointError(f"{folder / name} is a pointer of Git LFS, not the file itself: run git lfs pull")
 
@@ -116,7 +134,7 @@ def check_layout(folder: Path) -> None:
 def what_is_there(folder: Path) -> str:
     """Return what an incomplete checkpoint's folder has and what to do, as the end of a sentence; may be empty."""
     names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
-    inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, _ADAPTER_FILE))]
+    inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, ADAPTER_FILE))]
     if inner:
         return f"; it holds {_few(inner)}: give such a folder, for example {folder / inner[-1]}"
     if static := [name for name in names if name.endswith(_STATIC)]:
@@ -168,8 +186,20 @@ def holds_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (*_SINGLE_FILES, *_INDEX_FILES))
 
 
+def adapter_weights(folder: Path) -> Path | None:
+    """The file of an adapter's tensors; None without one."""
+    return next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether ``folder`` holds an adapter of peft."""
+    return (folder / ADAPTER_FILE).is_file()
+
+
 def is_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds an ErnieM model: weights, and a config that says so."""
+    """Whether ``folder`` holds an ErnieM model: weights, and a config that says so; or an adapter."""
+    if is_adapter(folder):
+        return True
     name = CONFIG_FILE if (folder / CONFIG_FILE).is_file() else PADDLE_CONFIG_FILE
     try:
         config = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -182,9 +212,10 @@ def is_checkpoint(folder: Path) -> bool:
     )
 
 
-def is_paddle_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds Paddle's weights and none of PyTorch."""
-    return bool(paddle_files(folder)) and weight_files(folder) == paddle_files(folder)
+def has_own_config(folder: Path) -> bool:
+    """Whether a checkpoint's config is the artifact's too: it is neither an adapter nor Paddle's alone."""
+    paddle = bool(paddle_files(folder)) and weight_files(folder) == paddle_files(folder)
+    return not paddle and not is_adapter(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -224,15 +255,6 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _base_of(file: Path) -> str:
-    """Which model an adapter is of, as far as its file tells."""
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f" of {base}" if base and isinstance(base, str) else ""
-
-
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -245,7 +267,7 @@ def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1 or "\\" in model
 
 
-def _download(model: str) -> Path:
+def _download(model: str, revision: str | None, choices: Iterable[tuple[str, ...]]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -257,7 +279,8 @@ def _download(model: str) -> Path:
     def fetch(*patterns: str) -> Path:
         wanted = [
             CONFIG_FILE,
-            _ADAPTER_FILE,
+            ADAPTER_FILE,
+            *ADAPTER_WEIGHTS,
             PADDLE_CONFIG_FILE,
             TASK_SET_FILE,
             CALIBRATION_FILE,
@@ -268,10 +291,11 @@ def _download(model: str) -> Path:
         ]
         modules = [MODULES_FILE, PROMPTS_FILE, f"{MODULE_FOLDERS}/{CONFIG_FILE}"]
         wanted += [*modules, *(f"{_MODEL_FOLDER}/{name}" for name in wanted)]
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted))
+        at = {"revision": revision} if revision else {}
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=wanted, **at))
 
     try:
-        for patterns in _HUB_PATTERNS:
+        for patterns in choices:
             folder = fetch(*patterns)
             if any(holds_weights(folder / part) for part in ("", _MODEL_FOLDER)):
                 break

@@ -20,7 +20,7 @@ __all__ = ["check_tokenizer"]
 _MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
 _WITHOUT = (
     f"the checkpoint has no {_MODEL} and so no tokenizer: the artifact takes ids, and no pipeline reads "
-    "texts for it; put its files into the checkpoint's folder and export again"
+    "texts for it; name a folder that has it with --tokenizer"
 )
 # The largest multiple that training tools pad embeddings to.
 _PADDING = 128

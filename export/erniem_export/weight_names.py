@@ -10,11 +10,26 @@ from erniem_export.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["PREFIX", "is_left_over", "some", "wrapper_of"]
+__all__ = ["PREFIX", "from_uie_pytorch", "is_left_over", "is_uie_pytorch", "some", "wrapper_of"]
 
 PREFIX = "ernie_m."
 
 _WORDS = "embeddings.word_embeddings.weight"
+# The name of the encoder in a class that somebody wrote around it, as uie_pytorch did: the heads have no prefix.
+_ENCODER = "encoder."
+# How uie_pytorch calls what is in an encoder of its own, as BERT does, and how transformers calls that.
+_UIE_PYTORCH = (
+    (r"\.layer\.(\d+)\.", r".layers.\1."),
+    (r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.", r"self_attn.self_attn.\1_proj."),
+    (r"attention\.output\.dense\.", "self_attn.out_proj."),
+    (r"attention\.output\.LayerNorm\.", "norm1."),
+    (r"intermediate\.dense\.", "linear1."),
+    (r"(?<=\d\.)output\.dense\.", "linear2."),
+    (r"(?<=\d\.)output\.LayerNorm\.", "norm2."),
+    (r"embeddings\.LayerNorm\.", "embeddings.layer_norm."),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+)
 # Prefixes of torch.compile, DataParallel, Lightning and peft.
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "base_model.model.")
 # Tensors that no output depends on: position buffers, losses, pretraining heads, a counter of averaged weights.
@@ -42,14 +57,11 @@ def wrapper_of(names: Collection[str], prefix: str = PREFIX, layers: str = "enco
     words = min((name for name in names if name.endswith(_WORDS)), default=_WORDS)
     base = words.removesuffix(_WORDS)
     before = base.removesuffix(prefix)
-    if before == "encoder.":
-        raise CheckpointError(
-            f"the weights have the names of uie_pytorch, as {words}: rename them as transformers does, "
-            f"{prefix}{_WORDS} and so on"
-        )
     if not before or not any(name.startswith(f"{base}{layers}") for name in names):
         return ""
     bare = sorted(name for name in names if not name.startswith(before) and not is_left_over(name))
+    if before == _ENCODER:
+        return before
     if before not in _WRAPPERS or bare:
         rest = f", which {some(bare)} {'does' if len(bare) == 1 else 'do'} not" if bare else ""
         raise CheckpointError(
@@ -57,6 +69,20 @@ def wrapper_of(names: Collection[str], prefix: str = PREFIX, layers: str = "enco
             f"{rest}"
         )
     return before
+
+
+def is_uie_pytorch(names: Collection[str]) -> bool:
+    """Whether tensors have the names of uie_pytorch, a port of UIE to PyTorch."""
+    return any(name.startswith("encoder.encoder.layer.0.attention.self.") for name in names)
+
+
+def from_uie_pytorch(name: str) -> str:
+    """transformers' name of a tensor of uie_pytorch; it has the same shape."""
+    if not name.startswith(_ENCODER):
+        return name
+    for pattern, ours in _UIE_PYTORCH:
+        name = re.sub(pattern, ours, name)
+    return PREFIX + name.removeprefix(_ENCODER)
 
 
 def is_left_over(name: str) -> bool:

@@ -409,7 +409,7 @@ def test_out_of_memory(error: Exception, export_fails: Fails, monkeypatch: pytes
 
 
 def test_no_room_for_temporary_files(erniem_verify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp/a")
 
     monkeypatch.setattr(pipeline, "verify", refuse)
@@ -423,7 +423,7 @@ def test_a_report_that_cannot_be_printed() -> None:
 import sys
 from types import SimpleNamespace
 from erniem_export import cli
-sys.modules["erniem_export.pipeline"] = SimpleNamespace(verify=lambda *_: SimpleNamespace(parity={}))
+sys.modules["erniem_export.pipeline"] = SimpleNamespace(verify=lambda *_, **__: SimpleNamespace(parity={}))
 cli._reports = lambda _: ["a report"]
 sys.exit(cli.verify_main(sys.argv[1:]))
 """
@@ -550,6 +550,6 @@ def test_the_signal_handler_is_put_back(number: signal.Signals, erniem_export: R
 
 
 def test_mistakes_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr(pipeline, "load_checkpoint", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["--model", "random:tiny", "--output", os.devnull + "-never"])

@@ -175,29 +175,6 @@ def test_no_weights(name: str, tmp_path: Path) -> None:
         weight_files(tmp_path)
 
 
-MERGE = "with peft's merge_and_unload(), save the result with save_pretrained and export that folder"
-
-
-def test_an_adapter_beside_the_weights(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:
-    """With peft installed transformers would load it into the model, and without it not."""
-    folder = write_checkpoint(tmp_path / "model")
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "someone/ernie-m"}')
-    (folder / "adapter_model.safetensors").touch()
-    assert export_fails(folder) == (
-        f"{folder} holds an adapter (adapter_config.json of someone/ernie-m) beside the weights: merge the two {MERGE}"
-        "; if they are merged already, remove adapter_config.json"
-    )
-
-
-@pytest.mark.parametrize("text", ['{"base_model_name_or_path": null}', "{}", "[]", "not JSON"])
-def test_an_adapter_alone(text: str, tmp_path: Path, export_fails: Callable[..., str]) -> None:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(text)
-    expected = f"{folder} holds an adapter (adapter_config.json) without its model: merge the two {MERGE}"
-    assert export_fails(folder) == expected
-
-
 @pytest.mark.parametrize("config", [True, False])
 def test_the_folder_of_a_training_run(
     config: bool, tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]

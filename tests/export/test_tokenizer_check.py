@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
 from erniem_export import pipeline
+from erniem_export.checkpoint import load_checkpoint
 from erniem_rt import ArtifactError
 from erniem_rt import pipeline as pipeline_of
 from erniem_rt.tokenizer import Tokenizer
@@ -119,3 +121,70 @@ def test_what_was_taken_off_and_left_out_is_said(
     assert result.code == 0
     assert "the names of the tensors begin with module., which was taken off" in result.err
     assert "left out of the weights, for no output depends on it: loss_fct.weight" in result.err
+
+
+@pytest.fixture
+def bare(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> Path:
+    """A checkpoint without a tokenizer."""
+    return write_checkpoint(tmp_path / "bare")
+
+
+@pytest.mark.usefixtures("quick_trace")
+def test_a_tokenizer_from_elsewhere(
+    bare: Path, tokenizer_dir: Path, tmp_path: Path, erniem_export: Any, erniem_verify: Any
+) -> None:
+    result = erniem_export("--model", bare, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "no tokenizer" not in result.err
+    assert (tmp_path / "out" / "vocab.txt").read_bytes() == (tokenizer_dir / "vocab.txt").read_bytes()
+    assert pipeline_of(tmp_path / "out")("ein Text")[0]["label"]
+    for given in ([], ["--tokenizer", tokenizer_dir]):
+        report = erniem_verify(tmp_path / "out", "--model", bare, *given)
+        assert report.code == 0, report.err
+        assert report.out.splitlines()[0] == result.out.splitlines()[0]  # as many cases, those of text among them
+
+
+def test_a_tokenizer_from_elsewhere_wins_and_says_so(checkpoint: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
+    other = Path(shutil.copytree(tokenizer_dir, tmp_path / "other"))
+    same = load_checkpoint(str(checkpoint), tokenizer=str(other))
+    assert (same.tokenizer_dir, same.notes) == (other, ())
+    (other / "tokenizer_config.json").write_text('{"model_max_length": 20}')
+    found = load_checkpoint(str(checkpoint), tokenizer=str(other))
+    assert found.tokenizer_dir == other
+    assert found.defaults.max_seq_len == 20
+    assert "the tokenizer is that of --tokenizer (other), and not the checkpoint's own, which differs" in found.notes
+
+
+@pytest.mark.parametrize("model", ["random:tiny", "a checkpoint"])
+def test_a_tokenizer_from_elsewhere_with_too_many_ids(
+    model: str, bare: Path, tokenizer_dir: Path, tmp_path: Path, export_fails: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "trace", None)
+    other = Path(shutil.copytree(tokenizer_dir, tmp_path / "other"))
+    (other / "added_tokens.json").write_text('{"<ent>": 300000}')
+    given = str(bare) if model == "a checkpoint" else model
+    assert "has a tokenizer with ids up to 300000, and its vocab_size is " in export_fails(given, "--tokenizer", other)
+
+
+def test_no_tokenizer_there(bare: Path, tmp_path: Path, export_fails: Any) -> None:
+    (tmp_path / "other").mkdir()
+    assert export_fails(bare, "--tokenizer", tmp_path / "gone") == f"there is no folder {tmp_path / 'gone'}"
+    assert export_fails(bare, "--tokenizer", tmp_path / "other") == (
+        f"{tmp_path / 'other'} has no sentencepiece.bpe.model: expected a folder with ErnieM's tokenizer"
+    )
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "other" / "sentencepiece.bpe.model").write_text(pointer)
+    assert export_fails(bare, "--tokenizer", tmp_path / "other").endswith("not the file itself: run git lfs pull")
+
+
+def test_a_tokenizer_from_the_hub(bare: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tokenizer_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_checkpoint(str(bare), tokenizer="some/model").tokenizer_dir == tokenizer_dir
+    assert "sentencepiece.bpe.model" in asked
+    assert not any(pattern.startswith(("model", "pytorch_model")) for pattern in asked if "config" not in pattern)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import CheckpointError
+from erniem_export.mask_mode import mask_mode_of
+from erniem_export.options import ExportOptions
 from erniem_export.weights import read_shapes
 
 State = dict[str, torch.Tensor]
@@ -257,18 +260,55 @@ def renamed(old: str, new: str) -> Callable[[State], State]:
     return lambda state: {name.replace(old, new): tensor for name, tensor in state.items()}
 
 
-def as_uie_pytorch(state: State) -> State:
-    named = {"ernie_m.": "encoder.", "layers.": "layer.", "self_attn.self_attn.q_proj": "attention.self.query"}
+def as_uie_pytorch(state: State, saved: bool = False) -> State:
+    """With the names of uie_pytorch, from its converter or ``saved`` by its class."""
+    named = {
+        "ernie_m.": "encoder.", "layers.": "layer.", "self_attn.self_attn.q_proj": "attention.self.query",
+        "self_attn.self_attn.k_proj": "attention.self.key", "self_attn.self_attn.v_proj": "attention.self.value",
+        "self_attn.out_proj": "attention.output.dense", "linear1": "intermediate.dense", "linear2": "output.dense",
+        "norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm", "layer_norm": "LayerNorm",
+    }  # fmt: skip
+    if not saved:
+        named |= {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     for old, new in named.items():
         state = renamed(old, new)(state)
-    return state
+    return {**state, "encoder.embeddings.position_ids": torch.arange(130)[None]} if saved else state
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_layout_of_uie_pytorch(saved: bool, tmp_path: Path, write_checkpoint: Write) -> None:
+    expected = load_checkpoint(str(write_checkpoint(tmp_path / "plain", "ie")))
+    said = {"architectures": ["UIEM" if saved else "UIE"], "model_type": "ernie_m" if saved else None}
+    edit = partial(as_uie_pytorch, saved=saved)
+    found = load_checkpoint(str(write_checkpoint(tmp_path / "model", "ie", edit=edit, pickled=True, **said)))
+    assert (found.head, found.identity()) == ("ie", expected.identity())
+    assert json.loads(found.config_text)["architectures"] == ["ErnieMForInformationExtraction"]
+    assert found.notes[0] == "the tensors have uie_pytorch's names, which were changed to those of transformers"
+    assert mask_mode_of(ExportOptions("x"), found) == "uie-m"  # its classes give no mask
+
+
+def test_uie_of_uie_pytorch_is_no_ernie_m(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+    def edit(state: State) -> State:
+        return {**as_uie_pytorch(state), "encoder.embeddings.token_type_embeddings.weight": torch.zeros(4, 16)}
+
+    said = {"architectures": ["UIE"], "model_type": None}
+    folder = write_checkpoint(tmp_path / "model", "ie", edit=edit, **said, type_vocab_size=4)
+    assert export_fails(folder) == f"{folder}/config.json describes UIE; expected 'ernie_m'"
+    folder = write_checkpoint(tmp_path / "other", "ie", edit=edit, **said)
+    assert export_fails(folder).startswith(
+        "the weights hold tensors that ErnieM does not have: ernie_m.embeddings.token_"
+    )
+
+
+def test_an_encoder_in_a_class_of_one_s_own(tmp_path: Path, write_checkpoint: Write) -> None:
+    expected = load_checkpoint(str(write_checkpoint(tmp_path / "plain", "ie")))
+    found = load_checkpoint(str(write_checkpoint(tmp_path / "model", "ie", edit=renamed("ernie_m.", "encoder."))))
+    assert (found.head, found.identity()) == ("ie", expected.identity())
 
 
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (renamed("ernie_m.", "encoder."), "the weights have the names of uie_pytorch, as encoder.embeddings."),
-        (as_uie_pytorch, "the weights have the names of uie_pytorch, as encoder.embeddings."),
         (
             renamed("q_proj.", "q_proj.base_layer."),
             "the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self",

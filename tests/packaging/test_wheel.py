@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 import erniem_rt
 
 EXTRAS = {
+    "adapters",
     "ort",
     "openvino",
     "gpu",
