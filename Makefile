@@ -25,6 +25,7 @@ TF5 := .venv-tf5/.stamp
 SERVE := .venv-serve/.stamp
 FLOOR := .venv-floor/.stamp
 BENCH := .venv-bench/.stamp
+INTEROP := .venv-interop/.stamp
 SERVING := .venv-serving/.stamp
 TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
@@ -33,7 +34,7 @@ WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ne
 # What a page needs of onnxruntime-web.
 ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-serving test-floor test-transformers5 lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +74,9 @@ test-transformers5: $(TF5) ## Run what depends on transformers, and real exports
 	.venv-tf5/bin/erniem-verify out/transformers5/qa.onnx --model $(NANO)/qa
 	.venv-tf5/bin/erniem-export --model $(NANO)/cls --head cls --int8 --output out/transformers5/int8
 
+test-interop: $(INTEROP) ## Run other tools on our artifacts and compare with docs/interop.md (some minutes)
+	.venv-interop/bin/python -m benchmarks.interop $(ARGS)
+
 lint: $(DEV) ## Check style and formatting
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -101,13 +105,11 @@ web: $(WEB)/node_modules/.stamp $(WEB_MODELS) ## Put the page of examples/web, w
 	cp $(ORT_WEB:%=$(WEB)/node_modules/onnxruntime-web/dist/%) out/web/ort
 	@echo 'out/web is ready: serve it with python3 -m http.server --bind 127.0.0.1 --directory out/web'
 
-test-web: ## Compare examples/web with the Python package, in Node and in Chromium; skipped where they are not installed
-	@if ! node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null || ! npm --version >/dev/null 2>&1; then \
-		echo 'make test-web: skipped, because there is no Node.js 20 or newer with npm'; \
-	else \
-		$(MAKE) --no-print-directory web out/web-test/expected.json && \
-		cd $(WEB) && npm run --silent types && npm test --silent; \
-	fi
+# Looked for only when it is needed.
+HAS_NODE = $(shell node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null && npm --version 2>/dev/null)
+.SECONDEXPANSION:
+test-web: $$(if $$(HAS_NODE),web out/web-test/expected.json) ## Compare examples/web with the Python package, in Node and in Chromium; skips what is not installed
+	@$(if $(HAS_NODE),cd $(WEB) && npm run --silent types && npm test --silent,echo 'make test-web: skipped: there is no Node.js 20 or newer with npm')
 
 bench: $(BENCH) ## Measure every engine at base size; write results, plots and tables (half an hour, 16 GB of memory)
 	.venv-bench/bin/python -m benchmarks.bench $(ARGS)
@@ -137,7 +139,7 @@ clean: ## Remove outputs and caches, keep the environments
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean ## Remove the environments too
-	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton
+	rm -rf .venv .venv-tf5 .venv-serve .venv-floor .venv-bench .venv-serving .venv-triton .venv-interop
 
 # $(call install,FOLDER,NAME): a virtual environment in FOLDER with exactly requirements/NAME.txt.
 define install
@@ -166,6 +168,10 @@ $(TF5): pyproject.toml requirements/serve.txt requirements/common.txt requiremen
 $(BENCH): pyproject.toml requirements/serve.txt requirements/common.txt requirements/bench.txt
 	$(call install,.venv-bench,bench)
 	$(call install-package,.venv-bench,--no-build-isolation --editable .)
+
+$(INTEROP): pyproject.toml requirements/serve.txt requirements/common.txt requirements/interop.txt
+	$(call install,.venv-interop,interop)
+	$(call install-package,.venv-interop,--no-build-isolation --editable .)
 
 .venv-serving/.pins: requirements/serve.txt requirements/serving.txt
 	$(call install,.venv-serving,serving)

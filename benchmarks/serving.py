@@ -17,6 +17,7 @@ import queue
 import random
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -209,10 +210,19 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     """The port of KServe's own server, with a model that calls the pipeline in a thread."""
     python = sys.executable if kind == "erniem-rt" else arguments.python
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
-    command += ["--engine", arguments.engine, "--port", str(8100 + os.getpid() % 800)]
+    port = free_port()
+    command += ["--engine", arguments.engine, "--port", str(port)]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)") as port:
-        yield port
+    with process(command, r"ready at (\d+)") as found:
+        yield found
+
+
+def free_port() -> int:
+    """A port that no outgoing connection of this machine is given."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def _ratio(base: list[float], other: list[float]) -> float:
 
 
 def _exported(source: Path, target: Path) -> Path:
-    """Write the tokenizer's files as ``erniem-export`` does."""
+    """Write the files that the tokenizer of an exported folder reads."""
     from erniem_export.sentencepiece_model import in_byte_order
     from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
 

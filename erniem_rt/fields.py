@@ -153,13 +153,16 @@ class Fields:
 
     def plain_name(self, name: str) -> str:
         """``name`` if it is a file directly inside the folder, on any system."""
-        # Windows rules also know "/" and, on top, "\" and drive letters.
-        if name in {"", ".", ".."} or "\0" in name or PureWindowsPath(name).name != name:
+        if not _is_plain(name):
             raise artifact_error(
                 self.path,
                 f"key {self.prefix.rstrip('.')!r} must hold plain file names inside the folder, got {name!r}",
             )
         return name
+
+    def inner_name(self, name: str) -> str:
+        """``name`` if it is a file inside the folder or, after one ``/``, inside a folder of it."""
+        return name if name.count("/") == 1 and all(map(_is_plain, name.split("/"))) else self.plain_name(name)
 
     def no_others(self, known: Iterable[str]) -> None:
         """Refuse unknown keys, or collect them if they may be ignored."""
@@ -172,6 +175,11 @@ class Fields:
     def _wrong(self, key: str, expected: str) -> ArtifactError:
         got = _shown(self.data[key])
         return artifact_error(self.path, f"key {self.prefix + key!r} must be {expected}, got {got}")
+
+
+def _is_plain(name: str) -> bool:
+    # Windows rules also know "/" and, on top, "\" and drive letters.
+    return name not in {"", ".", ".."} and "\0" not in name and PureWindowsPath(name).name == name
 
 
 def _is_axis(value: object) -> bool:

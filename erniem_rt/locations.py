@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
 from erniem_rt.files import as_path
-from erniem_rt.manifest import HEADS, Manifest
+from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, Manifest
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable
 
-__all__ = ["find_artifact", "find_folder"]
+__all__ = ["find_artifact", "find_folder", "manifest_of"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SUFFIXES = frozenset({".json", ".onnx", ".plan"})
 _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
+    "sentencepiece.sorted.model",
     "vocab.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -31,8 +34,8 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
     """Return the path of an artifact or its manifest.
 
     Args:
-        where: ``HEAD.onnx``, ``HEAD.plan`` or ``HEAD.json``, which are returned as they are; a folder that holds an
-            artifact; or a hub id such as ``owner/name``, whose files are downloaded.
+        where: ``HEAD.onnx``, ``onnx/model.onnx``, ``HEAD.plan`` or ``HEAD.json``, which are returned as they are; a
+            folder that holds an artifact; or a hub id such as ``owner/name``, whose files are downloaded.
         head: Which one to take where a folder holds several.
 
     Raises:
@@ -42,7 +45,9 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
     """
     path = as_path("path", where)
     if path.is_dir():
-        return _chosen(path, head, str(path))
+        manifest = manifest_of(path / Path(OPTIMUM_GRAPH).name)  # elsewhere if the path is that of optimum's onnx/
+        inner = manifest.parent != path and head in (None, manifest.stem)
+        return manifest if inner else _chosen(path, head, str(path))
     if not _is_hub_id(where, path):
         if not path.suffix and not path.exists():
             raise ArtifactError(
@@ -57,8 +62,25 @@ def find_folder(where: str | os.PathLike[str]) -> Path:
     """Return the folder of an artifact, with the tokenizer's files; ``where`` as for :func:`find_artifact`."""
     path = as_path("path", where)
     if path.is_file() and path.suffix in _SUFFIXES:
-        return path.parent
+        return manifest_of(path).parent
     return path if not _is_hub_id(where, path) else _download(str(where), None)
+
+
+def manifest_of(artifact: Path) -> Path:
+    """Return the path of a graph's or plan's manifest: beside it, or for ``onnx/model.onnx`` in the folder above.
+
+    All names of ``manifest.files`` are relative to its folder. The path of a manifest is returned as it is.
+    """
+    beside = artifact.with_suffix(".json")
+    whole = artifact.absolute()
+    if f"{whole.parent.name}/{whole.name}" != OPTIMUM_GRAPH or beside.exists():
+        return beside
+    for head in HEADS:
+        above = whole.parents[1] / f"{head}.json"
+        with contextlib.suppress(ArtifactError):  # not there, or not a manifest
+            if Manifest.load(above).artifact == OPTIMUM_GRAPH:
+                return above
+    return beside
 
 
 def _is_hub_id(where: object, path: Path) -> bool:
@@ -76,10 +98,16 @@ def _chosen(folder: Path, head: str | None, shown: str) -> Path:
         raise ArtifactError(
             f"{shown} holds no artifact: expected a manifest such as qa.json in it. Export with erniem-export."
         )
-    files = ", ".join(f"{name}.onnx" for name in found)
+    files = ", ".join(map(partial(_shown, folder), found))
     if head is not None:
         raise ArtifactError(f"{shown} holds no artifact of head {head!r}, only {files}.")
     raise ArtifactError(f"{shown} holds several artifacts: {files}. Give the path of one of them.")
+
+
+def _shown(folder: Path, head: str) -> str:
+    """Return the file that names an artifact: in optimum's layout the manifest, otherwise the graph."""
+    inside = (folder / OPTIMUM_GRAPH).exists() and not (folder / f"{head}.onnx").exists()
+    return f"{head}.json" if inside else f"{head}.onnx"
 
 
 def _download(model: str, choose: Callable[[Path], Path] | None) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT_VERSION",
     "HEADS",
     "MASK_MODES",
+    "OPTIMUM_GRAPH",
     "POOLINGS",
     "PROBLEM_TYPES",
     "Defaults",
@@ -39,6 +40,7 @@ __all__ = [
     "Profile",
     "TensorSpec",
     "hash_file",
+    "weights_name",
 ]
 
 # The package of each flavour, and the module that it installs.
@@ -136,6 +138,13 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 # padding: no token attends to padding. uie-m: the mask of PaddleNLP's Taskflow with uie-m, see Manifest.
 MASK_MODES = ("padding", "uie-m")
 POOLINGS = ("mean", "cls", "pooler", "none")
+# Where optimum looks for a graph; its weights lie beside it, in model.onnx_data.
+OPTIMUM_GRAPH = "onnx/model.onnx"
+
+
+def weights_name(graph: str) -> str:
+    """Return the name of the weights file of ``HEAD.onnx``, or of ``onnx/model.onnx``, which optimum names."""
+    return f"{graph}_data" if f"onnx/{graph.rpartition('/')[2]}" == OPTIMUM_GRAPH else f"{graph}.data"
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,8 @@ class Defaults:
 class Manifest:
     """The content of ``HEAD.json``.
 
-    ``labels`` are ordered by id. ``files`` maps plain file names inside the folder to their records.
+    ``labels`` are ordered by id. ``files`` maps the names of the files in the folder to their records, ``artifact`` is
+    the graph's: ``HEAD.onnx``, or ``onnx/model.onnx`` in the layout of optimum.
     ``checkpoint``, ``versions``, ``engine`` (what was done to the graph) and ``parity`` are records for people and for
     reports: any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``.
     ``defaults`` are the pipelines' options from the checkpoint; ``plan`` describes a TensorRT plan beside the graph.
@@ -331,7 +341,7 @@ def _parse(fields: Fields) -> Manifest:
         opset=fields.integer("opset", 1),
         target=fields.string("target"),
         artifact=fields.string("artifact"),
-        files={files.plain_name(name): _parse_record(files.section(name)) for name in files.data},
+        files={files.inner_name(name): _parse_record(files.section(name)) for name in files.data},
         checkpoint=fields.section("checkpoint").data,
         versions=fields.section("versions").data,
         engine=None if fields.value("engine") is None else fields.section("engine").data,

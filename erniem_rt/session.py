@@ -23,9 +23,9 @@ from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions, ch
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 from erniem_rt.files import as_path
 from erniem_rt.inputs import prepare
-from erniem_rt.locations import find_artifact
+from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.machine import threads_or_default, warn_of_cpu
-from erniem_rt.manifest import Manifest
+from erniem_rt.manifest import Manifest, weights_name
 from erniem_rt.processes import Workers, check_gpu, renew_after_fork
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Session:
         self.limits, self.packed = self.manifest.limits, self.manifest.packed
         self._path = self._path.absolute()  # the session may be opened again from another working directory
         self._device = device_for(self._path, wanted)
-        self._stamps = self.manifest.stamps(self._path.parent)
+        self._stamps = self.manifest.stamps(manifest_of(self._path).parent)
         self._graph_options = GraphOptions(
             self.threads,
             share_weights,
@@ -272,7 +272,7 @@ class Session:
 
     def _open_again(self) -> Engine:
         """The graph from the files that were checked before; they are hashed where they are not the same by now."""
-        changed = self.manifest.stamps(self._path.parent) != self._stamps
+        changed = self.manifest.stamps(manifest_of(self._path).parent) != self._stamps
         try:
             return load_graph(self._path, self.manifest, self._device, self._graph_options, verify=changed)
         except ArtifactError as error:
@@ -322,25 +322,24 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
         check_suffix(path)
         if not path.exists():
             raise ArtifactError(f"{path} is missing. Check the path, or export with erniem-export.")
-    manifest = Manifest.load(path.with_suffix(".json"))
-    artifact = _artifact_of(manifest, path)
+    where = manifest_of(path)
+    manifest = Manifest.load(where)
+    artifact = _artifact_of(manifest, path, where)
     check_suffix(artifact)
-    if path.suffix != ".json" and artifact.name != path.name:
+    if path.suffix != ".json" and artifact.absolute() != path.absolute():
         raise ArtifactError(
-            f"{path.with_suffix('.json')} describes {artifact.name}, not {path.name}. Exported files keep their names: "
-            "restore them or export again."
+            f"{where} describes {artifact.name}, not {path.name}. Exported files keep their names: restore them or "
+            "export again."
         )
     return artifact, manifest
 
 
-def _artifact_of(manifest: Manifest, path: Path) -> Path:
-    """The file beside its manifest: the plan if ``path`` is one, otherwise the graph."""
+def _artifact_of(manifest: Manifest, path: Path, where: Path) -> Path:
+    """The file that the manifest at ``where`` describes: the plan if ``path`` is one, otherwise the graph."""
     if not is_plan(path):
-        return path.with_name(manifest.artifact)
+        return where.parent / manifest.artifact
     if manifest.plan is None:
-        raise ArtifactError(
-            f"{path.with_suffix('.json')} describes no plan, so {path.name} cannot run: export again with --engine."
-        )
+        raise ArtifactError(f"{where} describes no plan, so {path.name} cannot run: export again with --engine.")
     return path.with_name(manifest.plan.file)
 
 
@@ -415,10 +414,11 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
     """Import and open the engine while other threads verify the files, at about 0.4 s of CPU time per GB."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
-    manifest.verify(path.parent, hashes=False, without=others)
+    folder = manifest_of(path).parent
+    manifest.verify(folder, hashes=False, without=others)
     with Workers(1) as pool:
         threads = threads_or_default(options.threads)
-        hashes = pool.submit(manifest.verify, path.parent, without=others, threads=threads) if verify else None
+        hashes = pool.submit(manifest.verify, folder, without=others, threads=threads) if verify else None
         try:
             checked = (lambda: None) if hashes is None else hashes.result
             engine = open_engine(path, manifest, device=device, options=options, checked=checked)
@@ -455,7 +455,7 @@ def load_plan(
     """Open a plan, which verifies its own file; the graph beside it may be missing."""
     if threads is not None:
         raise InvalidInputError(f"threads applies to a CPU only; {path} runs on a GPU. Remove it.")
-    graph = {manifest.artifact, f"{manifest.artifact}.data"}
+    graph = {manifest.artifact, weights_name(manifest.artifact)}
     unchecked = {*graph, path.name} if options.trust else graph
     manifest.verify(path.parent, hashes=False, without=unchecked)
     if verify:

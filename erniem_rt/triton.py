@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from erniem_rt.batcher import Batcher
 from erniem_rt.checks import require_count
 from erniem_rt.errors import ErnieMError, InvalidInputError
-from erniem_rt.locations import find_artifact
+from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.machine import threads_or_default
-from erniem_rt.manifest import Manifest
+from erniem_rt.manifest import OPTIMUM_GRAPH, Manifest
 from erniem_rt.pipelines import pipeline as make_pipeline
 from erniem_rt.serve import LISTS, hidden_size, names_of_inputs, read_call, write_answers
 
@@ -85,6 +85,12 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         ErnieMError: The artifact cannot be served, an option is wrong, or the repository has such a model.
     """
     artifact = find_artifact(arguments.artifact)
+    described = manifest_of(artifact)
+    if described.is_file() and Manifest.load(described).artifact == OPTIMUM_GRAPH and artifact.suffix != ".plan":
+        raise InvalidInputError(
+            f"{arguments.artifact} is in the layout of optimum, which Triton's folders have no place for: export it "
+            "without --layout."
+        )
     name = arguments.name or artifact.absolute().parent.name
     if not name or "/" in name or name in (".", ".."):
         raise InvalidInputError(f"--name must be the name of a folder, got {name!r}.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
 from erniem_rt.files import require_utf_8
-from erniem_rt.manifest import TensorSpec
+from erniem_rt.manifest import TensorSpec, weights_name
 from erniem_rt.processes import keep_for_good, no_fork, renew_after_fork
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: boo
 
 def _about_links(path: Path, version: str) -> str:
     """What to do about links that onnxruntime does not follow; nothing where neither graph nor weights are one."""
-    weights = path.with_name(f"{path.name}.data")
+    weights = path.with_name(weights_name(path.name))
     if not (path.is_symlink() or weights.is_symlink()):
         return ""
     copy = f"copy the files (cp -rL {path.parent} COPY) and open the copy"

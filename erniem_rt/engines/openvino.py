@@ -180,7 +180,7 @@ class _Cache:
         self._folders = list(_folders(options.cache, path.parent))
         files = {name: manifest.files[name] for name in sorted(manifest.files) if name.startswith(manifest.artifact)}
         self._weights = sum(record.size for record in files.values())
-        times = [path.with_name(name).stat().st_mtime_ns for name in files]
+        times = [path.with_name(Path(name).name).stat().st_mtime_ns for name in files]
         self._family = f"{path.stem}-{_digest(path, cpu_class(), self._verify)[:16]}"
         # A blob does not depend on the number of threads or the precision.
         content = [[name, record.sha256, record.size] for name, record in files.items()]

@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.locations import find_artifact
+from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.pipelines.base import Pipeline, require_options
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline, FeatureExtractionSettings
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline, InformationExtractionSettings
@@ -201,7 +201,7 @@ def pipeline(
     path = find_artifact(model, None if wanted is None else wanted.head)
     # In parallel: both run mostly outside of Python. Errors of the artifact are raised first.
     with Workers(1) as pool:
-        tokenizer = pool.submit(Tokenizer.from_dir, path.parent, verify=False)  # the session does
+        tokenizer = pool.submit(Tokenizer.from_dir, manifest_of(path).parent, verify=False)  # the session does
         session = Session(path, **session_options)  # type: ignore[arg-type]
         try:
             return _made(wanted, session, tokenizer.result, options)
@@ -256,4 +256,4 @@ def _class_of(task: str) -> type[Pipeline]:
 def _tokenizer_of(session: Session) -> Tokenizer:
     """Return the tokenizer beside an open session's artifact."""
     known = _TOKENIZERS.get(session)
-    return (known and known()) or Tokenizer.from_dir(session.path.parent, verify=False)
+    return (known and known()) or Tokenizer.from_dir(manifest_of(session.path).parent, verify=False)

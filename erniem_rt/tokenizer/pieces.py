@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from erniem_rt.errors import ArtifactError, EngineUnavailableError
-from erniem_rt.files import refuse_pointer
+from erniem_rt.files import refuse_pointer, unreadable
 from erniem_rt.processes import renew_after_fork
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class SentencePieceModel:
         self._set_up(_load(path))
 
     def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        self.original: Path | None = None  # where this model is with its pieces in another order, a copy's
         self._processor = processor
         # Not a bound method, which would make a reference cycle with this object.
         self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
@@ -76,8 +77,13 @@ class SentencePieceModel:
         return int(self._processor.piece_to_id(piece))
 
     def serialized(self) -> bytes:
-        """The model file's content."""
-        return bytes(self._processor.serialized_model_proto())
+        """The model file's content; :class:`ArtifactError` if ``original`` is set and cannot be read."""
+        if self.original is None:
+            return bytes(self._processor.serialized_model_proto())
+        try:
+            return self.original.read_bytes()
+        except OSError as error:
+            raise unreadable(self.original, error) from error
 
     def encode(self, runs: Sequence[str], threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the piece ids of all (readable) runs, concatenated, and each run's end among them."""

@@ -20,6 +20,9 @@ Family = Literal["ernie-m", "xlm-roberta"]
 
 MODEL_FILE = "sentencepiece.bpe.model"
 VOCABULARY_FILE = "vocab.txt"
+# An exported folder's second copy of the model, its pieces sorted as sentencepiece sorts them at each load: it cuts
+# every text alike and loads in three quarters of the time. Only the pieces' own ids differ, so it takes a vocab.txt.
+SORTED_FILE = "sentencepiece.sorted.model"
 FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 MODEL_CONFIG_FILE = "config.json"
@@ -272,6 +275,11 @@ def check_exported(folder: Path, names: Sequence[str]) -> None:
         check_size(path, record.size)
     for path, record in records.items():
         check_hash(path, record)
+
+
+def is_exported(folder: Path, name: str) -> bool:
+    """Return whether a manifest in ``folder`` lists the file ``name``."""
+    return any(name in manifest.files for manifest in _manifests(folder))
 
 
 def was_exported_without(folder: Path, name: str) -> bool:

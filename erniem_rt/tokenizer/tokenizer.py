@@ -35,10 +35,12 @@ from .settings import (
     FAST_FILE,
     MODEL_FILE,
     SETTINGS_FILES,
+    SORTED_FILE,
     VOCABULARY_FILE,
     Side,
     TokenizerSettings,
     check_exported,
+    is_exported,
     read_settings,
     was_exported_without,
 )
@@ -143,9 +145,10 @@ class Tokenizer:
     def from_dir(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Tokenizer:
         """Load from an exported folder or a checkpoint's.
 
-        Reads ``sentencepiece.bpe.model`` and, where present, ``vocab.txt``, ``tokenizer_config.json``,
-        ``special_tokens_map.json`` and ``added_tokens.json``. An XLM-R checkpoint may have ``tokenizer.json`` in place
-        of the first; whose tokenizer it is stands in ``tokenizer_config.json`` or ``config.json``.
+        Reads ``sentencepiece.bpe.model`` (in an exported folder, its copy that loads faster) and, where present,
+        ``vocab.txt``, ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``. An XLM-R
+        checkpoint may have ``tokenizer.json`` in place of the first; whose tokenizer it is stands in
+        ``tokenizer_config.json`` or ``config.json``.
 
         Args:
             path: The folder, an artifact in it, or its hub id (with ``pip install "erniem-rt[hub]"``).
@@ -159,7 +162,7 @@ class Tokenizer:
         if not folder.is_dir():
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
         if verify:
-            check_exported(folder, (MODEL_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
+            check_exported(folder, (MODEL_FILE, SORTED_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
         if not (folder / MODEL_FILE).exists() and was_exported_without(folder, MODEL_FILE):
             raise ArtifactError(
                 f"{folder} has no {MODEL_FILE}: its checkpoint had no tokenizer files when it was exported. Put them "
@@ -169,7 +172,13 @@ class Tokenizer:
         if settings.family == "xlm-roberta":
             has_model = (folder / MODEL_FILE).exists() or not (folder / FAST_FILE).exists()
             return cls(folder / (MODEL_FILE if has_model else FAST_FILE), settings=settings)
-        return cls(folder / MODEL_FILE, vocab_file if vocab_file.exists() else None, settings=settings)
+        model = folder / MODEL_FILE
+        if not vocab_file.exists():
+            return cls(model, settings=settings)
+        faster = is_exported(folder, SORTED_FILE)
+        made = cls(folder / SORTED_FILE if faster else model, vocab_file, settings=settings)
+        made._model.original = model.absolute() if faster else None
+        return made
 
     def __call__(
         self,

@@ -48,6 +48,7 @@ def export(
     mask: str = "auto",
     base: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    layout: str = "flat",
     quiet: bool = False,
 ) -> tuple[Path, Manifest]:
     """Export a checkpoint; the artifact gets its final name only if it passes the gate.
@@ -85,10 +86,12 @@ def export(
             ``ie``; ``auto``: as the checkpoint was trained, which is ``uie-m`` for UIEM from Paddle.
         base: Folder or hub id of an adapter's base; None for the one that the adapter names.
         tokenizer: Folder or hub id of the tokenizer; None for the checkpoint's own.
+        layout: ``flat``: ``HEAD.onnx`` and its weights beside the other files. ``optimum``: ``onnx/model.onnx``, with
+            ``model.onnx_data`` beside it, as optimum and sentence-transformers look for them.
         quiet: Print no progress to standard error.
 
     Returns:
-        The path of ``HEAD.onnx`` and its manifest, which holds the parity report.
+        The path of the graph and its manifest, which holds the parity report.
 
     Raises:
         OptionError: An option is unknown, or two contradict each other.
@@ -121,6 +124,7 @@ def export(
         mask=mask,
         base=_text(base),
         tokenizer=_text(tokenizer),
+        layout=layout,
     )
     return run(wanted.resolved(), Terminal(quiet=quiet))
 

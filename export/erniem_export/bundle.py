@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+
 import erniem_rt
 from erniem_export.config_file import without_paths
 from erniem_export.encoder import POSITION_OFFSET
@@ -20,13 +22,22 @@ from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
 from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
+from erniem_export.sentence_folder import modules_of
 from erniem_export.sentencepiece_model import in_byte_order
-from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, TOKENIZER_FILES, holds_weights, tokenizer_files
+from erniem_export.sources import (
+    CONFIG_FILE,
+    FAST_TOKENIZER,
+    MODULES_FILE,
+    TOKENIZER_FILES,
+    holds_weights,
+    tokenizer_files,
+)
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.files import require_utf_8
-from erniem_rt.manifest import HEADS, FileRecord, Limits, Manifest, hash_file
+from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, FileRecord, Limits, Manifest, hash_file, weights_name
 from erniem_rt.tokenizer import Tokenizer
+from erniem_rt.tokenizer.settings import SORTED_FILE
 
 if TYPE_CHECKING:
     from erniem_export.checkpoint import Checkpoint
@@ -39,10 +50,13 @@ __all__ = [
     "files_of",
     "install",
     "install_files",
+    "lay_out_for_optimum",
     "limits_of",
+    "note_of_settings",
     "staging",
 ]
 
+_ELSE = "choose another --output"
 _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 
@@ -82,9 +96,11 @@ def staging(output: Path) -> Iterator[Path]:
 
 
 def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: bool = False) -> Checkpoint:
-    """Put the config and the tokenizer's files beside the graph, the sentencepiece model in its fastest order.
+    """Put the config and the tokenizer's files beside the graph.
 
-    The model stays as it is where its order tells the ids, and where the artifact's folder has it like that already.
+    With a ``vocab.txt``, which tells the ids then, the sentencepiece model also comes in the order that loads fastest,
+    under a name of its own. The settings name ``attention_mask``, so that transformers' tokenizer returns it; in a
+    checkpoint's own folder they stay as they are.
 
     Returns:
         The checkpoint, with the tokenizer in ``stage`` if ``drop_lone_marks`` is set.
@@ -101,13 +117,16 @@ def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: boo
             if file.name == FAST_TOKENIZER:
                 _write_model(checkpoint, stage)
                 continue
+            faster = in_byte_order(content) if file.name == _MODEL and has_vocabulary else None
             if file.suffix == ".json":
                 content = without_paths(content.decode("utf-8")).encode("utf-8")
-            elif file.name == _MODEL and has_vocabulary and not _holds(stage.parent / _MODEL, content):
-                content = in_byte_order(content)
         except (OSError, UnicodeDecodeError, CheckpointError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
         (stage / file.name).write_bytes(content)
+        if faster is not None:
+            (stage / SORTED_FILE).write_bytes(faster)
+    if files and not _stays(stage.parent / _SETTINGS, stage / _SETTINGS, checkpoint.head):
+        _set(stage / _SETTINGS, model_input_names=["input_ids", "attention_mask"])
     if files and checkpoint.lower_case:
         _set(stage / _SETTINGS, do_lower_case=True)
     if not files or not drop_lone_marks:
@@ -135,10 +154,6 @@ def _write_model(checkpoint: Checkpoint, stage: Path) -> None:
 def _set(settings: Path, **given: object) -> None:
     content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     settings.write_text(json.dumps({**content, **given}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _holds(file: Path, content: bytes) -> bool:
-    return file.is_file() and file.read_bytes() == content
 
 
 def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
@@ -181,6 +196,61 @@ def files_of(stage: Path) -> dict[str, FileRecord]:
     return {file.name: hash_file(file) for file in sorted(stage.iterdir())}
 
 
+def note_of_settings(stage: Path) -> str | None:
+    """Return what to say if the settings stayed as they were and do not name ``attention_mask``."""
+    settings = stage / _SETTINGS
+    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    if "attention_mask" in (said.get("model_input_names") or ()) or not (stage / _MODEL).is_file():
+        return None
+    return (
+        f"{_SETTINGS} is the checkpoint's own and stays as it is, so optimum finds no attention_mask: add "
+        '"model_input_names": ["input_ids", "attention_mask"] to it, or choose another --output'
+    )
+
+
+def _stays(there: Path, coming: Path, head: str) -> bool:
+    """Return whether the settings stay as they are: in a checkpoint's folder, and where others put the same file."""
+    if holds_weights(there.parent):
+        return True
+    if not (there.is_file() and coming.is_file() and filecmp.cmp(there, coming, shallow=False)):
+        return False
+    _, others = _manifests(there.parent, head)
+    return any(there.name in manifest.files for manifest in others.values()) or _is_theirs(there, head)
+
+
+def _is_theirs(there: Path, head: str) -> bool:
+    """Return whether a file exists and is not from an export."""
+    return there.is_file() and there.name not in _ours(there.parent, *_manifests(there.parent, head))
+
+
+def lay_out_for_optimum(stage: Path, manifest: Manifest) -> Manifest:
+    """Move the graph and its weights in ``stage`` to the names that optimum looks for; return the manifest with them.
+
+    A base model with a pooling of its own gets the files from which sentence-transformers knows it, unless the folder
+    has them.
+    """
+    graph, weights = stage / OPTIMUM_GRAPH, stage / weights_name(OPTIMUM_GRAPH)
+    graph.parent.mkdir()
+    (stage / weights_name(manifest.artifact)).replace(weights)
+    content = onnx.load(stage / manifest.artifact, load_external_data=False)
+    for tensor in content.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = weights.name
+    graph.write_bytes(content.SerializeToString())
+    files = dict(manifest.files)
+    del files[manifest.artifact]
+    files[OPTIMUM_GRAPH] = hash_file(graph)
+    files[weights_name(OPTIMUM_GRAPH)] = files.pop(weights_name(manifest.artifact))
+    if manifest.defaults.pooling is not None and not _is_theirs(stage.parent / MODULES_FILE, manifest.head):
+        hidden = next(int(spec.shape[-1]) for spec in manifest.outputs if spec.name == "last_hidden_state")
+        for name, written in modules_of(manifest.defaults, manifest.limits.max_length, hidden).items():
+            (stage / name).parent.mkdir(exist_ok=True)
+            (stage / name).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+            files[name] = hash_file(stage / name)
+    return dataclasses.replace(manifest, artifact=OPTIMUM_GRAPH, files=files)
+
+
 def limits_of(config: ErnieMConfig) -> Limits:
     """Return the bounds on ids and positions."""
     return Limits(
@@ -191,7 +261,7 @@ def limits_of(config: ErnieMConfig) -> Limits:
 
 
 def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> None:
-    """Check that the files ``names`` of ``head``, which lie in ``stage``, may go to ``output``.
+    """Check that the files ``names`` of ``head``, which lie in ``stage`` or will, may go to ``output``.
 
     Raises:
         ExportError: Another head in ``output`` shares a file whose content differs (it came from another
@@ -201,16 +271,22 @@ def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> No
     previous, others = _manifests(output, head)
     ours = _ours(output, previous, others)
     for name in names:
-        there = output / name
+        there, coming = output / name, stage / name
         if there.is_dir():
             raise ExportError(f"{there} is a folder, and a file of that name must go there: move it away")
-        sharing = [other for other, manifest in others.items() if name in manifest.files]
-        if sharing and others[sharing[0]].files[name] != hash_file(stage / name):
+        if there.parent.is_file():
+            raise ExportError(f"{there.parent} is a file, and a folder of that name must go there: move it away")
+        sharing = next((other for other, manifest in others.items() if name in manifest.files), None)
+        if sharing and name == OPTIMUM_GRAPH:
+            raise ExportError(f"{output} holds head {sharing} in optimum's layout, and has room for one: {_ELSE}")
+        if sharing and others[sharing].files[name] != hash_file(coming):
             raise ExportError(
-                f"{output} holds head {sharing[0]} of another checkpoint, with its own {name}: choose another --output"
+                f"{output} holds head {sharing} of another checkpoint or from an older version, with its own {name}: "
+                f"{_ELSE}"
             )
-        if name not in ours and there.exists() and not filecmp.cmp(stage / name, there, shallow=False):
-            raise ExportError(f"{there} is not from an export and would be lost: choose another --output")
+        same = coming.exists() and there.exists() and filecmp.cmp(coming, there, shallow=False)
+        if name not in ours and there.exists() and not same:
+            raise ExportError(f"{there} is not from an export and would be lost: {_ELSE}")
 
 
 def install(stage: Path, output: Path, manifest: Manifest) -> None:
@@ -254,9 +330,9 @@ def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]
     try:
         for name in leaving:
             if (output / name).exists():
-                (output / name).replace(backup / name)
+                _move(name, output, backup)
         for name in arriving:
-            (stage / name).replace(output / name)
+            _move(name, stage, output)
     except BaseException:
         # Depends only on which files exist, so it works after any number of moves.
         for name in reversed(arriving):
@@ -264,8 +340,17 @@ def _exchange(stage: Path, output: Path, leaving: list[str], arriving: list[str]
                 (output / name).unlink()
         for name in reversed(leaving):
             if (backup / name).exists():
-                (backup / name).replace(output / name)
+                _move(name, backup, output)
         raise
+    finally:
+        for folder in {(output / name).parent for name in (*leaving, *arriving) if "/" in name}:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def _move(name: str, source: Path, target: Path) -> None:
+    (target / name).parent.mkdir(exist_ok=True)
+    (source / name).replace(target / name)
 
 
 def _manifests(output: Path, head: str) -> tuple[Manifest | None, dict[str, Manifest]]:

@@ -329,7 +329,10 @@ def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:
     found = read_shapes(files)
     if is_xlm_roberta:
         wrapper = wrapper_of(found, ROBERTA, "encoder.layer.")
-        return _Weights(files, found, False, wrapper, _unwrapped(wrapper), is_xlm_roberta=True)
+        weights = _Weights(files, found, False, wrapper, _unwrapped(wrapper), is_xlm_roberta=True)
+        if missing := {POSITIONS, TOKEN_TYPES} - weights.tables().keys():
+            raise CheckpointError(f"the weights lack {some(missing)}: these are not XLM-R's, which config.json says")
+        return weights
     paddle, beside = is_paddle(files, found), [file.name for file in paddle_files(folder)]
     if paddle and files[0].name not in beside and (pickled := pickled_files(folder)):
         beside = [file.name for file in files]

@@ -20,6 +20,7 @@ from erniem_export.options import (
     EMBEDDINGS,
     ENGINES,
     HALVES,
+    LAYOUTS,
     MASKS,
     OLD_TARGETS,
     TARGETS,
@@ -37,6 +38,7 @@ from erniem_export.tensorrt.profiles import parse_profile
 from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError
+from erniem_rt.locations import manifest_of
 from erniem_rt.manifest import HEADS, Profile
 from erniem_rt.signals import Terminated, stopped_by_signals
 
@@ -90,7 +92,7 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         artifact = Path(arguments.artifact)
-        model = _model_in(artifact if artifact.is_dir() else artifact.parent, arguments.model)
+        model = _model_in(artifact if artifact.is_dir() else manifest_of(artifact).parent, arguments.model)
     except OptionError as error:
         parser.error(str(error))
     return _run(lambda: _verify(model, arguments))
@@ -219,6 +221,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         mask=arguments.mask,
         base=arguments.base,
         tokenizer=arguments.tokenizer,
+        layout=arguments.layout,
     )
 
 
@@ -292,6 +295,13 @@ def _export_parser() -> argparse.ArgumentParser:
         "give uie-m for a copy of uie-m in PyTorch format",
     )
     _add_sources(parser)
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=LAYOUTS[0],
+        help="flat (default): HEAD.onnx and HEAD.onnx.data. optimum: onnx/model.onnx and onnx/model.onnx_data, where "
+        "optimum and sentence-transformers look for them; a folder holds one head then",
+    )
     _add_size_options(parser)
     _add_engine_options(parser)
     for title, added in _GRAPH_HELP.items():

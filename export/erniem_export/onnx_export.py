@@ -22,7 +22,7 @@ from erniem_export.options import GraphOptions
 from erniem_export.passes.rewriter import store
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
-from erniem_rt.manifest import TensorSpec
+from erniem_rt.manifest import TensorSpec, weights_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,8 +119,9 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
 
 
 def write(graph: ir.Model, path: Path) -> None:
-    """Write ``path`` and, with the weights, ``path`` + ``.data``."""
-    ir.save(graph, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_FROM_BYTES)
+    """Write ``path`` and its weights, in the file of :func:`~erniem_rt.manifest.weights_name`."""
+    with _without_shapes(list(graph.graph.initializers.values())):
+        ir.save(graph, path, external_data=weights_name(path.name), size_threshold_bytes=_EXTERNAL_FROM_BYTES)
 
 
 def read(path: Path) -> ir.Model:
@@ -129,7 +130,7 @@ def read(path: Path) -> ir.Model:
     Raises:
         ArtifactError: The graph's weights are in another file than expected.
     """
-    graph, weights = ir.load(path), path.with_name(f"{path.name}.data")
+    graph, weights = ir.load(path), path.with_name(weights_name(path.name))
     for value in graph.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -195,6 +196,21 @@ def _without_values(weights: Sequence[ir.Value]) -> Iterator[None]:
     finally:
         for value, content in values.items():
             value.const_value = content
+
+
+@contextlib.contextmanager
+def _without_shapes(weights: Sequence[ir.Value]) -> Iterator[None]:
+    """Hide what the weights' tensors say as well: tools that change a tensor in place, as ONNX Runtime's quantizer
+    does, leave a second note of its shape as it was.
+    """
+    known = [(value, value.type, value.shape) for value in weights]
+    for value in weights:
+        value.type = value.shape = None
+    try:
+        yield
+    finally:
+        for value, kind, shape in known:
+            value.type, value.shape = kind, shape
 
 
 def _transpose_weights(graph: ir.Graph) -> None:

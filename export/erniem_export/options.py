@@ -20,9 +20,11 @@ __all__ = [
     "EMBEDDINGS",
     "ENGINES",
     "HALVES",
+    "LAYOUTS",
     "MASKS",
     "OLD_TARGETS",
     "ON_OPENVINO",
+    "OPTIMUM",
     "PORTABLE",
     "PRECISIONS",
     "TARGETS",
@@ -61,6 +63,11 @@ CPUS = ("auto", "avx2", "vnni", "arm64")
 
 # The masks; auto: as the checkpoint was trained, uie-m for UIEM from Paddle.
 MASKS = ("auto", *MASK_MODES)
+
+# Which names an artifact's files have. flat: HEAD.onnx and HEAD.onnx.data. optimum: those that optimum and
+# sentence-transformers look for.
+OPTIMUM = "optimum"
+LAYOUTS = ("flat", OPTIMUM)
 
 # What builds a TensorRT plan. auto: with --fp16 and --bf16 what is installed and can build here, if anything.
 ENGINES = ("auto", "none", *FLAVOURS)
@@ -184,7 +191,8 @@ class ExportOptions:
     in; ``keep`` the part of the vocabulary to keep; ``target`` what the graph is made for, one of :data:`TARGETS`;
     ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own;
     ``mask`` one of :data:`MASKS`; ``base`` the base of an adapter and ``tokenizer`` where the tokenizer is, if not what
-    the checkpoint says. ``chose_target`` says that ``target`` was ``auto`` before :meth:`resolved`.
+    the checkpoint says; ``layout`` one of :data:`LAYOUTS`. ``chose_target`` says that ``target`` was ``auto`` before
+    :meth:`resolved`.
     """
 
     model: str
@@ -200,6 +208,7 @@ class ExportOptions:
     mask: str = "auto"
     base: str | None = None
     tokenizer: str | None = None
+    layout: str = LAYOUTS[0]
     chose_target: bool = False
 
     def resolved(self) -> ExportOptions:
@@ -216,12 +225,14 @@ class ExportOptions:
             ("cpu", self.int8.cpu, CPUS),
             ("engine", self.engine.engine, ENGINES),
             ("mask", self.mask, MASKS),
+            ("layout", self.layout, LAYOUTS),
         ):
             if value not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise OptionError(f"{name} {value!r} is not known; expected one of {known}")
         target = _current(self.target)
         _check_engine(self)
+        _check_layout(self)
         _check_target(self, target)
         if target == "auto":
             found = replace(self, target=self._automatic_target(), chose_target=True)
@@ -294,6 +305,18 @@ def _check_target(options: ExportOptions, target: str) -> None:
         raise OptionError(f"--target {target} computes in fp32: leave out --{weights}")
     if unfused and target not in ("auto", PORTABLE):
         raise OptionError(f"--target {target} fuses attention: leave out {flag_of(unfused)}")
+
+
+def _check_layout(options: ExportOptions) -> None:
+    if options.layout != OPTIMUM:
+        return
+    if options.for_tensorrt:
+        raise OptionError(f"--layout {OPTIMUM} has no place for a plan: leave out --engine {options.engine.engine}")
+    if given := next(options.engine.details(), None):
+        raise OptionError(f"--layout {OPTIMUM} has no place for a plan: leave out {flag_of(given)}")
+    for name in ("position_ids", "inputs_embeds", "head_mask"):
+        if getattr(options.graph, name):
+            raise OptionError(f"--layout {OPTIMUM}: optimum gives no {name}: leave out {flag_of(name)}")
 
 
 def _check_openvino(options: ExportOptions) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erniem_export.bundle import build_manifest, check_room, copy_companions, files_of, install, limits_of, staging
+from erniem_export.bundle import (
+    build_manifest,
+    check_room,
+    copy_companions,
+    files_of,
+    install,
+    lay_out_for_optimum,
+    limits_of,
+    note_of_settings,
+    staging,
+)
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, ParityError, PrecisionError
 from erniem_export.gate.accuracy import AccuracyCheck
@@ -21,7 +31,7 @@ from erniem_export.gate.task_set import task_set_of
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
-from erniem_export.options import HALVES, PORTABLE, GraphOptions, Precision, flag_of
+from erniem_export.options import HALVES, OPTIMUM, PORTABLE, GraphOptions, Precision, flag_of
 from erniem_export.passes.embedding import bytes_of_row
 from erniem_export.passes.targets import optimize_for
 from erniem_export.precision import apply_precision
@@ -34,8 +44,8 @@ from erniem_export.tokenizer_check import check_tokenizer
 from erniem_export.vocabulary.pruning import prune, prune_like
 from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
-from erniem_rt.locations import find_artifact
-from erniem_rt.manifest import Limits, Manifest, TensorSpec
+from erniem_rt.locations import find_artifact, manifest_of
+from erniem_rt.manifest import OPTIMUM_GRAPH, Limits, Manifest, TensorSpec
 
 if TYPE_CHECKING:
     import os
@@ -92,11 +102,16 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         checkpoint = copy_companions(
             checkpoint, stage, drop_lone_marks=_drops_lone_marks(checkpoint, options.graph.mask_mode)
         )
-        check_room(stage, options.output, checkpoint.head, files_of(stage))
+        if options.layout == OPTIMUM and (note := note_of_settings(stage)):
+            progress.note(note)
+        graph = [OPTIMUM_GRAPH] if options.layout == OPTIMUM else []
+        check_room(stage, options.output, checkpoint.head, [*files_of(stage), *graph])
         manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
         accuracy = _accuracy(task_set, checkpoint, progress)
         manifest = _keep_until_passed(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy)
+        if options.layout == OPTIMUM:
+            manifest = lay_out_for_optimum(stage, manifest)
         manifest.save(stage / f"{checkpoint.head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
@@ -193,22 +208,23 @@ def verify(
         raise ArtifactError(
             f"{artifact} is a plan, and comparing it needs a GPU (make test-gpu); give {graph}, the graph beside it"
         )
-    manifest = Manifest.load(artifact.with_suffix(".json"))
+    where = manifest_of(artifact)
+    manifest, folder = Manifest.load(where), where.parent
     thresholds_of(manifest.precision)  # an unknown one before anything large is loaded
     progress.step(f"loading {model}")
     checkpoint = load_checkpoint(model, manifest.head, base=base, tokenizer=tokenizer)
     if checkpoint.tokenizer_dir is None and tokenizer_files(artifact.parent):
         checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=artifact.parent)
     if "vocabulary" in manifest.checkpoint:
-        checkpoint = prune_like(checkpoint, artifact.parent)
+        checkpoint = prune_like(checkpoint, folder)
     _refuse_other_sizes(artifact, manifest, checkpoint)
     if checkpoint.tokenizer_dir is not None and _drops_lone_marks(checkpoint, manifest.mask_mode):
-        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=artifact.parent)
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=folder)
     takes_ids = any(spec.name == "input_ids" for spec in manifest.inputs)
     examples = task_set_of(checkpoint, task_set, takes_ids=takes_ids)
     progress.step(f"comparing {manifest.artifact} with PyTorch")
     parity = judge(
-        artifact.with_name(manifest.artifact),
+        folder / manifest.artifact,
         checkpoint.model,
         tokenizer_dir=checkpoint.tokenizer_dir,
         progress=lambda cases: progress.track(cases, "case"),
@@ -240,7 +256,7 @@ def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progre
 def _builder(options: ExportOptions) -> Library | None:
     """Return the library that builds the plan; None if no plan is wanted."""
     engine, precision = options.engine.engine, options.precision
-    if engine == "none" or (engine == AUTO and precision.weights not in HALVES):
+    if engine == "none" or (engine == AUTO and (precision.weights not in HALVES or options.layout == OPTIMUM)):
         return None
     if precision.embedding == "int8":
         if engine == AUTO:

@@ -11,7 +11,7 @@ from erniem_export.errors import CheckpointError
 from erniem_export.sources import MODULE_FOLDERS, MODULES_FILE, PROMPTS_FILE, SENTENCE_FILE
 from erniem_rt.manifest import Defaults
 
-__all__ = ["SentenceFolder", "left_aside", "read_sentence_folder"]
+__all__ = ["SentenceFolder", "left_aside", "modules_of", "read_sentence_folder"]
 
 _PACKAGE = "sentence_transformers."
 # Modules without effect in inference.
@@ -114,6 +114,27 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     if modules[0][0] != "Transformer":
         raise CheckpointError(f"{path} begins with {modules[0][0]}, expected a Transformer: this is no ErnieM")
     return SentenceFolder(folder, modules)
+
+
+def modules_of(defaults: Defaults, max_length: int, hidden: int) -> dict[str, Any]:
+    """The files, by name, from which sentence-transformers makes the same vectors: the inverse of reading a folder.
+
+    Case is the tokenizer's own affair: an export writes it there.
+    """
+    names = ["Transformer", "Pooling", *["Normalize"] * bool(defaults.normalize)]
+    paths = ["", *(f"{i}_{name}" for i, name in enumerate(names[1:], 1))]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}models.{name}"}
+        for i, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+    return {
+        MODULES_FILE: modules,
+        SENTENCE_FILE: {"max_seq_length": defaults.max_seq_len or max_length, "do_lower_case": False},
+        f"{paths[1]}/config.json": {
+            "word_embedding_dimension": hidden,
+            **{key: mode == defaults.pooling for key, mode in _MODES.items()},
+        },
+    }
 
 
 def left_aside(folder: Path) -> str | None:

@@ -101,6 +101,8 @@ def config_as_ernie_m(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     pad = content.get("pad_token_id", _PAD)
     if pad != _PAD:
         raise CheckpointError(f"{path} says pad_token_id = {pad!r}, expected {_PAD}: positions are counted from it")
+    if content.get("pruned_heads"):
+        raise CheckpointError(f"{path} names pruned_heads, which XLM-R of transformers 5 cannot have: expected none")
     for key in ("is_decoder", "add_cross_attention"):
         if content.get(key):
             raise CheckpointError(f"{path} says {key} = {content[key]!r}: this is a decoder, expected an encoder")
@@ -204,6 +206,7 @@ class Original:
 
         config = transformers.XLMRobertaConfig.from_dict(self._content)
         config.num_labels, config.vocab_size = self.model.config.num_labels, self.model.config.vocab_size
+        config.type_vocab_size = len(self.tables[TOKEN_TYPES])
         config._attn_implementation = attention
         weights = {as_xlm_roberta(name, self._head): tensor for name, tensor in self.model.state_dict().items()}
         has_pooler = any("pooler." in name for name in weights)

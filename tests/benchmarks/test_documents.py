@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import languages, pipeline_agreement, plan_sizes, plots, tables, task_accuracy, tokenizer_speed
-from benchmarks.documents import RESULTS_DIR, read_block, table, write_blocks
+from benchmarks import interop, languages, pipeline_agreement, plan_sizes, plots, tables, task_accuracy, tokenizer_speed
+from benchmarks.documents import RESULTS_DIR, ROOT, read_block, table, write_blocks
 
 # What writes each file's blocks into the documents again.
 WRITERS = {
@@ -47,6 +47,28 @@ def test_committed_pictures_were_drawn_from_the_committed_results(path: Path) ->
     for name in plots.drawn(json.loads(content)):
         picture = (plots.OUTPUT / name).read_text(encoding="utf-8")
         assert plots.digest(content) in picture, "run: python -m benchmarks.plots"
+
+
+def test_the_table_of_other_tools_is_of_the_pinned_versions() -> None:
+    """What it says of them is what `make test-interop` checks."""
+    block = (read_block(interop.DOCUMENT, interop.BLOCK) or "").splitlines()
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in block[2:]]
+    told = {tool: cells for tool, *cells in rows}
+    assert list(told) == [row.tool for row in interop.ROWS]
+    pins = "".join(path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+    for row in interop.ROWS:
+        versions, *_, note = told[row.tool]
+        assert note == row.note, "run: make test-interop ARGS=--write-docs"
+        for package, version in (entry.split() for entry in versions.split(", ")):
+            assert interop.NPM.get(package) == version or f"{package}=={version}\n" in pins
+
+
+def test_a_row_that_changed_is_an_error() -> None:
+    text = read_block(interop.DOCUMENT, interop.BLOCK) or ""
+    assert interop.changes(text) == ""
+    changed = interop.changes(text.replace("≤ 1e-5", "ValueError", 1))
+    assert changed.count("\n") == 1
+    assert "ValueError" in changed
 
 
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import resource
 import shutil
 import sys
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import erniem_rt
 from erniem_export import bundle, pipeline
 from erniem_export.errors import ExportError
 from erniem_rt import ArtifactError, Session
@@ -24,6 +27,8 @@ from erniem_rt.manifest import Manifest
 Write = Callable[..., Path]
 Fails = Callable[..., str]
 Run = Callable[..., Any]
+
+OR_OLDER, ELSE = " or from an older version", "choose another --output"
 
 pytestmark = pytest.mark.usefixtures("quick_trace")
 
@@ -183,6 +188,8 @@ def test_the_folder_holds_the_artifact_and_its_companions(exported: Path) -> Non
         "cls.onnx.data",
         "config.json",
         "sentencepiece.bpe.model",
+        "sentencepiece.sorted.model",
+        "tokenizer_config.json",
         "vocab.txt",
     ]
     umask_mode = (exported / "cls.json").stat().st_mode
@@ -217,7 +224,8 @@ def test_no_path_of_this_machine_is_anywhere(tmp_path: Path, checkpoint: Path, e
     for file in (tmp_path / "out").iterdir():
         for secret in (str(tmp_path), str(Path.home()) + "/", "/home/", str(Path.cwd()), ".venv", "site-packages"):
             assert secret.encode() not in file.read_bytes(), f"{file.name} holds {secret}"
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"do_lower_case": False}
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings == {"do_lower_case": False, "model_input_names": ["input_ids", "attention_mask"]}
 
 
 @pytest.mark.usefixtures("quick_gate")
@@ -260,7 +268,7 @@ def test_export_into_the_checkpoint_itself(checkpoint: Path, erniem_export: Run)
         assert erniem_export("--model", checkpoint, "--output", checkpoint).code == 0
     after = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     assert {name: after[name] for name in before} == before
-    assert after.keys() - before.keys() == {"cls.json", "cls.onnx", "cls.onnx.data"}
+    assert after.keys() - before.keys() == {"cls.json", "cls.onnx", "cls.onnx.data", "sentencepiece.sorted.model"}
 
 
 @pytest.mark.usefixtures("quick_gate")
@@ -303,7 +311,7 @@ def test_another_head_of_another_checkpoint_is_not_broken(
     text = (checkpoint / name).read_text(encoding="utf-8")
     (checkpoint / name).write_text(text.replace("{", '{"a": 1, ', 1) + "\n", encoding="utf-8")
     message = export_fails(checkpoint, output=exported)
-    assert message == f"{exported} holds head ner of another checkpoint, with its own {name}: choose another --output"
+    assert message == f"{exported} holds head ner of another checkpoint{OR_OLDER}, with its own {name}: {ELSE}"
 
 
 @pytest.mark.parametrize("neighbour", [True, False])
@@ -319,7 +327,9 @@ def test_what_may_not_go_there_is_said_before_the_work(
     text = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**text, "initializer_range": 0.03}))
     expected = (
-        "holds head ner of another checkpoint, with its own config.json" if neighbour else "is not from an export"
+        f"holds head ner of another checkpoint{OR_OLDER}, with its own config.json"
+        if neighbour
+        else "is not from an export"
     )
     assert expected in export_fails(checkpoint, output=output)
 
@@ -367,3 +377,120 @@ def test_folders_that_were_there_stay(tmp_path: Path) -> None:
     with bundle.staging(tmp_path / "a" / "b" / "c"):
         assert (tmp_path / "a" / "b" / "c").is_dir()
     assert [file.name for file in tmp_path.rglob("*")] == ["a"]
+
+
+OPTIMUM = {"onnx/model.onnx", "onnx/model.onnx_data"}
+
+
+@pytest.fixture
+def for_optimum(checkpoint: Path, erniem_export: Run, quick_gate: None) -> Path:
+    result = erniem_export("--model", checkpoint, "--layout", "optimum", "--output", checkpoint.parent / "out")
+    assert result.code == 0, result.err
+    return checkpoint.parent / "out"
+
+
+def test_the_layout_of_optimum(for_optimum: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same artifact under other names, which a session opens by each of them, and from everywhere."""
+    found = {str(file.relative_to(for_optimum)) for file in for_optimum.rglob("*") if file.is_file()}
+    flat = {file.name for file in exported.iterdir()}
+    assert found == flat - {"cls.onnx", "cls.onnx.data"} | OPTIMUM
+    manifest = Manifest.load(for_optimum / "cls.json")
+    assert manifest.artifact == "onnx/model.onnx"
+    assert manifest.files.keys() == found - {"cls.json"}
+    ids = np.array([[0, 5, 7, 2]])
+    with Session(exported) as session:
+        expected = session.run(input_ids=ids)["logits"]
+    monkeypatch.chdir(for_optimum / "onnx")
+    for path in (for_optimum, for_optimum / "cls.json", for_optimum / "onnx", "model.onnx", ".", "../cls.json"):
+        with Session(path) as session:
+            assert session.path.resolve() == for_optimum / "onnx" / "model.onnx"
+            np.testing.assert_array_equal(session.run(input_ids=ids)["logits"], expected)
+            copied = pickle.loads(pickle.dumps(session))
+        copied.close()
+    with erniem_rt.pipeline(for_optimum / "onnx" / "model.onnx") as pipe, erniem_rt.pipeline(exported) as other:
+        assert pipe("Ein Satz.") == other("Ein Satz.")
+
+
+def test_verify_and_damage_in_the_layout_of_optimum(for_optimum: Path, checkpoint: Path, erniem_verify: Run) -> None:
+    for path in (for_optimum, for_optimum / "onnx" / "model.onnx"):
+        result = erniem_verify(path, "--model", checkpoint)
+        assert result.code == 0, result.err
+    weights = for_optimum / "onnx" / "model.onnx_data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=r"onnx/model\.onnx_data was changed after export"):
+        Session(for_optimum)
+    weights.unlink()
+    with pytest.raises(ArtifactError, match=r"onnx/model\.onnx_data is missing"):
+        Session(for_optimum / "onnx" / "model.onnx")
+    (for_optimum / "cls.json").unlink()
+    with pytest.raises(ArtifactError, match="an artifact needs its manifest"):
+        Session(for_optimum / "onnx" / "model.onnx")
+
+
+def test_a_folder_changes_its_layout(for_optimum: Path, checkpoint: Path, erniem_export: Run) -> None:
+    assert erniem_export("--model", checkpoint, "--output", for_optimum).code == 0
+    assert not (for_optimum / "onnx").exists()
+    assert erniem_export("--model", checkpoint, "--layout", "optimum", "--output", for_optimum).code == 0
+    assert not (for_optimum / "cls.onnx").exists()
+    result = erniem_export("--model", checkpoint, "--head", "base", "--output", for_optimum)
+    assert result.code == 0, "another head may lie beside it"
+    with Session(for_optimum / "onnx") as session:
+        assert session.manifest.head == "cls"
+
+
+def test_what_the_layout_of_optimum_has_no_place_for(
+    for_optimum: Path, checkpoint: Path, export_fails: Fails, erniem_export: Run, tmp_path: Path
+) -> None:
+    layout = ("--layout", "optimum")
+    message = export_fails(checkpoint, "--head", "base", *layout, output=for_optimum)
+    assert message == f"{for_optimum} holds head cls in optimum's layout, and has room for one: {ELSE}"
+    (tmp_path / "theirs" / "onnx").mkdir(parents=True)
+    (tmp_path / "theirs" / "onnx" / "model.onnx").write_text("of somebody else")
+    message = export_fails(checkpoint, *layout, output=tmp_path / "theirs")
+    assert message == f"{tmp_path}/theirs/onnx/model.onnx is not from an export and would be lost: {ELSE}"
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "onnx").touch()
+    message = export_fails(checkpoint, *layout, output=tmp_path / "file")
+    assert message == f"{tmp_path}/file/onnx is a file, and a folder of that name must go there: move it away"
+    for option, said in (
+        (["--with-position-ids"], "optimum gives no position_ids: leave out --with-position-ids"),
+        (["--with-inputs-embeds"], "optimum gives no inputs_embeds: leave out --with-inputs-embeds"),
+        (["--engine", "tensorrt-rtx"], "--layout optimum has no place for a plan: leave out --engine tensorrt-rtx"),
+    ):
+        result = erniem_export("--model", checkpoint, *layout, *option, "--output", tmp_path / "out2")
+        assert result.code == 2
+        assert said in result.err
+
+
+def test_the_layout_of_optimum_in_the_checkpoint_itself(checkpoint: Path, erniem_export: Run, quick_gate: None) -> None:
+    """Whose files stay as they are, and its own modules.json counts."""
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": ""} for name in ("Transformer", "Pooling")]
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    (checkpoint / "tokenizer_config.json").write_text("{}")
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    for _ in range(2):
+        arguments = ("--model", checkpoint, "--head", "base", "--layout", "optimum", "--output", checkpoint)
+        result = erniem_export(*arguments)
+        assert result.code == 0, result.err
+        assert "so optimum finds no attention_mask: add" in result.err
+        assert {name: (checkpoint / name).read_bytes() for name in before} == before
+    settings = json.dumps({"model_input_names": ["input_ids", "attention_mask"]})
+    (checkpoint / "tokenizer_config.json").write_text(settings)
+    result = erniem_export(*arguments)
+    assert result.code == 0, result.err
+    assert "attention_mask" not in result.err
+
+
+@pytest.mark.parametrize("failing_at", ["onnx/model.onnx", "cls.json"])
+def test_nothing_is_left_of_half_a_layout(
+    failing_at: str, checkpoint: Path, export_fails: Fails, quick_gate: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = bundle._move
+
+    def fail(name: str, source: Path, target: Path) -> None:
+        if name == failing_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(name, source, target)
+
+    monkeypatch.setattr(bundle, "_move", fail)
+    assert "No space left on device" in export_fails(checkpoint, "--layout", "optimum")

@@ -222,6 +222,7 @@ def artifact(nano: Path, exported: Callable[..., Path]) -> Path:
 def test_the_tokenizer_drops_lone_marks(artifact: Path, nano: Path) -> None:
     content = json.loads((artifact / "tokenizer_config.json").read_text("utf-8"))
     assert content.pop("drop_lone_marks") is True
+    assert content.pop("model_input_names") == ["input_ids", "attention_mask"]
     assert content == json.loads((nano / "tokenizer_config.json").read_text("utf-8"))
 
 

@@ -1,7 +1,10 @@
-"""The model that is exported: its pieces in another order, its cuts the same."""
+"""The sentencepiece models that are exported: the checkpoint's, and one that loads faster and cuts alike."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +14,16 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import XLMRobertaTokenizer
 
 from erniem_export.errors import CheckpointError
 from erniem_export.sentencepiece_model import in_byte_order, parse
+from erniem_rt.errors import ArtifactError
+from erniem_rt.manifest import Manifest, hash_file
 from erniem_rt.tokenizer import Tokenizer
+from erniem_rt.tokenizer.settings import SORTED_FILE
 
-MODEL = "sentencepiece.bpe.model"
+MODEL, SETTINGS = "sentencepiece.bpe.model", "tokenizer_config.json"
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +83,85 @@ def test_what_is_exported(
     write_checkpoint: Callable[..., Path],
     erniem_export: Any,
 ) -> None:
-    """Without vocab.txt a token's id is its piece's place in the model, which must not move then."""
+    """The checkpoint's model under its name; without vocab.txt a token's id is its piece's place in it."""
     checkpoint, output = write_checkpoint(tmp_path / "checkpoint"), tmp_path / "out"
     (checkpoint / MODEL).write_bytes(content)
     if with_vocabulary:
         shutil.copy(tokenizer_dir / "vocab.txt", checkpoint)
     assert erniem_export("--model", checkpoint, "--output", output).code == 0
-    assert (output / MODEL).read_bytes() == (in_byte_order(content) if with_vocabulary else content)
+    assert (output / MODEL).read_bytes() == content
+    assert (output / SORTED_FILE).exists() == with_vocabulary
+    if with_vocabulary:
+        assert (output / SORTED_FILE).read_bytes() == in_byte_order(content)
+        assert SORTED_FILE in Manifest.load(output / "cls.json").files
     assert Tokenizer.from_dir(output).get_vocab() == Tokenizer.from_dir(checkpoint).get_vocab()
+
+
+@pytest.fixture
+def exported_folder(
+    tokenizer_dir: Path, tmp_path: Path, write_checkpoint: Any, erniem_export: Any, quick_gate: None
+) -> Path:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    shutil.copytree(tokenizer_dir, checkpoint, dirs_exist_ok=True)
+    result = erniem_export("--model", checkpoint, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    return tmp_path / "out"
+
+
+def test_the_ids_of_other_readers(exported_folder: Path, tokenizer_dir: Path, sentences: tuple[str, ...]) -> None:
+    """They take the model by its name, and its order for the ids: XLM-R's tokenizer, and ours without vocab.txt."""
+    plain = [Tokenizer(folder / MODEL) for folder in (tokenizer_dir, exported_folder)]
+    theirs = [XLMRobertaTokenizer(str(folder / MODEL)) for folder in (tokenizer_dir, exported_folder)]
+    for text in sentences:
+        assert plain[0](text).input_ids == plain[1](text).input_ids
+        assert theirs[0](text).input_ids == theirs[1](text).input_ids
+
+
+def test_a_copy_has_the_checkpoint_s_model(exported_folder: Path, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    tokenizer = Tokenizer.from_dir(exported_folder)
+    tokenizer.save_vocabulary(tmp_path / "saved")
+    assert (tmp_path / "saved" / MODEL).read_bytes() == content
+    copied = pickle.loads(pickle.dumps(tokenizer))
+    (exported_folder / MODEL).unlink()
+    copied.save_vocabulary(tmp_path / "saved")
+    assert (tmp_path / "saved" / MODEL).read_bytes() == content
+    assert copied("Zwei Sätze.").input_ids == tokenizer("Zwei Sätze.").input_ids
+    with pytest.raises(ArtifactError, match=r"sentencepiece\.bpe\.model cannot be read: No such file"):
+        tokenizer.save_vocabulary(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", [MODEL, SORTED_FILE])
+def test_either_model_that_was_edited(name: str, exported_folder: Path) -> None:
+    path = exported_folder / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=f"{name} was changed after export"):
+        Tokenizer.from_dir(exported_folder)
+
+
+def test_a_sorted_model_that_no_manifest_knows(exported_folder: Path, tokenizer_dir: Path) -> None:
+    """Somebody put other files in: what lies there under the checkpoint's names counts."""
+    (exported_folder / "cls.json").unlink()
+    (exported_folder / SORTED_FILE).write_bytes(b"of another tokenizer")
+    assert Tokenizer.from_dir(exported_folder)("Zwei").input_ids == Tokenizer.from_dir(tokenizer_dir)("Zwei").input_ids
+
+
+def test_an_older_artifact(exported_folder: Path, content: bytes, tokenizer_dir: Path, erniem_export: Any) -> None:
+    """It has the sorted model alone, under the checkpoint's name, and names no attention_mask; an export renews it."""
+    (exported_folder / SORTED_FILE).unlink()
+    (exported_folder / MODEL).write_bytes(in_byte_order(content))
+    manifest = Manifest.load(exported_folder / "cls.json")
+    files = {name: record for name, record in manifest.files.items() if name != SORTED_FILE}
+    dataclasses.replace(manifest, files=files | {MODEL: hash_file(exported_folder / MODEL)}).save(
+        exported_folder / "cls.json"
+    )
+    assert Tokenizer.from_dir(exported_folder)("Zwei").input_ids == Tokenizer.from_dir(tokenizer_dir)("Zwei").input_ids
+    checkpoint, output = exported_folder.parent / "checkpoint", exported_folder
+    result = erniem_export("--model", checkpoint, "--head", "base", "--output", output)
+    assert "holds head cls of another checkpoint or from an older version, with its own sentencepiece.b" in result.err
+    assert erniem_export("--model", checkpoint, "--output", output).code == 0
+    assert (output / MODEL).read_bytes() == content
+    assert json.loads((output / SETTINGS).read_text())["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.usefixtures("quick_gate")
@@ -94,12 +172,14 @@ def test_a_model_that_lies_there_already_stays(
     checkpoint, output = write_checkpoint(tmp_path / "checkpoint"), tmp_path / "out"
     output.mkdir()
     for folder in (checkpoint, output):
+        (folder / SETTINGS).write_text('{"model_max_length": 100}')
         for name in (MODEL, "vocab.txt"):
             shutil.copy(tokenizer_dir / name, folder)
     for head in ("cls", "base"):
         result = erniem_export("--model", checkpoint, "--head", head, "--output", output)
         assert result.code == 0, result.err
-        assert (output / MODEL).read_bytes() == content
+        for name in (MODEL, SETTINGS):
+            assert (output / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
 def test_no_model() -> None:

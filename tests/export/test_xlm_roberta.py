@@ -238,6 +238,7 @@ def test_a_masked_language_model_is_refused_by_name(
         ),
         ({"pad_token_id": 0}, "says pad_token_id = 0, expected 1"),
         ({"is_decoder": True}, "says is_decoder = True: this is a decoder"),
+        ({"pruned_heads": {"0": [1]}}, "names pruned_heads"),
         ({"model_type": "roberta"}, "says model_type = 'roberta'; expected 'ernie_m' or 'xlm-roberta'"),
         ({"model_type": "camembert"}, "says model_type = 'camembert'; expected 'ernie_m' or 'xlm-roberta'"),
         ({"model_type": "xlm-roberta-xl"}, "says model_type = 'xlm-roberta-xl'; expected 'ernie_m' or 'xlm-roberta'"),
@@ -257,6 +258,30 @@ def test_what_no_artifact_can_have_is_refused(
     content = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**content, **config}))
     assert reason in export_fails(checkpoint)
+
+
+def test_weights_of_another_model_are_refused(
+    export_fails: Callable[..., str], copied: Make, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ErnieM's names under XLM-R's config, where the two are alike but for the token types."""
+    checkpoint = copied("cls")
+    shutil.copy(write_checkpoint(tmp_path / "ernie-m", "cls") / "model.safetensors", checkpoint)
+    said = export_fails(checkpoint)
+    assert said == (
+        "the weights lack embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight: these are "
+        "not XLM-R's, which config.json says"
+    )
+
+
+def test_the_number_of_token_types_is_that_of_the_weights(copied: Make) -> None:
+    checkpoint = copied("cls")
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["type_vocab_size"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    original = load_checkpoint(str(checkpoint)).original
+    assert original is not None
+    ids = torch.tensor([[0, 5, 2]])
+    assert original(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 3)
 
 
 def test_heads_and_inputs_that_xlm_r_has_not(export_fails: Callable[..., str], xlm_roberta: Make) -> None:

@@ -29,6 +29,7 @@ TARGETS = {
     "test",
     "test-floor",
     "test-gpu",
+    "test-interop",
     "test-serving",
     "test-transformers5",
     "test-web",

@@ -278,7 +278,10 @@ def test_an_input_that_this_version_does_not_know(tmp_path):
     assert "'token_type_ids', which this version does not know" in refused(write(tmp_path / "qa.json", content))
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/passwd", "..", ".", "", "a\\b", "C:x", "C:\\x", "a\0b", "x/"])
+OUTSIDE = ["../x", "../b", "//b", "/etc/passwd", "..", ".", "", "a/..", "./b", "a\\b", "C:x", "C:\\x", "C:/x", "a\0b"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "x/", "a/b/c", "a\\b/c"])
 def test_files_lie_in_the_folder(tmp_path, name):
     content = EXAMPLE | {"files": {**EXAMPLE["files"], name: {"sha256": "a" * 64, "size": 1}}}
     message = refused(write(tmp_path / "qa.json", content))

@@ -384,6 +384,20 @@ def test_sigterm_ends_in_time_whatever_runs(start_server, nano_artifact):
     assert "error: a request took longer than --timeout=1; stopped without it" in told
 
 
+def test_a_port_that_is_taken_while_models_load_is_one_line(start_server, nano_artifact):
+    with socket.socket() as other:  # bound, and not listening yet, like the server
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        server = start_server(nano_artifact("ner").parent, "--port", port, wait=False)
+        time.sleep(2)  # the server binds at once, and listens when all is loaded; in either order it must say the same
+        other.listen()
+        code, told = server.ended()
+    assert code == 1
+    (line,) = told.splitlines()
+    assert line.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
+
+
 def test_a_taken_port_is_one_line(server, start_server, nano_artifact):
     folder = nano_artifact("ner").parent
     for option, address in (("--port", server.address), ("--grpc-port", server.grpc)):

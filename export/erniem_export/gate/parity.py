@@ -37,6 +37,7 @@ from erniem_export.passes.emulation import emulate_half
 from erniem_export.passes.half import HALF_TYPES, to_half
 from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
+from erniem_rt.locations import manifest_of
 from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import HEADS, Manifest, hash_file
 from erniem_rt.session import Session
@@ -323,7 +324,7 @@ def judge(
     Raises:
         ErnieMError: See :func:`check_parity` and :meth:`AccuracyCheck.compare`.
     """
-    facts = Manifest.load(artifact.with_suffix(".json")).precision
+    facts = Manifest.load(manifest_of(artifact)).precision
     precision, reference = arithmetic_of(facts), Reference(model, original)
     if {facts.get("weights"), facts.get("embedding")} == {"fp32"}:
         report = check_parity(
@@ -418,7 +419,7 @@ def _prove_bf16(
     Raises:
         ErnieMError: The artifact fails, or bf16 can neither be computed nor emulated here.
     """
-    manifest = Manifest.load(artifact.with_suffix(".json"))
+    manifest = Manifest.load(manifest_of(artifact))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         copy = Path(folder) / artifact.name
         if importlib.util.find_spec("openvino") is not None and {"bf16", "amx"} & set(cpu_class().split("-")):
@@ -467,7 +468,8 @@ def _write_like(artifact: Path, graph: ir.Model, folder: Path, **precision: str)
     path = folder / artifact.name
     write(graph, path)
     files = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
-    manifest = Manifest.load(artifact.with_suffix(".json"))
+    manifest = Manifest.load(manifest_of(artifact))
     precision = {**manifest.precision, **precision}
-    dataclasses.replace(manifest, files=files, plan=None, precision=precision).save(path.with_suffix(".json"))
+    manifest = dataclasses.replace(manifest, artifact=path.name, files=files, plan=None, precision=precision)
+    manifest.save(path.with_suffix(".json"))
     return path

@@ -12,12 +12,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 from erniem_export import onnx_export
 from erniem_export.errors import ExportError
 from erniem_export.gate.parity import check_parity
 from erniem_export.onnx_export import trace
-from erniem_export.options import GraphOptions
+from erniem_export.options import ON_CPU, PORTABLE, GraphOptions
+from erniem_export.passes.targets import optimize_for
 from erniem_rt.manifest import TensorSpec
 
 ROWS = ["batch", "sequence"]
@@ -78,6 +80,23 @@ def test_layers_are_in_the_form_that_fusion_knows(proto: onnx.ModelProto) -> Non
 
 def test_checker_accepts_the_file(artifact: Any) -> None:
     onnx.checker.check_model(str(artifact.path), full_check=True)
+
+
+@pytest.mark.parametrize("target", [PORTABLE, ON_CPU])
+def test_stock_quantization_takes_the_graph(artifact: Any, target: str, case_inputs: Any, tmp_path: Path) -> None:
+    """It transposes the weights of a Gemm in place, and a second note of their shape would then be wrong."""
+    path, quantized = artifact.path, tmp_path / "quantized.onnx"
+    if target == ON_CPU:
+        graph, path = onnx_export.read(path), tmp_path / "fused.onnx"
+        optimize_for(target, graph, artifact.head, 2, artifact.options)
+        onnx_export.write(graph, path)
+    quantize_dynamic(path, quantized)
+    feeds = case_inputs(artifact, batch=2, sequence=7, choices=2)
+    expected, found = (onnx_export.open_session(model).run(None, feeds) for model in (artifact.path, quantized))
+    for one, other in zip(expected, found, strict=True):
+        attended = feeds["attention_mask"] > 0 if one.shape[:2] == (2, 7) else slice(None)
+        error = np.linalg.norm((one - other)[attended]) / np.linalg.norm(one[attended])
+        assert 0 < error < 0.2
 
 
 def test_weights_are_external_in_one_file(artifact: Any, proto: onnx.ModelProto) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import types
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import numpy as np
+import onnx
 import pytest
 
 import erniem_rt
-from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session, Tokenizer, pipeline
-from erniem_rt.manifest import Manifest
+from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session, Tokenizer, pipeline, triton
+from erniem_rt.manifest import Manifest, hash_file
 
 TEXT = "Guten Morgen"
 
@@ -42,13 +45,60 @@ def hub(folder, monkeypatch, tmp_path):
             raise RuntimeError(f"no repository {model}\nmore about it")
         asked.extend(allow_patterns)
         cache.mkdir(exist_ok=True)
-        for path in folder.iterdir():
-            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
-                shutil.copy(path, cache)
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(exist_ok=True)
+                shutil.copy(path, cache / name)
         return str(cache)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     return cache, asked
+
+
+@pytest.fixture
+def for_optimum(folder):
+    """The same artifact in the layout of optimum."""
+    graph = onnx.load(folder / "base.onnx")
+    (folder / "onnx").mkdir()
+    location = "model.onnx_data"
+    onnx.save(graph, folder / "onnx" / "model.onnx", save_as_external_data=True, location=location, size_threshold=0)
+    manifest = Manifest.load(folder / "base.json")
+    files = {name: record for name, record in manifest.files.items() if not name.startswith("base.onnx")}
+    for name in list(manifest.files.keys() - files.keys()):
+        (folder / name).unlink()
+    files |= {name: hash_file(folder / name) for name in ("onnx/model.onnx", "onnx/model.onnx_data")}
+    replace(manifest, artifact="onnx/model.onnx", files=files).save(folder / "base.json")
+    return folder
+
+
+def test_the_layout_of_optimum(for_optimum, hub, make_text_artifact, monkeypatch, tmp_path):
+    with pipeline(for_optimum) as pipe:
+        expected = pipe(TEXT)
+    for path in (for_optimum / "onnx", for_optimum / "onnx" / "model.onnx", "owner/name"):
+        monkeypatch.chdir(tmp_path)
+        with pipeline(path) as pipe:
+            assert pipe.session.path.parts[-2:] == ("onnx", "model.onnx")
+            assert np.array_equal(pipe(TEXT), expected)
+        with Session(path) as session:
+            assert np.array_equal(pipeline(session)(TEXT), expected)
+    assert Tokenizer.from_dir(for_optimum / "onnx" / "model.onnx")(TEXT) == Tokenizer.from_dir(for_optimum)(TEXT)
+    assert (hub[0] / "onnx" / "model.onnx_data").is_file()
+    shutil.copytree(make_text_artifact("qa").path.parent, for_optimum, dirs_exist_ok=True)
+    with pytest.raises(ArtifactError, match=r"holds several artifacts: base\.json, qa\.onnx\. Give the path of one"):
+        Session(for_optimum)
+    with Session(for_optimum / "onnx") as session:
+        assert session.manifest.head == "base"
+    with pytest.raises(ArtifactError, match="holds no artifact"):
+        pipeline("question-answering", for_optimum / "onnx")
+
+
+def test_triton_has_no_place_for_the_layout_of_optimum(for_optimum, tmp_path):
+    for path in (for_optimum, for_optimum / "onnx" / "model.onnx"):
+        arguments = argparse.Namespace(artifact=str(path), name="one", repository=str(tmp_path / "models"))
+        with pytest.raises(InvalidInputError, match=r"is in the layout of optimum, .* export it without --layout"):
+            triton.write(arguments, print)
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_folder_an_artifact_and_a_manifest_are_the_same(folder):
