@@ -298,11 +298,23 @@ def test_an_adapter_without_weights(adapter: Path, export_fails: Fails) -> None:
     assert export_fails(adapter) == expected
 
 
-def test_a_base_that_is_no_ernie_m(adapter: Path, base: Path, export_fails: Fails) -> None:
-    (base / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
-    assert export_fails(adapter) == (
-        f"{adapter} is an adapter of small: {base}/config.json says model_type = 'bert'; expected 'ernie_m'"
-    )
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "/config.json says model_type = 'bert'; expected "),
+        (
+            {"model_type": "xlm-roberta"},
+            "it is an XLM-R, and adapters are merged into ErnieM alone: merge this one with",
+        ),
+    ],
+)
+def test_a_base_that_is_no_ernie_m(
+    config: dict[str, Any], said: str, adapter: Path, base: Path, export_fails: Fails
+) -> None:
+    (base / "config.json").write_text(json.dumps(config))
+    message = export_fails(adapter)
+    assert message.startswith(f"{adapter} is an adapter of small: ")
+    assert said in message
 
 
 def test_a_base_that_is_an_adapter(adapter: Path, tmp_path: Path, base: Path, export_fails: Fails) -> None:

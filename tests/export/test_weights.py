@@ -293,7 +293,7 @@ def test_uie_of_uie_pytorch_is_no_ernie_m(tmp_path: Path, write_checkpoint: Writ
 
     said = {"architectures": ["UIE"], "model_type": None}
     folder = write_checkpoint(tmp_path / "model", "ie", edit=edit, **said, type_vocab_size=4)
-    assert export_fails(folder) == f"{folder}/config.json describes UIE; expected 'ernie_m'"
+    assert export_fails(folder).startswith(f"{folder}/config.json describes UIE; expected 'ernie_m'")
     folder = write_checkpoint(tmp_path / "other", "ie", edit=edit, **said)
     assert export_fails(folder).startswith(
         "the weights hold tensors that ErnieM does not have: ernie_m.embeddings.token_"
