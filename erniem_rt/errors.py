@@ -3,11 +3,11 @@
 ::
 
     ErnieMError
-    ├── InvalidInputError        (also a ValueError)   arguments that cannot be answered
-    ├── ArtifactError                                  a file that is missing, damaged or not ours
-    ├── EngineUnavailableError   (also an ImportError) a package, driver or device that is not there
-    ├── EngineError              (also a RuntimeError) a run that the engine could not finish
-    └── QueueFullError                                 too much waits already: try again later
+    ├── InvalidInputError        (also a ValueError)   invalid arguments
+    ├── ArtifactError                                  a missing, damaged or foreign file
+    ├── EngineUnavailableError   (also an ImportError) a missing package, driver or device
+    ├── EngineError              (also a RuntimeError) a failed run of the engine
+    └── QueueFullError                                 a full queue
 
 Each message says what was expected, what was given, and what to do.
 """
@@ -41,8 +41,8 @@ class EngineUnavailableError(ErnieMError, ImportError):
 
 
 class EngineError(ErnieMError, RuntimeError):
-    """The engine failed while it computed: out of memory, or a fault of its own."""
+    """The engine failed during a run, for example out of memory."""
 
 
 class QueueFullError(ErnieMError):
-    """As much waits for an answer as may wait: try again later, or send less at once."""
+    """The queue is full: try again later, or send less at once."""

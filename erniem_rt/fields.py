@@ -152,7 +152,7 @@ class Fields:
         return [Fields(self.path, item, f"{self.prefix}{key}[{i}].", self.ignored) for i, item in enumerate(value)]
 
     def plain_name(self, name: str) -> str:
-        """``name`` if it is a file directly inside the folder, on any system."""
+        """Return ``name`` if it names a file directly inside the folder, on any system."""
         if not _is_plain(name):
             raise artifact_error(
                 self.path,
@@ -178,7 +178,7 @@ class Fields:
 
 
 def _is_plain(name: str) -> bool:
-    # Windows rules also know "/" and, on top, "\" and drive letters.
+    # Windows' rules cover "/", "\" and drive letters.
     return name not in {"", ".", ".."} and "\0" not in name and PureWindowsPath(name).name == name
 
 

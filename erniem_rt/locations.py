@@ -34,9 +34,9 @@ def find_artifact(where: str | os.PathLike[str], head: str | None = None) -> Pat
     """Return the path of an artifact or its manifest.
 
     Args:
-        where: ``HEAD.onnx``, ``onnx/model.onnx``, ``HEAD.plan`` or ``HEAD.json``, which are returned as they are; a
-            folder that holds an artifact; or a hub id such as ``owner/name``, whose files are downloaded.
-        head: Which one to take where a folder holds several.
+        where: ``HEAD.onnx``, ``onnx/model.onnx``, ``HEAD.plan`` or ``HEAD.json``, which are returned unchanged; a
+            folder with an artifact; or a hub id such as ``owner/name``, whose files are downloaded.
+        head: Which artifact to use if a folder has several.
 
     Raises:
         ArtifactError: The folder has no artifact, or several and ``head`` is not given; the hub has no such model, or

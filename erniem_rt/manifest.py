@@ -223,17 +223,17 @@ class Defaults:
 class Manifest:
     """The content of ``HEAD.json``.
 
-    ``labels`` are ordered by id. ``files`` maps the names of the files in the folder to their records, ``artifact`` is
-    the graph's: ``HEAD.onnx``, or ``onnx/model.onnx`` in the layout of optimum.
-    ``checkpoint``, ``versions``, ``engine`` (what was done to the graph) and ``parity`` are records for people and for
-    reports: any JSON objects. ``onnxruntime`` is the oldest version that may compute the graph, such as ``"1.21"``.
-    ``defaults`` are the pipelines' options from the checkpoint; ``plan`` describes a TensorRT plan beside the graph.
-    ``packed``: the graph does no work for padding, and gives zeros there. ``cpu`` is the kind of CPU that int8 was made
-    for: ``"avx2"``, ``"vnni"`` or ``"arm64"``. ``proven`` lists the floating-point types, ``"fp32"`` and ``"bf16"``, in
-    which the graph passed the gate on a CPU (in int8, the type between the int8 matmuls). ``mask_mode`` is one of
-    :data:`MASK_MODES`. With ``uie-m``, rows are computed as if padded to ``limits.max_length``, tokens attend to that
-    padding, and no token attends to ``[CLS]``. ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven`` may be
-    missing in the file; so is ``mask_mode`` if it is ``padding``.
+    ``labels`` are ordered by id. ``files`` maps the names of the folder's files to their records; ``artifact`` is the
+    graph's name: ``HEAD.onnx``, or ``onnx/model.onnx`` in optimum's layout. ``checkpoint``, ``versions``, ``engine``
+    (how the graph was made) and ``parity`` are JSON objects for people and for reports. ``onnxruntime`` is the oldest
+    version that computes the graph correctly, such as ``"1.21"``. ``defaults`` are the pipelines' options from the
+    checkpoint; ``plan`` describes a TensorRT plan beside the graph. ``packed``: the graph does no work for padding, and
+    gives zeros there. ``cpu`` is the kind of CPU that int8 was made for: ``"avx2"``, ``"vnni"`` or ``"arm64"``.
+    ``proven`` lists the floating-point types, ``"fp32"`` and ``"bf16"``, in which the graph passed the gate on a CPU
+    (in int8, the type between the int8 matmuls). ``mask_mode`` is one of :data:`MASK_MODES`. With ``uie-m``, rows are
+    computed as if padded to ``limits.max_length``, tokens attend to that padding, and no token attends to ``[CLS]``.
+    ``onnxruntime``, ``defaults``, ``plan``, ``cpu`` and ``proven`` may be missing in the file; so is ``mask_mode`` if
+    it is ``padding``.
     """
 
     head: str

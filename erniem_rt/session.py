@@ -271,7 +271,7 @@ class Session:
         return engine
 
     def _open_again(self) -> Engine:
-        """The graph from the files that were checked before; they are hashed where they are not the same by now."""
+        """Open the graph again; verify its files if they changed since the first time."""
         changed = self.manifest.stamps(manifest_of(self._path).parent) != self._stamps
         try:
             return load_graph(self._path, self.manifest, self._device, self._graph_options, verify=changed)
@@ -335,7 +335,7 @@ def _locate(path: Path) -> tuple[Path, Manifest]:
 
 
 def _artifact_of(manifest: Manifest, path: Path, where: Path) -> Path:
-    """The file that the manifest at ``where`` describes: the plan if ``path`` is one, otherwise the graph."""
+    """Return the artifact of the manifest at ``where``: the plan if ``path`` is a plan, otherwise the graph."""
     if not is_plan(path):
         return where.parent / manifest.artifact
     if manifest.plan is None:

@@ -205,7 +205,7 @@ def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: boo
 
 
 def _about_links(path: Path, version: str) -> str:
-    """What to do about links that onnxruntime does not follow; nothing where neither graph nor weights are one."""
+    """Return what to do about links that onnxruntime does not follow; empty if neither graph nor weights are one."""
     weights = path.with_name(weights_name(path.name))
     if not (path.is_symlink() or weights.is_symlink()):
         return ""

@@ -201,7 +201,7 @@ def pipeline(
     path = find_artifact(model, None if wanted is None else wanted.head)
     # In parallel: both run mostly outside of Python. Errors of the artifact are raised first.
     with Workers(1) as pool:
-        tokenizer = pool.submit(Tokenizer.from_dir, manifest_of(path).parent, verify=False)  # the session does
+        tokenizer = pool.submit(Tokenizer.from_dir, manifest_of(path).parent, verify=False)  # the session verifies
         session = Session(path, **session_options)  # type: ignore[arg-type]
         try:
             return _made(wanted, session, tokenizer.result, options)

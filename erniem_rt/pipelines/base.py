@@ -221,7 +221,7 @@ class Pipeline(Generic[AnyAnswer]):
         return limit
 
     def options_for(self, options: Mapping[str, Any]) -> Any:
-        """The pipeline's options with those of a call, checked."""
+        """Return the pipeline's options updated by those of a call, checked."""
         require_options(type(self), options)
         return self._options.changed(options)
 

@@ -141,7 +141,7 @@ class FeatureExtractionPipeline(Pipeline[Embedding], Generic[Embedding, Embeddin
         return self.formed(inputs, self._answer_together(inputs, jobs, asked), asked)
 
     def formed(self, inputs: Any, found: Any, asked: Any) -> Any:  # noqa: ARG002
-        """``found``; the vectors of a list as one array, unless there is an error among them."""
+        """Return ``found``, with the vectors of a list stacked to one array unless there is an error among them."""
         if not isinstance(found, list) or self._vectors(asked)[0] == "none":
             return found
         if not all(isinstance(vector, np.ndarray) for vector in found):

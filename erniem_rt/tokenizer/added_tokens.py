@@ -26,7 +26,7 @@ class Segment(NamedTuple):
         return Segment(self.text + other.text, [*self.origins, *other.origins])
 
     def widened(self, before: Sequence[int], behind: Sequence[int]) -> Segment:
-        """The same text, whose range begins and ends with these characters too."""
+        """Return the same text, with its range extended to these characters."""
         origins = [*self.origins]
         origins[:1], origins[-1:] = [*before[:1], *origins[:1]][:1], [*origins[-1:], *behind[-1:]][-1:]
         return Segment(self.text, origins)
@@ -55,7 +55,7 @@ class TextSplitter:
         split_special_tokens: bool,
         covers_stripped: bool = False,
     ) -> None:
-        """``covers_stripped``: the whitespace that an added token strips is in its range, as in fast tokenizers."""
+        """``covers_stripped``: an added token's range includes the whitespace that it strips, as in fast tokenizers."""
         self._added: Mapping[str, AddedToken] = {token.content: token for token in added_tokens}
         self._pattern = None if split_special_tokens else _any_of(self._added, longest_first=True)
         self._find_added = not split_special_tokens

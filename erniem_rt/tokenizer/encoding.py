@@ -255,16 +255,16 @@ def kept_tokens(
 ) -> tuple[slice, slice]:
     """Return the ranges of tokens to keep of both texts of a row that is ``excess`` tokens too long.
 
-    ``longest_first`` shortens the longer text to the other's length, then both alike.
+    ``longest_first`` shortens the longer text to the other's length, then both equally.
 
     Args:
-        length: Tokens of the first text.
-        other: Tokens of the second, None where there is none.
-        excess: How many to remove; nothing is removed where it is not above 0.
-        strategy: What may be shortened. None if nothing has to be.
-        side: Which end is cut off.
-        odd_to_longer: Who keeps the odd token where both are shortened: the text that was longer, and of two alike the
-            second, as in transformers' fast tokenizers. Else it is the first, as in its others.
+        length: Number of tokens of the first text.
+        other: Number of tokens of the second text; None if there is none.
+        excess: How many tokens to remove; none if it is not above 0.
+        strategy: Which text to shorten; None only if ``excess`` is not above 0.
+        side: Which end to cut off.
+        odd_to_longer: If both are shortened, leave the odd token to the longer text (the second of two equal ones), as
+            transformers' fast tokenizers do; otherwise to the first, as its other tokenizers do.
 
     Raises:
         InvalidInputError: The text that ``only_first`` or ``only_second`` shortens is too short.

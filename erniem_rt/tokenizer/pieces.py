@@ -1,7 +1,7 @@
-"""One run of text to tokens, each with the characters it came from.
+"""Splits a run of text into tokens with their ranges of characters.
 
-sentencepiece normalises the run (NFKC and whitespace rules of the model) and cuts it into pieces; ErnieM then cuts
-pieces further at CJK characters, punctuation and digits, and XLM-R does not. Positions are followed through both steps.
+sentencepiece normalizes the run (the model's NFKC and whitespace rules) and cuts it into pieces; ErnieM, unlike XLM-R,
+then cuts pieces further at CJK characters, punctuation and digits. Both steps keep track of positions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SentencePieceModel:
         self._set_up(_load(path))
 
     def _set_up(self, processor: sentencepiece.SentencePieceProcessor) -> None:
-        self.original: Path | None = None  # where this model is with its pieces in another order, a copy's
+        self.original: Path | None = None  # of a sorted copy: the path of the model that it was made from
         self._processor = processor
         # Not a bound method, which would make a reference cycle with this object.
         self._is_dropped = lru_cache(maxsize=4096)(partial(_normalizes_to_nothing, processor))
@@ -77,7 +77,7 @@ class SentencePieceModel:
         return int(self._processor.piece_to_id(piece))
 
     def serialized(self) -> bytes:
-        """The model file's content; :class:`ArtifactError` if ``original`` is set and cannot be read."""
+        """Return the model file's content; :class:`ArtifactError` if ``original`` is set and cannot be read."""
         if self.original is None:
             return bytes(self._processor.serialized_model_proto())
         try:
@@ -94,16 +94,16 @@ class SentencePieceModel:
     def tokenize(
         self, run: str, *, drop_lone_marks: bool = False, whole_pieces: bool = False
     ) -> tuple[list[str], list[tuple[int, int]]]:
-        """Cut ``run`` (no added tokens in it) into tokens, each with its range in what ``run`` is normalised to.
+        """Cut ``run`` (without added tokens) into tokens, each with its range in the normalized run.
 
-        With ``whole_pieces`` every piece is a token, lone marks too, as XLM-R has it.
+        With ``whole_pieces`` every piece is a token, even a lone mark, as in XLM-R.
         """
         run = readable([run])[0]
         pieces = self._processor.encode(run, out_type=str)
         tokens: list[str] = []
         spans: list[tuple[int, int]] = []
         split = whole_piece if whole_pieces else _split_once
-        position = 0  # in the normalised run, which the pieces spell out one after the other
+        position = 0  # in the normalized run, which is the concatenation of the pieces
         for piece, following in zip(pieces, [*pieces[1:], ""], strict=False):
             # A lone mark is a token only in mid-text, and only if the next piece does not start with a mark.
             keeps_mark = position and not following.startswith(WORD_START) and not drop_lone_marks
@@ -181,22 +181,22 @@ def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProc
     return processor
 
 
-# The first ids of XLM-R, which fairseq gave, and its last.
+# XLM-R's first tokens, in the order of fairseq's ids, and its last.
 XLM_ROBERTA_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 XLM_ROBERTA_LAST = "<mask>"
-# What sentencepiece begins with, and the types of these pieces.
+# sentencepiece's first pieces with their types.
 _UNKNOWN, _CONTROL = 2, 3
 _OWN_PIECES = (("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL))
-# Steps of a tokenizer.json that do what sentencepiece does without being told.
+# Steps of a tokenizer.json that sentencepiece does by itself.
 _KNOWN_NORMALIZERS = ("Precompiled", "Strip", "Replace")
 _KNOWN_PRE_TOKENIZERS = ("WhitespaceSplit", "Metaspace")
 
 
 def model_of_fast_tokenizer(content: bytes, path: Path) -> bytes:
-    """The sentencepiece model that an XLM-R ``tokenizer.json`` was made from: its pieces, scores and normalisation.
+    """Return the sentencepiece model behind an XLM-R ``tokenizer.json``: its pieces, scores and normalization.
 
     Raises:
-        ArtifactError: It is not JSON, or describes something else.
+        ArtifactError: It is not JSON, or not XLM-R's.
     """
     try:
         said = json.loads(content)
@@ -223,20 +223,20 @@ def model_of_fast_tokenizer(content: bytes, path: Path) -> bytes:
 
 
 def _steps(said: Any) -> list[Any]:
-    """The steps of a normalizer or a pre-tokenizer, one by one."""
+    """Return the steps of a normalizer or a pre-tokenizer."""
     if said is None:
         return []
     return [step for key in ("normalizers", "pretokenizers") for step in said.get(key, ())] or [said]
 
 
 def _piece(piece: str, score: float, kind: int | None = None) -> bytes:
-    """A ``SentencePiece`` of sentencepiece's ModelProto."""
+    """Return a ``SentencePiece`` of sentencepiece's ModelProto, serialized."""
     typed = b"" if kind is None else bytes([3 << 3, kind])
     return _field(1, piece.encode("utf-8", "replace")) + bytes([2 << 3 | 5]) + struct.pack("<f", score) + typed
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of protobuf with its length before it."""
+    """Return a protobuf field with its length before its content."""
     size, length = len(content), bytearray()
     while size > 0x7F:
         length.append(size & 0x7F | 0x80)
@@ -280,7 +280,7 @@ _remembered_split = lru_cache(maxsize=1 << 16)(split_piece)
 
 
 def whole_piece(piece: str) -> tuple[TokenSpan, ...]:
-    """The piece as one token, as XLM-R has it; a mark alone has the range of the character behind it."""
+    """Return the piece as one token, as in XLM-R; a mark alone has the range of the next character."""
     if piece == WORD_START:
         return (TokenSpan(piece, 1, 2),)
     return (_without_mark(piece, 0, len(piece)),)
@@ -318,8 +318,8 @@ class RunTokens(NamedTuple):
 class PieceTable:
     """Tokens by piece id, computed at a piece's first use, so that a large vocabulary costs nothing to load.
 
-    It has no tokens for the unknown piece, whose text differs from run to run, nor, with ``drop_lone_marks``, for a
-    mark alone. With ``whole_pieces`` every piece is a token.
+    It has no tokens for the unknown piece, whose text varies, nor, with ``drop_lone_marks``, for a mark alone. With
+    ``whole_pieces`` every piece is a token.
     """
 
     def __init__(

@@ -77,11 +77,11 @@ _CLASSES: Mapping[str, Family] = {
     "XLMRobertaTokenizer": "xlm-roberta",
     "XLMRobertaTokenizerFast": "xlm-roberta",
 }
-# Classes that say nothing of what they hold: the model's type does.
+# Generic classes: the model's type decides the family.
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _CLASS_OF: Mapping[Family, str] = {"ernie-m": "ErnieMTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
 _MODEL_TYPES: Mapping[object, Family] = {"ernie_m": "ernie-m", "xlm-roberta": "xlm-roberta"}
-_NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit" and compares with this
+_NO_LIMIT = 10**20  # transformers writes 1e30 for "no limit", and takes any value above this as that
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class TokenizerSettings:
         padding_side: The side on which rows are padded.
         truncation_side: The end at which texts are cut.
         clean_up_tokenization_spaces: Let ``decode`` remove the spaces before English punctuation.
-        drop_lone_marks: Make no token of a word-start mark ``▁`` alone, as PaddleNLP's tokenizer does; the reference
-            keeps some.
-        family: ``"ernie-m"`` cuts sentencepiece's pieces further, and has its ids in ``vocab.txt``. ``"xlm-roberta"``
-            keeps the pieces, with the ids that fairseq gave them.
+        drop_lone_marks: Drop word-start marks ``▁`` without text, as PaddleNLP's tokenizer does; the reference keeps
+            some.
+        family: ``"ernie-m"`` cuts sentencepiece's pieces further and takes ids from ``vocab.txt``. ``"xlm-roberta"``
+            keeps the pieces and has fairseq's ids.
     """
 
     special_tokens: Mapping[str, AddedToken] = field(default_factory=lambda: dict(_DEFAULTS))
@@ -168,14 +168,14 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> Family:
-    """Whose tokenizer it is; as in transformers, ``config.json`` may say so instead.
+    """Return the tokenizer's family, from this file or, as in transformers, from ``config.json``.
 
     Raises:
-        ArtifactError: It is that of another class, or not that of the model beside it.
+        ArtifactError: The class is another one, or not the one of the model beside it.
     """
     model = _read_object(folder / MODEL_CONFIG_FILE)
     of_model = _MODEL_TYPES.get(str(model.get("model_type")))
-    if of_model is None and (folder / VOCABULARY_FILE).exists():  # which XLM-R has not
+    if of_model is None and (folder / VOCABULARY_FILE).exists():  # XLM-R has no vocab.txt
         of_model = "ernie-m"
     file, name = CONFIG_FILE, config.get("tokenizer_class")
     if name is None:
@@ -204,7 +204,7 @@ def _settings(config: Mapping[str, Any], added: Mapping[int, AddedToken], family
             special.pop(name, None)
         elif name in config:
             token = _token(config[name])
-            if isinstance(config[name], str) and name in defaults:  # how it is found in text is the class's
+            if isinstance(config[name], str) and name in defaults:  # the class's flags decide where it matches
                 token = replace(defaults[name], content=token.content)
             special[name] = by_content.get(token.content, token)
     additional = tuple(

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from .added_tokens import Segment
 
-# Pieces that sentencepiece begins with, <unk>, <s> and </s>, for which fairseq has others.
+# The number of sentencepiece's first pieces, <unk>, <s> and </s>, which fairseq replaces.
 _SENTENCEPIECE_FIRST = 3
 
 _Value = TypeVar("_Value")
@@ -62,24 +62,22 @@ _Value = TypeVar("_Value")
 class Tokenizer:
     """Text to rows of ids and back, with the ids of the reference ``ErnieMTokenizer``.
 
-    With ``settings.family = "xlm-roberta"`` the ids are those of ``XLMRobertaTokenizer``, whose names of the special
-    tokens are ``<s>``, ``</s>``, ``<pad>``, ``<unk>`` and ``<mask>``.
+    With ``settings.family = "xlm-roberta"`` the ids are those of ``XLMRobertaTokenizer``, and the special tokens are
+    ``<s>``, ``</s>``, ``<pad>``, ``<unk>`` and ``<mask>``.
 
-    A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer never changes after it was made and may
-    be shared between threads.
+    A row is ``[CLS] A [SEP]`` or ``[CLS] A [SEP] [SEP] B [SEP]``. A tokenizer is immutable, and threads may share it.
 
-    Offsets are half-open ranges of code points of the text as it was given, and neither shrink nor step back along a
-    row. They cover what became the token under the model's normalisation, without the whitespace before a word and
-    without what normalisation drops. Tokens cut from one character's expansion (``㍻`` gives ``平`` and ``成``) share
-    that character's range. A token that is only the word-start mark ``▁`` has the range of the whitespace character it
-    stands for, the first of its run; in XLM-R it has that of the character behind it. Lone surrogates are read as
-    U+FFFD.
+    Offsets are half-open ranges of code points in the given text. Their starts and ends never decrease along a row.
+    They cover the characters that the model's normalization turned into the token, without the whitespace before a word
+    and without dropped characters. Tokens from one character's expansion (``㍻`` gives ``平`` and ``成``) share that
+    character's range. A token that is only the word-start mark ``▁`` has the range of the first whitespace character in
+    its run; in XLM-R, of the next character. Lone surrogates are read as U+FFFD.
 
     Args:
         sentencepiece_model: The sentencepiece model.
-        vocab_file: A token per line, in the order of the ids. Without it the model's own pieces and ids are used.
-            XLM-R has none: its ids follow from the model's.
-        settings: Special tokens, casing, limits and sides; the reference's defaults if left out. Also an attribute.
+        vocab_file: A token per line, in the order of the ids. By default the model's own pieces and ids. XLM-R has
+            none: its ids follow from the model's.
+        settings: Special tokens, casing, limits and sides; by default the reference's. Also an attribute.
 
     Raises:
         ArtifactError: A file is missing or damaged; the message names it.
@@ -147,8 +145,8 @@ class Tokenizer:
 
         Reads ``sentencepiece.bpe.model`` (in an exported folder, its copy that loads faster) and, where present,
         ``vocab.txt``, ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``. An XLM-R
-        checkpoint may have ``tokenizer.json`` in place of the first; whose tokenizer it is stands in
-        ``tokenizer_config.json`` or ``config.json``.
+        checkpoint may have ``tokenizer.json`` in place of the first; ``tokenizer_config.json`` or ``config.json`` names
+        the tokenizer's class.
 
         Args:
             path: The folder, an artifact in it, or its hub id (with ``pip install "erniem-rt[hub]"``).
@@ -404,8 +402,7 @@ class Tokenizer:
     ) -> list[int]:
         """Return the token types of the row of these ids: 0 up to the first text's end, then 1.
 
-        Neither model has token types. As in the reference, the first text's [SEP] counts with the second text; in
-        XLM-R all are 0.
+        Neither model has token types. As in the reference, the first text's [SEP] has type 1; in XLM-R all types are 0.
         """
         if self._is_xlm_roberta:
             return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
@@ -539,7 +536,7 @@ class Tokenizer:
 
 
 def _load(model: Path, vocab_file: Path | None, settings: TokenizerSettings) -> tuple[SentencePieceModel, Vocabulary]:
-    """Load both files side by side: sentencepiece leaves Python free while it builds its tables."""
+    """Load both files in parallel: sentencepiece releases the GIL while it builds its tables."""
     if vocab_file is None or settings.family == "xlm-roberta":
         loaded = SentencePieceModel(model)
         pieces = loaded.pieces()

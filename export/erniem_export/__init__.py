@@ -1,8 +1,7 @@
 """Export ErnieM checkpoints from PyTorch to ONNX, and check the numbers.
 
-:func:`export`, :func:`verify` and :func:`convert` are what the commands ``erniem-export``, ``erniem-verify`` and
-``erniem-convert`` do. The models live in :mod:`erniem_export.modeling`; :func:`register` makes transformers 5 know
-them.
+:func:`export`, :func:`verify` and :func:`convert` do the same as the commands ``erniem-export``, ``erniem-verify`` and
+``erniem-convert``. The models are in :mod:`erniem_export.modeling`; :func:`register` adds them to transformers 5.
 """
 
 from __future__ import annotations

@@ -96,11 +96,10 @@ def staging(output: Path) -> Iterator[Path]:
 
 
 def copy_companions(checkpoint: Checkpoint, stage: Path, *, drop_lone_marks: bool = False) -> Checkpoint:
-    """Put the config and the tokenizer's files beside the graph.
+    """Copy the config and the tokenizer's files beside the graph.
 
-    With a ``vocab.txt``, which tells the ids then, the sentencepiece model also comes in the order that loads fastest,
-    under a name of its own. The settings name ``attention_mask``, so that transformers' tokenizer returns it; in a
-    checkpoint's own folder they stay as they are.
+    If ``vocab.txt`` defines the ids, a second copy of the sentencepiece model has its fastest order. The settings name
+    ``attention_mask``, so that transformers' tokenizer returns it; in a checkpoint's own folder they stay unchanged.
 
     Returns:
         The checkpoint, with the tokenizer in ``stage`` if ``drop_lone_marks`` is set.
@@ -261,7 +260,7 @@ def limits_of(config: ErnieMConfig) -> Limits:
 
 
 def check_room(stage: Path, output: Path, head: str, names: Iterable[str]) -> None:
-    """Check that the files ``names`` of ``head``, which lie in ``stage`` or will, may go to ``output``.
+    """Check that the files ``names`` of ``head``, which are or will be in ``stage``, may be installed in ``output``.
 
     Raises:
         ExportError: Another head in ``output`` shares a file whose content differs (it came from another

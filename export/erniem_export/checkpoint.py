@@ -75,7 +75,7 @@ _SPECIAL_TOKENS = 2
 
 @dataclass(frozen=True)
 class _Weights:
-    """Weight files and what tensors they hold, by the names there; ``wrapper`` is before those of the encoder."""
+    """Weight files and the shapes of their tensors, by the names there; ``wrapper`` is the prefix of the names."""
 
     files: list[Path]
     found: Shapes
@@ -97,7 +97,7 @@ class _Weights:
         return names
 
     def tables(self) -> dict[str, str]:
-        """XLM-R's tables of positions and token types, whose sum is ErnieM's table of positions."""
+        """Return the names of XLM-R's tables of positions and token types, whose sum is ErnieM's table of positions."""
         if not self.is_xlm_roberta:
             return {}
         own = {bare(name.removeprefix(self.wrapper)): name for name in self.found}
@@ -112,7 +112,7 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model as a folder has it."""
+    """A model that was read from a folder."""
 
     model: ErnieMPreTrainedModel
     head: str
@@ -126,13 +126,13 @@ class _Model:
 class Checkpoint:
     """A loaded checkpoint.
 
-    ``source`` says where it came from, without this machine's paths; ``tokenizer_dir`` is the folder of the
-    tokenizer's files, or None; ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled
-    examples that lies beside the weights, or None, and ``calibration`` that of texts for int8; ``defaults`` are for the
-    artifact's pipelines, and with ``lower_case`` its tokenizer reads in lower case; ``paddle`` says that the weights
-    are of Paddle or of software that computes as it does; ``adapter`` names the type and the base of an adapter that
-    was merged; ``original`` is transformers' own model of an XLM-R checkpoint, which ``model`` computes as ErnieM;
-    ``notes`` say what was made of the files where that is not obvious.
+    ``source`` names it without this machine's paths; ``tokenizer_dir`` is the folder of the tokenizer's files, or None;
+    ``config_text`` is the content of ``config.json``; ``task_set`` is the file of labelled examples beside the weights,
+    or None, and ``calibration`` that of texts for int8; ``defaults`` are for the artifact's pipelines; with
+    ``lower_case`` its tokenizer lower-cases texts; ``paddle``: the weights are from Paddle or from software that
+    computes as Paddle does; ``adapter`` names the type and the base of a merged adapter; ``original`` is transformers'
+    own model of an XLM-R checkpoint, for which ``model`` is the equal ErnieM model; ``notes`` tell the user how the
+    files were read, if that is not obvious.
     """
 
     model: ErnieMPreTrainedModel
@@ -179,10 +179,10 @@ def load_checkpoint(
     """Load a local folder, a hub id, or ``random:tiny``, ``random:base``, ``random:large``.
 
     Args:
-        model: Where the checkpoint is; of an adapter, which is merged into its base.
+        model: The folder, hub id or random model. An adapter is merged into its base.
         head: One of the six heads, or ``auto`` to read it from the config or the weights.
-        base: Where the base of an adapter is; None for what the adapter names.
-        tokenizer: Where the tokenizer is; None for the checkpoint's own.
+        base: The folder or hub id of an adapter's base; None for the one that the adapter names.
+        tokenizer: The folder or hub id of a tokenizer; None for the checkpoint's own.
 
     Raises:
         CheckpointError: It is missing, damaged, not ErnieM, of another head, or contradicts its config.
@@ -229,7 +229,7 @@ def _opened(model: str, head: str, base: str | None, tokenizer: Path | None) -> 
 
 
 def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Model:
-    """The model in a folder, which may be the base of an adapter: then with the adapter's head."""
+    """Read the model in a folder; if it is the base of ``adapter``, with the adapter's head."""
     config_text, config = read_config(folder if adapter is None else adapter.config_folder)
     is_xlm_roberta = json.loads(config_text).get("model_type") == XLM_ROBERTA
     if adapter is not None and is_xlm_roberta:
@@ -259,7 +259,7 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
 
 
 def _merged(adapter: Adapter, head: str) -> _Model:
-    """An adapter merged into its base."""
+    """Merge an adapter into its base."""
     with adapter.of_base():
         found = _read_model(adapter.base, head, adapter)
     model, warned = merge(found.model, found.head, adapter)
@@ -272,7 +272,7 @@ def _merged(adapter: Adapter, head: str) -> _Model:
 
 
 def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, head: str) -> str:
-    """The head that an adapter was trained in, where ``head`` is asked for."""
+    """Return the head that an adapter was trained with; ``head`` is the requested one."""
     own = adapter.head or adapter.head_of_whole() or _resolve_head(head, config, weights)
     if adapter.brings("classifier") and own not in _CLASSIFYING:
         raise CheckpointError("neither the adapter nor its base tells which head: pass --head")
@@ -282,7 +282,7 @@ def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, 
 
 
 def _of_tokenizers(given: Path | None, own: list[Path]) -> list[str]:
-    """What is to be said where a tokenizer is given in place of the checkpoint's own."""
+    """Return a note if the given tokenizer differs from the checkpoint's own."""
     if given is None or not own or _same_files(given, own[0]):
         return []
     return [
@@ -307,7 +307,7 @@ def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, sai
 
 
 def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
-    """The type in which the files of a loaded checkpoint store each parameter, by its name in the model."""
+    """Return each parameter's type in the files of a loaded checkpoint, by its name in the model."""
     if checkpoint.adapter:  # merged in float32
         return dict.fromkeys(checkpoint.model.state_dict(), torch.float32)
     root = find_folder(model)
@@ -324,7 +324,7 @@ def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
 
 
 def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:
-    """The weights of a checkpoint, PyTorch's if there are those of both."""
+    """Return the weights of a checkpoint, PyTorch's if there are also Paddle's."""
     files = weight_files(folder)
     found = read_shapes(files)
     if is_xlm_roberta:
@@ -480,7 +480,7 @@ def _load(
 
 
 def _original(weights: _Weights, head: str, config_text: str, model: ErnieMPreTrainedModel) -> Original | None:
-    """transformers' own model of an XLM-R checkpoint; None for others."""
+    """Return transformers' own model of an XLM-R checkpoint; None for others."""
     if not weights.is_xlm_roberta:
         return None
     tables = weights.tables()

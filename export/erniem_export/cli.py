@@ -209,7 +209,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     return ExportOptions(
         model=_model_in(Path(), arguments.model),
         head=arguments.head,
-        # In the folder of an adapter, or of Paddle, the artifact's config would be another one than the checkpoint's.
+        # Not in the folder of an adapter or of Paddle, whose config differs from the artifact's.
         output=arguments.output or Path("out" if arguments.model or not has_own_config(Path()) else ""),
         graph=GraphOptions(**graph),
         precision=Precision(arguments.weights, arguments.embedding),

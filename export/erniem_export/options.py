@@ -69,7 +69,7 @@ MASKS = ("auto", *MASK_MODES)
 OPTIMUM = "optimum"
 LAYOUTS = ("flat", OPTIMUM)
 
-# What builds a TensorRT plan. auto: with --fp16 and --bf16 what is installed and can build here, if anything.
+# The builders of TensorRT plans. auto: with --fp16 and --bf16 an installed one that can build here, if any.
 ENGINES = ("auto", "none", *FLAVOURS)
 
 

@@ -194,10 +194,10 @@ def verify(
     base: str | None = None,
     tokenizer: str | None = None,
 ) -> Manifest:
-    """Run the gate again on an exported artifact, its folder's or a hub id's; return its manifest with the new report.
+    """Run the gate again on an exported artifact, its folder or a hub id; return its manifest with the new report.
 
-    ``task_set`` is a file of labelled examples, if not the checkpoint's own; ``base`` and ``tokenizer`` are as in
-    :class:`~erniem_export.options.ExportOptions`. A checkpoint without tokenizer has the artifact's.
+    ``task_set`` is a file of labelled examples; by default the checkpoint's own. ``base`` and ``tokenizer`` are as in
+    :class:`~erniem_export.options.ExportOptions`. For a checkpoint without tokenizer, the artifact's is used.
 
     Raises:
         ErnieMError: The artifact or the checkpoint cannot be loaded, or their numbers differ.
@@ -210,7 +210,7 @@ def verify(
         )
     where = manifest_of(artifact)
     manifest, folder = Manifest.load(where), where.parent
-    thresholds_of(manifest.precision)  # an unknown one before anything large is loaded
+    thresholds_of(manifest.precision)  # refuses an unknown precision before loading anything large
     progress.step(f"loading {model}")
     checkpoint = load_checkpoint(model, manifest.head, base=base, tokenizer=tokenizer)
     if checkpoint.tokenizer_dir is None and tokenizer_files(artifact.parent):

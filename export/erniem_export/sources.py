@@ -56,20 +56,20 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# XLM-R's fast tokenizer, which may be all that a checkpoint has, and how its config names the model.
+# XLM-R's fast tokenizer, which may be a checkpoint's only one, and the model_type of its config.
 FAST_TOKENIZER = "tokenizer.json"
 XLM_ROBERTA = "xlm-roberta"
-# sentence-transformers: which modules there are, the model's own settings, prompts, and the folders of the modules.
+# sentence-transformers: the list of modules, the model's settings, prompts, and the modules' folders.
 MODULES_FILE = "modules.json"
 SENTENCE_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 MODULE_FOLDERS = "[0-9]_*"
 # The model's folder in its older versions.
 _MODEL_FOLDER = "0_Transformer"
-# What peft saves of an adapter; in the order in which it prefers them.
+# peft's files of an adapter; weights in the order in which it prefers them.
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Endings of files that somebody may take for the weights.
+# Suffixes of files that users may take for weights.
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # Paddle's graphs for serving, whose weights have no names.
 _STATIC = (".pdmodel", ".pdiparams")
@@ -87,8 +87,8 @@ _HUB_PATTERNS = (
 
 
 def find_folder(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Return the folder of a checkpoint: ``model`` itself, or a download of that hub id at ``revision``, which leaves
-    out the weights unless they are wanted.
+    """Return the folder of a checkpoint: ``model`` itself, or a download of that hub id at ``revision``, without the
+    weights if ``weights`` is False.
 
     Raises:
         CheckpointError: There is no such folder, and no such model on the hub or in its local cache.
@@ -110,7 +110,7 @@ def find_tokenizer(given: str) -> Path:
     """Return the folder of a tokenizer, or a download of that hub id.
 
     Raises:
-        CheckpointError: As of :func:`find_folder`, or it holds no tokenizer.
+        CheckpointError: As for :func:`find_folder`, or it has no tokenizer.
     """
     folder = find_folder(given, weights=False)
     if not tokenizer_files(folder):
@@ -120,7 +120,7 @@ def find_tokenizer(given: str) -> Path:
 
 
 def check_layout(folder: Path) -> None:
-    """Refuse pointers of Git LFS in place of files, which would be read as something else.
+    """Refuse Git LFS pointers in place of files.
 
     Raises:
         CheckpointError: The folder has one.
@@ -187,17 +187,17 @@ def holds_weights(folder: Path) -> bool:
 
 
 def adapter_weights(folder: Path) -> Path | None:
-    """The file of an adapter's tensors; None without one."""
+    """Return the file of an adapter's tensors; None without one."""
     return next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether ``folder`` holds an adapter of peft."""
+    """Return whether ``folder`` has a peft adapter."""
     return (folder / ADAPTER_FILE).is_file()
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds an ErnieM model: weights, and a config that says so; or an adapter."""
+    """Return whether ``folder`` has an ErnieM or XLM-R model (weights and its config) or an adapter."""
     if is_adapter(folder):
         return True
     name = CONFIG_FILE if (folder / CONFIG_FILE).is_file() else PADDLE_CONFIG_FILE
@@ -213,15 +213,15 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def has_own_config(folder: Path) -> bool:
-    """Whether a checkpoint's config is the artifact's too: it is neither an adapter nor Paddle's alone."""
+    """Return whether the artifact has the checkpoint's config: it is no adapter and not only Paddle's."""
     paddle = bool(paddle_files(folder)) and weight_files(folder) == paddle_files(folder)
     return not paddle and not is_adapter(folder)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the tokenizer's files that are there; none without the sentencepiece model.
+    """Return the tokenizer's existing files; none without the sentencepiece model.
 
-    XLM-R has no vocabulary, and may have its fast tokenizer's file in place of that model.
+    XLM-R has no vocabulary, and may have its fast tokenizer's file in place of the model.
     """
     model, vocabulary, *others = TOKENIZER_FILES
     if is_xlm_roberta(folder):
@@ -234,7 +234,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def is_xlm_roberta(folder: Path) -> bool:
-    """Whether ``folder`` holds the config of an XLM-R model."""
+    """Return whether ``folder`` has the config of an XLM-R model."""
     try:
         return bool(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"] == XLM_ROBERTA)
     except (OSError, ValueError, KeyError, TypeError):

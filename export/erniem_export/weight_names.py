@@ -42,9 +42,9 @@ _ADAPTED = re.compile(r"\.(?:lora_\w+|base_layer|modules_to_save|ia3_l|adalora_\
 
 
 def wrapper_of(names: Collection[str], prefix: str = PREFIX, layers: str = "encoder.layers.") -> str:
-    """The prefix that a training library has put before the name of every tensor; empty without one.
+    """Return a training library's prefix of every tensor's name; empty without one.
 
-    ``prefix`` and ``layers`` begin the names of the model's own tensors, and of its layers behind that.
+    The model's own names begin with ``prefix``, and its layers' with ``layers`` after that.
 
     Raises:
         CheckpointError: The names are an adapter's, or have an unknown layout or prefix.

@@ -198,10 +198,10 @@ def _plain(manifest: Manifest, outputs: Mapping[str, NDArray[Any]]) -> dict[str,
 def reference_outputs(
     model: ErnieMPreTrainedModel | Original, manifest: Manifest, case: Case
 ) -> dict[str, NDArray[Any]]:
-    """Run the PyTorch model on a case; outputs by the graph's names."""
+    """Run the PyTorch model on a case; return the outputs by the graph's names."""
     names = [spec.name for spec in manifest.outputs]
     feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
-    if isinstance(model, Original) and "head_mask" in feeds:  # which transformers 5 has not
+    if isinstance(model, Original) and "head_mask" in feeds:  # transformers 5 has no head_mask
         model = model.model
     if isinstance(model, Original):  # which masks nothing by itself
         feeds["attention_mask"] = torch.from_numpy(case.attend.astype(np.int64))
@@ -316,9 +316,9 @@ def judge(
     Args:
         artifact: ``HEAD.onnx``, beside its manifest and weights.
         model: The model that it was exported from, in float32.
-        tokenizer_dir: As for :func:`check_parity`, and so is ``progress``.
-        scratch: Folder for a copy of the artifact; the system's for temporary files if left out.
-        accuracy: Asks it for answers too, where there is a task set.
+        tokenizer_dir: As for :func:`check_parity`, like ``progress``.
+        scratch: Folder for a copy of the artifact; by default the system's temporary folder.
+        accuracy: Compares the answers to the task set, if there is one.
         original: As for :class:`Reference`.
 
     Raises:

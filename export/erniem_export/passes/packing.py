@@ -103,8 +103,8 @@ def pack_tokens(model: ir.Model, *, by_length: bool = False) -> int:
 def _pack_embeddings(
     graph: ir.Graph, attention: ir.Node, input_ids: ir.Value, has_padding_key: bool = False
 ) -> _Layout:
-    """Look up only the tokens that count; with a key for the padding, ids are those of the graph. So are positions, and
-    where they are more than columns, as in XLM-R.
+    """Look up only the kept tokens; with a padding key (uie-m), use the ids and positions that the graph computes, and
+    also its positions if they are not the columns, as in XLM-R.
     """
     words, places = (_lookup(graph, f"{table}_embeddings.weight") for table in ("word", "position"))
     added = single_use(words.outputs[0], "Add", "embeddings")
