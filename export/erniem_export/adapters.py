@@ -1,4 +1,4 @@
-"""Adapters of peft: which model each is of, and the two merged."""
+"""peft adapters: finds an adapter's base and merges the adapter into it."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "find_adapter", "merge"]
 
-# The head of each of peft's tasks.
+# Each peft task's head.
 _HEAD_OF_TASK = {"SEQ_CLS": "cls", "TOKEN_CLS": "ner", "QUESTION_ANS": "qa", "FEATURE_EXTRACTION": "base"}
-# Types that add rows, layers or a choice by text to the weights. peft refuses others of this kind when they are merged.
+# Types that cannot be merged: they add rows, layers or a choice by text. peft itself refuses others of this kind.
 _NO_WEIGHTS = (
     "PROMPT_TUNING",
     "MULTITASK_PROMPT_TUNING",
@@ -50,23 +50,23 @@ _NO_WEIGHTS = (
     "XLORA",
 )
 _BEFORE = "base_model.model."
-# What an adapter may bring whole: heads (modules_to_save), and embeddings that were resized.
+# Parameters that an adapter may replace: those of heads (modules_to_save) and resized embeddings.
 _WHOLE = re.compile(
     r"((?:ernie_m\.)?embeddings\.(?:word|position)_embeddings|(?:ernie_m\.)?pooler\.dense|classifier|qa_outputs"
     r"|linear_start|linear_end)(?:\.base_layer)?\.(weight|bias)"
 )
-# What peft has in the names of its modules and leaves out in its files.
+# The part of the names of peft's modules that its files leave out.
 _IN_MODULES = re.compile(r"\.(?:modules_to_save\.)?default(?=\.|$)")
-# How much of the largest output merging may change, by rounding.
+# The rounding error that merging may cause, relative to the largest output.
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter: its folder, peft's name of its type, and the head that it was trained in, where its file tells.
+    """An adapter: its folder, peft's name of its type, and the head that it was trained with, if its file has it.
 
-    ``base`` is the folder of the model that it changes, ``base_name`` what that is called. ``whole`` are the parameters
-    that the adapter brings whole: PyTorch's name to the name in ``file``; ``shapes`` are theirs.
+    ``base`` is the folder of its base model, ``base_name`` that model's name. ``whole`` maps PyTorch's names of the
+    parameters that the adapter replaces to their names in ``file``; ``shapes`` has their shapes.
     """
 
     folder: Path
@@ -80,11 +80,11 @@ class Adapter:
 
     @property
     def config_folder(self) -> Path:
-        """Where the config of the merged model lies: beside the adapter, if it is there."""
+        """The folder of the merged model's config: the adapter's if it has one, otherwise the base's."""
         return self.folder if (self.folder / CONFIG_FILE).is_file() else self.base
 
     def values(self, head: str, labels: int) -> dict[str, Any]:
-        """What the merged model's config says that the base's, with so many ``labels``, does not; None: nothing."""
+        """Return the changes to the config of a base with so many ``labels``; a value of None removes its key."""
         given: dict[str, Any] = {"architectures": [CLASSES[head].__name__]}
         count = self.shapes.get("classifier.weight", (labels,))[0] if head in LABELLED else labels
         count = 2 if head == "qa" else count
@@ -94,17 +94,17 @@ class Adapter:
         return given | ({} if words is None else {"vocab_size": words[0]})
 
     def brings(self, module: str) -> bool:
-        """Whether it has a module whole."""
+        """Return whether the adapter replaces a module."""
         return f"{module}.weight" in self.whole
 
     def head_of_whole(self) -> str | None:
-        """The head, where a module that it brings tells."""
+        """Return the head, if a replaced module shows it."""
         return next(
             (head for head, module in (("qa", "qa_outputs"), ("ie", "linear_start")) if self.brings(module)), None
         )
 
     def check_width(self, hidden_size: int) -> None:
-        """Raise :class:`CheckpointError` if it was trained on a model of another width."""
+        """Raise :class:`CheckpointError` if the adapter was trained on a model of another width."""
         widths = {shape[-1] for shape in self.shapes.values() if len(shape) > 1} - {hidden_size}
         if widths:
             raise CheckpointError(
@@ -114,7 +114,7 @@ class Adapter:
 
     @contextlib.contextmanager
     def of_base(self) -> Iterator[None]:
-        """Say in errors that they are about the base."""
+        """Add to errors that they are about the base."""
         try:
             yield
         except CheckpointError as error:
@@ -122,10 +122,10 @@ class Adapter:
 
 
 def find_adapter(folder: Path, base: str | None) -> Adapter | None:
-    """The adapter in a checkpoint's folder, for ``base`` or else for the base that it names; None without adapter.
+    """Return the adapter in a folder, with ``base`` or else with the base that it names; None without adapter.
 
     Raises:
-        CheckpointError: It cannot be merged, or its base is not there; there is none, and ``base`` is given.
+        CheckpointError: The adapter cannot be merged, or its base is missing; or there is none, and ``base`` is given.
     """
     path = folder / ADAPTER_FILE
     if not is_adapter(folder):
@@ -159,7 +159,7 @@ def find_adapter(folder: Path, base: str | None) -> Adapter | None:
 
 
 def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[ErnieMPreTrainedModel, list[str]]:
-    """``model``, of ``head``, with the adapter merged into it, and what peft warned of.
+    """Return ``model``, of ``head``, with the adapter merged into it, and peft's warnings.
 
     Raises:
         CheckpointError: peft is not installed, cannot load the adapter or cannot merge it; or merging changes the
@@ -179,7 +179,7 @@ def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[Er
             _check_names(adapter, adapted, peft)
             expected = adapted(**rows)[0]
             state = adapted.merge_and_unload(safe_merge=True).state_dict()
-            # LN_TUNING leaves these two beside what it saved.
+            # LN_TUNING keeps the original modules too.
             state = {
                 _IN_MODULES.sub("", name): value for name, value in state.items() if ".original_module." not in name
             }
@@ -188,7 +188,7 @@ def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[Er
             found = merged.eval()(**rows)[0]
     except CheckpointError:
         raise
-    except Exception as error:  # each type of adapter has its own
+    except Exception as error:  # each type of adapter raises errors of its own
         raise CheckpointError(
             f"peft {peft.__version__} cannot merge {adapter.folder}, of type {adapter.kind}, into {adapter.base_name}: "
             f"{_reason(error)}"
@@ -220,7 +220,7 @@ def _head_of(said: dict[str, Any]) -> str | None:
 
 
 def _base_of(folder: Path, said: dict[str, Any], base: str | None) -> tuple[Path, str]:
-    """The folder of the base's weights, and its name."""
+    """Return the folder of the base's weights, and the base's name."""
     given, revision = base, None
     if base is None:
         given, revision = said.get("base_model_name_or_path"), said.get("revision")
@@ -249,13 +249,13 @@ def _peft() -> Any:
         if error.name != "peft":
             raise CheckpointError(f"the package peft cannot be loaded: {error}") from error
         raise CheckpointError('adapters need the package peft: pip install "erniem-rt[adapters]"') from error
-    except ImportError as error:  # of something that this transformers does not have
+    except ImportError as error:  # this transformers lacks something that peft imports
         raise CheckpointError(f"the package peft cannot be loaded: {error}") from error
     return peft
 
 
 def _check_names(adapter: Adapter, adapted: Any, peft: Any) -> None:
-    """Raise unless the file has the tensors that ``adapted`` has from it, and no others."""
+    """Raise unless the file has exactly the tensors that ``adapted`` takes from it."""
     given = set(read_shapes([adapter.file]))
     needed = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     places = needed | {_IN_MODULES.sub("", name) for name in adapted.state_dict()}
@@ -266,7 +266,7 @@ def _check_names(adapter: Adapter, adapted: Any, peft: Any) -> None:
 
 
 def _rows(model: ErnieMPreTrainedModel, head: str) -> dict[str, torch.Tensor]:
-    """Two rows of some ids, as the head takes them."""
+    """Return two rows of random ids in the head's shape."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, 2, 8) if len(HEADS[head].axes) == 3 else (2, 8)
     ids = torch.randint(0, model.config.vocab_size, shape, generator=generator)
@@ -274,6 +274,6 @@ def _rows(model: ErnieMPreTrainedModel, head: str) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """The line of an error that says most."""
+    """Return the most informative line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "mismatch" in line), lines[0] if lines else type(error).__name__)

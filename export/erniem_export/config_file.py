@@ -94,10 +94,10 @@ def as_paddle_reads(path: Path, text: str) -> tuple[str, ErnieMConfig]:
 
 
 def with_values(path: Path, text: str, given: Mapping[str, Any]) -> tuple[str, ErnieMConfig]:
-    """The same from the text of a config with other values; None takes a key away.
+    """Return the same from the text of a config with changed values; a value of None removes the key.
 
     Raises:
-        CheckpointError: As of :func:`read_config`.
+        CheckpointError: As for :func:`read_config`.
     """
     content = json.loads(text) | dict(given)
     content = {key: value for key, value in content.items() if key not in given or value is not None}

@@ -1,4 +1,4 @@
-"""ErnieM checkpoints as XLM-R's and back: the same weights under other names, which compute the same."""
+"""Converts ErnieM checkpoints to XLM-R and back: the same weights under other names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 _NAMES = {KIND: "XLM-R", ERNIE_M: "ErnieM"}
 _FIRST = ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
 _LAST = "[MASK]"
-# Keys that mean the same in both configs.
+# Keys with the same meaning in both configs.
 _SHARED_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -56,14 +56,14 @@ _SHARED_KEYS = (
     "problem_type",
 )
 _PAD = 1
-# Rows, and how far the two models may be apart on them: sums in another order.
+# Lengths of the compared rows, and the tolerance: the models sum in different orders.
 _ROWS = (7, 12, 3)
 _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: the head, notes for the user, and of the rows of a text how many get other ids."""
+    """The head that was written, notes for the user, the rows of a text, and how many of them get other ids."""
 
     head: str
     notes: tuple[str, ...]
@@ -72,11 +72,11 @@ class Conversion:
 
 
 def convert(model: str, output: Path, to: str, head: str, text: Path | None, progress: Progress) -> Conversion:
-    """Write a checkpoint to ``output`` as one of :data:`TARGETS`; all of it or nothing.
+    """Write a checkpoint to ``output`` as one of :data:`TARGETS`, completely or not at all.
 
     Raises:
-        ErnieMError: The checkpoint cannot be read, has what the other model cannot have, or the folder has files that
-            would be lost.
+        ErnieMError: The checkpoint cannot be read, the other model has no equivalent, or files in the folder would be
+            lost.
     """
     if to not in TARGETS:
         raise OptionError(f"--to {to} is not known; expected one of {', '.join(TARGETS)}")
@@ -109,7 +109,7 @@ def _check(checkpoint: Checkpoint, to: str) -> None:
 
 
 def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> float:
-    """Write config and weights; return how far the two models are apart on a few rows."""
+    """Write config and weights; return the largest difference of the two models on a few rows."""
     dtypes, state = stored_dtypes(model, checkpoint), checkpoint.model.state_dict()
     head, config = checkpoint.head, _config(checkpoint, to)
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
@@ -129,7 +129,7 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
         save_file(stored, stage / _WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
-    read_config(stage)  # as whoever opens it will
+    read_config(stage)  # check that it can be opened
     return difference
 
 
@@ -155,10 +155,10 @@ def _config(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _difference(checkpoint: Checkpoint, original: Original) -> float:
-    """The largest difference of the two models on rows that are padded on the right.
+    """Return the largest difference of the two models on rows padded on the right.
 
     Raises:
-        ParityError: It is more than rounding.
+        ParityError: The difference is larger than rounding.
     """
     config = checkpoint.config
     width = min(max(_ROWS), config.max_position_embeddings - 2)
@@ -180,7 +180,7 @@ def _difference(checkpoint: Checkpoint, original: Original) -> float:
 
 
 def _write_tokenizer(checkpoint: Checkpoint, to: str, stage: Path) -> list[str]:
-    """Write the other model's tokenizer with the same ids; return why there is none, or what it cannot do."""
+    """Write the other model's tokenizer with the same ids; return notes on why it is missing or what it cannot do."""
     folder = checkpoint.tokenizer_dir
     if folder is None:
         return [f"the checkpoint has no {_MODEL}: no tokenizer was written"]
@@ -246,7 +246,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _count(checkpoint: Checkpoint, stage: Path, lines: list[str] | None) -> tuple[int | None, int | None]:
-    """How many rows of a text there are, and how many get other ids from the other tokenizer."""
+    """Return the number of a text's rows, and of those with other ids in the other tokenizer."""
     if lines is None:
         return None, None
     if checkpoint.tokenizer_dir is None or not (stage / _MODEL).is_file():

@@ -1,4 +1,4 @@
-"""XLM-R checkpoints: read as ErnieM, which computes the same, and transformers' own model of them for the gate."""
+"""Maps XLM-R checkpoints to equal ErnieM models, and builds transformers' own model of them for the gate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 
 KIND = XLM_ROBERTA
 ROBERTA = "roberta."
-# The heads that the two models share, by XLM-R's class.
+# XLM-R's classes and the heads that both models have.
 CLASSES = {
     "XLMRobertaModel": "base",
     "XLMRobertaForSequenceClassification": "cls",
@@ -59,10 +59,10 @@ ERNIE_M_CLASSES = {
     "ner": "ErnieMForTokenClassification",
     "qa": "ErnieMForQuestionAnswering",
 }
-# What XLMRobertaConfig takes where config.json says nothing, and ErnieMConfig takes something else.
+# XLMRobertaConfig's defaults that differ from ErnieMConfig's.
 _DEFAULTS = {"vocab_size": 30522, "max_position_embeddings": 512, "layer_norm_eps": 1e-12}
 _PAD = 1
-# Parts of names: XLM-R's, ErnieM's.
+# Parts of tensor names: XLM-R's, ErnieM's.
 _PARTS = (
     ("embeddings.LayerNorm.", "embeddings.layer_norm."),
     ("encoder.layer.", "encoder.layers."),
@@ -76,7 +76,7 @@ _PARTS = (
     (".output.LayerNorm.", ".norm2."),
 )
 _INNER = ("embeddings.", "encoder.", "pooler.")
-# Of cls: XLM-R's classification head is ErnieM's pooler and classifier.
+# For cls: XLM-R's classification head is ErnieM's pooler and classifier.
 _CLASSIFIER = {"classifier.dense.": "pooler.dense.", "classifier.out_proj.": "classifier."}
 _NAMED = re.compile(r"(?:ernie_m\.)?\b(?:embeddings|encoder|pooler|classifier)(?:\.\w+)*")
 # What a head reads beside the encoder, and all that any does.
@@ -90,10 +90,10 @@ _KNOWN = re.compile(rf"{'|'.join(_READ.values())}|lm_head\..+|embeddings\.(?:pos
 
 
 def config_as_ernie_m(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the ErnieM model that computes the same.
+    """Return the config of the equal ErnieM model.
 
     Raises:
-        CheckpointError: It places tokens in another way than by absolute positions from 2 on, or is a decoder.
+        CheckpointError: The model does not use absolute positions from 2 on, or it is a decoder.
     """
     kind = content.get("position_embedding_type") or "absolute"
     if kind != "absolute":
@@ -114,12 +114,12 @@ def config_as_ernie_m(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bare(name: str) -> str:
-    """A tensor's name without XLM-R's prefix."""
+    """Return a tensor's name without XLM-R's prefix."""
     return name.removeprefix(ROBERTA)
 
 
 def as_ernie_m(name: str, head: str) -> str:
-    """ErnieM's name of a tensor that XLM-R has under this name."""
+    """Return ErnieM's name of a tensor, from XLM-R's."""
     found = bare(name)
     if found.startswith(_INNER):
         for theirs, ours in _PARTS:
@@ -133,7 +133,7 @@ def as_ernie_m(name: str, head: str) -> str:
 
 
 def as_xlm_roberta(name: str, head: str) -> str:
-    """The opposite of :func:`as_ernie_m`; a base model's names have no prefix."""
+    """Return XLM-R's name of a tensor, from ErnieM's; a base model's names have no prefix."""
     found = name.removeprefix(PREFIX)
     for theirs, ours in _CLASSIFIER.items() if head == "cls" else ():
         if found.startswith(ours):
@@ -146,29 +146,29 @@ def as_xlm_roberta(name: str, head: str) -> str:
 
 
 def in_own_names(text: str, head: str) -> str:
-    """A message about ErnieM's tensors with XLM-R's names of them."""
+    """Return a message about ErnieM's tensors with XLM-R's names."""
     return _NAMED.sub(lambda found: as_xlm_roberta(f"{found[0]}.", head).rstrip("."), text).replace("ErnieM", "XLM-R")
 
 
 def unused(names: Iterable[str], head: str) -> list[str]:
-    """The tensors that XLM-R has and this head does not read: of other heads, and of pretraining."""
+    """Return XLM-R's tensors that this head does not read: those of other heads and of pretraining."""
     read = re.compile(_READ.get(head, "$^"))
     return [name for name in names if _KNOWN.fullmatch(bare(name)) and not read.fullmatch(bare(name))]
 
 
 def names_as_ernie_m(names: Collection[str], head: str) -> dict[str, str]:
-    """ErnieM's name of each tensor that the head reads to XLM-R's name of it."""
+    """Map ErnieM's names of the tensors that the head reads to XLM-R's names."""
     left = {*unused(names, head), *(name for name in names if bare(name) == TOKEN_TYPES)}
     return {as_ernie_m(name, head): name for name in names if name not in left}
 
 
 def with_token_type(positions: Tensor, types: Tensor) -> Tensor:
-    """ErnieM's table of positions: every token of XLM-R is of type 0. Bits stay where that adds nothing."""
+    """Return ErnieM's table of positions: XLM-R's plus token type 0. A type of zeros leaves every bit unchanged."""
     return positions + types[0] if types[0].any() else positions
 
 
 def head_of_weights(names: Iterable[str]) -> str:
-    """The head whose weights are among these."""
+    """Return the head whose weights are among these."""
     found = set(names)
     if "qa_outputs.weight" in found:
         return "qa"
@@ -178,13 +178,13 @@ def head_of_weights(names: Iterable[str]) -> str:
 
 
 class Original:
-    """transformers' own class with a checkpoint's weights: what the gate holds an artifact against.
+    """transformers' own class with a checkpoint's weights, with which the gate compares an artifact.
 
     Args:
         head: One of :data:`HEADS`.
         config_text: The content of config.json.
-        model: The ErnieM model with the same weights, which are shared.
-        tables: XLM-R's own position and token type tables, by their names without a prefix.
+        model: The ErnieM model with the same weights, in shared memory.
+        tables: XLM-R's own tables of positions and token types, by their names without prefix.
     """
 
     def __init__(self, head: str, config_text: str, model: ErnieMPreTrainedModel, tables: Mapping[str, Tensor]) -> None:
@@ -194,8 +194,8 @@ class Original:
         self._made: dict[str, Any] = {}
 
     def __call__(self, *, attention_mask: Tensor, output_attentions: bool = False, **inputs: Any) -> Any:
-        """As the ErnieM model, with the class's own position ids; ``attention_mask (batch, sequence)`` has 0 and 1."""
-        # A row that attends to nothing has uniform weights in eager attention, and in transformers 5 none in the other.
+        """Run like the ErnieM model, with own position ids; ``attention_mask (batch, sequence)`` is 0 or 1."""
+        # A row that attends to nothing has uniform weights in eager attention, but none in transformers 5's sdpa.
         kind = "sdpa" if attention_mask.any(-1).all() and not output_attentions else "eager"
         if kind not in self._made:
             self._made[kind] = self._make(kind)

@@ -1,12 +1,12 @@
-"""Products in int8 for OpenVINO: QuantizeLinear and DequantizeLinear with zero points, and outlier channels in float32.
+"""int8 matmuls for OpenVINO: QuantizeLinear and DequantizeLinear with zero points, and outlier channels in float32.
 
-OpenVINO computes such a product in int8, and quantizes inside the operation before it where that is an elementwise one
-that nothing else reads, on values with three axes. Hence the packed tokens get a leading axis of 1, and a norm whose
-result is quantized stands twice: once for the residual, and once in steps of the product's input.
+OpenVINO computes such a matmul in int8. It fuses the quantization into the operation before if that is elementwise, has
+no other reader, and its values have three axes. So the packed tokens get a leading axis of 1, and a norm whose result
+is quantized exists twice: once for the residual, and once scaled to the steps of the matmul's input.
 
-Attention of packed tokens is in standard operators. OpenVINO computes matmul, softmax, matmul and QuantizeLinear as one
-kernel, but copies what packing scatters, and what it transposes. So one Gather takes keys to their heads and slots, and
-one takes the quantized context back.
+Attention of packed tokens uses standard operators. OpenVINO computes matmul, softmax, matmul and QuantizeLinear as one
+kernel, but copies scattered and transposed tensors. So one Gather takes keys to their heads and slots, and one takes
+the quantized context back.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 __all__ = ["to_int8_openvino"]
 
 _EMBEDDINGS, _CONTEXT = "packed.embeddings", ".context"
-# The input of MultiHeadAttention that hides keys; behind it is one that is added to the scores.
+# The index of MultiHeadAttention's input that masks keys; the next input is added to the scores.
 _MASK = 4
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
-# What is added to the scores of hidden keys: any score is lost beside it, and bf16 can hold it.
+# Added to the scores of masked keys: it outweighs any score, and bf16 can represent it.
 _HIDDEN = -1e30
 
 
 class _Entry(NamedTuple):
-    """What enters a product: rounded to its steps, and the outlier channels as they were, if there are any."""
+    """A matmul's input after quantizing and dequantizing, and its outlier channels in float32, if any."""
 
     rounded: ir.Value
     exact: ir.Value | None
 
 
 def to_int8_openvino(model: ir.Model, products: Mapping[str, Int8Product]) -> int:
-    """Put the products of linear layers between QuantizeLinear and DequantizeLinear, in place; return how many.
+    """Put the matmuls of linear layers between QuantizeLinear and DequantizeLinear, in place; return how many.
 
     Args:
         model: The canonical graph, or one derived from it by fusing attention and packing tokens.
-        products: By the name of the linear layer.
+        products: The int8 matmuls, by the name of the linear layer.
 
     Raises:
-        FusionError: A layer's product is not in the graph, or is not followed by its bias.
+        FusionError: A layer's matmul is not in the graph, or is not followed by its bias.
     """
     graph = model.graph
     _unfuse_attention(graph)
@@ -97,7 +97,7 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
         return _Entry(entering, None)
     exact = None
     if len(quantization.exact):
-        # Factors of these channels are 1.
+        # The factors of these channels are 1.
         channels = store(graph, f"{name}.exact_channels", quantization.exact.numpy())
         exact = rewriter.op("Gather", entering, channels, name=f"{name}.input_exact", axis=-1)
     rewriter.insert_before(node)
@@ -105,7 +105,7 @@ def _enter(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Prod
 
 
 def _context_of(value: ir.Value) -> ir.Value | None:
-    """What attention gives, by head, if ``value`` is the tokens of that."""
+    """Return the attention's context by head, if ``value`` has its tokens."""
     node = value.producer()
     while node is not None and node.op_type in ("Reshape", "Gather") and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -116,7 +116,7 @@ def _context_of(value: ir.Value) -> ir.Value | None:
 def _norm_in_steps(
     graph: ir.Graph, rewriter: Rewriter, norm: ir.Node, product: Int8Product, step: np.ndarray
 ) -> ir.Value:
-    """The norm again, its results divided by ``step``, one number or one per channel."""
+    """Add a second norm whose results are divided by ``step``, one number or one per channel."""
     parts = []
     for value, part in zip(norm.inputs[1:3], ("weight", "bias"), strict=True):
         if value is None or value.const_value is None:
@@ -152,8 +152,8 @@ def _replace(graph: ir.Graph, node: ir.Node, entry: _Entry, product: Int8Product
 
 
 def _lead_with_one(graph: ir.Graph) -> None:
-    """Where tokens are packed, make their states ``(1, tokens, hidden)``: from the embeddings on, but around attention
-    and where rows or outputs are picked from them.
+    """Give the states of packed tokens the shape ``(1, tokens, hidden)``, from the embeddings on, except in attention
+    and where rows or outputs are selected.
     """
     nodes = list(graph)
     embeddings = next((node.outputs[0] for node in nodes if node.name == _EMBEDDINGS), None)
@@ -180,7 +180,7 @@ def _led(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _carry(graph: ir.Graph, node: ir.Node, led: set[ir.Value]) -> None:
-    """Mark what ``node`` gives as led by one, or take the axis off what it reads by rows."""
+    """Mark the outputs of ``node`` as having the leading axis, or remove the axis from inputs that it reads by rows."""
     reads = [i for i, value in enumerate(node.inputs) if value in led]
     if not reads:
         return
@@ -197,11 +197,11 @@ def _carry(graph: ir.Graph, node: ir.Node, led: set[ir.Value]) -> None:
 
 
 class _Grid(NamedTuple):
-    """Where packed tokens are in a batch.
+    """The indices between packed tokens and the slots of a batch.
 
-    ``tokens (rows, sequence)`` is the token in each slot, the first one where there is none, and ``keys (rows, heads,
-    sequence)`` the same with one row per token and head. ``contexts (tokens, heads)`` is the way back from one row per
-    row of the batch, head and slot. ``hidden (rows, 1, 1, sequence)`` is what is added to the scores.
+    ``tokens (rows, sequence)`` is the index of the token in each slot, 0 in an empty one, and ``keys (rows, heads,
+    sequence)`` the same among rows of one token and head. ``contexts (tokens, heads)`` are the indices of the way back,
+    among rows of one batch row, head and slot. ``hidden (rows, 1, 1, sequence)`` is added to the scores.
     """
 
     tokens: ir.Value
@@ -211,10 +211,10 @@ class _Grid(NamedTuple):
 
 
 def _unfuse_attention(graph: ir.Graph) -> None:
-    """Put the attention of packed tokens into standard operators, in place.
+    """Replace the fused attention of packed tokens by standard operators, in place.
 
     Raises:
-        FusionError: A layer's attention is not as packing leaves it.
+        FusionError: A layer's attention does not have the form that packing writes.
     """
     grid: _Grid | None = None
     for attention in fused_attentions(graph):
@@ -231,7 +231,7 @@ def _unfuse_attention(graph: ir.Graph) -> None:
 
 
 def _packed(value: ir.Value | None, place: str) -> ir.Value:
-    """Queries, keys or values before they were laid out; queries of first tokens alone are not."""
+    """Return queries, keys or values before the scatter into slots; queries of first tokens alone have no scatter."""
     if _is_of_first(value):
         packed = producer(value, "Unsqueeze", place).inputs[0]
     else:
@@ -285,7 +285,7 @@ def _grid(graph: ir.Graph, attention: ir.Node, heads: int) -> _Grid:
 
 
 def _unfuse(graph: ir.Graph, attention: ir.Node, packed: list[ir.Value], sizes: tuple[int, int], grid: _Grid) -> None:
-    """``packed`` are the queries, keys and values; ``sizes`` the number of heads and the size of one."""
+    """Replace one attention; ``packed``: queries, keys, values; ``sizes``: the number of heads and the size of each."""
     rewriter, name, (heads, size) = Rewriter(graph), str(attention.name), sizes
     of_first = _is_of_first(attention.inputs[0])
 
@@ -294,7 +294,7 @@ def _unfuse(graph: ir.Graph, attention: ir.Node, packed: list[ir.Value], sizes: 
         return rewriter.op("Transpose", split, name=f"{name}.{role}.heads", perm=[0, 2, 1, 3])
 
     query, key, value = packed
-    # Multiplied here, this is part of the matmul before it.
+    # Here, OpenVINO fuses the multiplication into the matmul before.
     scale = rewriter.scalar(attention.attributes["scale"].as_float(), ir.DataType.FLOAT)
     query = rewriter.op("Mul", query, scale, name=f"{name}.query.scaled")
     if of_first:

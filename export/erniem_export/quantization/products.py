@@ -1,16 +1,16 @@
 """One matmul of a layer in int8: weights with a scale per column, activations with one static scale.
 
-Static, so that quantizing costs one cheap pass and a text's result cannot depend on the texts beside it. The price is
-that one activation range must fit every token. Outlier channels are therefore kept in float32, by a matmul of their
-own, where that pays (as in LLM.int8(), Dettmers et al. 2022, but the same channels for every token); others with a
-range wider than most are smoothed: divided beforehand, and their weights multiplied (as in SmoothQuant, Xiao et al.
-2022, but all others are left alone); and what is left is clipped where the matmul's error is smallest.
+With a static scale, quantizing costs one cheap pass, and a text's result cannot depend on the texts beside it. But one
+activation range must then fit every token. So outlier channels stay in float32, in a matmul of their own, where that
+pays (as in LLM.int8(), Dettmers et al. 2022, but the same channels for every token). Other channels with a wide range
+are smoothed: divided beforehand, and their weights multiplied (as in SmoothQuant, Xiao et al. 2022, but all others stay
+unchanged). The rest is clipped where the matmul's error is smallest.
 
-A CPU without VNNI adds pairs of products in 16 bits, which two large weights overflow. The stock remedy halves all
-weights. Here the inputs leave some of their range unused instead, and the few weights are rounded down that could
-still overflow with the inputs of their pair in calibration. Larger inputs saturate, as they do when clipped.
+A CPU without VNNI adds pairs of products in 16 bits, which two large weights overflow. The usual remedy halves all
+weights. Here the inputs leave some of their range unused instead, and only the few weights that could still overflow
+with the inputs of their pair in calibration are rounded down. Larger inputs saturate, as they do when clipped.
 
-Weights are rounded one row after another, each row's error made up for by the rows that are still to come (GPTQ).
+Weights are rounded row by row; the rows that follow compensate each row's error (GPTQ).
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ _TINY = torch.finfo(torch.float32).tiny
 
 # Inputs are uint8, weights int8 without -128.
 INPUT_STEPS, WEIGHT_STEPS = 255, 127
-# The zero point of symmetric inputs: what is uint8 about it is int8 about zero.
+# The zero point of symmetric inputs: uint8 values minus it are int8.
 MIDDLE = 128
 
 # What computes the matmuls. ``exact``: sums never overflow; ``pairs``: pairs are added in 16 bits; ``symmetric``:
 # zero points are 0, and no outlier channels are in float32.
 Form = Literal["exact", "pairs", "symmetric"]
 
-# Channels with a range up to this quantile are left alone, those with a wider one are smoothed; None: none is.
+# Channels with a range wider than this quantile are smoothed; None: no channel.
 _CAPS = (None, 0.99, 0.95, 0.85, 0.7)
-# The range, in terms of that of the calibration tokens. Other tokens go further: a narrower range wins on the
-# calibration text and loses on other text. In pairs, inputs leave steps unused, which is the same room.
+# The range, relative to that of the calibration tokens. Other tokens exceed it: a narrower range wins on the
+# calibration text and loses on other text. In pairs, the unused steps of the inputs give the same room.
 _CLIPPED_TO: dict[Form, tuple[float, ...]] = {"exact": (1.25,), "pairs": (1.25, 1.05), "symmetric": (1.25,)}
-# How many outlier channels may be kept in float32, if there are enough for that to be few.
+# How many outlier channels may stay in float32, and the least number of channels for that.
 _EXACT, _WIDE = 4, 32
-# By how much a multiplication before the matmul, or an addition behind it, must lower the squared error to be used.
+# The factor by which a multiplication before the matmul, or an addition after it, must lower the squared error.
 _MULTIPLICATION, _ADDITION = 1.1, 1.1
-# The largest int8 step, in terms of a column's largest weight; larger ones where pairs are held to 16 bits.
+# The largest int8 step, relative to a column's largest weight; larger ones where pairs are limited to 16 bits.
 _SHARES, _WIDER_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8), (1.1, 1.25, 1.5)
 # Inputs may be this much larger than the largest in calibration before sums of 16 bits saturate.
 _ROOM = 1.1
 _DIRECTIONS = 5
-# How firmly fitted weights are held to the given ones, relative to the mean square of the inputs.
+# The ridge that keeps fitted weights near the given ones, relative to the mean square of the inputs.
 _RIDGE = 3.0
 # How many of the 255 steps inputs on both sides of zero use where sums of 16 bits may overflow. For most matmuls
 # of MiniLM's first three layers the best of 150, 176, 208 and 255.
 _HELD_STEPS = 208
-# Rows that are rounded before their errors go to all the rows behind them.
+# The number of rows that are rounded before their errors go to all later rows.
 _BLOCK = 128
-# Of GPTQ: inputs that the calibration text never showed must not be relied on.
+# GPTQ's damping, for inputs that do not occur in the calibration text.
 _DAMPING = 0.02
 _INT16 = 2**15 - 1
 
@@ -79,8 +79,8 @@ _INT16 = 2**15 - 1
 class QuantizedInput:
     """``round(x * factors / scale) + zero_point``, clipped to uint8; ``factors (in,)`` or None for ones.
 
-    The channels ``exact (few,)`` are kept in float32 instead. ``reach (in / 2, corners, 2)``: the
-    largest uint8 values that each pair of neighbours had together in calibration, where sums are of 16 bits.
+    The channels ``exact (few,)`` stay in float32 instead. ``reach (in / 2, corners, 2)``: the largest uint8 values that
+    each pair of neighbours had together in calibration, if sums have 16 bits.
     """
 
     scale: float
@@ -90,25 +90,25 @@ class QuantizedInput:
     reach: Tensor | None = None
 
     def rounded(self, values: Tensor) -> Tensor:
-        """``values (..., in)``, already multiplied by the factors, after quantizing and dequantizing."""
+        """Return ``values (..., in)``, already multiplied by the factors, after quantizing and dequantizing."""
         steps = torch.round(values / self.scale) + self.zero_point
         return (steps.clamp(0, INPUT_STEPS) - self.zero_point) * self.scale
 
     def inner(self, values: Tensor) -> Tensor:
-        """``values (..., in)`` with zeros in the outlier channels."""
+        """Return ``values (..., in)`` with zeros in the outlier channels."""
         return values.index_fill(-1, self.exact, 0.0) if len(self.exact) else values
 
     def scaled(self, values: Tensor) -> Tensor:
-        """``values (..., in)`` times the factors."""
+        """Return ``values (..., in)`` times the factors."""
         return values if self.factors is None else values * self.factors
 
     def inner_weights(self, weights: Tensor) -> Tensor:
-        """``weights (in, out)`` divided by the factors, with zeros in the outlier channels."""
+        """Return ``weights (in, out)`` divided by the factors, with zeros in the outlier channels."""
         moved = weights if self.factors is None else weights / self.factors[:, None]
         return moved.index_fill(0, self.exact, 0.0) if len(self.exact) else moved
 
     def corners(self, inputs: Tensor) -> Tensor:
-        """``(in / 2, corners, 2)``: the largest uint8 values of each pair of neighbours together, with some room."""
+        """Return ``(in / 2, corners, 2)``: the largest uint8 values of each pair of neighbours, with some room."""
         steps = torch.round(self.inner(self.scaled(inputs)) * (_ROOM / self.scale)) + self.zero_point
         steps = functional.pad(steps.clamp(1, INPUT_STEPS), (0, len(inputs[0]) % 2), value=1.0)
         pairs = steps.reshape(len(steps), -1, 2)
@@ -124,8 +124,8 @@ class Int8Product:
     """``name`` of the linear layer; ``weight (in, out)`` int8, ``scales (out,)``, ``bias (out,)`` float32, and
     ``exact_weight (few, out)`` float32 of the outlier channels in float32.
 
-    ``entering`` is shared between matmuls that read the same input. ``fold`` says that the factors are in the
-    layer before, and need no multiplication. ``error`` is relative to the result, on the calibration text.
+    Matmuls that read the same input share ``entering``. ``fold``: the layer before has the factors, so they need no
+    multiplication. ``error`` is relative to the result, on the calibration text.
     """
 
     name: str
@@ -138,7 +138,7 @@ class Int8Product:
     error: float = 0.0
 
     def smoothed_channels(self) -> int:
-        """How many input channels are smoothed."""
+        """Return how many input channels are smoothed."""
         factors = self.entering.factors
         return 0 if factors is None else int((factors < 1).sum())
 
@@ -151,7 +151,7 @@ class Int8Linear(nn.Module):
         self.product = product
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(..., in)`` to ``(..., out)``."""
+        """Map ``(..., in)`` to ``(..., out)``."""
         product = self.product
         entering = product.entering
         values = states if product.fold else entering.scaled(states)
@@ -168,10 +168,10 @@ def choose_input(
 
     Args:
         inputs: ``(tokens, in)``, all inputs, for the ranges.
-        sample: ``(fewer tokens, in)`` of it, to compute the error on.
-        weights: ``(in, out)`` of everything that reads it.
-        folds: Whether factors cost nothing, since the layer before takes them.
-        form: What computes the matmul.
+        sample: ``(fewer tokens, in)`` of them, on which the error is computed.
+        weights: ``(in, out)`` of all layers that read them.
+        folds: Whether factors cost nothing, because the layer before includes them.
+        form: How the matmul is computed.
     """
     expected = sample @ weights
     importance = _importance(expected)
@@ -199,11 +199,11 @@ def choose_input(
 def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Quantize ``(in, out)`` per column: int8 without -128, and ``(out,)`` scales.
 
-    The scale of each column is the one, of a few, that rounds it with the least error; with ``reach``, pairs of weights
-    that would overflow count as what they will be rounded down to.
+    Each column gets the scale, of a few, with the least rounding error; with ``reach``, pairs of weights that would
+    overflow count as rounded down.
     """
     largest = weights.abs().amax(0).clamp_min(_TINY * WEIGHT_STEPS)
-    largest[(weights == 0).all(0)] = WEIGHT_STEPS  # any scale does for zeros; a common one is never rounded to zero
+    largest[(weights == 0).all(0)] = WEIGHT_STEPS  # any scale works for zeros; a common one is never rounded to zero
     best_error = torch.full_like(largest, float("inf"))
     scales = largest / WEIGHT_STEPS
     for share in _SHARES if reach is None else _SHARES + _WIDER_SHARES:
@@ -218,8 +218,8 @@ def _round_weights(weights: Tensor, reach: Tensor | None = None) -> tuple[Tensor
 def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs: tuple[Tensor, Tensor]) -> Int8Product:
     """Quantize a linear layer's weights for an input.
 
-    ``inputs`` are ``(tokens, in)`` each: those of the float32 model, and those behind the quantized layers. The mean
-    error of rounding goes into the bias.
+    ``inputs`` are ``(tokens, in)`` each: those of the float32 model, and those after the quantized layers. The bias
+    corrects the mean rounding error.
     """
     exact, found = inputs
     weights = linear.weight.T
@@ -242,10 +242,10 @@ def round_product(name: str, linear: nn.Linear, entering: QuantizedInput, inputs
 
 
 def _fit(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights that correct the errors of the layers before, held to the given ones; and the moments of ``values``.
+    """Return weights near the given ones that correct the errors of earlier layers, and the moments of ``values``.
 
-    The inputs differ from float32 by all rounding before them. The part that is linear in them is undone by ridge
-    regression (as in GPTAQ, Li et al. 2025), before weights are rounded.
+    Earlier rounding changes the inputs. Ridge regression corrects the part of the error that is linear in them (as in
+    GPTAQ, Li et al. 2025), before weights are rounded.
     """
     moments = values.T @ values
     ridge = moments.diagonal().mean() * _RIDGE or 1.0  # the inputs are all zero
@@ -254,9 +254,9 @@ def _fit(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
 
 
 def _importance(expected: Tensor) -> Tensor:
-    """A weight per token ``(tokens,)``, their sum 1, such that errors count relative to the token's own size.
+    """Return a weight per token ``(tokens,)``, with sum 1, so that errors count relative to the token's own size.
 
-    The norm behind a product divides each token by its size. Without this, the few tokens with very large values
+    The norm after a matmul divides each token by its size. Without these weights, the few tokens with very large values
     (first and last of a text) would decide the ranges for all.
     """
     energy = expected.square().sum(1)
@@ -291,15 +291,15 @@ def _ranges(low: float, high: float, form: Form) -> Sequence[tuple[float, int]]:
 def round_against(weights: Tensor, scales: Tensor, steps: int, moments: Tensor, reach: Tensor | None = None) -> Tensor:
     """Round weights to int8 such that the error of the matmul is small, not that of the weights.
 
-    Frantar et al. 2022, "GPTQ". Rows are taken in the order of the size of their inputs, the largest first.
+    Frantar et al. 2022, "GPTQ". Rows with the largest inputs come first.
 
     Args:
         weights: ``(in, out)``.
         scales: ``(out,)``.
         steps: The largest magnitude of a rounded weight.
         moments: ``(in, in)``, the sum over tokens of the outer products of the inputs.
-        reach: ``(in / 2, corners, 2)``, the largest uint8 inputs of each pair of rows together, where pairs are
-            added in 16 bits: weights are then held to what does not overflow.
+        reach: ``(in / 2, corners, 2)``, the largest uint8 inputs of each pair of rows together, if pairs are added in
+            16 bits: weights are then limited so that these do not overflow.
 
     Returns:
         ``(in, out)`` int8.
@@ -326,7 +326,7 @@ def round_against(weights: Tensor, scales: Tensor, steps: int, moments: Tensor, 
 
 
 def _hold_pairs(steps: Tensor, reach: Tensor) -> Tensor:
-    """Round the second row of each pair of ``steps (in, out)`` down to what the first leaves of 16 bits."""
+    """Limit the second row of each pair of ``steps (in, out)`` to the 16 bits minus the first row's share."""
     held = steps.clone()
     count = len(steps) // 2
     held[1::2] = _within(steps[1::2], steps[0 : 2 * count : 2], reach[:count, :, 1].T, reach[:count, :, 0].T)
@@ -334,7 +334,7 @@ def _hold_pairs(steps: Tensor, reach: Tensor) -> Tensor:
 
 
 def _without_overflow(whole: Tensor, row: int, rounded: Tensor, reach: Tensor) -> Tensor:
-    """Hold a row to what the one that it is paired with leaves of 16 bits."""
+    """Limit a row to the 16 bits minus its pair's share."""
     pair = row ^ 1
     if pair >= len(rounded):
         return whole
@@ -342,7 +342,7 @@ def _without_overflow(whole: Tensor, row: int, rounded: Tensor, reach: Tensor) -
 
 
 def _within(steps: Tensor, pair: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Hold ``steps (..., out)`` beside ``pair (..., out)``; the inputs of both are ``(corners, ...)`` each."""
+    """Limit ``steps (..., out)`` beside ``pair (..., out)``; the inputs of both are ``(corners, ...)`` each."""
     own, other = own[..., None], other[..., None]
     above = ((_INT16 - other * pair.clamp_min(0)) / own).amin(0).floor()
     below = ((_INT16 + other * pair.clamp_max(0)) / own).amin(0).floor()
