@@ -1,8 +1,8 @@
-"""Other people's tools on our artifacts: what each one reads, how far its outputs are from ours, and what breaks.
+"""Runs other tools on our artifacts: which forms each one reads, and how far its outputs differ from ours.
 
-Exports nano for them, runs every tool, and compares the table with the one in docs/interop.md: a row that has changed
-is an error. ``--write-docs`` writes the table. For Node, ``npm`` installs two packages into a temporary folder; where
-there is no Node, and for tools that are not installed, the table's own row counts.
+Exports nano, runs every tool, and compares the table with the one in docs/interop.md: a changed row is an error.
+``--write-docs`` writes the table. For Node, ``npm`` installs two packages into a temporary folder. Without Node, and
+for tools that are not installed, the row of the document stays.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ console.log(JSON.stringify(Array.from(found.logits.data)));
 
 
 class Row(NamedTuple):
-    """What is told of a tool: its name, its packages, what runs it for each of VARIANTS, and what to know."""
+    """A row of the table: the tool's name, its packages, a function that runs it on all VARIANTS, and a note."""
 
     tool: str
     packages: tuple[str, ...]
@@ -89,14 +89,14 @@ def main() -> None:
 
 
 def changes(text: str) -> str:
-    """The lines in which a table differs from the document's; nothing where they are the same."""
+    """Return the lines in which a table differs from the document's; empty if they are equal."""
     told = (read_block(DOCUMENT, BLOCK) or "").splitlines()
     lines = difflib.unified_diff(told, text.splitlines(), lineterm="", n=0)
     return "\n".join(line for line in lines if line[:3] not in ("---", "+++") and line[:2] != "@@")
 
 
 def made_table(folder: Path) -> str:
-    """The table, of the tools in :data:`ROWS`."""
+    """Return the table of the tools in :data:`ROWS`."""
     told = {line.split(" | ")[0]: line for line in (read_block(DOCUMENT, BLOCK) or "").splitlines()}
     lines = table(["tool", "versions", *VARIANTS, "what to know"], []).splitlines()
     for row in ROWS:
@@ -128,7 +128,7 @@ def _versions(packages: tuple[str, ...]) -> str | None:
 
 
 def _export(folder: Path) -> None:
-    """nano's heads that the tools get: cls, and base with a pooling of its own, in each variant; qa and ner."""
+    """Export nano for the tools: cls, and base with CLS pooling, in each variant; qa and ner."""
     import erniem_export
 
     sentences = folder / "sentences"
@@ -161,13 +161,13 @@ def _ours(artifact: Path) -> Any:
 
 
 def _each(folder: Path, compute: Callable[[Path, dict[str, Any]], Any], head: str = "cls") -> list[str]:
-    """A cell for each variant: how far the logits are that a tool computes, or the name of its error."""
+    """Return a cell per variant: the difference of a tool's logits from ours, or the name of its error."""
     cells = []
     for name in VARIANTS:
         artifact = folder / head / name / f"{head}.onnx"
         try:
             found = np.asarray(compute(artifact, _feeds(artifact.parent)))
-        except Exception as error:  # every tool has its own
+        except Exception as error:  # every tool raises errors of its own
             cells.append(type(error).__name__)
             continue
         cells.append(_bound(found, _ours(artifact)))
@@ -175,7 +175,7 @@ def _each(folder: Path, compute: Callable[[Path, dict[str, Any]], Any], head: st
 
 
 def _bound(found: Any, expected: Any) -> str:
-    """The largest difference, rounded up to a power of ten that every machine holds, or else the relative L2 error."""
+    """Return the largest difference, rounded up to a power of ten, or else the relative L2 error."""
     if found.shape != expected.shape:
         return f"shape {found.shape}"
     difference = float(np.abs(found - expected).max())
@@ -202,7 +202,7 @@ def _quantized(artifact: Path, feeds: dict[str, Any]) -> Any:
 
 
 def _by_optimum(artifact: Path, feeds: dict[str, Any]) -> Any:
-    """With the mask that the exported tokenizer gives, of which nobody has to think."""
+    """Run optimum with the mask that the exported tokenizer returns by default."""
     from optimum.onnxruntime import ORTModelForSequenceClassification
     from transformers import AutoTokenizer
 
@@ -215,7 +215,7 @@ def _by_optimum(artifact: Path, feeds: dict[str, Any]) -> Any:
 
 
 def _pipelines(folder: Path) -> list[str]:
-    """transformers' pipelines over an ORTModel, beside ours: whether the answers are the same."""
+    """Compare the answers of transformers' pipelines over an ORTModel with ours."""
     from optimum import onnxruntime as optimum
     from transformers import AutoTokenizer, pipeline
 
@@ -250,7 +250,7 @@ def _pipelines(folder: Path) -> list[str]:
 def _answer(theirs: Any, asked: dict[str, str]) -> str | None:
     try:
         return str(theirs(**asked)["answer"])
-    except KeyError:  # of transformers, where the last token is a candidate
+    except KeyError:  # transformers raises it if the last token is a candidate
         return None
 
 
@@ -306,7 +306,7 @@ def _by_openvino(artifact: Path, feeds: dict[str, Any], quantize: bool = False) 
         rows = [{name: value[i : i + 1] for name, value in feeds.items()} for i in range(len(TEXTS))]
         kind = nncf.ModelType.TRANSFORMER
         network = nncf.quantize(network, nncf.Dataset(rows), model_type=kind, subset_size=len(rows))
-    # On a CPU with bf16 it would compute in that.
+    # By default it computes in bf16 on a CPU with bf16.
     compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled(feeds)["logits"]
 
@@ -328,7 +328,7 @@ def _by_onnxsim(artifact: Path, feeds: dict[str, Any]) -> Any:
 
 
 def _by_ctranslate2(folder: Path) -> list[str]:
-    """From the checkpoint, as XLM-R: the hidden states on rows padded on the right, and what else there is."""
+    """Convert the checkpoint as XLM-R, and compare the hidden states on rows padded on the right."""
     import ctranslate2
     import torch
     from ctranslate2.converters.transformers import XLMRobertaLoader
@@ -373,7 +373,7 @@ def _by_node(folder: Path, package: str) -> list[str]:
             return np.array(json.loads(answer.stdout), dtype=np.float32).reshape(len(ids), -1)
 
         cells = _each(folder, compute)
-    if package == "onnxruntime-web":  # a last bit may fall to the other side where int8 rounds, or not
+    if package == "onnxruntime-web":  # a difference in the last bit may change int8's rounding
         cells[-1] = cells[-1].replace("≤ 1e-5", _ROUNDED).replace("≤ 1e-4", _ROUNDED)
     return cells
 

@@ -35,7 +35,7 @@ from benchmarks.texts import real_texts
 
 MEAN_TOKENS, SIGMA = 32, 0.6
 CLIENTS = 32
-# Bars for base size in int8 on two cores: the smallest, or for "p95" the largest, ratio that is good enough.
+# Bars for base size in int8 on two cores: the smallest ratio that passes, or for "p95" the largest.
 BARS = {
     "Batcher, 32 clients : one by one": 1.75,
     "Batcher, one client : direct call": 0.95,
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def with_tokenizer(arguments: argparse.Namespace, folder: Path) -> Path:
-    """The artifact's folder, or a copy of it with the tokenizer's files, of which weights are links."""
+    """Return the artifact's folder, or a copy with the tokenizer's files, hard-linked where possible."""
     source = arguments.artifact if arguments.artifact.is_dir() else arguments.artifact.parent
     if arguments.tokenizer is None:
         return source
@@ -87,7 +87,7 @@ def with_tokenizer(arguments: argparse.Namespace, folder: Path) -> Path:
 
 
 def workload(tokenizer: Any, count: int) -> list[str]:
-    """Seeded texts whose lengths in tokens are log-normal, as those of real texts are."""
+    """Return seeded texts whose lengths in tokens are log-normal, as in real texts."""
     rng = random.Random(0)
     texts = real_texts()[1]
     mu = math.log(MEAN_TOKENS) - SIGMA**2 / 2
@@ -104,7 +104,7 @@ def cut(tokenizer: Any, text: str, tokens: int) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Figures by name, one per round."""
+    """Return the figures by name, one per round."""
     figures: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         pipeline = stack.enter_context(erniem_rt.pipeline(arguments.artifact, engine=arguments.engine))
@@ -140,7 +140,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def closed_loop(call: Callable[[str], Any], texts: list[str], clients: int) -> float:
-    """Requests a second of so many clients, each of which sends its next request when it has its answer."""
+    """Return the requests per second of ``clients`` clients that each send a request after the last answer."""
     start = time.perf_counter()
     if clients == 1:
         for text in texts:
@@ -152,7 +152,7 @@ def closed_loop(call: Callable[[str], Any], texts: list[str], clients: int) -> f
 
 
 def open_loop(submit: Callable[[str], Any], texts: list[str], rate: float) -> float:
-    """The 95th percentile of the latency, in ms, of requests that come at random times, so many a second."""
+    """Return the 95th percentile of the latency, in ms, of requests at random times, ``rate`` per second."""
     rng = random.Random(1)
     ends: list[tuple[float, float]] = []
     futures = []
@@ -169,13 +169,13 @@ def open_loop(submit: Callable[[str], Any], texts: list[str], rate: float) -> fl
 
 
 def one_at_a_time(pipeline: Any) -> Callable[[str], Any]:
-    """A thread that makes one call after the other, as a program without a batcher would."""
+    """Return a function that queues calls for one thread, as a program without a batcher would."""
     pool = ThreadPoolExecutor(1)
     return lambda text: pool.submit(pipeline, text)
 
 
 class Client:
-    """Asks a server, with a connection per thread."""
+    """Sends requests to a server, with a connection per thread."""
 
     def __init__(self, port: int, model: str) -> None:
         self._port = port
@@ -199,7 +199,7 @@ class Client:
 
 @contextlib.contextmanager
 def serving(arguments: argparse.Namespace) -> Iterator[int]:
-    """The port of ``erniem-rt serve``."""
+    """Yield the port of ``erniem-rt serve``."""
     command = [sys.executable, "-m", "erniem_rt", "serve", str(arguments.artifact), "--port", "0"]
     with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as port:
         yield port
@@ -207,7 +207,7 @@ def serving(arguments: argparse.Namespace) -> Iterator[int]:
 
 @contextlib.contextmanager
 def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
-    """The port of KServe's own server, with a model that calls the pipeline in a thread."""
+    """Yield the port of KServe's own server, with a model that calls the pipeline in a thread."""
     python = sys.executable if kind == "erniem-rt" else arguments.python
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
     port = free_port()
@@ -218,7 +218,7 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port that no outgoing connection of this machine is given."""
+    """Return a free port below the range of outgoing connections."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -227,7 +227,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(command: list[str], ready: str) -> Iterator[int]:
-    """A process that says its port on standard error when it is ready."""
+    """Run a process, and yield the port that it prints to standard error when it is ready."""
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert running.stderr is not None
     said = []
@@ -238,7 +238,7 @@ def process(command: list[str], ready: str) -> Iterator[int]:
                 break
         else:
             raise RuntimeError(f"{' '.join(command)}: {''.join(said[-20:])}")
-        threading.Thread(target=running.stderr.read, daemon=True).start()  # so that it never waits for a reader
+        threading.Thread(target=running.stderr.read, daemon=True).start()  # so that its pipe never fills
         yield int(found[1])
     finally:
         running.terminate()
@@ -246,7 +246,7 @@ def process(command: list[str], ready: str) -> Iterator[int]:
 
 
 def serve_without_queue(arguments: argparse.Namespace) -> int:
-    """KServe as its documentation says: a model whose ``predict`` makes one call, here in a thread."""
+    """Run KServe as in its documentation: a model whose ``predict`` makes one call, here in a thread."""
     sys.argv = sys.argv[:1]
     import asyncio
 

@@ -1,8 +1,8 @@
-"""An XLM-R embedding model beside sentence-transformers' ONNX and OpenVINO backends, from texts to vectors.
+"""Compare an XLM-R embedding model with sentence-transformers' ONNX and OpenVINO backends, from texts to vectors.
 
 Usage: python -m benchmarks.xlm_roberta [--size base|small] [--rounds N]; needs sentence-transformers with its backends.
 
-Both libraries have one process and take turns on the same texts; what counts is the ratio of their medians.
+Both libraries take turns on the same texts in one process; the result is the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from erniem_rt.machine import cpu_class
 PACKAGES = "sentence-transformers optimum-onnx[onnxruntime] optimum-intel[openvino]"
 FOLDER = ROOT / "build" / "bench-xlm-roberta"
 TOKENIZER = ROOT / "examples" / "nano" / "checkpoints" / "base" / "sentencepiece.bpe.model"
-# Released layers; of the vocabulary, whose rows are only looked up, the tokenizer's own.
+# The released layers with the tokenizer's smaller vocabulary, whose rows are only looked up.
 SIZES = {
     "base": {},
     "small": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 TEXTS, BATCH = 64, 32
-# Ours, sentence-transformers', and how many times as fast ours is to be.
+# Precision, our artifact, sentence-transformers' backend, and the bar for the ratio of speeds.
 BARS = (
     ("fp32", "erniem-rt", "onnx", 1.5),
     ("int8", "erniem-rt-int8", "onnx-int8", 2.0),
@@ -44,7 +44,7 @@ Encode = Callable[[list[str]], Any]
 
 
 def write_checkpoint(folder: Path, size: str) -> None:
-    """A sentence-transformers folder, mean pooling and unit length, of an XLM-R model with seeded weights."""
+    """Write a sentence-transformers folder of an XLM-R model with seeded weights, mean pooling and unit length."""
     import sentencepiece
     import torch
     import transformers
@@ -76,7 +76,7 @@ def write_checkpoint(folder: Path, size: str) -> None:
 
 
 def texts() -> list[str]:
-    """Seeded texts of nano's words whose lengths are log-normal, as those of the mixed workload."""
+    """Return seeded texts of nano's words with the log-normal lengths of the mixed workload."""
     from benchmarks.workloads import build_workloads
 
     source = TOKENIZER.with_name("calibration.txt")
@@ -86,7 +86,7 @@ def texts() -> list[str]:
 
 
 def prepare(size: str) -> Path:
-    """The folder of a size with all that is compared; what is there already stays."""
+    """Return the folder with a size's models; export those that are missing."""
     import erniem_export
 
     folder = FOLDER / size
@@ -99,7 +99,7 @@ def prepare(size: str) -> Path:
 
 
 def ours(folder: Path, name: str, threads: int) -> Encode:
-    """Our pipeline on an artifact: ``-openvino`` names the engine, else ONNX Runtime computes it."""
+    """Return our pipeline on an artifact, in OpenVINO if the name ends in ``-openvino``, else in ONNX Runtime."""
     import erniem_rt
 
     engine = "openvino" if name.endswith("-openvino") else "onnxruntime"
@@ -108,7 +108,7 @@ def ours(folder: Path, name: str, threads: int) -> Encode:
 
 
 def theirs(folder: Path, name: str, threads: int) -> Encode:
-    """sentence-transformers with a backend, as its documentation says; it sorts texts by their length itself."""
+    """Return sentence-transformers with a backend, as in its documentation; it sorts texts by length itself."""
     import torch
     from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
@@ -137,13 +137,13 @@ def theirs(folder: Path, name: str, threads: int) -> Encode:
 
 
 def compare(encoders: Sequence[Encode], given: list[str], rounds: int) -> tuple[list[float], float]:
-    """Texts per second of each, in turns; and the smallest cosine of the two vectors of a text."""
+    """Return the texts per second of each, measured in turns, and the smallest cosine of a text's two vectors."""
     first, second = (np.asarray(encode(given), dtype=np.float64) for encode in encoders)
     cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
     taken: list[list[float]] = [[] for _ in encoders]
     for _ in range(rounds):
         for seconds, encode in zip(taken, encoders, strict=True):
-            time.sleep(0.1)  # threads of the other one stop spinning
+            time.sleep(0.1)  # the other library's threads stop spinning
             started = time.perf_counter()
             encode(given)
             seconds.append(time.perf_counter() - started)
@@ -151,7 +151,7 @@ def compare(encoders: Sequence[Encode], given: list[str], rounds: int) -> tuple[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each bar, and what all of them found as JSON."""
+    """Print a row for each bar, and write all results as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.xlm_roberta", description=str(__doc__).splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--rounds", type=int, default=7)

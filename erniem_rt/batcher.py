@@ -1,4 +1,4 @@
-"""A queue before a pipeline: requests of many callers run together, as soon as a worker is free."""
+"""A queue in front of a pipeline: requests of many callers run together as soon as a worker is free."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "BatcherStats"]
 
-# Latencies that are kept for BatcherStats.
+# The number of latencies in BatcherStats.
 _RECENT = 1000
-# Options of a call, with a row of the model for each of their texts.
+# Options of a call whose every text takes a row of the model.
 _ROWS_PER_INPUT = ("candidate_labels", "schema")
 
 
 @dataclass(frozen=True)
 class BatcherStats:
-    """What a :class:`Batcher` has done since it was made. Times are in seconds, from the request to its answer.
+    """A :class:`Batcher`'s counters since its creation. Times are in seconds, from the request to its answer.
 
     Attributes:
         waiting: Rows in the queue now.
-        running: Batches that are computed now.
+        running: Batches in computation now.
         answered: Requests that got their answers.
         failed: Requests that got an error.
         refused: Requests that found the queue full.
         cancelled: Requests that were cancelled before their turn.
-        batch_sizes: How many batches had so many requests.
-        seconds: The times of all answered requests, added up.
-        recent: The times of the last 1,000 answered requests, in the order of their ends.
+        batch_sizes: The number of batches by their number of requests.
+        seconds: The sum of the times of all answered requests.
+        recent: The times of the last 1,000 answered requests, in the order of their answers.
     """
 
     waiting: int
@@ -59,7 +59,7 @@ class BatcherStats:
 
 @dataclass
 class _Request:
-    """One call: its inputs, whether they came as a list, and the options by which it may join others."""
+    """One call: its inputs, whether they came as a list, and its options; an equal ``key`` may share a batch."""
 
     inputs: Any
     items: list[Any]
@@ -75,11 +75,11 @@ class _Request:
 class Batcher:
     """Answers requests of many threads or coroutines with one pipeline; a context manager.
 
-    Call it as you call the pipeline, with one input or a list. A worker that is free takes what is in the queue and
-    answers it in one call of the pipeline. Nothing waits for a batch to fill. A request that is alone gets all threads
-    of the pipeline's session. Where several run at a time, each has one thread: for that, a second session is opened,
-    with the weights in memory again. With ``workers=1``, for a pipeline with ``threads=1``, and for engines other than
-    ONNX Runtime on a CPU, there is only the pipeline's own session.
+    Call it like the pipeline, with one input or a list. A free worker takes requests from the queue and answers them in
+    one call of the pipeline. No request waits for a batch to fill. A request that runs alone gets all threads of the
+    pipeline's session. If several batches run at a time, each has one thread; for that, the batcher opens a second
+    session, with a second copy of the weights in memory. With ``workers=1``, for a pipeline with ``threads=1``, and for
+    engines other than ONNX Runtime on a CPU, there is only the pipeline's own session.
 
     Answers are those of the pipeline. A request that ran alone gets the same bits as a call with the same number of
     threads; one that ran with others gets the bits of a call with the list of them all. Batches of different
@@ -87,20 +87,20 @@ class Batcher:
 
     A request counts as many rows as it has inputs, times its candidate labels, names of a schema or choices.
 
-    A forked child has an empty queue and workers of its own; requests of the parent are answered in the parent. A
-    pickle holds the pipeline and the options.
+    A forked child has an empty queue and workers of its own; the parent answers its own requests. A pickle holds the
+    pipeline and the options.
 
     Args:
         pipeline: Any pipeline. It stays open when the batcher is closed.
-        workers: How many batches are computed at a time. If left out, the threads of the pipeline's session on ONNX
-            Runtime on a CPU, and otherwise 2: one prepares texts while the other computes.
-        max_batch: Most rows that are taken together. A request of more runs alone.
-        max_queue: Most rows that wait; a request beyond that is a :class:`QueueFullError`.
-        max_items: Most rows of one request; ``max_queue`` if left out. More is an :class:`InvalidInputError`.
-        max_characters: Most characters of one request, its options included; no limit if left out.
+        workers: The number of batches at a time. By default the threads of the pipeline's session on ONNX Runtime on a
+            CPU, and otherwise 2: one prepares texts while the other computes.
+        max_batch: Most rows in a batch. A larger request runs alone.
+        max_queue: Most rows in the queue; a request beyond that is a :class:`QueueFullError`.
+        max_items: Most rows of one request; by default ``max_queue``. More is an :class:`InvalidInputError`.
+        max_characters: Most characters of one request, its options included; by default no limit.
 
     Raises:
-        InvalidInputError: An argument is none of the above.
+        InvalidInputError: An argument is invalid.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Batcher:
             )
         self.max_characters = None if max_characters is None else require_count("max_characters", max_characters)
         self.pipeline = pipeline
-        # What answers where several batches run at a time.
+        # The pipeline that answers while several batches run.
         self._beside = pipeline
         if divides and self.workers > 1 and session.threads > 1:
             self._beside = copy(pipeline)
@@ -141,9 +141,9 @@ class Batcher:
     def after_fork(self) -> None:
         """Start with an empty queue, counters at zero and no thread: as a new batcher, or in a forked child."""
         self._lock = threading.RLock()
-        self._entry = threading.RLock()  # held while a request is taken, with its call for a worker
+        self._entry = threading.RLock()  # held while a request enters the queue and a worker is called
         self._workers = Workers(self.workers)
-        self._slots = threading.Semaphore(self.workers)  # one is taken for each batch that is computed
+        self._slots = threading.Semaphore(self.workers)  # one per batch in computation
         self._queue: deque[_Request] = deque()
         self._waiting = self._running = self._answered = self._failed = self._refused = self._cancelled = 0
         self._batch_sizes: Counter[int] = Counter()
@@ -154,15 +154,15 @@ class Batcher:
         """Answer one input or a list, with the options of the pipeline's call, and wait for it.
 
         Raises:
-            InvalidInputError: What the pipeline raises; the inputs are a stream; the request is over a limit; the
-                batcher is closed.
+            InvalidInputError: As for the pipeline; the inputs are a stream; the request is over a limit; the batcher is
+                closed.
             QueueFullError: The queue is full.
             EngineError: The engine failed.
         """
         request = self._request(inputs, options)
         with self._entry:
             self._require_open()
-            # With nobody before it, a request need not go through another thread.
+            # If no request waits, this one needs no other thread.
             at_once = not self._queue and self._slots.acquire(blocking=False)
             if not at_once:
                 self._enqueue(request)
@@ -171,15 +171,15 @@ class Batcher:
         return request.future.result()
 
     async def answer(self, inputs: Any = None, /, **options: Any) -> Any:
-        """The same in a coroutine: ``await batcher.answer(text)``. If it is cancelled in the queue, it is not run."""
+        """The same in a coroutine: ``await batcher.answer(text)``. A request cancelled in the queue does not run."""
         import asyncio
 
         return await asyncio.wrap_future(self.submit(inputs, **options))
 
     def submit(self, inputs: Any = None, /, **options: Any) -> Future[Any]:
-        """The same without waiting: the answer, or what is raised, is the future's.
+        """The same without waiting: the future gets the answer or the error.
 
-        What can be told of a request before it runs, and a full queue, is raised here.
+        This call itself raises errors that show before the request runs, and those of a full queue.
         """
         request = self._request(inputs, options)
         with self._entry:
@@ -188,9 +188,9 @@ class Batcher:
         return request.future
 
     def submit_all(self, calls: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[Future[Any]]:
-        """The same for calls that are there at once, each its inputs and options; none begins before all are taken.
+        """The same for several calls, each with its inputs and options; none runs before all are in the queue.
 
-        What is wrong with one of them is raised by its future.
+        An invalid call's future raises its error.
         """
         futures = []
         with self._entry, self._lock:
@@ -216,7 +216,7 @@ class Batcher:
 
     @property
     def stats(self) -> BatcherStats:
-        """The counters, as they are now."""
+        """The current counters."""
         with self._lock:
             return BatcherStats(
                 self._waiting,
@@ -231,11 +231,11 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Take no more requests, and return when all that were taken are answered. Closing twice is fine."""
+        """Refuse new requests, and return when all others are answered. Closing twice is fine."""
         with self._entry:
             self._closed = True
         self._workers.wait()
-        for _ in range(self.workers):  # of calls that went without a worker
+        for _ in range(self.workers):  # for calls that ran without a worker
             self._slots.acquire()
         for _ in range(self.workers):
             self._slots.release()
@@ -263,7 +263,7 @@ class Batcher:
             raise InvalidInputError("the batcher is closed; make a new one.")
 
     def _request(self, inputs: Any, options: dict[str, Any]) -> _Request:
-        """The request, checked as far as that takes no work."""
+        """Return the request after the checks that need no tokens."""
         pipeline = self.pipeline
         if inputs is None:  # question and context by name
             inputs = {name: options.pop(name) for name in (*pipeline.required, *pipeline.optional) if name in options}
@@ -271,7 +271,7 @@ class Batcher:
             if options.pop(name, None) is not None:
                 raise InvalidInputError(f"a Batcher takes no {name}: requests run together.")
         asked = pipeline.options_for(options)
-        options.pop("errors", None)  # it is for the one who asks
+        options.pop("errors", None)  # each caller has its own
         many = items_of(pipeline.task, inputs, pipeline.required, pipeline.optional)
         if many is not None and many[1] is None:
             raise InvalidInputError("a Batcher takes one input or a list; pass a list of what the stream yields.")
@@ -297,14 +297,14 @@ class Batcher:
         return request
 
     def _work(self) -> None:
-        """Answer what waits, as much as goes together."""
+        """Answer the next batch of the queue."""
         self._slots.acquire()
         with self._lock:
             batch = self._next_batch()
         self._run(batch)
 
     def _run(self, batch: list[_Request]) -> None:
-        """Answer a batch, for which a slot was taken. It is free again when the callers hear of their answers."""
+        """Answer a batch that holds a slot. The slot is free again before the callers get their answers."""
         try:
             if not batch:
                 return
@@ -323,7 +323,7 @@ class Batcher:
             self._settle(request, result, error)
 
     def _next_batch(self) -> list[_Request]:
-        """Take the first request, and with it others of the same options."""
+        """Take the first request, and others with the same options."""
         batch: list[_Request] = []
         left: deque[_Request] = deque()
         size = 0
@@ -342,25 +342,25 @@ class Batcher:
         return batch
 
     def _answers(self, pipeline: Pipeline[Any], batch: list[_Request]) -> list[tuple[Any, BaseException | None]]:
-        """The result of each request, or what is raised for it."""
+        """Return the result or the error of each request."""
         try:
             found = self._found(pipeline, batch)
         except BaseException as error:
             if len(batch) == 1:
                 return [(None, _fresh(error))]
-            # It may be one of them, for example one that is too large.
+            # One request may be the cause, for example a request that is too large.
             return [result for request in batch for result in self._answers(pipeline, [request])]
         return [_result(pipeline, request, list(islice(found, len(request.items)))) for request in batch]
 
     def _found(self, pipeline: Pipeline[Any], batch: list[_Request]) -> Iterator[Any]:
-        """An answer or an error for each input of a batch, in order."""
+        """Return an answer or an error for each input of a batch, in order."""
         items = [item for request in batch for item in request.items]
-        # As a stream, which gives each answer as it is; read ahead as far as a list is.
+        # As a stream, which yields each answer unchanged, but read ahead like a list.
         ahead = batch[0].asked.chunk_size(stream=False)
         return iter(list(pipeline(iter(items), errors="return", read_ahead=ahead, **batch[0].options)))
 
     def _settle(self, request: _Request, result: Any, error: BaseException | None) -> None:
-        """Count a request and wake who waits for it."""
+        """Count a request and give its caller the result."""
         seconds = time.monotonic() - request.since
         with self._lock:
             if error is None:
@@ -380,7 +380,7 @@ def _unpickled(pipeline: Pipeline[Any], options: dict[str, Any]) -> Batcher:
 
 
 def _result(pipeline: Pipeline[Any], request: _Request, answers: list[Any]) -> tuple[Any, BaseException | None]:
-    """What the pipeline's call returns, or raises, with these answers to its inputs."""
+    """Return the result or the error of the pipeline's call with these answers to its inputs."""
     if request.asked.errors == "raise":
         for index, answer in enumerate(answers):
             if isinstance(answer, InvalidInputError):
@@ -392,7 +392,7 @@ def _result(pipeline: Pipeline[Any], request: _Request, answers: list[Any]) -> t
 
 
 def _fresh(error: BaseException) -> BaseException:
-    """``error`` without what holds the batch: each caller raises, and thereby changes, one of its own."""
+    """Return a copy of ``error`` without references to the batch: each caller raises, and so changes, its own."""
     if isinstance(error, ErnieMError):
         made: BaseException = type(error)(*error.args)
         made.__cause__ = error.__cause__
@@ -401,7 +401,7 @@ def _fresh(error: BaseException) -> BaseException:
 
 
 def _rows(items: list[Any], asked: Any) -> int:
-    """How many rows of the model a request asks for, as far as can be told before; a list without inputs counts 1."""
+    """Return a request's number of rows, as known before tokenizing; an empty list counts 1."""
     per_input = [sum(1 for _ in _texts(getattr(asked, name, None))) for name in _ROWS_PER_INPUT]
     choices = [len(item["choices"]) if _has_choices(item) else 1 for item in items]
     return max(sum(max(count, 1) for count in choices), 1) * max(*per_input, 1)
@@ -412,7 +412,7 @@ def _has_choices(item: Any) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in lists and mappings, the names of mappings included."""
+    """Yield all texts in lists and mappings, keys included."""
     pending = [value]
     while pending:
         one = pending.pop()
@@ -425,7 +425,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _frozen(value: Any) -> Hashable:
-    """Equal for options that mean the same; what cannot be told is equal to itself only."""
+    """Return a key that is equal for equal options; other objects are equal to themselves only."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return type(value).__name__, value
     if isinstance(value, Mapping):

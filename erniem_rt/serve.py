@@ -1,4 +1,4 @@
-"""``erniem-rt serve``: exported models over HTTP and gRPC, in the Open Inference Protocol V2, by KServe's endpoints."""
+"""``erniem-rt serve``: serves models over HTTP and gRPC in the Open Inference Protocol V2, with KServe's endpoints."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ __all__ = [
     "write_answers",
 ]
 
-# Inputs that are a list for each row.
+# Inputs with a list per row.
 LISTS = ("choices",)
-# For whoever serves to set: with these, a short request could take any amount of work or memory.
+# Only the server sets these: with them, a short request could take any amount of work or memory.
 _NOT_FOR_CLIENTS = {field.name for field in fields(Options)} - {"errors"} | {"doc_stride", "stride"}
-# Parameters of the protocol itself.
+# The protocol's own parameters.
 _OF_THE_PROTOCOL = ("binary_data_output",)
 _SESSION_OPTIONS = ("engine", "precision", "device", "threads", "spinning", "shrink_memory", "cache")
 _BATCHER_OPTIONS = ("workers", "max_batch", "max_queue", "max_items", "max_characters")
 _MOST_ITEMS = 256
-# Seconds that a stopping server has beyond those for open requests, to close connections and models.
+# Seconds that a stopping server has after --timeout, to close connections and models.
 _CLOSING = 2
 
 
 class Served:
-    """One model under its name: reads tensors and parameters, asks the batcher, writes tensors.
+    """A named model: reads tensors and parameters, calls the batcher, writes tensors.
 
     Args:
-        name: What requests call it.
-        batcher: With the model's pipeline.
+        name: The name in requests.
+        batcher: The batcher of the model's pipeline.
     """
 
     def __init__(self, name: str, batcher: Batcher) -> None:
@@ -78,7 +78,7 @@ class Served:
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        """What the protocol's metadata says of the inputs."""
+        """The inputs in the protocol's metadata."""
         return [
             {"name": name, "datatype": "BYTES", "shape": [-1, -1] if name in LISTS else [-1]}
             for name in names_of_inputs(self.batcher.pipeline)
@@ -86,18 +86,18 @@ class Served:
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
-        """What the protocol's metadata says of the outputs."""
+        """The outputs in the protocol's metadata."""
         hidden = hidden_size(self.batcher.pipeline)
         if hidden is None:
             return [{"name": "answer", "datatype": "BYTES", "shape": [-1]}]
         return [{"name": "embedding", "datatype": "FP32", "shape": [-1, hidden]}]
 
     async def answer(self, tensors: Iterable[Tensor], parameters: Mapping[str, Any]) -> Tensor:
-        """The output, for inputs by name, datatype and array.
+        """Return the output for inputs of name, datatype and array.
 
         Raises:
             InvalidInputError: The request cannot be answered.
-            QueueFullError: Too many requests wait.
+            QueueFullError: The queue is full.
             EngineError: The engine failed.
         """
         items, options = read_call(self.batcher, tensors, parameters)
@@ -105,12 +105,12 @@ class Served:
 
 
 def names_of_inputs(pipeline: Pipeline[Any]) -> tuple[str, ...]:
-    """The tensors of a request; those that are not the pipeline's ``required`` may be missing."""
+    """Return the names of a request's tensors; those not in the pipeline's ``required`` may be missing."""
     return (*pipeline.required, *pipeline.optional)
 
 
 def hidden_size(pipeline: Pipeline[Any]) -> int | None:
-    """The length of a vector; None where answers are JSON."""
+    """Return the length of a vector; None if answers are JSON."""
     if pipeline.task != "feature-extraction":
         return None
     return next(int(spec.shape[-1]) for spec in pipeline.manifest.outputs if spec.name == "last_hidden_state")
@@ -119,7 +119,7 @@ def hidden_size(pipeline: Pipeline[Any]) -> int | None:
 def read_call(
     batcher: Batcher, tensors: Iterable[Tensor], parameters: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The inputs and the options of a request; :class:`InvalidInputError` if it is none."""
+    """Return the inputs and the options of a request; raise :class:`InvalidInputError` if it is invalid."""
     items = read_inputs(batcher.pipeline, tensors, batcher.max_items)
     options = read_options(batcher.pipeline, parameters)
     if hidden_size(batcher.pipeline) is not None:
@@ -128,7 +128,7 @@ def read_call(
 
 
 def write_answers(pipeline: Pipeline[Any], answers: Any) -> Tensor:
-    """The output for the answers to a list: ``embedding``, or ``answer`` with JSON."""
+    """Return the output for the answers to a list: ``embedding``, or ``answer`` with JSON."""
     if hidden_size(pipeline) is not None:
         return "embedding", "FP32", np.asarray(answers, np.float32)
     texts = np.empty(len(answers), object)
@@ -137,7 +137,7 @@ def write_answers(pipeline: Pipeline[Any], answers: Any) -> Tensor:
 
 
 def read_inputs(pipeline: Pipeline[Any], tensors: Iterable[Tensor], most: int | None = None) -> list[Any]:
-    """The inputs of a pipeline's call from tensors ``(name, datatype, array)``, one per row of the arrays.
+    """Return the inputs of a pipeline's call from tensors ``(name, datatype, array)``, one per row of the arrays.
 
     Arrays are ``(rows,)`` or ``(rows, 1)``, those of choices ``(rows, choices)``, of str or of bytes in UTF-8.
 
@@ -165,7 +165,7 @@ def read_inputs(pipeline: Pipeline[Any], tensors: Iterable[Tensor], most: int | 
 
 
 def _column(name: str, array: NDArray[Any], most: int | None) -> list[Any]:
-    """The rows of a tensor: a text each, or a list of texts."""
+    """Return the rows of a tensor: texts, or lists of texts."""
     if most is not None and array.size > most:
         raise InvalidInputError(f"input {name!r} has {array.size} texts, and a request may have at most {most}.")
     if name in LISTS:
@@ -185,12 +185,12 @@ def _text(name: str, value: Any) -> Any:
 
 
 def read_options(pipeline: Pipeline[Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a pipeline's call from the parameters of a request: numbers, bools and str.
+    """Return the options of a pipeline's call from the parameters of a request: numbers, bools and str.
 
     Lists, and the schema, are JSON in a str; lists of names may also have commas. ``top_k="all"`` is None.
 
     Raises:
-        InvalidInputError: The task has no such option, or it is not for a client to set.
+        InvalidInputError: The task has no such option, or clients may not set it.
     """
     names = [field.name for field in fields(pipeline.options_type) if field.name not in _NOT_FOR_CLIENTS]
     options = {name: value for name, value in parameters.items() if name not in _OF_THE_PROTOCOL}
@@ -236,12 +236,12 @@ def _json(answer: Any) -> bytes:
     if isinstance(answer, ErnieMError):
         answer = {"error": str(answer)}
     text = json.dumps(answer, ensure_ascii=False, default=operator.methodcaller("tolist"))
-    # UTF-8 has no lone surrogates: they stay escaped, as JSON allows.
+    # UTF-8 cannot encode lone surrogates: they stay escaped, as JSON allows.
     return text.encode("utf-8", "backslashreplace")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``erniem-rt serve`` takes."""
+    """Add the arguments of ``erniem-rt serve``."""
     count: dict[str, Any] = {"type": int, "metavar": "N"}
     flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     parser.add_argument(
@@ -286,7 +286,7 @@ def serve(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Load the models and answer requests until SIGTERM or Ctrl-C; ``say`` gets a line when the server is ready.
 
     Raises:
-        ErnieMError: KServe is not installed, a port is taken, a model cannot be loaded, or an option is wrong.
+        ErnieMError: KServe is not installed, a port is taken, a model cannot be loaded, or an option is invalid.
     """
     _require_kserve()
     for name in ("timeout", "max_body", "max_queue"):
@@ -307,7 +307,7 @@ def _require_kserve() -> None:
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
-    """Paths by name: what stands before ``=``, or the folder's name."""
+    """Return paths by name: the text before ``=``, or the folder's name."""
     named: dict[str, str] = {}
     for model in models:
         name, equals, path = model.partition("=")
@@ -338,11 +338,11 @@ def _options_by_name(text: str, named: dict[str, str]) -> dict[str, dict[str, An
 
 @contextlib.contextmanager
 def _bound(host: str, port: int, option: str) -> Iterator[socket.socket]:
-    """A socket that does not listen yet: until the models are loaded, connections are refused."""
+    """Yield a socket that does not listen yet, so that connections are refused until the models are loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named: otherwise asyncio sets no TCP_NODELAY, and small answers wait 40 ms.
+    # Without the protocol, asyncio sets no TCP_NODELAY, and small answers wait 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
-        if os.name == "posix":  # elsewhere it would take a port that is in use
+        if os.name == "posix":  # elsewhere the option would take a port in use
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
@@ -401,7 +401,7 @@ class _Server:
         self._grpc: Any = None
 
     def run(self) -> int:
-        """Answer until a signal comes, then what was taken; 0, or 1 if that took too long."""
+        """Answer until a signal comes, then answer the open requests; return 0, or 1 if they took too long."""
         from prometheus_client import REGISTRY
 
         collector = _Collector(self._models)
@@ -422,7 +422,7 @@ class _Server:
         return 0
 
     async def _run(self) -> float:
-        """Serve; return by when to be done, on the monotonic clock."""
+        """Serve; return the deadline for the end, on the monotonic clock."""
         import uvicorn
 
         config = uvicorn.Config(
@@ -441,7 +441,7 @@ class _Server:
         loop = asyncio.get_running_loop()
 
         def stop(*_: object) -> None:
-            server.force_exit = server.should_exit  # a second signal waits for nothing
+            server.force_exit = server.should_exit  # a second signal stops at once
             server.should_exit = True
             loop.call_soon_threadsafe(stopping.set)
 
@@ -450,7 +450,7 @@ class _Server:
             serving = asyncio.create_task(server.serve(sockets=[self._listening]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
-            if serving.done() and isinstance(error := serving.exception(), OSError):  # another one listens by now
+            if serving.done() and isinstance(error := serving.exception(), OSError):  # another process listens by now
                 raise _port_error(self._arguments.host, self._arguments.port, "--port", error.strerror) from error
             self._tell()
             await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -493,7 +493,7 @@ class _Server:
         servicer = InferenceServicer(self._plane, _fixed_repository(self._repository))
         add_GRPCInferenceServiceServicer_to_server(servicer, self._grpc)
         with _bound(arguments.host, arguments.grpc_port, "--grpc-port"):
-            pass  # grpc would say in its own words, on standard error, that the port is taken
+            pass  # grpc would write its own message to standard error if the port is taken
         try:
             arguments.grpc_port = self._grpc.add_insecure_port(f"{_in_address(arguments.host)}:{arguments.grpc_port}")
         except RuntimeError as error:
@@ -507,8 +507,8 @@ class _Server:
 
 @contextlib.contextmanager
 def _signals(stop: Callable[..., None]) -> Iterator[None]:
-    """Call ``stop`` at SIGTERM, Ctrl-C and SIGHUP, but not at what is ignored, as SIGHUP is under nohup."""
-    # In other threads than the main one Python lets nobody set a handler.
+    """Call ``stop`` at SIGTERM, Ctrl-C and SIGHUP, except at ignored signals, such as SIGHUP under nohup."""
+    # Python sets handlers in the main thread only.
     names = ("SIGTERM", "SIGINT", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
     before = {one: signal.signal(one, stop) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
@@ -520,7 +520,7 @@ def _signals(stop: Callable[..., None]) -> Iterator[None]:
 
 
 def _import_kserve() -> Any:
-    """The module, which reads the command line when it is imported: it is shown an empty one."""
+    """Import kserve with an empty command line, because the module reads it at import."""
     import logging
 
     arguments, sys.argv = sys.argv, sys.argv[:1]
@@ -535,7 +535,7 @@ def _import_kserve() -> Any:
 
 
 def _is_clients(raised: Any) -> bool:
-    """Whether this is no more than a bad request, which KServe would log with a traceback."""
+    """Return whether the error is only a bad request, which KServe would log with a traceback."""
     from grpc_interceptor.exceptions import GrpcException
     from kserve.errors import InvalidInput, ModelNotFound
 
@@ -548,7 +548,7 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
     from kserve.protocol.infer_type import to_http_parameters
 
     class Model(kserve.Model):  # type: ignore[misc]
-        """What KServe asks."""
+        """The model as KServe calls it."""
 
         def get_input_types(self) -> list[dict[str, Any]]:
             return model.inputs
@@ -568,7 +568,7 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
             except ErnieMError as error:
                 raise exceptions.Internal(str(error)) from error
             written = kserve.InferOutput(name, list(array.shape), kind, array)
-            if payload.from_grpc:  # KServe 0.21 fails on arrays there where inputs came as binary data
+            if payload.from_grpc:  # over gRPC, KServe 0.21 fails on arrays if inputs came as binary data
                 written.set_data_from_numpy(array)
             return kserve.InferResponse(
                 payload.id or str(uuid.uuid4()),
@@ -584,13 +584,13 @@ def _kserve_model(kserve: Any, model: Served) -> Any:
 
 
 def _tensor(given: Any) -> Tensor:
-    """Name, datatype and array of KServe's input."""
+    """Return name, datatype and array of KServe's input."""
     try:
         array = given.as_numpy()
         if list(array.shape) != list(given.shape):  # numpy fills in a negative size
             raise ValueError(f"they are {array.shape}")
         return given.name, given.datatype, array
-    except Exception as error:  # whatever numpy and struct say of data that does not fit
+    except Exception as error:  # numpy and struct raise many errors for data that does not fit
         raise InvalidInputError(
             f"input {given.name!r}: its data do not fit the shape {list(given.shape)} and the datatype "
             f"{given.datatype}: {error}."
@@ -604,7 +604,7 @@ def _data_plane(repository: Any) -> Any:
     from kserve.protocol.rest.v2_datamodels import InferenceRequest
 
     class Plane(DataPlane):  # type: ignore[misc]
-        """KServe's, which also reads JSON of another content type, and has one error for what is not the protocol."""
+        """KServe's data plane; it also reads JSON of any content type, and has one error for invalid messages."""
 
         def decode(self, body: Any, headers: Any, **named: Any) -> Any:
             try:
@@ -624,7 +624,7 @@ def _fixed_repository(repository: Any) -> Any:
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
     class Fixed(ModelRepositoryExtension):  # type: ignore[misc]
-        """The models are those of the command line."""
+        """Refuses to load and unload models."""
 
         async def load(self, model_name: str) -> None:
             raise InvalidInput(f"{model_name!r} cannot be loaded or unloaded: start erniem-rt serve with other models.")
@@ -635,7 +635,7 @@ def _fixed_repository(repository: Any) -> Any:
 
 
 def _statuses() -> Iterator[tuple[Any, Callable[[Any], int]]]:
-    """The HTTP status of each kind of error; what is not listed is 500, and uvicorn logs it."""
+    """Yield the HTTP status of each kind of error; others give 500, and uvicorn logs them."""
     from fastapi.exceptions import RequestValidationError
     from grpc_interceptor.exceptions import GrpcException, Unavailable
     from kserve.errors import InvalidInput, ModelNotFound
@@ -662,13 +662,13 @@ def _handler(status: Callable[[Any], int]) -> Callable[..., Any]:
 
 
 def _told(error: Any) -> str:
-    """What to answer about an error, in one sentence."""
+    """Return the message of an error, in one sentence."""
     if isinstance(error, NotImplementedError) or hasattr(error, "reason"):  # KServe's
         return str(error)
     for name in ("details", "detail"):  # grpc's, Starlette's
         if isinstance(told := getattr(error, name, None), str):
             return told
-    if hasattr(error, "errors"):  # what pydantic found; the first says enough
+    if hasattr(error, "errors"):  # pydantic's; the first is enough
         first: dict[str, Any] = next(iter(error.errors()), {})
         place = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "InferenceRequest"))
         cause = first.get("ctx", {}).get("error") or first.get("msg")
@@ -679,7 +679,7 @@ def _told(error: Any) -> str:
 
 
 class _Limited:
-    """An ASGI application that reads no more than so many bytes of a request."""
+    """An ASGI application that limits the bytes of a request."""
 
     def __init__(self, app: Any, most: int) -> None:
         self._app = app
@@ -702,7 +702,7 @@ class _Limited:
 
 
 class _Collector:
-    """The batchers' counters, for Prometheus."""
+    """Collects the batchers' counters for Prometheus."""
 
     def __init__(self, models: list[Served]) -> None:
         self._models = models

@@ -1,4 +1,4 @@
-"""``erniem-rt triton``: a model repository for Triton Inference Server, and the model that its Python backend runs."""
+"""``erniem-rt triton``: writes a model repository for Triton Inference Server; has the model of its Python backend."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["TritonPythonModel", "add_arguments", "write"]
 # The first image whose onnxruntime, 1.21, computes padded batches correctly.
 _IMAGE = "25.03"
 _TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
-# Most rows of a request to a graph, for Triton's own batching.
+# Most rows in Triton's own batches.
 _MOST_ROWS = 64
 _MODEL = '''\
 """Written by erniem-rt triton. Triton's Python needs erniem-rt: pip install "erniem-rt[ort,text]"."""
@@ -46,7 +46,7 @@ sys.path[:0] = {folders}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``erniem-rt triton`` takes."""
+    """Add the arguments of ``erniem-rt triton``."""
     count: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("artifact", metavar="DIR", help="an exported folder, HEAD.onnx or HEAD.plan in it, or a hub id")
     parser.add_argument("--repository", required=True, metavar="DIR", help="the model repository; made if missing")
@@ -82,7 +82,7 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Write a model into the repository, completely or not at all.
 
     Raises:
-        ErnieMError: The artifact cannot be served, an option is wrong, or the repository has such a model.
+        ErnieMError: The artifact cannot be served, an option is invalid, or the repository has a model of this name.
     """
     artifact = find_artifact(arguments.artifact)
     described = manifest_of(artifact)
@@ -122,7 +122,7 @@ def _fill(part: Path, files: dict[str, str | Path]) -> None:
 
 
 def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> dict[str, str | Path]:
-    """The files of a model for the Python backend; the pipeline is opened once, which checks artifact and options."""
+    """Return the files for the Python backend; opening the pipeline once checks the artifact and the options."""
     options = _options(arguments)
     instances = threads_or_default(arguments.instances)
     limits = {"max_batch": require_count("max_batch", arguments.max_batch), "max_characters": arguments.max_characters}
@@ -134,7 +134,7 @@ def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> dict[str
 
 
 def _companions(artifact: Path) -> Iterator[Path]:
-    """The files of this artifact and its tokenizer, without other artifacts in the folder."""
+    """Yield the files of this artifact and its tokenizer, without those of other artifacts in the folder."""
     heads = {path.stem for path in artifact.parent.glob("*.onnx")} - {artifact.stem}
     for path in sorted(artifact.parent.iterdir()):
         if path.is_file() and path.name.partition(".")[0] not in heads:
@@ -174,7 +174,7 @@ def _python_config(
         data_type="TYPE_STRING" if hidden is None else "TYPE_FP32",
         dims=["1" if hidden is None else str(hidden)],
     )
-    # As a string of a string: the content of the one, quoted as text protobuf wants it.
+    # Encoded twice: text protobuf needs the JSON as a quoted string.
     value = json.dumps(json.dumps({"options": options, "limits": limits, "artifact": pipeline.session.path.name}))
     return "\n".join(
         [
@@ -192,7 +192,7 @@ def _python_config(
 
 
 def _arrays(artifact: Path, name: str) -> dict[str, str | Path]:
-    """The files of a model for the backend of its own file."""
+    """Return the files for the onnxruntime or TensorRT backend."""
     manifest = Manifest.load(artifact.with_suffix(".json"))
     is_plan = artifact.suffix == ".plan"
     if is_plan and manifest.plan is not None:
@@ -232,7 +232,7 @@ def _block(*, name: str, data_type: str, dims: list[str], **flags: bool) -> str:
 
 
 class TritonPythonModel:
-    """What Triton's Python backend calls: texts in, answers as JSON out, an error for each request that is bad."""
+    """The model class for Triton's Python backend: texts in, answers as JSON out, an error for each bad request."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the artifact of this version of the model."""
@@ -243,7 +243,7 @@ class TritonPythonModel:
         self._batcher = Batcher(pipeline, workers=1, max_queue=1 << 30, **settings["limits"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """A response for each request."""
+        """Return a response for each request."""
         calls = [_call_of(self._batcher, request) for request in requests]
         futures = iter(self._batcher.submit_all(call for call in calls if not isinstance(call, ErnieMError)))
         return [self._response(call if isinstance(call, ErnieMError) else next(futures)) for call in calls]
@@ -264,7 +264,7 @@ class TritonPythonModel:
 
 
 def _call_of(batcher: Batcher, request: Any) -> tuple[list[Any], dict[str, Any]] | InvalidInputError:
-    """A request's inputs and options, or what is wrong with them."""
+    """Return a request's inputs and options, or the error in them."""
     tensors = [(tensor.name(), "BYTES", tensor.as_numpy()) for tensor in request.inputs()]
     parameters = json.loads(request.parameters() or "{}")
     try:
