@@ -41,6 +41,7 @@ from erniem_export.sources import (
 )
 from erniem_export.weight_names import from_uie_pytorch, is_uie_pytorch, some, wrapper_of
 from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
+from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
 from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
 from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
 from erniem_export.xlm_roberta import (
@@ -407,9 +408,10 @@ def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
     if head == "auto":
         return declared[0] if declared else _head_of_weights(config, weights)
     if head != "base" and declared and declared[0] not in ("base", head):
+        classes = XLM_ROBERTA_CLASSES if weights.is_xlm_roberta else HEAD_OF_CLASS
+        name = next(name for name, its in classes.items() if its == declared[0])
         raise CheckpointError(
-            f"--head {head} contradicts the checkpoint: config.json names {CLASSES[declared[0]].__name__}, "
-            f"which is head {declared[0]}"
+            f"--head {head} contradicts the checkpoint: config.json names {name}, which is head {declared[0]}"
         )
     return head
 

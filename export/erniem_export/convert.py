@@ -25,6 +25,8 @@ from erniem_rt.tokenizer.settings import AddedToken
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.progress import Progress
 
@@ -114,7 +116,7 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
     head, config = checkpoint.head, _config(checkpoint, to)
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
-    stored = {name: tensor.to(dtypes[name]).contiguous() for name, tensor in state.items()}
+    stored = {name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}
     original = checkpoint.original
     if original is None:
         stored = {named(name, head): tensor for name, tensor in stored.items()}
@@ -131,6 +133,12 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
         raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
     read_config(stage)  # check that it can be opened
     return difference
+
+
+def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a parameter in its file's type, or in float32 if that type would round it (a sum of XLM-R's tables)."""
+    stored = tensor.to(dtype).contiguous()
+    return stored if torch.equal(stored.to(tensor.dtype), tensor) else tensor.contiguous()
 
 
 def _config(checkpoint: Checkpoint, to: str) -> dict[str, Any]:

@@ -117,6 +117,21 @@ def test_an_xlm_r_model_becomes_ernie_m(xlm_roberta: Callable[..., Path], tmp_pa
     assert Tokenizer.from_dir(tmp_path / "out").settings.family == "ernie-m"
 
 
+def test_half_precision_does_not_round_the_sum_of_positions_and_token_type(
+    xlm_roberta: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "half"
+    shutil.copytree(xlm_roberta("cls", type_vocab_size=2), source)
+    state = load_file(source / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in state.items()}, source / "model.safetensors")
+    convert(source, tmp_path / "out", to="ernie-m", quiet=True)
+    assert load_checkpoint(str(tmp_path / "out")).identity() == load_checkpoint(str(source)).identity()
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert [name for name, tensor in written.items() if tensor.dtype != torch.float16] == [
+        "ernie_m.embeddings.position_embeddings.weight"
+    ]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.convert_main([str(NANO / "cls"), "--to", "xlm-roberta", "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out.splitlines()

@@ -291,4 +291,7 @@ def test_heads_and_inputs_that_xlm_r_has_not(export_fails: Callable[..., str], x
         == "--head ie is none of XLM-R's heads that are exported: base, cls, ner, qa"
     )
     assert "--with-position-ids" in export_fails(checkpoint, "--with-position-ids")
-    assert "--head ner contradicts the checkpoint" in export_fails(checkpoint, "--head", "ner")
+    assert export_fails(checkpoint, "--head", "ner") == (
+        "--head ner contradicts the checkpoint: config.json names XLMRobertaForSequenceClassification, which is head "
+        "cls"
+    )
