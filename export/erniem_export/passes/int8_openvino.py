@@ -220,11 +220,9 @@ def _unfuse_attention(graph: ir.Graph) -> None:
     for attention in fused_attentions(graph):
         name, heads = str(attention.name), attention.attributes["num_heads"].as_int()
         if grid is None:
-            grid = _grid(graph, attention, heads)
+            grid = _with_bias(graph, attention, _grid(graph, attention, heads))
         packed = [_packed(value, name) for value in attention.inputs[:3]]
         weight = matmul_of(packed[1], name).inputs[1]
-        if len(attention.inputs) > _MASK + 1:
-            raise FusionError(f"{name}: its keys have a bias, which this form does not carry")
         if weight is None or weight.const_value is None:
             raise FusionError(f"{name}: the weight of its keys is not stored")
         _unfuse(graph, attention, packed, (heads, weight.const_value.numpy().shape[1] // heads), grid)
@@ -282,6 +280,16 @@ def _grid(graph: ir.Graph, attention: ir.Node, heads: int) -> _Grid:
     hidden = rewriter.op("Unsqueeze", hidden, rewriter.int64([1, 2]), name="grid.hidden")
     rewriter.insert_before(laid)
     return _Grid(tokens, keys, contexts, hidden)
+
+
+def _with_bias(graph: ir.Graph, attention: ir.Node, grid: _Grid) -> _Grid:
+    """Add the bias of the keys, which all layers share, to what is added to the scores."""
+    if len(attention.inputs) <= _MASK + 1:
+        return grid
+    rewriter, bias = Rewriter(graph), producer(attention.inputs[_MASK + 1], "Expand", str(attention.name)).inputs[0]
+    hidden = rewriter.op("Add", grid.hidden, bias, name="grid.hidden.biased")
+    rewriter.insert_before(attention)
+    return grid._replace(hidden=hidden)
 
 
 def _unfuse(graph: ir.Graph, attention: ir.Node, packed: list[ir.Value], sizes: tuple[int, int], grid: _Grid) -> None:
