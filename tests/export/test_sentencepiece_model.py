@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import XLMRobertaTokenizer
 
 from erniem_export.errors import CheckpointError
 from erniem_export.sentencepiece_model import in_byte_order, parse
@@ -110,11 +110,13 @@ def exported_folder(
 
 def test_the_ids_of_other_readers(exported_folder: Path, tokenizer_dir: Path, sentences: tuple[str, ...]) -> None:
     """They take the model by its name, and its order for the ids: XLM-R's tokenizer, and ours without vocab.txt."""
-    plain = [Tokenizer(folder / MODEL) for folder in (tokenizer_dir, exported_folder)]
-    theirs = [XLMRobertaTokenizer(str(folder / MODEL)) for folder in (tokenizer_dir, exported_folder)]
-    for text in sentences:
-        assert plain[0](text).input_ids == plain[1](text).input_ids
-        assert theirs[0](text).input_ids == theirs[1](text).input_ids
+    readers: list[Callable[[str], Any]] = [Tokenizer]
+    if transformers.__version__.startswith("4."):  # that of transformers 5 does not read such a file
+        readers.append(transformers.XLMRobertaTokenizer)
+    for reader in readers:
+        first, second = (reader(str(folder / MODEL)) for folder in (tokenizer_dir, exported_folder))
+        for text in sentences:
+            assert first(text).input_ids == second(text).input_ids
 
 
 def test_a_copy_has_the_checkpoint_s_model(exported_folder: Path, content: bytes, tmp_path: Path) -> None:
