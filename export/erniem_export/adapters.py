@@ -193,6 +193,10 @@ def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[Er
             f"peft {peft.__version__} cannot merge {adapter.folder}, of type {adapter.kind}, into {adapter.base_name}: "
             f"{_reason(error)}"
         ) from error
+    if not (found.isfinite().all() and expected.isfinite().all()):
+        raise CheckpointError(
+            f"{adapter.folder} holds NaN or infinite values, or gives such outputs; save the adapter again"
+        )
     if not torch.allclose(found, expected, rtol=0, atol=_ROUNDING * float(expected.abs().max())):
         raise CheckpointError(
             f"{adapter.folder} holds an adapter of type {adapter.kind}, which cannot be merged: the merged model has "

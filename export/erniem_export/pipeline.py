@@ -213,8 +213,8 @@ def verify(
     thresholds_of(manifest.precision)  # refuses an unknown precision before loading anything large
     progress.step(f"loading {model}")
     checkpoint = load_checkpoint(model, manifest.head, base=base, tokenizer=tokenizer)
-    if checkpoint.tokenizer_dir is None and tokenizer_files(artifact.parent):
-        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=artifact.parent)
+    if checkpoint.tokenizer_dir is None and tokenizer_files(folder):
+        checkpoint = dataclasses.replace(checkpoint, tokenizer_dir=folder)
     if "vocabulary" in manifest.checkpoint:
         checkpoint = prune_like(checkpoint, folder)
     _refuse_other_sizes(artifact, manifest, checkpoint)

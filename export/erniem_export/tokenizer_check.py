@@ -27,10 +27,10 @@ _PADDING = 128
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> str | None:
-    """Refuse a tokenizer with ids that have no embedding; return a note on anything else that looks wrong.
+    """Refuse a tokenizer with other ids than the model's; return a note on anything else that looks wrong.
 
     Raises:
-        CheckpointError: The embeddings have too few rows.
+        CheckpointError: The embeddings have too few rows, or one is ErnieM's and the other XLM-R's.
         ErnieMError: The tokenizer cannot be loaded.
     """
     folder, rows = checkpoint.tokenizer_dir, checkpoint.config.vocab_size
@@ -38,6 +38,12 @@ def check_tokenizer(checkpoint: Checkpoint) -> str | None:
         return None if checkpoint.is_random else _WITHOUT
     tokenizer = Tokenizer.from_dir(folder, verify=False)
     ids, is_xlm_roberta = max(tokenizer.get_vocab().values()) + 1, tokenizer.settings.family == "xlm-roberta"
+    if is_xlm_roberta != (checkpoint.original is not None):
+        kinds = ("XLM-R's", "ErnieM's") if is_xlm_roberta else ("ErnieM's", "XLM-R's")
+        raise CheckpointError(
+            f"the tokenizer in {folder} is {kinds[0]} by its files, and the model is {kinds[1]}, with other ids: "
+            "give the model's own with --tokenizer; XLM-R's needs tokenizer_config.json or config.json beside it"
+        )
     has_vocabulary = is_xlm_roberta or (folder / _VOCABULARY).is_file()
     without = "" if has_vocabulary else f" (there is no {_VOCABULARY}, so they are the pieces of {_MODEL})"
     if ids > rows:

@@ -402,6 +402,16 @@ def test_the_tokenizer_of_an_adapter(where: str, adapter: Path, base: Path, toke
     assert load_checkpoint(str(adapter)).tokenizer_dir == folder
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_of_nan(value: float, adapter: Path, export_fails: Fails) -> None:
+    pytest.importorskip("peft")
+    state = load_file(adapter / "adapter_model.safetensors")
+    next(iter(state.values())).fill_(value)
+    save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    said = export_fails(adapter)
+    assert said.startswith(f"{adapter} holds NaN or infinite values") or "cannot merge" in said
+
+
 def test_merging_that_changes_the_outputs_is_noticed(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
     monkeypatch.setattr(peft.tuners.lora.layer.Linear, "merge", lambda *_, **__: None)

@@ -166,6 +166,17 @@ def test_a_tokenizer_from_elsewhere_with_too_many_ids(
     assert "has a tokenizer with ids up to 300000, and its vocab_size is " in export_fails(given, "--tokenizer", other)
 
 
+def test_a_tokenizer_of_another_kind(
+    bare: Path, tokenizer_dir: Path, tmp_path: Path, xlm_roberta: Any, export_fails: Any
+) -> None:
+    """Its ids are others, although they are few enough."""
+    theirs = Path(shutil.copytree(xlm_roberta("cls"), tmp_path / "theirs", ignore=shutil.ignore_patterns("model*")))
+    assert "is XLM-R's by its files, and the model is ErnieM's" in export_fails(bare, "--tokenizer", theirs)
+    assert "is ErnieM's by its files, and the model is XLM-R's" in export_fails(
+        xlm_roberta("cls"), "--tokenizer", tokenizer_dir
+    )
+
+
 def test_no_tokenizer_there(bare: Path, tmp_path: Path, export_fails: Any) -> None:
     (tmp_path / "other").mkdir()
     assert export_fails(bare, "--tokenizer", tmp_path / "gone") == f"there is no folder {tmp_path / 'gone'}"
