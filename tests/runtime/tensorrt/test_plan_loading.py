@@ -403,11 +403,13 @@ def test_no_room_for_a_second_lane_is_no_error(monkeypatch, heads, plan_of):
             start.wait(5)
             return session.run(input_ids=[[5, 6]])["start_logits"].shape
 
-        for _ in range(5):
+        for _ in range(500):  # until two runs happen to overlap
             assert list(pool.map(run, range(4))) == [(1, 2)] * 4
+            if (tried := machine.gpu.calls.count("cudaStreamCreateWithFlags")) > 1:
+                break
     machine.check()
     # Each thread may have tried once before the first was refused.
-    assert 1 < machine.gpu.calls.count("cudaStreamCreateWithFlags") <= 4
+    assert 1 < tried <= 4
 
 
 # Options.
