@@ -201,7 +201,7 @@ class Client:
 def serving(arguments: argparse.Namespace) -> Iterator[int]:
     """Yield the port of ``erniem-rt serve``."""
     command = [sys.executable, "-m", "erniem_rt", "serve", str(arguments.artifact), "--port", "0"]
-    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as port:
+    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as (port, _):
         yield port
 
 
@@ -213,7 +213,7 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     port = free_port()
     command += ["--engine", arguments.engine, "--port", str(port)]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)") as found:
+    with process(command, r"ready at (\d+)") as (found, _):
         yield found
 
 
@@ -226,8 +226,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: list[str], ready: str) -> Iterator[int]:
-    """Run a process, and yield the port that it prints to standard error when it is ready."""
+def process(command: list[str], ready: str) -> Iterator[tuple[int, int]]:
+    """Run a process, and yield the port that it prints to standard error when it is ready, and the process's id."""
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert running.stderr is not None
     said = []
@@ -239,7 +239,7 @@ def process(command: list[str], ready: str) -> Iterator[int]:
         else:
             raise RuntimeError(f"{' '.join(command)}: {''.join(said[-20:])}")
         threading.Thread(target=running.stderr.read, daemon=True).start()  # so that its pipe never fills
-        yield int(found[1])
+        yield int(found[1]), running.pid
     finally:
         running.terminate()
         running.wait(60)

@@ -26,6 +26,7 @@ TARGETS = {
     "nano-task-sets",
     "nano-train",
     "setup",
+    "soak",
     "test",
     "test-floor",
     "test-gpu",
