@@ -111,39 +111,13 @@ def test_the_document_has_a_line_for_each_task():
     assert {re.search("/models/([a-z]+)/", command)[1] for command, _ in CURL} == {*HEADS, "nli"}
 
 
-TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
-ASKED = {
-    "qa": ({"question": ["Who founded it?", "Where?"], "context": TEXTS}, {"top_k": 2}, {}),
-    "cls": ({"text": TEXTS, "text_pair": TEXTS[::-1]}, {"top_k": "all"}, {"top_k": None}),
-    "ner": ({"text": TEXTS}, {"ignore_labels": "O, PER"}, {"ignore_labels": ["O", "PER"]}),
-    "ie": ({"text": TEXTS}, {"schema": '{"Person": "Year"}', "threshold": "0.25"}, {"schema": {"Person": "Year"}}),
-    "mc": ({"prompt": TEXTS, "choices": [["1971", "Denver"]] * 2}, {}, {}),
-    "base": ({"text": TEXTS}, {"pooling": "cls", "normalize": True}, None),
-    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]'}, {"candidate_labels": ["a, b", "c"]}),
-}
-
-
-@pytest.mark.parametrize("model", ASKED)
-def test_answers_are_the_pipelines_to_the_bit(server, nano_artifact, model):
-    tensors, parameters, changed = ASKED[model]
-    task = "zero-shot-classification" if model == "nli" else None
-    options = {**parameters, **(changed or {})}
-    if "threshold" in options:
-        options["threshold"] = 0.25
-    with erniem_rt.pipeline(task, nano_artifact("cls" if model == "nli" else model)) as pipeline:
-        items = [dict(zip(tensors, row, strict=True)) for row in zip(*tensors.values(), strict=True)]
-        expected = pipeline(items, **options)
-        assert_same(ask(server, model, tensors, **parameters), expected)
-        assert_same(by_grpc(server, model, tensors, parameters), expected)
-        column = {name: [[one] if isinstance(one, str) else one for one in rows] for name, rows in tensors.items()}
-        assert_same(ask(server, model, column, **parameters), expected)
-
-
-def assert_same(found, expected):
-    if isinstance(expected, np.ndarray):
-        np.testing.assert_array_equal(found, expected)
-    else:
-        assert found == expected
+def test_answers_are_the_pipelines_to_the_bit(server, nano_artifact, example):
+    expected = example.answers(nano_artifact(example.head))
+    tensors, parameters = example.tensors, example.parameters
+    example.assert_answered(ask(server, example.name, tensors, **parameters), expected)
+    example.assert_answered(by_grpc(server, example.name, tensors, parameters), expected)
+    column = {name: [[one] if isinstance(one, str) else one for one in rows] for name, rows in tensors.items()}
+    example.assert_answered(ask(server, example.name, column, **parameters), expected)
 
 
 def by_grpc(server, model, tensors, parameters):
@@ -166,11 +140,12 @@ def by_grpc(server, model, tensors, parameters):
     return array if output.datatype == "FP32" else [json.loads(text) for text in array.tolist()]
 
 
-def test_binary_data_and_one_text_without_pooling(server, nano_artifact):
+def test_binary_data_and_one_text_without_pooling(server, nano_artifact, examples):
     from kserve import InferInput, InferRequest, InferResponse
 
+    texts = examples["base"].tensors["text"]
     tensor = InferInput("text", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array(TEXTS[:1], dtype=object))
+    tensor.set_data_from_numpy(np.array(texts[:1], dtype=object))
     asked = InferRequest("base", [tensor], "1", parameters={"pooling": "none", "binary_data_output": True})
     body, length = asked.to_rest()
     headers = {"inference-header-content-length": str(length), "content-type": "application/octet-stream"}
@@ -178,8 +153,8 @@ def test_binary_data_and_one_text_without_pooling(server, nano_artifact):
     assert status == 200
     (output,) = InferResponse.from_bytes(content, int(found["inference-header-content-length"])).outputs
     with erniem_rt.pipeline(nano_artifact("base")) as pipeline:
-        np.testing.assert_array_equal(output.as_numpy(), pipeline(TEXTS[:1], pooling="none")[0][None])
-    status, _, found = post(server, "base", {"inputs": [text_tensor("text", TEXTS)], "parameters": {"pooling": "none"}})
+        np.testing.assert_array_equal(output.as_numpy(), pipeline(texts[:1], pooling="none")[0][None])
+    status, _, found = post(server, "base", {"inputs": [text_tensor("text", texts)], "parameters": {"pooling": "none"}})
     assert status == 400
     assert found["error"].startswith("pooling='none' gives each text as many vectors as it has tokens")
 
@@ -304,13 +279,12 @@ def test_metrics(server):
     assert 'request_predict_seconds_count{model_name="ner"}' in text
 
 
-def test_many_clients_of_which_some_send_bad_requests(server):
+def test_many_clients_of_which_some_send_bad_requests(server, examples):
     def work(number):
         model = ("ner", "base", "nli", "qa")[number % 4]
         if number % 16 == 0:
             return post(server, model, one(data=[""]))[0]
-        tensors, parameters, _ = ASKED[model]
-        return len(ask(server, model, tensors, **parameters))
+        return len(ask(server, model, examples[model].tensors, **examples[model].parameters))
 
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(work, range(320))) == [400 if number % 16 == 0 else 2 for number in range(320)]
