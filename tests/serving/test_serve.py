@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,8 @@ import pytest
 import erniem_rt
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+GUNICORN = re.findall(r"^(gunicorn .*)$", DOCUMENT, re.MULTILINE)
 CURL = re.findall(r"^```bash\n(curl .*?)^```\n\n```console\n(.*?)^```\n", DOCUMENT, re.MULTILINE | re.DOTALL)
 HEADS = ("qa", "cls", "ner", "ie", "mc", "base")
 LONG = " ".join(f"Fiona Kendall left Denver on {day} March." for day in range(1, 31)) * 80
@@ -91,7 +95,7 @@ def rounded(text):
 
 def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
     monkeypatch.chdir(nano_artifact("cls").parents[2])
-    plain, fastapi = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    plain, fastapi, _ = PYTHON
     exec(compile(plain, "serving.md", "exec"), {})
     assert capsys.readouterr().out.endswith("\n2\n")
     found: dict = {}
@@ -105,6 +109,42 @@ def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
             assert raised.value.status_code == 400
 
     asyncio.run(ask_app())
+
+
+@pytest.mark.parametrize(("command", "code"), list(zip(GUNICORN, PYTHON[1:], strict=True)), ids=["asgi", "wsgi"])
+def test_gunicorn_of_the_document_with_a_worker_killed(command, code, nano_artifact, tmp_path):
+    (tmp_path / "app.py").write_text(code)
+    (tmp_path / "out").symlink_to(nano_artifact("cls").parents[1])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    _, *arguments = command.replace("8000", str(port)).split()
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "gunicorn", *arguments], cwd=tmp_path, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/classify"
+    try:
+        with erniem_rt.pipeline(nano_artifact("cls"), threads=1) as pipeline:
+            expected = pipeline(["One text.", "Another text."])
+        assert until_answered(url, ["One text.", "Another text."]) == (200, expected)
+        os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]), signal.SIGKILL)
+        for _ in range(20):
+            assert until_answered(url, ["One text.", "Another text."]) == (200, expected)
+            assert until_answered(url, ["One text.", ""])[0] == 400
+        process.terminate()
+        assert process.wait(60) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+
+
+def until_answered(url, texts):
+    """Status and answer of the first connection that is not refused or reset."""
+    until = time.monotonic() + 60
+    request = urllib.request.Request(url, json.dumps(texts).encode(), {"content-type": "application/json"})
+    while True:
+        try:
+            return opened(request)[::2]
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 def test_the_document_has_a_line_for_each_task():
