@@ -60,7 +60,7 @@ test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
 
 test-serving: $(SERVING) $(TRITON) out/serving/.stamp ## Run `erniem-rt serve`, and `erniem-rt triton` on its server, with artifacts exported here
-	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py $(ARGS)
+	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py tests/serving/test_manifests.py $(ARGS)
 	ERNIEM_SERVING=triton ERNIEM_NANO=out/serving .venv-triton/bin/pytest tests/serving/test_triton.py $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is

@@ -19,6 +19,8 @@ import pytest
 import erniem_rt
 
 HERE = Path(__file__).resolve().parent
+# What a file's tests need; the others need kserve.
+NEEDS = {"test_triton.py": ("triton",), "test_ray.py": ("ray",), "test_manifests.py": ("kserve", "ray")}
 WAIT = 60
 TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
 
@@ -91,12 +93,12 @@ def example(request: pytest.FixtureRequest) -> Example:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what lies in this folder unless make said that its server is there: kserve or triton."""
+    """Skip what lies in this folder unless make said that its server is there: kserve, ray or triton."""
     there = os.environ.get("ERNIEM_SERVING")
     for item in items:
-        needed = "triton" if item.path.name == "test_triton.py" else "kserve"
-        if HERE in item.path.parents and needed != there:
-            item.add_marker(pytest.mark.skip(reason=f"needs {needed}: make test-serving"))
+        needed = NEEDS.get(item.path.name, ("kserve",))
+        if HERE in item.path.parents and there not in needed:
+            item.add_marker(pytest.mark.skip(reason=f"needs {' or '.join(needed)}: make test-serving"))
 
 
 @dataclass
