@@ -57,7 +57,6 @@ def main() -> int:
     parser.add_argument("--no-servers", action="store_true", help="measure the batcher only")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--baseline", choices=("erniem-rt", "transformers"), help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.baseline:
         return serve_without_queue(arguments)
@@ -210,8 +209,7 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     """Yield the port of KServe's own server, with a model that calls the pipeline in a thread."""
     python = sys.executable if kind == "erniem-rt" else arguments.python
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
-    port = free_port()
-    command += ["--engine", arguments.engine, "--port", str(port)]
+    command += ["--engine", arguments.engine]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
     with process(command, r"ready at (\d+)") as (found, _):
         yield found
@@ -270,21 +268,17 @@ def serve_without_queue(arguments: argparse.Namespace) -> int:
 
     model = Model(arguments.artifact.name)
     model.load()
-    threading.Thread(target=say_when_ready, args=(arguments.port,), daemon=True).start()
-    server = kserve.ModelServer(http_port=arguments.port, enable_grpc=False, enable_latency_logging=False)
+    server = kserve.ModelServer(http_port=free_port(), enable_grpc=False, enable_latency_logging=False)
+    threading.Thread(target=say_when_ready, args=(server,), daemon=True).start()
     server.start([model])
     return 0
 
 
-def say_when_ready(port: int) -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status == 200:
-                print(f"ready at {port}", file=sys.stderr, flush=True)
-                return
+def say_when_ready(server: Any) -> None:
+    """Say the port once this server listens; at the port alone, another process could answer."""
+    while not getattr(getattr(server._rest_server, "_server", None), "started", False):
         time.sleep(0.1)
+    print(f"ready at {server.http_port}", file=sys.stderr, flush=True)
 
 
 def report(figures: dict[str, list[float]]) -> None:

@@ -37,7 +37,7 @@ import numpy as np
 import erniem_rt
 from benchmarks.documents import ROOT
 from benchmarks.machine import describe_machine
-from benchmarks.serving import free_port, process
+from benchmarks.serving import process
 
 NANO = ROOT / "examples" / "nano" / "checkpoints"
 PER_MODEL = 60
@@ -187,7 +187,7 @@ def started(arguments: argparse.Namespace, models: dict[str, str]) -> Iterator[t
     else:
         app = f"benchmarks.soak:application({', '.join(map(repr, named))})"
         command = [sys.executable, "-m", "gunicorn", "-k", "asgi", "--workers", "2", app]
-        command += ["--bind", f"127.0.0.1:{free_port()}"]
+        command += ["--bind", "127.0.0.1:0"]
         ready = r"Listening at: http://127\.0\.0\.1:(\d+)"
     print(shlex.join(command), file=sys.stderr)
     with process(command, ready) as (port, pid):

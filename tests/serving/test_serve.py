@@ -115,13 +115,19 @@ def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
 def test_gunicorn_of_the_document_with_a_worker_killed(command, code, nano_artifact, tmp_path):
     (tmp_path / "app.py").write_text(code)
     (tmp_path / "out").symlink_to(nano_artifact("cls").parents[1])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    _, *arguments = command.replace("8000", str(port)).split()
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "gunicorn", *arguments], cwd=tmp_path, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/classify"
+    _, *arguments = command.replace("8000", "0").split()
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *arguments], cwd=tmp_path, stdout=file, stderr=file
+        )
     try:
+        until = time.monotonic() + 60
+        while not (listening := re.search(r"Listening at: (http://\S+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        url = f"{listening[1]}/classify"
         with erniem_rt.pipeline(nano_artifact("cls"), threads=1) as pipeline:
             expected = pipeline(["One text.", "Another text."])
         assert until_answered(url, ["One text.", "Another text."]) == (200, expected)
@@ -130,7 +136,7 @@ def test_gunicorn_of_the_document_with_a_worker_killed(command, code, nano_artif
             assert until_answered(url, ["One text.", "Another text."]) == (200, expected)
             assert until_answered(url, ["One text.", ""])[0] == 400
         process.terminate()
-        assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        assert process.wait(60) == 0, log.read_text()
     finally:
         process.kill()
 
