@@ -111,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
         texts = workload(pipeline.tokenizer, arguments.requests)
         servers = {}
         if not arguments.no_servers:
-            servers["serve"] = stack.enter_context(serving(arguments))
+            servers["serve"], served_by = stack.enter_context(serving(arguments))
             servers["KServe"] = stack.enter_context(without_queue(arguments, "erniem-rt"))
         if arguments.transformers and not arguments.no_servers:
             servers["transformers"] = stack.enter_context(without_queue(arguments, "transformers"))
@@ -129,6 +129,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
                 )
         for round_ in range(arguments.rounds + 1):  # the first one warms up
             found = {key: work() for key, work in rates.items()}
+            if "serve" in servers:
+                used = cpu_seconds(served_by)
+                closed_loop(Client(servers["serve"], name), texts, CLIENTS)
+                found["serve, CPU ms a request"] = 1000 * (cpu_seconds(served_by) - used) / len(texts)
             found["direct, p95 at 50 %"] = open_loop(one_at_a_time(pipeline), texts, 0.5 * found["direct, one by one"])
             found["Batcher, p95 at 80 %"] = open_loop(batcher.submit, texts, 0.8 * found["Batcher, 32 clients"])
             if round_:
@@ -197,11 +201,11 @@ class Client:
 
 
 @contextlib.contextmanager
-def serving(arguments: argparse.Namespace) -> Iterator[int]:
-    """Yield the port of ``erniem-rt serve``."""
+def serving(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """Yield the port and the process of ``erniem-rt serve``."""
     command = [sys.executable, "-m", "erniem_rt", "serve", str(arguments.artifact), "--port", "0"]
-    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as (port, _):
-        yield port
+    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as found:
+        yield found
 
 
 @contextlib.contextmanager
@@ -211,8 +215,8 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
     command += ["--engine", arguments.engine]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)") as (found, _):
-        yield found
+    with process(command, r"ready at (\d+)") as (port, _):
+        yield port
 
 
 def free_port() -> int:
@@ -241,6 +245,27 @@ def process(command: list[str], ready: str) -> Iterator[tuple[int, int]]:
     finally:
         running.terminate()
         running.wait(60)
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Return the CPU time of a process and its children."""
+    total = 0
+    for one in family(pid):
+        with contextlib.suppress(OSError):
+            total += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int | None) -> list[int]:
+    """Return a process and all its children."""
+    return [] if pid is None else [pid, *(one for child in children(pid) for one in family(child))]
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return []
 
 
 def serve_without_queue(arguments: argparse.Namespace) -> int:
@@ -283,7 +308,7 @@ def say_when_ready(server: Any) -> None:
 
 def report(figures: dict[str, list[float]]) -> None:
     for name, values in figures.items():
-        print(f"{name:32} {statistics.median(values):8.1f} {'ms' if 'p95' in name else 'a second'}")
+        print(f"{name:32} {statistics.median(values):8.1f} {'ms' if 'p95' in name or 'CPU' in name else 'a second'}")
     pairs = {
         "Batcher, 32 clients : one by one": ("Batcher, 32 clients", "direct, one by one"),
         "Batcher, one client : direct call": ("Batcher, one client", "direct, one by one"),

@@ -37,7 +37,7 @@ import numpy as np
 import erniem_rt
 from benchmarks.documents import ROOT
 from benchmarks.machine import describe_machine
-from benchmarks.serving import process
+from benchmarks.serving import children, cpu_seconds, family, process
 
 NANO = ROOT / "examples" / "nano" / "checkpoints"
 PER_MODEL = 60
@@ -412,17 +412,6 @@ def kill_one(arguments: argparse.Namespace, pid: int | None) -> int:
     return 1
 
 
-def children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return []
-
-
-def family(pid: int | None) -> list[int]:
-    return [] if pid is None else [pid, *(one for child in children(pid) for one in family(child))]
-
-
 def resident(pid: int | None) -> float:
     """Return the resident memory of a process and its children in MB; pages that they share count in each."""
     total = 0
@@ -430,15 +419,6 @@ def resident(pid: int | None) -> float:
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{one}/statm").read_text().split()[1])
     return round(total * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
-
-
-def cpu_seconds(pid: int | None) -> float:
-    """Return the CPU time of a process and its children."""
-    total = 0
-    for one in family(pid):
-        with contextlib.suppress(OSError):
-            total += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def memory(samples: list[float], every: float) -> dict[str, Any]:
