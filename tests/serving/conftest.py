@@ -133,12 +133,15 @@ class Server:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """``start_server(*arguments)``: a server on free ports, ready; ``wait=False``: it need not become ready."""
+    """``start_server(*arguments)``: a server on free ports, ready; ``wait=False``: it need not become ready.
+
+    ``inside`` is a command that runs the server's.
+    """
     servers = []
 
-    def start(*arguments: object, wait: bool = True) -> Server:
+    def start(*arguments: object, wait: bool = True, inside: tuple[str, ...] = ()) -> Server:
         log = tmp_path_factory.mktemp("server") / "log"
-        command = [sys.executable, "-W", "ignore", "-m", "erniem_rt", "serve", *map(str, arguments)]
+        command = [*inside, sys.executable, "-W", "ignore", "-m", "erniem_rt", "serve", *map(str, arguments)]
         if wait:
             command += ["--port", "0", "--grpc-port", "0"]
         with log.open("wb") as file:

@@ -429,3 +429,25 @@ def test_a_taken_port_is_one_line(server, start_server, nano_artifact):
         assert line.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
         assert f"Choose another {option}" in line
     assert_goes_on(server)
+
+
+# Every file system read-only, another user, no capabilities: as in a strict container.
+CONTAINED = """
+mount --make-rprivate /
+for place in $(cut -d' ' -f2 /proc/self/mounts | sort -r); do mount -o remount,ro,bind $place 2>/dev/null; done
+! touch /tmp/erniem-rt /dev/shm/erniem-rt 2>/dev/null || exit 9
+export HOME=/nonexistent
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all "$@"
+"""
+
+
+def test_it_needs_no_file_to_write_and_no_rights(start_server, nano_artifact):
+    folders = [nano_artifact(head).parent for head in ("qa", "base")]
+    if subprocess.run(["unshare", "--mount", "setpriv", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root, unshare and setpriv")
+    if not all(path.stat().st_mode & 1 for one in (*folders, Path(sys.executable)) for path in one.parents):
+        pytest.skip("another user cannot read these folders")
+    server = start_server(*folders, inside=("unshare", "--mount", "bash", "-c", CONTAINED, "--"))
+    assert ask(server, "base", {"text": ["One text."]}).shape == (1, 96)
+    assert Path(f"/proc/{server.process.pid}").stat().st_uid == 65534
+    assert server.terminate()[0] == 0
