@@ -215,7 +215,7 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
     command += ["--engine", arguments.engine]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)") as (port, _):
+    with process(command, r"ready at (\d+)\.") as (port, _):
         yield port
 
 
@@ -300,10 +300,13 @@ def serve_without_queue(arguments: argparse.Namespace) -> int:
 
 
 def say_when_ready(server: Any) -> None:
-    """Say the port once this server listens; at the port alone, another process could answer."""
+    """Say the port once this server listens; at the port alone, another process could answer.
+
+    The full stop ends the number even if a line of the log comes before the end of this line.
+    """
     while not getattr(getattr(server._rest_server, "_server", None), "started", False):
         time.sleep(0.1)
-    print(f"ready at {server.http_port}", file=sys.stderr, flush=True)
+    print(f"ready at {server.http_port}.", file=sys.stderr, flush=True)
 
 
 def report(figures: dict[str, list[float]]) -> None:
