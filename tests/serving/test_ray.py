@@ -21,6 +21,8 @@ import pytest
 import erniem_rt
 from erniem_rt.ray import Predictor, application, build
 
+# Ray warns of its own settings.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::ray\.")
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "serving.md").read_text("utf-8")
 CURL = re.findall(r"^```bash\n(curl .*?)^```\n\n```console\n(.*?)^```\n", DOCUMENT, re.MULTILINE | re.DOTALL)
@@ -149,7 +151,7 @@ def test_another_batch_and_vectors_per_token_are_refused(nano_artifact):
         Predictor(folder_of(nano_artifact, "base"), pooling="none")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mc", "numpy"), ("nli", "pandas"), ("base", "numpy"), ("qa", "pyarrow")])
+@pytest.mark.parametrize(("name", "kind"), [("mc", "pyarrow"), ("nli", "pandas"), ("base", "numpy"), ("qa", "numpy")])
 def test_a_dataset_written_and_read(cluster, nano_artifact, tmp_path, name, kind):
     columns, options, fields = ASKED[name]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -276,3 +278,189 @@ def test_the_example_loses_no_row_when_a_worker_is_killed(nano_artifact, parquet
     assert running.returncode == 0, (parquet / "log").read_text()[-3000:]
     assert "480 rows, 2 with an error" in told
     check_rows(parquet)
+
+
+MODELS = ("qa", "cls", "ner", "ie", "mc", "base", "nli")
+
+
+@pytest.fixture(scope="module")
+def served(cluster, nano_artifact):
+    """The address of Ray Serve with all models, each in an application of its own name and prefix."""
+    from ray import serve
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    targets = []
+    for name in MODELS:
+        task = "zero-shot-classification" if name == "nli" else None
+        app = application(
+            folder_of(nano_artifact, name), task, name=name, deployment={"ray_actor_options": {"num_cpus": 0.1}}
+        )
+        targets.append(serve.RunTarget(app, name=name, route_prefix=f"/{name}"))
+    serve.run_many(targets)
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def free_port():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def post(address, body):
+    """Status, headers and parsed body."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"content-type": "application/json"})
+    return opened(request)
+
+
+def opened(request):
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, response.headers, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, json.loads(error.read())
+
+
+def one(name="text", data=("Fiona Kendall left Denver.",), **changed):
+    return {"inputs": [{"name": name, "shape": [len(data)], "datatype": "BYTES", "data": list(data), **changed}]}
+
+
+@pytest.mark.parametrize(("command", "output"), CURL)
+def test_curl_lines_of_the_document(served, command, output):
+    command = re.sub(r"http://127.0.0.1:8080/v2/models/([a-z]+)", rf"{served}/\1/v2/models/\1", command)
+    command = command.replace("python3", sys.executable)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert rounded(done.stdout) == rounded(output)
+
+
+def rounded(text):
+    return re.sub(r"\d+\.\d+(e-\d+)?", lambda number: f"{float(number[0]):.2f}", text).strip()
+
+
+def test_answers_are_the_pipelines_to_the_bit(served, nano_artifact):
+    from ray import serve
+
+    texts = [TEXTS[0], TEXTS[2]]
+    for name, options in (("ner", {}), ("base", {"pooling": "cls"}), ("qa", {"top_k": 2})):
+        inputs = {"question": texts, "context": texts} if name == "qa" else {"text": texts}
+        with erniem_rt.pipeline(folder_of(nano_artifact, name), threads=1) as pipeline:
+            expected = pipeline(inputs, **options)
+        tensors = [one(key, column)["inputs"][0] for key, column in inputs.items()]
+        status, _, found = post(f"{served}/{name}/v2/models/{name}/infer", {"inputs": tensors, "parameters": options})
+        assert status == 200, found
+        (output,) = found["outputs"]
+        by_handle = serve.get_app_handle(name).answer.remote(inputs, **options).result(timeout_s=120)
+        if name == "base":
+            np.testing.assert_array_equal(np.array(output["data"], np.float32).reshape(output["shape"]), expected)
+            np.testing.assert_array_equal(by_handle, expected)
+        else:
+            assert [json.loads(text) for text in output["data"]] == expected == by_handle
+
+
+def test_errors_reach_callers_with_handles(served):
+    from ray import serve
+
+    with pytest.raises(erniem_rt.InvalidInputError, match="text is empty: expected text"):
+        serve.get_app_handle("ner").answer.remote("").result(timeout_s=120)
+
+
+def test_metadata_health_and_what_is_not_there(served):
+    address = f"{served}/ner/v2"
+    assert opened(f"{address}/health/ready")[::2] == (200, {"ready": True})
+    assert opened(f"{address}/health/live")[::2] == (200, {"live": True})
+    status, _, told = opened(f"{address}/models/ner")
+    assert (status, told["inputs"]) == (200, [{"name": "text", "datatype": "BYTES", "shape": [-1]}])
+    status, _, told = opened(f"{address}/models/other")
+    assert (status, told["error"].split(";")[0]) == (404, "there is no /v2/models/other")
+    assert opened(f"{address}/models/ner/infer")[::2] == (405, {"error": "/v2/models/ner/infer takes POST, not GET."})
+
+
+BAD = {
+    "empty body": (b"", "must be JSON of the Open Inference Protocol, but Expecting value"),
+    "no UTF-8": (b'{"inputs": "\xff"}', "must be JSON"),
+    "nested without end": (b"[" * 200_000, "must be JSON"),
+    "a list": ([], 'must be like {"inputs": [...]'),
+    "inputs of no list": ({"inputs": {}}, 'must be like {"inputs": [...]'),
+    "parameters of no dict": (one() | {"parameters": [1]}, 'parameters must be like {"top_k": 2}'),
+    "none of the inputs": ({"inputs": []}, "input 'text' is missing; token-classification takes text."),
+    "no data": ({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}, "an input must be like"),
+    "an empty text": (one(data=[""]), "input 0: text is empty: expected text."),
+    "a number": (one(data=[7]), "input 0: text must be str, got int."),
+    "a null": (one(data=[None]), "input 0: text must be str, got NoneType"),
+    "an object": (one(data=[{}]), "input 0: "),
+    "another datatype": (one(datatype="INT32"), "datatype BYTES, got INT32"),
+    "another shape": (one(shape=[2]), "its data, 1 values, do not fit the shape [2]"),
+    "a negative shape": (one(shape=[-1]), "do not fit the shape [-1]"),
+    "a shape of texts": (one(shape=["1"]), "do not fit the shape ['1']"),
+    "an unknown option": (one() | {"parameters": {"top_k": 2}}, "token-classification takes no parameter 'top_k'"),
+    "an option of the server": (one() | {"parameters": {"batch_size": 9}}, "takes no parameter 'batch_size'"),
+    "many texts": (one(data=["a"] * 300), "has 300 texts, and a request may have at most 256"),
+    "a long text": (one(data=["a b " * 30_000]), "has 120000 characters, more than max_characters=100000"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_gets_one_clear_answer(served, name):
+    body, told = BAD[name]
+    status, _, found = post(f"{served}/ner/v2/models/ner/infer", body)
+    assert status == 400, found
+    assert told in found["error"]
+    assert post(f"{served}/ner/v2/models/ner/infer", one())[0] == 200
+
+
+def test_binary_data_is_refused(served):
+    headers = {"inference-header-content-length": "5", "content-type": "application/octet-stream"}
+    status, _, found = opened(urllib.request.Request(f"{served}/ner/v2/models/ner/infer", b"{}abc", headers))
+    assert (status, found["error"]) == (400, "Ray Serve takes JSON only: send the request without binary data.")
+
+
+def test_a_full_queue_is_503_and_open_requests_are_answered_at_the_end(served, nano_artifact):
+    from ray import serve
+
+    args = {"model": str(folder_of(nano_artifact, "ner")), "name": "full", "batcher": {"max_queue": 1, "workers": 1}}
+    args |= {"deployment": {"ray_actor_options": {"num_cpus": 0.1}}}
+    serve.run(build(args), name="full", route_prefix="/full")
+    body = one(data=["Fiona Kendall left Denver. " * 2000])
+    with ThreadPoolExecutor(9) as pool:
+        futures = [pool.submit(post, f"{served}/full/v2/models/full/infer", body) for _ in range(8)]
+        wait_for(lambda: any(future.done() for future in futures))  # the first that is refused
+        ending = pool.submit(serve.delete, "full")
+        found = [future.result() for future in futures]
+        ending.result()
+    assert {status for status, _, _ in found} == {200, 503}
+    for status, headers, told in found:
+        if status == 503:
+            assert headers["Retry-After"] == "1"
+            assert told["error"].startswith("1 rows wait for an answer")
+        else:
+            assert len(json.loads(told["outputs"][0]["data"][0])) > 1000
+
+
+def test_a_replica_checks_its_engine_and_closes(nano_artifact):
+    import asyncio
+
+    from erniem_rt.ray import _Replica
+
+    replica = _Replica("mc", str(folder_of(nano_artifact, "mc")), None, {"max_queue": 4}, {"threads": 1})
+    asyncio.run(replica.check_health())
+    replica.__del__()
+    with pytest.raises(erniem_rt.ErnieMError):
+        asyncio.run(replica.check_health())
+    with pytest.raises(erniem_rt.InvalidInputError, match="the batcher is closed"):
+        asyncio.run(replica.answer({"prompt": "a", "choices": ["b", "c"]}))
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, "args must have 'model'"),
+        ({"model": "out/cls", "name": "a/b"}, "name must be a name without '/'"),
+        ({"model": "out/cls", "batcher": {"max_queu": 2}}, "Batcher takes no 'max_queu'; expected one of workers"),
+    ],
+)
+def test_what_an_application_refuses(args, told):
+    with pytest.raises(erniem_rt.InvalidInputError, match=told):
+        build(args)
