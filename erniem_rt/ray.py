@@ -45,9 +45,9 @@ class Predictor:
     Batches may be dicts of numpy arrays, pandas DataFrames or pyarrow Tables. The result is of the same kind, has the
     batch's rows and columns, and these columns:
 
-    * question answering: ``answer``, ``score``, ``start``, ``end``; text classification: ``label``, ``score``; zero-shot
-      classification: ``labels``, ``scores``, best first; multiple choice: ``answer``, ``index``, ``scores``; feature
-      extraction: ``embedding``, float32 ``(rows, hidden)``;
+    * question answering: ``answer``, ``score``, ``start``, ``end``; text classification: ``label``, ``score``;
+      zero-shot classification: ``labels``, ``scores``, best first; multiple choice: ``answer``, ``index``, ``scores``;
+      feature extraction: ``embedding``, float32 ``(rows, hidden)``;
     * token classification, information extraction, and tasks whose ``top_k`` asks for a list: ``answer``, as JSON;
     * ``error``: why the row could not be answered, otherwise None. The other columns are then None, or NaN for floats
       (in Tables, null).
@@ -145,7 +145,8 @@ def _assigned_cpus() -> int | None:
     context = ray.get_runtime_context()
     if context.get_actor_id() is None and context.get_task_id() is None:
         return None
-    return max(math.floor(context.get_assigned_resources().get("CPU", 1)), 1)
+    cpus: float = context.get_assigned_resources().get("CPU", 1)
+    return max(math.floor(cpus), 1)
 
 
 def _checked_columns(pipeline: Pipeline[Any], columns: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -3,9 +3,9 @@
 Usage: RAY_USAGE_STATS_ENABLED=0 python examples/ray_parquet.py MODEL INPUT OUTPUT
 
 MODEL, INPUT and OUTPUT are paths that all nodes of the cluster can read; INPUT is a file or a folder. Without a
-cluster (RAY_ADDRESS), Ray starts one on this machine. Leave a CPU of a cluster to reading and writing: if the actors
-take all, the job never starts. A worker that dies is started again, and its rows too. With --id, a job that
-was stopped continues where it was: run the same command again.
+cluster (RAY_ADDRESS), Ray starts one on this machine. Leave two CPUs of a cluster to reading, writing and skipping
+rows: if the actors take all, the job never starts. A worker that dies is started again, and answers its rows again.
+With --id, a job that was stopped continues where it was: run the same command again.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
-    else:  # one CPU more than the actors take: without it, the tasks that read and write would wait forever
-        ray.init(num_cpus=given.actors * given.cpus + 1, object_store_memory=200 << 20, log_to_driver=False)
+    else:  # the tasks that read and write need a CPU beside the actors', and so does the one that skips rows
+        cpus = given.actors * given.cpus + (2 if given.id else 1)
+        ray.init(num_cpus=cpus, object_store_memory=200 << 20, log_to_driver=False)
     if given.id:
         ray.data.DataContext.get_current().checkpoint_config = ray.data.checkpoint.CheckpointConfig(
             id_column=given.id,

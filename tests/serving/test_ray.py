@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -280,6 +279,47 @@ def test_the_example_loses_no_row_when_a_worker_is_killed(nano_artifact, parquet
     check_rows(parquet)
 
 
+def test_the_example_continues_a_job_that_was_killed(nano_artifact, parquet):
+    written = parquet / "out.checkpoint"
+    running = example(nano_artifact, parquet, "--id", "id")
+    try:
+        wait_for(lambda: list(written.glob("**/*.parquet")) if written.exists() else [])
+    finally:
+        running.kill()
+        running.communicate()
+    before = {path.name for path in (parquet / "out").glob("*.parquet")}
+    told, _ = (again := example(nano_artifact, parquet, "--id", "id")).communicate(timeout=180)
+    assert again.returncode == 0, (parquet / "log").read_text()[-3000:]
+    assert "480 rows, 2 with an error" in told
+    assert before <= {path.name for path in (parquet / "out").glob("*.parquet")}
+    check_rows(parquet)
+
+
+RAY = DOCUMENT[DOCUMENT.index("\n## Ray") :]
+DATASET, SERVE = re.findall(r"^```py\n(.*?)^```", RAY, re.MULTILINE | re.DOTALL)
+(CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", RAY, re.MULTILINE | re.DOTALL)
+
+
+def test_the_dataset_of_the_document(cluster, nano_artifact, parquet):
+    import pyarrow.parquet
+
+    code = DATASET.replace("/data/texts", str(parquet / "in")).replace("/data/answers", str(parquet / "out"))
+    code = code.replace("/models/cls", str(folder_of(nano_artifact, "cls"))).replace("size=8", "size=2")
+    exec(compile(code, "serving.md", "exec"), {})
+    table = pyarrow.parquet.read_table(parquet / "out")
+    assert table.num_rows == 480
+    assert table.column_names == ["id", "body", "predicted_label", "predicted_score", "predicted_error"]
+
+
+def test_the_config_file_of_the_document():
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    (given,) = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG)).applications
+    assert given.import_path == "erniem_rt.ray:build"
+    assert build(given.args)._bound_deployment.name == given.deployments[0].name
+
+
 MODELS = ("qa", "cls", "ner", "ie", "mc", "base", "nli")
 
 
@@ -358,6 +398,16 @@ def test_answers_are_the_pipelines_to_the_bit(served, nano_artifact):
             np.testing.assert_array_equal(by_handle, expected)
         else:
             assert [json.loads(text) for text in output["data"]] == expected == by_handle
+
+
+def test_ray_serve_of_the_document(served, nano_artifact, monkeypatch, capsys):
+    from ray import serve
+
+    code = SERVE.replace("out/ner", str(folder_of(nano_artifact, "ner")))
+    exec(compile(code, "serving.md", "exec"), {})
+    assert "'word': 'Fiona Kendall'" in capsys.readouterr().out
+    assert post(f"{served}/v2/models/ner/infer", one())[0] == 200
+    serve.delete("default")
 
 
 def test_errors_reach_callers_with_handles(served):
