@@ -143,9 +143,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     if arguments.no_servers:
         return figures
     # Afterwards, since a cluster takes some CPU time even without requests.
-    with erniem_rt.pipeline(arguments.artifact, engine=arguments.engine) as pipeline:
-        with on_ray(arguments, pipeline, texts) as rates:
-            return figures | in_rounds(arguments.rounds, lambda: {key: work() for key, work in rates.items()})
+    with (
+        erniem_rt.pipeline(arguments.artifact, engine=arguments.engine) as pipeline,
+        on_ray(arguments, pipeline, texts) as rates,
+    ):
+        return figures | in_rounds(arguments.rounds, lambda: {key: work() for key, work in rates.items()})
 
 
 def in_rounds(rounds: int, measured: Callable[[], dict[str, float]]) -> dict[str, list[float]]:

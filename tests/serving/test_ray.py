@@ -267,7 +267,7 @@ def wait_for(condition, seconds=120):
 def test_the_example_loses_no_row_when_a_worker_is_killed(nano_artifact, parquet):
     running = example(nano_artifact, parquet)
     try:
-        wait_for(lambda: list((parquet / "out").glob("*.parquet")) if (parquet / "out").exists() else [])
+        before = wait_for(lambda: list((parquet / "out").glob("*.parquet")) if (parquet / "out").exists() else [])
         workers = processes_of(running.pid, "ray::MapWorker")
         assert workers
         os.kill(workers[0], signal.SIGKILL)
@@ -276,6 +276,7 @@ def test_the_example_loses_no_row_when_a_worker_is_killed(nano_artifact, parquet
         running.kill()
     assert running.returncode == 0, (parquet / "log").read_text()[-3000:]
     assert "480 rows, 2 with an error" in told
+    assert len(before) < len(list((parquet / "out").glob("*.parquet")))
     check_rows(parquet)
 
 
