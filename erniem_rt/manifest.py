@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
+from erniem_rt.checks import Fields, artifact_error
 from erniem_rt.errors import ArtifactError
-from erniem_rt.fields import Fields, artifact_error
 from erniem_rt.files import PIECE, FileRecord, check_hash, check_size, hash_file, replacing, stamp
 
 if TYPE_CHECKING:

@@ -444,9 +444,9 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
 
 def _divided(engine: Engine, manifest: Manifest) -> Engine:
     # Imported here because it imports numpy, and hashing must start before that.
-    from erniem_rt.batching import LikeLengths, are_by_row
+    from erniem_rt.batching import LengthBucketing, are_by_row
 
-    return LikeLengths(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
+    return LengthBucketing(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
 
 
 def load_plan(

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.inputs import comma_parts, is_list, parts, quoted, strings
-from erniem_rt.pipelines.rows import require_tokens, shared_tokens
+from erniem_rt.pipelines.inputs import comma_parts, is_list, parts, quoted, require_tokens, shared_tokens, strings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

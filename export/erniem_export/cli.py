@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError, OptionError, ParityError
-from erniem_export.gate.report import format_report
+from erniem_export.gate.measures import format_report
+from erniem_export.languages import LANGUAGES
 from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
@@ -31,16 +32,15 @@ from erniem_export.options import (
     Keep,
     Precision,
     flag_of,
+    parse_profile,
 )
 from erniem_export.progress import Terminal
 from erniem_export.sources import has_own_config, is_checkpoint
-from erniem_export.tensorrt.profiles import parse_profile
-from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError
 from erniem_rt.locations import manifest_of
 from erniem_rt.manifest import HEADS, Profile
-from erniem_rt.signals import Terminated, stopped_by_signals
+from erniem_rt.processes import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan

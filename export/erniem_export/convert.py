@@ -15,8 +15,8 @@ from erniem_export.checkpoint import load_checkpoint, stored_dtypes
 from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import LABELLED
-from erniem_export.sentencepiece_model import with_pieces
 from erniem_export.sources import CONFIG_FILE, MODULES_FILE, TOKENIZER_FILES, find_folder
+from erniem_export.tokenizer import with_pieces
 from erniem_export.xlm_roberta import CLASSES, ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
 from erniem_export.xlm_roberta import as_xlm_roberta as named
 from erniem_rt.tokenizer import Tokenizer

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from erniem_export.errors import CheckpointError
-from erniem_export.weight_names import some
+from erniem_export.errors import CheckpointError, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping

@@ -19,13 +19,12 @@ from safetensors.torch import save_file
 
 from erniem_export import cli, pipeline
 from erniem_export.bundle import build_manifest
-from erniem_export.checkpoint import Checkpoint
+from erniem_export.checkpoint import Checkpoint, randomize
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
 from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_export.random_weights import randomize
 from erniem_rt.manifest import Manifest, hash_file
 
 # The vocabulary holds all ids of the tokenizer that the tests share.

@@ -11,7 +11,7 @@ from torch import nn
 
 from erniem_export.gate.measures import Thresholds, measure
 from erniem_export.onnx_export import open_session
-from erniem_export.quantization.calibration import DRAWN
+from erniem_export.quantization.quantize import DRAWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from erniem_export.gate.cases import Case
-    from erniem_export.gate.report import Report
+    from erniem_export.gate.measures import Report
     from erniem_export.modeling import ErnieMPreTrainedModel
     from erniem_rt.manifest import Manifest
 

@@ -20,21 +20,21 @@ from erniem_export.gate.diagnosis import diagnose, remedy
 from erniem_export.gate.measures import (
     THRESHOLDS,
     Difference,
+    Report,
     Thresholds,
+    Weights,
     compare_decisions,
     is_judged_by_rounding,
     measure,
     thresholds_of,
     widened,
 )
-from erniem_export.gate.report import Report, Weights
 from erniem_export.gate.rounding import Rounding, holding, without_rounding
 from erniem_export.gate.weights import compare_weights, stored_parameters
 from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of
-from erniem_export.passes.emulation import emulate_half
-from erniem_export.passes.half import HALF_TYPES, to_half
+from erniem_export.passes.precision import HALF_TYPES, emulate_half, to_half
 from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
 from erniem_rt.locations import manifest_of

@@ -16,8 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from erniem_export.gate.weights import WORDS
 from erniem_export.options import HALVES
-from erniem_export.passes.emulation import emulate_half
-from erniem_export.passes.half import HALF_TYPES
+from erniem_export.passes.precision import HALF_TYPES, emulate_half
 from erniem_export.passes.rewriter import Rewriter, store, uncast
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from erniem_export import pipeline
 from erniem_export.checkpoint import Checkpoint, load_checkpoint
 from erniem_export.errors import ParityError
 from erniem_export.gate import accuracy as accuracy_module
-from erniem_export.gate.accuracy import Accuracy, AccuracyCheck, figures
-from erniem_export.gate.task_set import FEWEST, task_set_of
+from erniem_export.gate.accuracy import FEWEST, Accuracy, AccuracyCheck, figures, task_set_of
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.manifest import Manifest, hash_file
 

@@ -13,8 +13,7 @@ import pytest
 
 from erniem_export.gate.cases import Case
 from erniem_export.gate.diagnosis import diagnose
-from erniem_export.gate.measures import THRESHOLDS, measure
-from erniem_export.gate.report import Agreement, Report, Weights, format_report
+from erniem_export.gate.measures import THRESHOLDS, Agreement, Report, Weights, format_report, measure
 
 ONES = np.ones((2, 4), dtype=np.float32)
 

@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import save_file
 
 import erniem_rt
+from erniem_export.checkpoint import randomize
 from erniem_export.cli import main, verify_main
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
-from erniem_export.random_weights import randomize
 from erniem_rt.tokenizer import Tokenizer
 
 Command = Callable[..., tuple[int, str, str]]

@@ -23,9 +23,8 @@ from erniem_export.gate.parity import judge
 from erniem_export.gate.rounding import Rounding, sensitive_parts
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions, Int8, Precision
-from erniem_export.passes.half import HALF_TYPES
-from erniem_export.passes.targets import optimize_for
-from erniem_export.precision import apply_precision
+from erniem_export.passes.precision import HALF_TYPES, apply_precision
+from erniem_export.pipeline import optimize_for
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
 from erniem_rt.manifest import Limits

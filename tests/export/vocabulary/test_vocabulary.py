@@ -15,15 +15,13 @@ import pytest
 import regex
 import torch
 
-from erniem_export.checkpoint import Checkpoint
+from erniem_export.checkpoint import Checkpoint, randomize
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
+from erniem_export.languages import LANGUAGES
 from erniem_export.options import Keep
-from erniem_export.random_weights import randomize
-from erniem_export.vocabulary.languages import LANGUAGES
-from erniem_export.vocabulary.pruning import original_ids, pieces_at_the_ends, prune, prune_like, write_part
-from erniem_export.vocabulary.selection import select
+from erniem_export.vocabulary import original_ids, pieces_at_the_ends, prune, prune_like, select, write_part
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer
 

@@ -99,7 +99,7 @@ def test_the_log_holds_the_reason(engine):
 TOGETHER = """
 import numpy as np, tensorrt_rtx as trt
 from erniem_export.tensorrt.builder import make_builder
-from erniem_export.tensorrt.library import load_library
+from erniem_export.tensorrt.builder import load_library
 from erniem_rt.engines.tensorrt_plan import logger_of, reason
 
 library = load_library("tensorrt-rtx")
