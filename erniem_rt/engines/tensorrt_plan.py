@@ -316,7 +316,7 @@ def read_plan(path: Path, manifest: Manifest, *, trust: bool) -> NDArray[np.uint
 
 # TensorRT's diagnostics of a plan's header by name: the error's class, the reason, and the remedy.
 _FINDINGS: dict[str, tuple[type[ErnieMError], str, str]] = {
-    "MALFORMED_ENGINE": (ArtifactError, "is no plan or is damaged", "Restore the file or export again."),
+    "MALFORMED_ENGINE": (ArtifactError, "is not a plan or is damaged", "Restore the file or export again."),
     "VERSION_MISMATCH": (EngineUnavailableError, "was built by another version", "Build the plan again."),
     "UNSUPPORTED_CC": (EngineUnavailableError, "was built for other GPUs", "Build the plan again for this one."),
     "OLD_CUDA_DRIVER": (EngineUnavailableError, "needs a newer NVIDIA driver", "Update the driver."),

@@ -120,10 +120,10 @@ def _checked_columns(
     lengths = {name: len(column) if is_list(column) else None for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         rows = ", ".join(
-            f"{name!r} one {type(columns[name]).__name__}" if n is None else f"{name!r} {n}"
+            f"{name!r} a single {type(columns[name]).__name__}" if n is None else f"{name!r} {n}"
             for name, n in lengths.items()
         )
-        raise InvalidInputError(f"{task} needs columns with a row per input, as many in each; their rows: {rows}.")
+        raise InvalidInputError(f"{task} needs columns of the same length, a row per input; their lengths: {rows}.")
     return columns
 
 

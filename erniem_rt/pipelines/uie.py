@@ -156,7 +156,7 @@ def _options(label: str, inside: str) -> tuple[list[range], bool]:
 def _units(inside: str) -> tuple[list[range], bool]:
     if _OTHER_DIVIDER.search(inside):
         raise ValueError(
-            "write options with commas between them, like Sentiment[good,bad], and what is no option in round brackets."
+            "write options with commas between them, like Sentiment[good,bad], and anything else in round brackets."
         )
     options = parts(inside, _SLASH)
     texts = {inside[option.start : option.stop] for option in options}

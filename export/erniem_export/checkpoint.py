@@ -26,7 +26,7 @@ from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.paddle import is_paddle, names_as_pytorch, shape_as_pytorch, tensor_as_pytorch
-from erniem_export.sentence_folder import SentenceFolder, left_aside, read_sentence_folder
+from erniem_export.sentence_folder import SentenceFolder, read_sentence_folder, unread_modules
 from erniem_export.sources import (
     CALIBRATION_FILE,
     CONFIG_FILE,
@@ -201,7 +201,7 @@ def load_checkpoint(
         own = None if tokenizer is None else find_tokenizer(tokenizer)
         if model.startswith(_RANDOM):
             if base is not None:
-                raise CheckpointError(f"--base is for adapters, and {model} is none: leave it out")
+                raise CheckpointError(f"--base is for adapters, and {model} is not one: leave it out")
             return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head, own)
         return _opened(model, head, base, own)
     except OSError as error:
@@ -369,7 +369,7 @@ def _notes(head: str, fit: Fit, weights: _Weights) -> tuple[str, ...]:
     left_out = [*fit.left_out]
     if weights.is_xlm_roberta:
         left_out += unused((name.removeprefix(weights.wrapper) for name in weights.found), head)
-    left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
+    left = [f"weights left out, because no output depends on them: {some(left_out)}"] if left_out else []
     bare = head == "base" and not fit.pooler
     return (*left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
 
@@ -381,8 +381,8 @@ def _defaults(
     found, notes = Defaults(), list[str]()
     if head == "base" and sentences is not None:
         found, notes = sentences.defaults()
-    elif head == "base" and (aside := left_aside(folder)):
-        notes = [aside]
+    elif head == "base" and (note := unread_modules(folder)):
+        notes = [note]
     file, limit = SENTENCE_FILE, found.max_seq_len
     if limit is None and tokenizer is not None:
         folder, file, limit = tokenizer, TOKENIZER_FILES[2], read_settings(tokenizer).model_max_length
@@ -428,11 +428,11 @@ def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
 def _check_head_of_xlm_roberta(head: str, config: ErnieMConfig) -> None:
     heads = ", ".join(XLM_ROBERTA_HEADS)
     if head not in ("auto", *XLM_ROBERTA_HEADS):
-        raise CheckpointError(f"--head {head} is none of XLM-R's heads that are exported: {heads}")
+        raise CheckpointError(f"--head {head} is not supported for XLM-R; expected one of {heads}")
     others = [name for name in config.architectures or [] if name not in HEAD_OF_CLASS]
     if head == "auto" and others:
         raise CheckpointError(
-            f"config.json names {', '.join(others)}, which is none of XLM-R's heads that are exported, {heads}; --head "
+            f"config.json names {', '.join(others)}, which is not one of the supported XLM-R heads, {heads}; --head "
             "base exports the encoder alone"
         )
 

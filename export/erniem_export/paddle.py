@@ -176,7 +176,7 @@ def read_arrays(file: Path) -> dict[str, Array]:
         found = _Walk(memoryview(content)).walk()
     except _UnexpectedError as error:
         raise CheckpointError(
-            f"{file} is no state dict as Paddle saves it ({error}): fetch it again, or save the model with "
+            f"{file} is not a state dict that Paddle saved ({error}): fetch it again, or save the model with "
             "save_pretrained where you trust it"
         ) from error
     return _weights_in(file, found)

@@ -204,9 +204,7 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
     """
     source = checkpoint.tokenizer_dir
     if source is None:
-        raise CheckpointError(
-            f"{checkpoint.source} has no tokenizer; without one it cannot be told which tokens to keep"
-        )
+        raise CheckpointError(f"{checkpoint.source} has no tokenizer; without one, the tokens to keep are unknown")
     _require_single_ids(checkpoint)
     if not (source / _MODEL).is_file():
         raise CheckpointError(
@@ -219,7 +217,7 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
     wanted |= {tokens[token] for token in pieces_at_the_ends(source) if token in tokens}
     kept = sorted(wanted)
     if kept[-1] >= size or checkpoint.config.pad_token_id not in tokens.values():
-        raise CheckpointError(f"{source} has a tokenizer of {len(tokenizer)} tokens, and its model knows {size}")
+        raise CheckpointError(f"{source} has a tokenizer of {len(tokenizer)} tokens, and its model has {size}")
     write_part(source, kept, folder)
     vocabulary = Vocabulary(len(kept), size, {code: rule_for(code) for code in keep.languages})
     return dataclasses.replace(_with_rows(checkpoint, kept), tokenizer_dir=folder), vocabulary
@@ -302,7 +300,7 @@ def original_ids(source: Path, part: Path) -> list[int]:
     found = {index: whole.get(token) for token, index in tokens.items()}
     ids = [index for new in range(len(found)) if (index := found.get(new)) is not None]
     if len(ids) != len(found):
-        raise CheckpointError(f"the vocabulary in {part} is no part of the one in {source}")
+        raise CheckpointError(f"the vocabulary in {part} is not a part of the one in {source}")
     return ids
 
 

@@ -502,7 +502,7 @@ def _read_question(_task: Task, fields: Any) -> Example:
     context = _text(fields, "context")
     answers = fields["answers"]
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
-        raise _LineError("answers must be a list of texts, each of them right; an empty one if there is no answer")
+        raise _LineError("answers must be a list of the correct texts, empty if there is no answer")
     for answer in answers:
         if answer not in context:
             raise _LineError(f"the answer {answer!r} is not in the context")
@@ -550,7 +550,7 @@ def _read_extraction(_task: Task, fields: Any) -> Example:
     fields = _fields(fields, "prompt", "text", "spans")
     prompt, text = _text(fields, "prompt"), _text(fields, "text")
     if prompt.rstrip().endswith(("]", "］")):
-        raise _LineError(f"the prompt {prompt!r} ends in options, and their answer is no span: leave it out")
+        raise _LineError(f"the prompt {prompt!r} ends in options, whose answer is not a span: leave it out")
     spans = [_span(_fields(item, "start", "end", what="a span"), text) for item in _list(fields, "spans")]
     return Example(text, frozenset(spans), prompt)
 

@@ -449,5 +449,5 @@ def _decisions(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     if not found["compared"]:
-        return "no decision to compare, for the model makes none that is clear in this precision; "
+        return "no decisions compared, because the model makes none that is clear in this precision; "
     return f"{found['agreed']} of {found['compared']} decisions the same; "

@@ -134,7 +134,7 @@ def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Com
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--languages", "en"), "random:tiny has no tokenizer; without one it cannot be told which tokens to keep"),
+        (("--languages", "en"), "random:tiny has no tokenizer; without one, the tokens to keep are unknown"),
         (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes inputs_embeds and has no word embeddings"),
     ],
 )

@@ -293,7 +293,7 @@ def test_without_a_tokenizer_nothing_can_be_told(checkpoint: Any, tmp_path: Path
 
 
 def test_a_tokenizer_larger_than_its_model_is_refused(checkpoint: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has a tokenizer of \d+ tokens, and its model knows 100"):
+    with pytest.raises(CheckpointError, match=r"has a tokenizer of \d+ tokens, and its model has 100"):
         prune(checkpoint(vocab_size=100), Keep(("de",)), tmp_path)
 
 

@@ -327,7 +327,7 @@ def test_other_files_are_checked_as_ever(machine, plan, verify):
         (4, EngineUnavailableError, "needs a newer NVIDIA driver"),
         (8, EngineUnavailableError, "needs a newer CUDA runtime"),
         (16, OutOfMemoryError, "needs more memory than the GPU has"),
-        (32, ArtifactError, "is no plan or is damaged"),
+        (32, ArtifactError, "is not a plan or is damaged"),
         (64, EngineError, "could not be checked, because CUDA failed"),
         (1 << 20, ArtifactError, "is not valid"),
     ],
