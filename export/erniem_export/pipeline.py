@@ -25,9 +25,9 @@ from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, FusionError, ParityError, PrecisionError
 from erniem_export.gate.accuracy import AccuracyCheck, task_set_of
 from erniem_export.gate.cases import build_cases
+from erniem_export.gate.diagnosis import sensitive_parts
 from erniem_export.gate.measures import thresholds_of
 from erniem_export.gate.parity import judge, with_bf16
-from erniem_export.gate.rounding import sensitive_parts
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write

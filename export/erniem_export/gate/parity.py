@@ -16,7 +16,7 @@ import torch
 
 from erniem_export.errors import ParityError, PrecisionError
 from erniem_export.gate.cases import Case, build_cases
-from erniem_export.gate.diagnosis import diagnose, remedy
+from erniem_export.gate.diagnosis import Rounding, diagnose, holding, remedy, without_rounding
 from erniem_export.gate.measures import (
     THRESHOLDS,
     Difference,
@@ -29,7 +29,6 @@ from erniem_export.gate.measures import (
     thresholds_of,
     widened,
 )
-from erniem_export.gate.rounding import Rounding, holding, without_rounding
 from erniem_export.gate.weights import compare_weights, stored_parameters
 from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.onnx_export import read, write

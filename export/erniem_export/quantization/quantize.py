@@ -368,16 +368,13 @@ class _Encode(Protocol):
     def __call__(self, text: str, pair: str | None = None) -> Sequence[int]: ...
 
 
-def calibration_for(
-    text: Path | None, folder: Path | None, limits: Limits, special: tuple[int, int] = (0, 2), own: Path | None = None
-) -> Calibration:
+def calibration_for(text: Path | None, folder: Path | None, limits: Limits, own: Path | None = None) -> Calibration:
     """Return the calibration inputs.
 
     Args:
         text: A file of texts, one on each line; None for ``own``.
         folder: Folder of the tokenizer's files. Without a tokenizer, ids are random, from a fixed seed.
         limits: The model's limits.
-        special: First and last id of random rows.
         own: The checkpoint's own file of texts; None for the built-in ones, 200 lines in 60 languages.
 
     Raises:
@@ -390,8 +387,8 @@ def calibration_for(
     if encode is None:
         if text is not None:
             raise ExportError(f"the calibration text {text} cannot be read: the checkpoint has no tokenizer")
-        drawn = _batches(_random_rows(limits, special), limits)
-        return Calibration(f"{DRAWN}, for want of a tokenizer", drawn, drawn=True)
+        drawn = _batches(_random_rows(limits), limits)
+        return Calibration(f"{DRAWN} without a tokenizer", drawn, drawn=True)
     rows = [list(encode(first, second)) for first, second in _arranged(texts)]
     source = "built-in text" if text is None else text.name
     return Calibration(f"{source}, {len(texts)} lines", _batches(rows, limits))
@@ -440,9 +437,9 @@ def _tokenizer(folder: Path | None, longest: int) -> _Encode | None:
     return lambda text, pair=None: fast.encode(text, pair).ids
 
 
-def _random_rows(limits: Limits, special: tuple[int, int]) -> list[list[int]]:
+def _random_rows(limits: Limits) -> list[list[int]]:
     rng = np.random.default_rng(0)
-    first, last = special
+    first, last = 0, 2  # <s> and </s>
     longest = min(_LONGEST, limits.max_length)
     lengths = np.clip(rng.lognormal(3.0, 0.7, 120), 3, longest).astype(int)
     return [[first, *rng.integers(0, limits.vocab_size, max(length - 2, 0)).tolist(), last] for length in lengths]
