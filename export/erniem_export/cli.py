@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError, OptionError, ParityError
-from erniem_export.gate.measures import format_report
 from erniem_export.languages import LANGUAGES
 from erniem_export.options import (
     CPUS,
@@ -181,7 +180,13 @@ def _verify(model: str, arguments: argparse.Namespace) -> None:
 
 
 def _reports(manifest: Manifest) -> list[str]:
-    return [format_report(report) for name, report in manifest.parity.items() if not name.endswith(" in bf16")]
+    return [_table(report) for name, report in manifest.parity.items() if not name.endswith(" in bf16")]
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    from erniem_export.gate.measures import format_report  # here: it loads numpy, and --help must start fast
+
+    return format_report(report)
 
 
 def _say(*lines: str) -> None:
@@ -235,7 +240,7 @@ def _run(command: Callable[[], None]) -> int:
                 raise
             if isinstance(error, ParityError) and error.report is not None:
                 with contextlib.suppress(ExportError):
-                    _say(format_report(error.report))
+                    _say(_table(error.report))
             with contextlib.suppress(OSError):  # standard error is closed; the exit code says it too
                 print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
             if isinstance(error, Terminated):

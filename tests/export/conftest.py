@@ -167,7 +167,7 @@ def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything pass, for tests of what comes before and after the gate."""
     monkeypatch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
     monkeypatch.setattr(pipeline, "with_bf16", lambda manifest, *_, **__: manifest)
-    monkeypatch.setattr(cli, "format_report", str)
+    monkeypatch.setattr(cli, "_table", str)
 
 
 # Artifacts for graph/ and gate/, traced once per session, and a way to damage copies of them.
