@@ -145,7 +145,7 @@ class LoadedPlan:
             return self._library.Runtime(logger_of(self._library))
         except TypeError as error:  # the bindings raise it for a null pointer; the reason is in the log
             raise EngineError(
-                f"{self._library.__name__} {self._library.__version__} makes no runtime here: "
+                f"{self._library.__name__} {self._library.__version__} cannot create a runtime here: "
                 f"{reason(self._library) or 'it gave no reason'}. Check nvidia-smi and update the driver."
             ) from error
 

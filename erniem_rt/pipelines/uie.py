@@ -97,7 +97,7 @@ def _nodes(schema: object, place: str, above: tuple[object, ...]) -> tuple[Node,
         if len(above) == _DEEPEST:
             raise InvalidInputError(f"schema is nested deeper than {_DEEPEST} levels.")
         if not isinstance(name, str) or not name.strip():
-            raise InvalidInputError(f"{where} has the name {name!r}: expected str with something in it.")
+            raise InvalidInputError(f"{where} has the name {name!r}: expected a non-empty str.")
         if name in nodes:
             raise InvalidInputError(f"{place} has the name {name!r} twice: give each name once.")
         nodes[name] = _node(name, where, _nodes(children, where, (*above, schema)))

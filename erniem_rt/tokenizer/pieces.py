@@ -178,7 +178,7 @@ def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProc
     if processor.is_byte(processor.piece_to_id("<0x00>")) or processor.normalize("a").endswith(WORD_START):
         raise ArtifactError(
             f"{path} has byte fallback or marks at the end of words. ErnieM's and XLM-R's have neither, and offsets "
-            "cannot be told with them."
+            "would be wrong with them."
         )
     return processor
 

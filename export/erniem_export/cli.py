@@ -196,7 +196,7 @@ def _say(*lines: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             # Buffered output would fail again at the interpreter's exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ExportError(f"all is done, but the report cannot be printed: {error.strerror or error}") from error
+        raise ExportError(f"done, but the report cannot be printed: {error.strerror or error}") from error
 
 
 def _model_in(folder: Path, model: str | None) -> str:

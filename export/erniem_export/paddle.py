@@ -101,7 +101,7 @@ def names_as_pytorch(names: Collection[str], head: str) -> dict[str, str]:
     if len(prefixes) > 1:
         shown = " and ".join(some(found) for found in prefixes.values())
         raise CheckpointError(
-            f"the weights have the prefixes of two versions of PaddleNLP, {shown}: they are of two models; keep one's"
+            f"the weights have the prefixes of two versions of PaddleNLP, {shown}: keep those of one model"
         )
     return {_as_pytorch(name, head): name for name in names}
 

@@ -284,7 +284,7 @@ def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
             _renumber(target / name, new_ids)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{source / name} numbers added tokens otherwise than the tokenizer's other files: save it again"
+                f"{source / name} numbers added tokens differently from the tokenizer's other files: save it again"
             ) from error
     if original_ids(source, target) != list(kept):
         raise CheckpointError(f"{source} has a tokenizer whose ids have gaps that a part of its vocabulary cannot keep")

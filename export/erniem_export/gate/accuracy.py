@@ -161,7 +161,7 @@ class AccuracyCheck:
                 self._reference = self._answers("PyTorch", ReferenceSession(self._model, manifest))
             found = self._answers(manifest.artifact, session)
         except InvalidInputError as error:
-            raise InvalidInputError(f"the task set {task_set.name} cannot be asked: {error}") from error
+            raise InvalidInputError(f"the task set {task_set.name} cannot be used: {error}") from error
         metric, wanted = str(task_set.task.metric), [example.wanted for example in task_set.examples]
         same = sum(a == b for a, b in zip(found, self._reference, strict=True))
         return Accuracy(

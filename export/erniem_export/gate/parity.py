@@ -432,7 +432,7 @@ def _prove_bf16(
             _write_emulation(artifact, copy.parent, "bf16")
             opened = partial(Session, engine="onnxruntime", verify=False)
         else:
-            raise ErnieMError("for int8 it takes OpenVINO and a CPU with bf16")
+            raise ErnieMError("int8 needs OpenVINO and a CPU with bf16")
         report = check_parity(
             copy,
             model,

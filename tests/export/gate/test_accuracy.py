@@ -149,7 +149,7 @@ def test_an_example_that_cannot_be_asked_is_named(
         raise InvalidInputError("input 3: too long")
 
     monkeypatch.setattr(accuracy_module, "answers", refuse)
-    with pytest.raises(InvalidInputError, match=r"the task set task_set.jsonl cannot be asked: input 3: too long"):
+    with pytest.raises(InvalidInputError, match=r"the task set task_set.jsonl cannot be used: input 3: too long"):
         opened.compare(nano_artifact("cls"), {})
 
 

@@ -224,7 +224,7 @@ def test_a_library_that_makes_no_builder_says_why(tensorrt, build, tmp_path):
     assert result.code == 1
     line = result.err.splitlines()[-1]
     assert line.startswith(
-        "error: TensorRT 11.4.0.106 makes no builder here: CUDA initialization failure with error: 35"
+        "error: TensorRT 11.4.0.106 cannot create a builder here: CUDA initialization failure with error: 35"
     )
     assert not (tmp_path / "out").exists()
 

@@ -250,7 +250,7 @@ def test_files_that_number_added_tokens_differently(
     (source / "tokenizer_config.json").write_text(json.dumps(config))
     (source / "added_tokens.json").write_text(json.dumps(added))
     (tmp_path / "part").mkdir()
-    with pytest.raises(CheckpointError, match=r"added_tokens\.json numbers added tokens otherwise"):
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json numbers added tokens differently"):
         prune(checkpoint(source), Keep(("ru",)), tmp_path / "part")
 
 
