@@ -129,8 +129,8 @@ def make_builder(library: Library) -> Any:
         except TypeError as error:  # the bindings raise it for a null pointer; the reason is in the log
             reason = "; ".join(dict.fromkeys(messages)) or "it gives no reason"
             raise EngineBuildError(
-                f"{library} cannot create a builder here: {reason}. Check nvidia-smi, update the driver, or say --engine "
-                "none"
+                f"{library} cannot create a builder here: {reason}. Check nvidia-smi, update the driver, or say "
+                "--engine none"
             ) from error
 
 
