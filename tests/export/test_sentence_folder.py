@@ -166,7 +166,7 @@ def test_another_head_takes_no_pooling(write_folder: Any, write_checkpoint: Any)
 def test_what_is_left_aside_is_said(write_folder: Any) -> None:
     root = write_folder(["Transformer", "Pooling"], MEAN, {"max_seq_length": 64}, inner="0_Transformer")
     (told,) = load_checkpoint(str(root / "0_Transformer")).notes
-    assert told.startswith("0_Transformer is a part of a sentence-transformers folder: give that one")
+    assert told.startswith("0_Transformer is part of a sentence-transformers folder: give the whole folder")
     (root / "modules.json").unlink()
     (told,) = load_checkpoint(str(root / "0_Transformer")).notes
     assert told == "not read, because modules.json is missing: sentence_bert_config.json"
