@@ -140,7 +140,7 @@ def nested(levels: int) -> Any:
         (["Person", None], r"schema\[1\] must be a name or a dict, got NoneType"),
         ({"Company": [5]}, r"schema\['Company'\]\[0\] must be a name or a dict, got int"),
         ([{"Company": 5}], r"schema\[0\]\['Company'\] must be a name, a list or a dict, got int"),
-        ({1: "x"}, r"schema\[1\] has the name 1: expected str"),
+        ({1: "x"}, r"schema\[1\] has the name 1: expected a non-empty str"),
         ("", "schema has the name '': expected a non-empty str"),
         (["Person", " "], r"schema\[1\] has the name ' ': expected a non-empty str"),
         (["Person", {"Person": "Age"}], "schema has the name 'Person' twice"),
