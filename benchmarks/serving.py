@@ -290,7 +290,7 @@ def ray_data(arguments: argparse.Namespace, texts: list[str]) -> float:
     data = ray.data.from_items([{"text": text} for text in texts], override_num_blocks=math.ceil(len(texts) / BLOCK))
     batches = data.map_batches(
         Timed,
-        fn_constructor_kwargs={"model": str(arguments.artifact), "engine": arguments.engine},
+        fn_constructor_kwargs={"model": str(arguments.artifact.resolve()), "engine": arguments.engine},
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=ACTORS),
     ).take_all()
