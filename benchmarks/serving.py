@@ -77,7 +77,8 @@ def main() -> int:
 
 def with_tokenizer(arguments: argparse.Namespace, folder: Path) -> Path:
     """Return the artifact's folder, or a copy with the tokenizer's files, hard-linked where possible."""
-    source = arguments.artifact if arguments.artifact.is_dir() else arguments.artifact.parent
+    artifact = arguments.artifact.resolve()  # servers and workers have other working directories
+    source = artifact if artifact.is_dir() else artifact.parent
     if arguments.tokenizer is None:
         return source
     folder.mkdir()
@@ -290,7 +291,7 @@ def ray_data(arguments: argparse.Namespace, texts: list[str]) -> float:
     data = ray.data.from_items([{"text": text} for text in texts], override_num_blocks=math.ceil(len(texts) / BLOCK))
     batches = data.map_batches(
         Timed,
-        fn_constructor_kwargs={"model": str(arguments.artifact.resolve()), "engine": arguments.engine},
+        fn_constructor_kwargs={"model": str(arguments.artifact), "engine": arguments.engine},
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=ACTORS),
     ).take_all()
