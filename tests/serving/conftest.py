@@ -19,8 +19,6 @@ import pytest
 import erniem_rt
 
 HERE = Path(__file__).resolve().parent
-# What a file's tests need; the others need kserve.
-NEEDS = {"test_triton.py": ("triton",), "test_ray.py": ("ray",), "test_manifests.py": ("kserve", "ray")}
 WAIT = 60
 TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
 
@@ -96,9 +94,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what lies in this folder unless make said that its server is there: kserve, ray or triton."""
     there = os.environ.get("ERNIEM_SERVING")
     for item in items:
-        needed = NEEDS.get(item.path.name, ("kserve",))
-        if HERE in item.path.parents and there not in needed:
-            item.add_marker(pytest.mark.skip(reason=f"needs {' or '.join(needed)}: make test-serving"))
+        needed = {"test_triton.py": "triton", "test_ray.py": "ray"}.get(item.path.name, "kserve")
+        if HERE in item.path.parents and needed != there:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed}: make test-serving"))
 
 
 @dataclass
