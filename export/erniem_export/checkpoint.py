@@ -40,7 +40,7 @@ from erniem_export.sources import (
     weight_files,
 )
 from erniem_export.weight_names import from_uie_pytorch, is_uie_pytorch, some, wrapper_of
-from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
+from erniem_export.weights import Fit, Shapes, check_floats, check_weights, read_shapes, read_tensors
 from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
 from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
 from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
@@ -188,6 +188,9 @@ def load_checkpoint(
     Raises:
         CheckpointError: It is missing, damaged, not ErnieM, of another head, or contradicts its config.
     """
+    for flag, given in (("--model", model), ("--base", base), ("--tokenizer", tokenizer)):
+        if given is not None and not given.strip():
+            raise CheckpointError(f"{flag} is empty: expected a folder or a hub id")
     try:
         own = None if tokenizer is None else find_tokenizer(tokenizer)
         if model.startswith(_RANDOM):
@@ -238,6 +241,7 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
             "it is an XLM-R, and adapters are merged into ErnieM alone: merge this one with peft's merge_and_unload(), "
             "save the result with save_pretrained and export that folder"
         )
+    about_adapter = None
     weights = _find_weights(folder, is_xlm_roberta=is_xlm_roberta)
     if weights.is_paddle:
         config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
@@ -246,7 +250,7 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
     else:
         head = _head_of_adapter(adapter, config, weights, head)
         adapter.check_width(config.hidden_size)
-        values = adapter.values(head, config.num_labels)
+        values, about_adapter = adapter.values(head, config, json.loads(config_text))
         config_text, config = with_values(adapter.config_folder / CONFIG_FILE, config_text, values)
     said = json.loads(config_text)
     names = weights.names(head)
@@ -254,7 +258,7 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
     about_labels = name_labels(config, said) if head in LABELLED else None
     fit = _fit(weights, head, config, shapes, said)
     model = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names, adapter)
-    notes = (*weights.notes, *_notes(head, fit, weights), *([about_labels] if about_labels else []))
+    notes = (*weights.notes, *_notes(head, fit, weights), *filter(None, (about_labels, about_adapter)))
     original = _original(weights, head, config_text, model)
     return _Model(model, head, config_text, weights.is_paddle or weights.is_uie_pytorch, notes, original)
 
@@ -264,7 +268,12 @@ def _merged(adapter: Adapter, head: str) -> _Model:
     with adapter.of_base():
         found = _read_model(adapter.base, head, adapter)
     model, warned = merge(found.model, found.head, adapter)
-    notes = (f"an adapter of type {adapter.kind}: merged into {adapter.base_name}", *found.notes, *warned)
+    notes = (
+        f"an adapter of type {adapter.kind}: merged into {adapter.base_name}",
+        *adapter.notes,
+        *found.notes,
+        *warned,
+    )
     if head == "base" != found.head:
         encoder = make_model(head, model.config, pooler=model.base_model.pooler is not None)
         encoder.load_state_dict(model.base_model.state_dict(), assign=True)
@@ -276,6 +285,9 @@ def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, 
     """Return the head that an adapter was trained with; ``head`` is the requested one."""
     own = adapter.head or adapter.head_of_whole() or _resolve_head(head, config, weights)
     if adapter.brings("classifier") and own not in _CLASSIFYING:
+        if head == "base":  # what is left out decides nothing
+            has_pooler = any("pooler." in name for name in (*adapter.whole, *weights.found))
+            return "cls" if has_pooler else "ner"
         raise CheckpointError("neither the adapter nor its base tells which head: pass --head")
     if head not in ("auto", "base", own):
         raise CheckpointError(f"--head {head} contradicts the adapter, which was trained with head {own}")
@@ -470,7 +482,9 @@ def _load(
     state = {}
     for name, found in in_files.items():
         tensor = tensors.pop(found)
-        state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
+        tensor = tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor
+        check_floats(weights.files[0].parent, {found: tensor})
+        state[name] = tensor.float().contiguous()
         if name.endswith(POSITIONS) and TOKEN_TYPES in tables:
             state[name] = with_token_type(state[name], tensors[tables[TOKEN_TYPES]].float())
     if adapter is not None:

@@ -261,6 +261,8 @@ def _explained(error: BaseException) -> str | None:
 
 
 def _path(text: str) -> Path:
+    if not text:  # Path("") is the current folder
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "with_values", "without_paths"]
+__all__ = [
+    "HEAD_OF_CLASS",
+    "are_unnamed",
+    "as_paddle_reads",
+    "name_labels",
+    "read_config",
+    "with_values",
+    "without_paths",
+]
 
 _KIND = "ernie_m"
 _KINDS = (_KIND, XLM_ROBERTA)
@@ -129,7 +137,7 @@ def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
     ``id2label``: if their names differ, those of ``id2label`` are used.
     """
     numbers = said.get("label2id")
-    if not numbers or _all_unnamed(numbers):
+    if not numbers or are_unnamed(numbers):
         return None
     given = said.get("id2label")
     counted = given or any(said.get(key) is not None for key in ("num_labels", "num_classes"))
@@ -139,13 +147,14 @@ def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
     named = {number: label for label, number in numbers.items()}
     if named == {number: str(label) for number, label in config.id2label.items()}:
         return None
-    if given and not _all_unnamed(given.values()):
+    if given and not are_unnamed(given.values()):
         return f"id2label and label2id of config.json differ: the labels are id2label's, {_listed(config)}"
     config.id2label, config.label2id = dict(sorted(named.items())), dict(numbers)
     return f"id2label of config.json names no labels: they are label2id's, {_listed(config)}" if given else None
 
 
-def _all_unnamed(labels: Iterable[Any]) -> bool:
+def are_unnamed(labels: Iterable[Any]) -> bool:
+    """Return whether all labels have transformers' default names."""
     return all(isinstance(label, str) and _UNNAMED.fullmatch(label) for label in labels)
 
 

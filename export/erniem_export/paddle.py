@@ -247,7 +247,12 @@ class _Walk:
             if step is None:
                 raise _UnexpectedError(f"opcode {code!r}")
             step(self)
-        return self._pop()
+        found = self._pop()
+        if self._stack or self._marks:
+            raise _UnexpectedError("it holds more than one object")
+        if after := len(self._content) - self._at:
+            raise _UnexpectedError(f"{after} bytes follow its end, where expected is none")
+        return found
 
     def _take(self, count: int) -> memoryview:
         if self._at + count > len(self._content):
@@ -345,7 +350,10 @@ class _Walk:
         target, names = self._top(), items[::2]
         if not isinstance(target, dict) or len(items) % 2 or not all(isinstance(name, str) for name in names):
             raise _UnexpectedError("items of something else than a dict with names")
-        target.update(zip(names, items[1::2], strict=True))
+        for name, value in zip(names, items[1::2], strict=True):
+            if name in target:
+                raise _UnexpectedError(f"it has {name} twice")
+            target[name] = value
 
 
 def _global(module: object, name: object) -> _Global:

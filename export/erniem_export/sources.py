@@ -35,6 +35,7 @@ __all__ = [
     "is_adapter",
     "is_checkpoint",
     "is_xlm_roberta",
+    "listed_by",
     "paddle_files",
     "pickled_files",
     "tokenizer_files",
@@ -100,7 +101,10 @@ def find_folder(model: str, revision: str | None = None, *, weights: bool = True
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{model} is a file; expected the folder that holds {CONFIG_FILE} and the weights")
+        raise CheckpointError(
+            f"{model} is a file; expected the folder that holds {CONFIG_FILE} and the weights: give {folder.parent} if "
+            "it is that"
+        )
     if _looks_like_path(model):
         raise CheckpointError(f"there is no folder {model}")
     return _download(model, revision, _HUB_PATTERNS if weights else ((),))
@@ -112,6 +116,11 @@ def find_tokenizer(given: str) -> Path:
     Raises:
         CheckpointError: As for :func:`find_folder`, or it has no tokenizer.
     """
+    if Path(given).is_file():
+        raise CheckpointError(
+            f"--tokenizer {given} is a file; expected the folder that holds {TOKENIZER_FILES[0]}: give "
+            f"{Path(given).parent} if it is that"
+        )
     folder = find_folder(given, weights=False)
     if not tokenizer_files(folder):
         raise CheckpointError(f"{given} has no {TOKENIZER_FILES[0]}: expected a folder with ErnieM's tokenizer")
@@ -163,6 +172,15 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(
         f"{folder} has no weights: expected {', '.join(names)} or {last}, or shards{what_is_there(folder)}"
     )
+
+
+def listed_by(files: list[Path]) -> dict[str, str]:
+    """Return in which file each tensor is by the index of these weight files; empty for files without an index."""
+    if len(files) == 1 and files[0].name in (*_SINGLE_FILES, *ADAPTER_WEIGHTS):
+        return {}
+    index = next((name for name in _INDEX_FILES if name.removesuffix(".index.json").endswith(files[0].suffix)), "")
+    path = files[0].parent / index
+    return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"]) if path.is_file() else {}
 
 
 def pickled_files(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import POOLER_OPTIONAL, make_model
 from erniem_export.paddle import SUFFIX, read_arrays
+from erniem_export.sources import listed_by
 from erniem_export.weight_names import PREFIX, is_left_over, some
 from erniem_rt.files import is_lfs_pointer
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
     from erniem_export.configuration import ErnieMConfig
 
-__all__ = ["Fit", "Shapes", "check_weights", "expected_shapes", "read_shapes", "read_tensors"]
+__all__ = ["Fit", "Shapes", "check_floats", "check_weights", "expected_shapes", "read_shapes", "read_tensors"]
 
 Shapes = dict[str, tuple[int, ...]]
 
+# The types of weights; those with fewer bits need a scale.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Tensors of other heads, or of a pooler that this head does not use.
 _OTHER_HEADS = re.compile(
     r"^(?:ernie_m\.)?(pooler\.dense|classifier|qa_outputs|linear_start|linear_end)\.(weight|bias)$"
@@ -65,12 +68,21 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
         CheckpointError: A file is truncated, is not a weight file, or contains other objects than tensors.
     """
     shapes: Shapes = {}
+    places: dict[str, Path] = {}
     for file in files:
         if is_lfs_pointer(file):
             raise CheckpointError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull")
-        shapes.update(_shapes_in(file))
-    if not shapes:
-        raise CheckpointError("the weight files hold no tensors")
+        found = _shapes_in(file)
+        if not found:
+            raise CheckpointError(f"{file} holds no tensors: fetch it again, or save the model again")
+        if twice := found.keys() & places.keys():
+            other = places[min(twice)].name
+            raise CheckpointError(
+                f"{file} and {other} both hold {some(twice)}: they are of two saves; fetch or save all of them again"
+            )
+        places |= dict.fromkeys(found, file)
+        shapes.update(found)
+    _check_index(places)
     return shapes
 
 
@@ -129,6 +141,33 @@ def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping
     if unknown:
         raise CheckpointError(f"the weights hold tensors that ErnieM does not have: {some(unknown)}")
     return Fit({name: names[name] for name in expected}, tuple(sorted(names[name] for name in extra)), pooler)
+
+
+def check_floats(where: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise :class:`CheckpointError` unless all tensors are floating-point numbers that need no scale."""
+    others = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in _FLOATS}
+    if others:
+        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in others.values()}))
+        raise CheckpointError(
+            f"{where} stores {some(others)} as {kinds}; expected floating-point numbers, as float32, float16 or "
+            "bfloat16: save it in one of these"
+        )
+
+
+def _check_index(places: Mapping[str, Path]) -> None:
+    """Raise unless the index of shards lists each tensor where it is; indexes may list shared tensors that are not."""
+    listed = listed_by([*dict.fromkeys(places.values())])
+    if not listed:
+        return
+    folder = next(iter(places.values())).parent
+    for name, file in places.items():
+        said = listed.get(name)
+        if said is None or (folder / said) != file:
+            where = "does not list" if said is None else f"lists in {said}"
+            raise CheckpointError(
+                f"{file} holds {name}, which the index {where}: the files are of two saves; fetch or save all of them "
+                "again"
+            )
 
 
 def _shapes_in(file: Path) -> Shapes:

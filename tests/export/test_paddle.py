@@ -246,7 +246,10 @@ def test_what_is_not_weights_is_refused(
         (b"\x80\x02R.", "a value is missing"),
         (b"\x80\x02u.", "a mark is missing"),
         (b"\x80\x02N.", "holds no state dict"),
-        (b"\x80\x02}.", "the weight files hold no tensors"),
+        (b"\x80\x02}q\x00.junk", "4 bytes follow its end, where expected is none): fetch it again"),
+        (b"\x80\x02N}.", "it holds more than one object"),
+        (b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.", "it has a twice"),
+        (b"\x80\x02}.", f"{WEIGHTS} holds no tensors: fetch it again"),
     ],
 )
 def test_files_that_are_no_weights(
@@ -279,6 +282,34 @@ def test_a_missing_shard(tmp_path: Path, export_fails: Any) -> None:
     shutil.copytree(PADDLE / "formats" / "sharded", folder)
     (folder / "model_state-00002-of-00002.pdparams").unlink()
     assert "lists model_state-00002-of-00002.pdparams, which is not there: fetch them again" in export_fails(folder)
+
+
+def test_shards_of_two_saves(tmp_path: Path, export_fails: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(PADDLE / "formats" / "sharded", folder)
+    one, other = sorted(folder.glob("model_state-*.pdparams"))
+    content = one.read_bytes()
+    shutil.copy(other, one)
+    assert " both hold " in export_fails(folder)
+    one.write_bytes(content)
+    index = folder / f"{WEIGHTS}.index.json"
+    said = json.loads(index.read_text())
+    name = next(name for name, file in said["weight_map"].items() if file == one.name)
+    moved = {**said["weight_map"], name: other.name}
+    index.write_text(json.dumps({**said, "weight_map": moved}))
+    assert f"{one} holds {name}, which the index lists in {other.name}: the files are of two saves" in export_fails(
+        folder
+    )
+    index.write_text(json.dumps({**said, "weight_map": {key: file for key, file in moved.items() if key != name}}))
+    assert f"{one} holds {name}, which the index does not list: the files are" in export_fails(folder)
+
+
+@pytest.mark.parametrize("after", [b"x", b"\0" * 8])
+def test_bytes_behind_safetensors(after: bytes, tmp_path: Path, write_checkpoint: Any, export_fails: Any) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(after)
+    assert "model.safetensors is truncated or not a safetensors file" in export_fails(folder)
 
 
 @pytest.mark.parametrize(

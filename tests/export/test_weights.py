@@ -86,7 +86,7 @@ def test_pickles_from_before_torch_1_6(tmp_path: Path, write_checkpoint: Write) 
 
 def test_no_tensors(tmp_path: Path) -> None:
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="hold no tensors"):
+    with pytest.raises(CheckpointError, match="holds no tensors"):
         read_shapes([tmp_path / "model.safetensors"])
 
 
