@@ -160,9 +160,7 @@ def find_adapter(folder: Path, base: str | None) -> Adapter | None:
             raise CheckpointError(f"--base is for adapters, and {folder} has no {ADAPTER_FILE}: leave it out")
         return None
     said = _read(path)
-    for key, value in _numbers(said):
-        if not math.isfinite(value):
-            raise CheckpointError(f"{path} says {key} = {value}; expected a finite number: save the adapter again")
+    _check_numbers(path, said)
     kind = said.get("peft_type")
     if not isinstance(kind, str):
         raise CheckpointError(f"{path} names no peft_type; expected an adapter that peft saved")
@@ -270,6 +268,15 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_numbers(path: Path, said: dict[str, Any]) -> None:
+    for key in ("r", "lora_alpha", "alpha"):
+        if isinstance(said.get(key), (str, list, dict)):
+            raise CheckpointError(f"{path} says {key} = {said[key]!r}; expected a number: save the adapter again")
+    for key, value in _numbers(said):
+        if not math.isfinite(value):
+            raise CheckpointError(f"{path} says {key} = {value}; expected a finite number: save the adapter again")
+
+
 def _numbers(said: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a JSON object, with their keys, and those of objects in it."""
     for key, value in said.items():
@@ -351,10 +358,10 @@ def _rows(model: ErnieMPreTrainedModel, head: str) -> dict[str, torch.Tensor]:
 
 def _remedy(error: Exception, adapter: Adapter) -> str:
     """Return what may help, as the end of a sentence."""
-    if "mismatch" not in str(error):
+    if "size mismatch" not in str(error):
         return ""
     return (
-        f": {adapter.file.name} is not of the training that {ADAPTER_FILE} describes (r, target_modules), or the base "
+        f"; {adapter.file.name} is not of the training that {ADAPTER_FILE} describes (r, target_modules), or the base "
         "is another; name the right one with --base"
     )
 
@@ -362,4 +369,5 @@ def _remedy(error: Exception, adapter: Adapter) -> str:
 def _reason(error: Exception) -> str:
     """Return the most informative line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "mismatch" in line), lines[0] if lines else type(error).__name__)
+    line = next((line for line in lines if "mismatch" in line), lines[0] if lines else type(error).__name__)
+    return line.rstrip(".")

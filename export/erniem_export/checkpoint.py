@@ -314,6 +314,11 @@ def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, sai
     try:
         return check_weights(head, config, shapes, said)
     except CheckpointError as error:
+        if weights.is_paddle and "intermediate_size" in str(error):
+            raise CheckpointError(
+                f"the feed-forward layers of PaddleNLP's ErnieM have 4 x hidden_size = {config.intermediate_size} "
+                f"units, whatever {CONFIG_FILE} says, and those of the weights another number: they are not PaddleNLP's"
+            ) from error
         if not weights.is_xlm_roberta:
             raise
         raise CheckpointError(in_own_names(str(error), head)) from error

@@ -475,6 +475,8 @@ def test_an_alpha_that_is_no_number(value: float, adapter: Path, export_fails: F
     assert export_fails(adapter) == said % "alpha_pattern.q_proj"
     edited(adapter, alpha_pattern={}, lora_alpha=value)
     assert export_fails(adapter) == said % "lora_alpha"
+    edited(adapter, lora_alpha="x")
+    assert "says lora_alpha = 'x'; expected a number" in export_fails(adapter)
 
 
 def test_an_alpha_of_zero_changes_nothing_and_that_is_said(adapter: Path) -> None:

@@ -224,6 +224,14 @@ class Evil:
         (lambda state: {**state, "UnpackBigParamInfor@@": {"x": {"OriginShape": (2,)}}}, "holds weights in slices"),
         (lambda state: renamed(state, "ernie_m.", "encoder.", "layers.0"), "the prefixes of two versions of PaddleNLP"),
         (lambda state: {n: v for n, v in state.items() if "linear2" not in n}, "the weights lack ernie_m.encoder."),
+        (
+            lambda state: {n: v[..., :-1] if "linear1" in n else v for n, v in state.items()},
+            "the feed-forward layers of PaddleNLP's ErnieM have 4 x hidden_size = 64 units, whatever config.json says",
+        ),
+        (
+            lambda state: {**state, "linear_start.bias": np.zeros(1, "i4")},
+            " stores linear_start.bias as int32; expected",
+        ),
         (lambda state: {**state, "linear_end.weight": np.zeros((3, 1), "f4")}, "linear_end.weight has 3"),
     ],
 )
