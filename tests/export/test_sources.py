@@ -47,7 +47,25 @@ def test_a_name_too_long_for_a_folder(export_fails: Callable[..., str]) -> None:
 def test_a_file_is_no_folder(tmp_path: Path, export_fails: Callable[..., str]) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
-    assert "is a file; expected the folder that holds config.json" in export_fails(file)
+    said = f"is a file; expected the folder that holds config.json and the weights: give {file.parent} if it is that"
+    assert said in export_fails(file)
+
+
+@pytest.mark.parametrize("flag", ["--model", "--base", "--tokenizer"])
+@pytest.mark.parametrize("given", ["", " "])
+def test_an_empty_name(flag: str, given: str, export_fails: Callable[..., str]) -> None:
+    """As of a shell's variable that is not set; an empty path is the current folder."""
+    said = f"{flag} is empty: expected a folder or a hub id"
+    arguments = [given] if flag == "--model" else ["random:tiny", flag, given]
+    assert export_fails(*arguments) == said
+
+
+def test_an_empty_output(erniem_export: Callable[..., Any]) -> None:
+    result = erniem_export("--model", "random:tiny", "--output", "")
+    assert (result.code, result.err.splitlines()[-1]) == (
+        2,
+        "erniem-export: error: argument --output: expected a path, got nothing",
+    )
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
