@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erniem_export.config_file import HEAD_OF_CLASS, are_unnamed, name_labels, read_config
-from erniem_export.errors import CheckpointError
+from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.sentence_folder import read_sentence_folder
 from erniem_export.sources import (
@@ -28,7 +28,6 @@ from erniem_export.sources import (
     is_adapter,
     what_is_there,
 )
-from erniem_export.weight_names import some
 from erniem_export.weights import Shapes, check_floats, read_shapes, read_tensors
 from erniem_rt.manifest import HEADS
 

@@ -117,7 +117,7 @@ def test_the_artifact_s_vectors(write_folder: Any, tmp_path: Path, erniem_export
         (["Transformer", "mine.WeightedLayerPooling", "Pooling"], MEAN, None, "lists Transformer, mine.WeightedLayer"),
         (["Transformer", "mine.Pooling"], MEAN, None, "lists Transformer, mine.Pooling, expected"),
         (["Transformer", "Normalize", "Pooling"], MEAN, None, "lists Transformer, Normalize, Pooling, expected"),
-        (["Transformer"], MEAN, None, "lists Transformer, expected Transformer, Pooling and, or not, Normalize"),
+        (["Transformer"], MEAN, None, "lists Transformer, expected Transformer, Pooling and optionally Normalize"),
         (["BoW", "Dense"], MEAN, None, "modules.json begins with BoW, expected a Transformer"),
         (["Transformer", "Pooling"], MEAN | CLS | {"pooling_mode_mean_tokens": True}, None, "pools by cls, mean, exp"),
         (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, None, "config.json pools by max, expected one"),
@@ -145,7 +145,7 @@ def test_prompts(write_folder: Any, export_fails: Fails) -> None:
 def test_modules_that_are_none(content: str, write_folder: Any, export_fails: Fails) -> None:
     root = write_folder(["Transformer", "Pooling"], MEAN)
     (root / "modules.json").write_text(content)
-    assert "modules.json is no list of modules" in export_fails(root) or content == "{"
+    assert "modules.json must be a list of modules" in export_fails(root) or content == "{"
 
 
 def test_a_folder_that_is_not_there(write_folder: Any, export_fails: Fails) -> None:
@@ -169,7 +169,7 @@ def test_what_is_left_aside_is_said(write_folder: Any) -> None:
     assert told.startswith("0_Transformer is a part of a sentence-transformers folder: give that one")
     (root / "modules.json").unlink()
     (told,) = load_checkpoint(str(root / "0_Transformer")).notes
-    assert told == "not read, for there is no modules.json beside: sentence_bert_config.json"
+    assert told == "not read, because modules.json is missing: sentence_bert_config.json"
 
 
 def test_keys_that_are_not_read_are_said(write_folder: Any) -> None:

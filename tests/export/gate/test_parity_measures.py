@@ -13,8 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from erniem_export.gate.measures import THRESHOLDS, compare_decisions, measure
-from erniem_export.gate.report import Agreement
+from erniem_export.gate.measures import THRESHOLDS, Agreement, compare_decisions, measure
 from erniem_rt.manifest import HEADS
 
 LIMITS = THRESHOLDS["fp32"]

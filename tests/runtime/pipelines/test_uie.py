@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.pipelines.rows import shared_tokens
+from erniem_rt.pipelines.inputs import shared_tokens
 from erniem_rt.pipelines.uie import (
     EncodedText,
     Node,
