@@ -41,6 +41,8 @@ SUFFIX = ".pdparams"
 IE_CLASS = "UIEM"
 # Epsilon of every LayerNorm in PaddleNLP's ErnieM; no config has it.
 LAYER_NORM_EPS = 1e-5
+# Beginning of the names of all its other classes.
+_CLASS = "ErnieM"
 
 _TORCH_IE_CLASS = "ErnieMForInformationExtraction"
 # What uie_pytorch writes for UIE and UIEM alike, without a model_type; of the two, UIE alone has one of these keys.
@@ -73,6 +75,8 @@ def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for part in parts:
         flat |= {key: value for key, value in flat_config(part).items() if key != "architectures"}
+        if str(part.get("init_class")).startswith(_CLASS) and "init_class" not in content:
+            flat["model_type"] = "ernie_m"
     flat |= outer
     if "init_class" in content:
         flat["architectures"] = [content["init_class"]]
