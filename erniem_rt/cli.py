@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in ("serve", "triton"):
         return _other_command(words[0], words[1:])
-    arguments = _parsed(_make_parser(), words)
+    arguments = _arguments(_make_parser(), words)
     try:
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def _arguments(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Return the arguments; refuse paths and names of nothing, as of a shell's variable that is not set."""
     arguments = parser.parse_args(words)
     for name in _PATHS:
@@ -93,7 +93,7 @@ def _other_command(name: str, words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"erniem-rt {name}", description=told[name])
     (serve if name == "serve" else triton).add_arguments(parser)
     try:
-        return command(_parsed(parser, words), lambda line: _print_error(f"{line}\n"))
+        return command(_arguments(parser, words), lambda line: _print_error(f"{line}\n"))
     except (ErnieMError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 1

@@ -80,6 +80,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     if (flat := flat_config(content)) != content:
+        _check_kind(path, flat)
         _check_init_args(path, content, flat)
         content, text = flat, _written(flat)
     _check_kind(path, content)

@@ -53,6 +53,11 @@ def mask_mode_of(options: ExportOptions, checkpoint: Checkpoint) -> str:
         return mode
     if checkpoint.head != "ie":
         raise ExportError(f"--mask {UIE_M} is for head ie, and this is head {checkpoint.head}: leave it out")
+    if checkpoint.config.pad_token_id == _MASKED_ID:
+        raise ExportError(
+            f"the config says pad_token_id = {_MASKED_ID}, which is [CLS] and masked by PaddleNLP's ErnieM, so that "
+            f"--mask {UIE_M} has no padding to attend to: set pad_token_id to the id of [PAD], 1 for uie-m"
+        )
     if reason := options.without_mask_of_uie_m():
         raise ExportError(
             f"this checkpoint needs --mask {UIE_M}, and {reason}; with --mask {PADDING} its answers are not Paddle's"
@@ -116,12 +121,11 @@ def with_padding_key(ids: Tensor, mask: Tensor, config: ErnieMConfig) -> tuple[d
     padding = width_of_rows(config) - given.sum(1, keepdim=True)
     columns = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
     last = torch.zeros_like(padding)
-    attended = (padding > 0) & (config.pad_token_id != _MASKED_ID)  # Paddle masks padding that has this id
     bias = torch.cat([torch.zeros_like(ids, dtype=torch.float32), padding.clamp(min=1).float().log()], dim=1)
     return {
         "input_ids": torch.cat([torch.where(given, ids, config.pad_token_id), last + config.pad_token_id], dim=1),
         "position_ids": torch.cat([torch.where(given, columns, 0), last], dim=1),
-        "attention_mask": torch.cat([given & (ids != _MASKED_ID), attended], dim=1),
+        "attention_mask": torch.cat([given & (ids != _MASKED_ID), padding > 0], dim=1),
     }, bias[:, None, None, :]
 
 

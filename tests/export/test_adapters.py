@@ -444,7 +444,7 @@ def test_an_adapter_of_nan(value: float, adapter: Path, export_fails: Fails) -> 
     next(iter(state.values())).fill_(value)
     save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     said = export_fails(adapter)
-    assert said.startswith(f"{adapter} holds NaN or infinite values") or "cannot merge" in said
+    assert "NaN or infinite values" in said or "cannot merge" in said
 
 
 def stored(adapter: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

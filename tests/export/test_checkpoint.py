@@ -46,7 +46,7 @@ def test_a_config_that_is_none(text: str, said: str, tmp_path: Path, export_fail
 
 def test_a_config_that_is_a_folder(tmp_path: Path, export_fails: Fails) -> None:
     (tmp_path / "config.json").mkdir()
-    assert "config.json cannot be read: [Errno 21] Is a directory" in export_fails(tmp_path)
+    assert "config.json is a folder, where expected is a file: put the file there" in export_fails(tmp_path)
 
 
 def test_a_config_that_is_no_text(tmp_path: Path, export_fails: Fails) -> None:
@@ -62,7 +62,7 @@ def test_a_config_that_is_no_text(tmp_path: Path, export_fails: Fails) -> None:
         ({"num_attention_heads": 0}, "num_attention_heads = 0, expected an integer of at least 1"),
         ({"num_attention_heads": 3}, "num_attention_heads (3)"),
         ({"vocab_size": -1}, "vocab_size = -1, expected an integer of at least 1"),
-        ({"max_position_embeddings": 2}, "max_position_embeddings = 2, expected an integer from 3 up"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings = 2, expected an integer of at least 3"),
         ({"intermediate_size": 3.5}, "intermediate_size = 3.5, expected an integer"),
         ({"pad_token_id": -1}, "pad_token_id = -1, expected an integer of at least 0"),
         ({"pad_token_id": 200}, "pad_token_id = 200 is not below max_position_embeddings = 130"),

@@ -455,7 +455,7 @@ def test_what_torch_cannot_trace(export_fails: Fails, monkeypatch: pytest.Monkey
     assert export_fails("random:tiny").startswith("torch cannot trace this model: Failed to export the model; ")
 
 
-@pytest.mark.parametrize(("number", "over", "code"), [(signal.SIGTERM, True, 143), (signal.SIGINT, False, 1)])
+@pytest.mark.parametrize(("number", "over", "code"), [(signal.SIGTERM, True, 143), (signal.SIGINT, False, 130)])
 def test_an_export_that_is_told_to_stop(
     number: signal.Signals, over: bool, code: int, exported: tuple[Path, Any], tmp_path: Path
 ) -> None:
