@@ -94,7 +94,10 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     try:
         artifact = Path(arguments.artifact)
         if not artifact.exists() and arguments.model is None:
-            return _run(lambda: _missing(arguments.artifact))
+            raise OptionError(
+                f"there is no artifact {artifact}: expected an exported folder, or a file in it such as ie.onnx; a hub "
+                "id needs --model"
+            )
         model = _model_in(artifact if artifact.is_dir() else manifest_of(artifact).parent, arguments.model)
     except OptionError as error:
         parser.error(str(error))
@@ -181,13 +184,6 @@ def _verify(model: str, arguments: argparse.Namespace) -> None:
 
     given = {"base": arguments.base, "tokenizer": arguments.tokenizer}
     _say(*_reports(verify(arguments.artifact, model, Terminal(), arguments.task_set, **given)))
-
-
-def _missing(artifact: str) -> None:
-    raise ExportError(
-        f"there is no artifact {artifact}: expected an exported folder, or a file in it such as ie.onnx; a hub id "
-        "needs --model"
-    )
 
 
 def _reports(manifest: Manifest) -> list[str]:

@@ -292,3 +292,21 @@ def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch
         [None, True, False],
         [1, False, True],
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([""], "artifact"),
+        (["model", "--input", ""], "--input"),
+        (["model", "--output", " "], "--output"),
+        (["model", "--cache", ""], "--cache"),
+        (["serve", "model", ""], "models"),
+        (["triton", "model", "--repository", ""], "--repository"),
+    ],
+)
+def test_an_empty_argument(words: list[str], name: str, capsys) -> None:
+    """As of a shell's variable that is not set; an empty path is the current folder."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"error: {name} is empty: expected a path or a name" in capsys.readouterr().err
