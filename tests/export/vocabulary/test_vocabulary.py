@@ -300,7 +300,7 @@ def test_a_tokenizer_larger_than_its_model_is_refused(checkpoint: Any, tmp_path:
 def test_another_vocabulary_is_no_part(tokenizer_dir: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tokenizer_dir, tmp_path / "other")
     (other / "vocab.txt").write_text("\n".join([*SPECIAL, "something", "else"]), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is no part of the one"):
+    with pytest.raises(CheckpointError, match="is not a part of the one"):
         original_ids(tokenizer_dir, other)
 
 
