@@ -92,7 +92,7 @@ def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, an
 
     monkeypatch.setattr(cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
-    assert (code, errors) == (1, f"{engine}\r8 lines{clear}error: interrupted\n")
+    assert (code, errors) == (130, f"{engine}\r8 lines{clear}error: interrupted\n")
 
 
 def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
