@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,8 +20,15 @@ import numpy as np
 import pytest
 
 import erniem_rt
-from benchmarks.serving import free_port
 from erniem_rt.cli import main
+
+
+def free_port() -> int:
+    """A free port below those of outgoing connections, which could take it before Triton does."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @dataclass(frozen=True)
