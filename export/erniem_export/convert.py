@@ -16,7 +16,7 @@ from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import LABELLED
 from erniem_export.sentencepiece_model import with_pieces
-from erniem_export.sources import CONFIG_FILE, MODULES_FILE, TOKENIZER_FILES, find_folder
+from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, MODULES_FILE, TOKENIZER_FILES, find_folder
 from erniem_export.xlm_roberta import CLASSES, ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
 from erniem_export.xlm_roberta import as_xlm_roberta as named
 from erniem_rt.tokenizer import Tokenizer
@@ -93,8 +93,18 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
         if (find_folder(model) / MODULES_FILE).is_file():
             notes.append(f"{MODULES_FILE} and the folders of its modules are not converted: copy them")
         counts = _count(checkpoint, stage, lines)
+        _refuse_others(stage, output)
         install_files(stage, output)
     return Conversion(checkpoint.head, (*notes, *_what_differs(to, difference, counted=lines is not None)), *counts)
+
+
+def _refuse_others(stage: Path, output: Path) -> None:
+    """Raise if the folder has files of another tokenizer, which transformers would read too."""
+    for name in (*TOKENIZER_FILES, FAST_TOKENIZER) if (stage / _SETTINGS).exists() else ():
+        if (output / name).exists() and not (stage / name).exists():
+            raise ExportError(
+                f"{output / name} is there already and would be read with the new tokenizer: choose another --output"
+            )
 
 
 def _check(checkpoint: Checkpoint, to: str) -> None:

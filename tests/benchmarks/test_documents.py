@@ -8,7 +8,17 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import interop, languages, pipeline_agreement, plan_sizes, plots, tables, task_accuracy, tokenizer_speed
+from benchmarks import (
+    interop,
+    languages,
+    pipeline_agreement,
+    plan_sizes,
+    plots,
+    tables,
+    task_accuracy,
+    tokenizer_speed,
+    xlm_roberta,
+)
 from benchmarks.documents import RESULTS_DIR, ROOT, read_block, table, write_blocks
 
 # What writes each file's blocks into the documents again.
@@ -18,6 +28,7 @@ WRITERS = {
     "plan_sizes": (plan_sizes, "python -m benchmarks.plan_sizes"),
     "task_accuracy": (task_accuracy, "python -m benchmarks.task_accuracy --table-only"),
     "tokenizer_speed": (tokenizer_speed, "python -m benchmarks.tokenizer_speed --tables-only"),
+    "xlm_roberta": (xlm_roberta, "python -m benchmarks.xlm_roberta --tables-only"),
 }
 
 
