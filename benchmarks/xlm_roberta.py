@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import erniem_rt
 from benchmarks.bars import median_ratio
 from benchmarks.documents import EMPTY, RESULTS_DIR, ROOT, Blocks, load, table, write_blocks
 from benchmarks.machine import describe_machine
@@ -42,7 +43,7 @@ SIZES = {
 }
 TEXTS, BATCH = 64, 32
 THEIR_PACKAGES = ("sentence-transformers", "optimum-onnx", "optimum-intel", "nncf", "datasets")
-_VERSIONS = ("erniem-rt", "onnxruntime", "openvino", "torch", "transformers", *THEIR_PACKAGES)
+_VERSIONS = ("onnxruntime", "openvino", "torch", "transformers", *THEIR_PACKAGES)
 # Our artifacts, and the options of their exports.
 ARTIFACTS: dict[str, dict[str, str]] = {
     "erniem-rt": {},
@@ -207,8 +208,6 @@ def _onnx_kind() -> Any:
 
 def ours(folder: Path, row: Row, threads: int) -> Encode:
     """Return our pipeline on an artifact."""
-    import erniem_rt
-
     session = erniem_rt.Session(
         folder / row.artifact, engine=row.engine, precision=row.floating_point, threads=threads, cache=False
     )
@@ -390,7 +389,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = prepare(given.work, given.size)
         if given.prepare_only:
             return 0
-        found = {"machine": describe_machine(), "versions": {n: importlib.metadata.version(n) for n in _VERSIONS}}
+        versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+        found = {"machine": describe_machine(), "versions": {"erniem-rt": erniem_rt.__version__, **versions}}
         found |= {"size": given.size, "texts": TEXTS, "threads": given.threads, "rounds": given.rounds}
         found |= {"rows": measure(folder, given.rounds, given.threads)}
         found |= {"quality": json.loads((given.work / QUALITY).read_text())}
