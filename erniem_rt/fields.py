@@ -121,15 +121,6 @@ class Fields:
             raise self._wrong(key, "64 lower-case hex digits")
         return value
 
-    def crc32(self, key: str, count: int) -> tuple[int, ...] | None:
-        """Return ``count`` CRC-32 values, stored as joined 8-digit lower-case hex; None if the key is missing."""
-        value = self.data.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{8 * count}}}", value):
-            raise self._wrong(key, f"{8 * count} lower-case hex digits")
-        return tuple(int(value[start : start + 8], 16) for start in range(0, len(value), 8))
-
     def version(self, key: str) -> str:
         """Return a version of the form MAJOR.MINOR."""
         value = self.value(key)

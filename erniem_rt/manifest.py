@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from erniem_rt import __version__
 from erniem_rt.errors import ArtifactError
 from erniem_rt.fields import Fields, artifact_error
-from erniem_rt.files import PIECE, FileRecord, check_hash, check_size, hash_file, replacing, stamp
+from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -292,11 +292,8 @@ class Manifest:
         *,
         hashes: bool = True,
         without: Collection[str] = (),
-        threads: int = 1,
     ) -> None:
         """Check that every file is in ``directory`` with its size and, with ``hashes``, its content.
-
-        ``threads`` read a large file at once.
 
         Raises :class:`ArtifactError` naming the first file that is missing, truncated or edited. Checks all sizes
         first, since that costs nothing. Skips the files ``without``.
@@ -308,7 +305,7 @@ class Manifest:
         if not hashes:
             return
         for name, record in files.items():
-            check_hash(folder / name, record, threads)
+            check_hash(folder / name, record)
 
     def stamps(self, directory: str | os.PathLike[str]) -> dict[str, tuple[int, ...] | None]:
         """Return a stamp of every file, to detect changes later; None for a missing file.
@@ -400,13 +397,13 @@ def _parse_tensor(fields: Fields) -> TensorSpec:
 
 def _parse_record(fields: Fields) -> FileRecord:
     size = fields.integer("size", 0)
-    return FileRecord(fields.sha256("sha256"), size, fields.crc32("crc32", -(-size // PIECE)))
+    checksum = fields.sha256("checksum") if fields.data.get("checksum") is not None else None
+    return FileRecord(fields.sha256("sha256"), size, checksum)
 
 
 def _as_json(record: FileRecord) -> dict[str, object]:
     """Return a file's record as JSON, without keys that have no value."""
-    found = {key: value for key, value in asdict(record).items() if value is not None}
-    return found if record.crc32 is None else {**found, "crc32": "".join(f"{piece:08x}" for piece in record.crc32)}
+    return {key: value for key, value in asdict(record).items() if value is not None}
 
 
 def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:

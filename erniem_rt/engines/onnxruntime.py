@@ -8,7 +8,6 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
@@ -151,6 +150,8 @@ def _require_cuda(ort: Any) -> None:
 
 def _installed(package: str) -> str | None:
     """Return the version of a package, which the module does not show: both packages install the same one."""
+    from importlib import metadata  # slow to import
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -216,7 +216,7 @@ class _Cache:
             blob, record = entry / name, FileRecord(**fields)
             check_size(blob, record.size)
             if self._verify:
-                check_hash(blob, record, os.cpu_count() or 1)
+                check_hash(blob, record)
         except (OSError, ValueError, TypeError, RecursionError, ArtifactError):
             return False
         return True

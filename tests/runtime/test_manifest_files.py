@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import stat
-import zlib
+import struct
 from dataclasses import replace
 
 import pytest
@@ -15,6 +15,8 @@ import pytest
 from erniem_rt import ArtifactError, files
 from erniem_rt.files import check_hash
 from erniem_rt.manifest import FileRecord, Manifest, hash_file
+
+ROW = 1 << 18
 
 
 @pytest.fixture
@@ -57,54 +59,75 @@ def test_saved_files_have_the_usual_permissions(manifest, tmp_path):
     assert stat.S_IMODE((tmp_path / "new.json").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_000])
+@pytest.mark.parametrize("size", [0, 1, ROW - 1, ROW, ROW + 1, 3_000_000])
 def test_hashes_are_those_of_the_whole_content(tmp_path, size):
     content = os.urandom(size)
     (tmp_path / "data").write_bytes(content)
     assert hash_file(tmp_path / "data") == FileRecord(hashlib.sha256(content).hexdigest(), size)
 
 
-@pytest.mark.parametrize("extra", [0, 1, 5000])
-def test_a_large_file_is_recorded_and_checked_in_pieces(tmp_path, monkeypatch, extra):
-    monkeypatch.setattr(files, "PIECE", 4096)
-    content = os.urandom(8192 + extra)
-    pieces = tuple(zlib.crc32(content[start : start + 4096]) for start in range(0, len(content), 4096))
+def slow_checksum(content):
+    """The checksum as its documentation says, word by word."""
+    rows = -(-len(content) // ROW) or 1
+    words = struct.unpack(f"<{rows * ROW // 8}Q", content.ljust(rows * ROW, b"\0"))
+    sums = [0] * (ROW // 8)
+    for start in range(0, len(words), ROW // 8):
+        for column in range(ROW // 8):
+            sums[column] = (sums[column] * 6364136223846793005 + words[start + column]) % 2**64
+    return hashlib.sha256(struct.pack(f"<{ROW // 8}Q", *sums)).hexdigest()
+
+
+@pytest.mark.parametrize("size", [ROW, ROW + 1, 3 * ROW - 7, 3 * ROW])
+def test_a_large_file_is_recorded_with_its_checksum(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(files, "LARGE", 4096)
+    content = os.urandom(size)
     path = tmp_path / "data"
     path.write_bytes(content)
     record = hash_file(path)
-    assert record == FileRecord(hashlib.sha256(content).hexdigest(), len(content), pieces)
-    for threads in (1, 3):
-        check_hash(path, record, threads)
-    for place in (0, 4095, 4096, len(content) - 1):
-        changed = bytearray(content)
-        changed[place] ^= 1
+    assert record == FileRecord(hashlib.sha256(content).hexdigest(), size, slow_checksum(content))
+    check_hash(path, record)
+
+
+def test_a_change_of_a_large_file_is_found_by_its_checksum(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 4096)
+    content = os.urandom(3 * ROW + 5)
+    path = tmp_path / "data"
+    path.write_bytes(content)
+    record = replace(hash_file(path), sha256="0" * 64)  # not looked at
+    check_hash(path, record)
+    swapped = content[ROW : 2 * ROW] + content[:ROW] + content[2 * ROW :]
+    for changed in (
+        swapped,
+        *(flipped(content, place) for place in (0, 7, ROW - 1, ROW, 2 * ROW + 9, len(content) - 1)),
+    ):
         path.write_bytes(changed)
-        number = place // 4096
-        expected = rf"data was changed after export: expected CRC-32 {pieces[number]:08x} for bytes {number * 4096} to"
-        with pytest.raises(ArtifactError, match=expected):
-            check_hash(path, record, 2)
-    path.write_bytes(content[4096:8192] + content[:4096] + content[8192:])
-    with pytest.raises(ArtifactError, match="was changed after export"):
-        check_hash(path, record, 2)
+        with pytest.raises(ArtifactError, match=f"data was changed after export: expected checksum {record.checksum}"):
+            check_hash(path, record)
 
 
-def test_a_file_of_one_piece_has_one_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PIECE", 4096)
+def flipped(content, place):
+    changed = bytearray(content)
+    changed[place] ^= 0x80
+    return bytes(changed)
+
+
+def test_a_small_file_has_no_checksum(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 4096)
     (tmp_path / "data").write_bytes(b"x" * 4096)
-    assert hash_file(tmp_path / "data").crc32 is None
+    assert hash_file(tmp_path / "data").checksum is None
 
 
-def test_pieces_survive_the_manifest(manifest, tmp_path):
-    files = {**manifest.files, "qa.onnx.data": FileRecord("a" * 64, 40 << 20, (0, 0xDEADBEEF, 0xFFFFFFFF))}
+def test_checksums_survive_the_manifest(manifest, tmp_path):
+    files = {**manifest.files, "qa.onnx.data": FileRecord("a" * 64, 40 << 20, "0123456789abcdef" * 4)}
     replace(manifest, files=files).save(tmp_path / "qa.json")
     assert Manifest.load(tmp_path / "qa.json").files == files
     written = json.loads((tmp_path / "qa.json").read_text())
-    assert written["files"]["qa.onnx.data"]["crc32"] == "00000000deadbeefffffffff"
-    assert "crc32" not in written["files"]["qa.onnx"]
-    for wrong in ("00000000deadbeef", "00000000DEADBEEFFFFFFFFF", 7):
-        written["files"]["qa.onnx.data"]["crc32"] = wrong
+    assert written["files"]["qa.onnx.data"]["checksum"] == "0123456789abcdef" * 4
+    assert "checksum" not in written["files"]["qa.onnx"]
+    for wrong in ("0123", "0123456789ABCDEF" * 4, 7):
+        written["files"]["qa.onnx.data"]["checksum"] = wrong
         (tmp_path / "qa.json").write_text(json.dumps(written))
-        with pytest.raises(ArtifactError, match=r"'files.qa.onnx.data.crc32' must be 24 lower-case hex digits"):
+        with pytest.raises(ArtifactError, match=r"'files.qa.onnx.data.checksum' must be 64 lower-case hex digits"):
             Manifest.load(tmp_path / "qa.json")
 
 
