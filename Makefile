@@ -37,7 +37,7 @@ WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ne
 # What a page needs of onnxruntime-web.
 ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-serving soak test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-xlm-roberta bench-serving soak test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -119,6 +119,9 @@ bench: $(BENCH) ## Measure every engine at base size; write results, plots and t
 
 bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under three minutes
 	.venv-bench/bin/python -m benchmarks.bench --quick $(ARGS)
+
+bench-xlm-roberta: $(BENCH) ## Compare an XLM-R model with sentence-transformers; ARGS="--prepare-only" exports alone (slow)
+	.venv-bench/bin/python -m benchmarks.xlm_roberta $(ARGS)
 
 bench-serving: $(SERVING) ## Measure the batcher, `erniem-rt serve` and Ray; ARGS="--artifact DIR --tokenizer DIR"
 	.venv-serving/bin/python -m benchmarks.serving $(ARGS)

@@ -42,7 +42,7 @@ const VIEWS = [
     task: 'token-classification',
     head: 'ner',
     fields: [{ name: 'text', label: 'Text', rows: 4 }],
-    examples: ({ ner }) => ner.map((/** @type {any} */ { language, text }) => [`${language}: ${text}`, { text }]),
+    examples: ({ ner }) => ner.map((/** @type {any} */ given) => example(given)),
     async show(answer, { text }) {
       const found = await answer(text, { aggregation_strategy: 'average' });
       if (!found.length) return [element('p', 'No names found.')];
@@ -64,10 +64,9 @@ const VIEWS = [
       { name: 'template', label: 'Hypothesis, with {} for the label', rows: 1 },
     ],
     examples: ({ cls }) =>
-      cls.map((/** @type {any} */ { language, text, labels, hypothesis }) => [
-        `${language}: ${text}`,
-        { text, labels: labels.join(', '), template: hypothesis },
-      ]),
+      cls.map((/** @type {any} */ given) =>
+        example(given, { labels: given.labels.join(', '), template: given.hypothesis }),
+      ),
     async show(answer, { text, labels, template }) {
       const found = await answer(text, { candidate_labels: labels, hypothesis_template: template });
       return found.labels.map((/** @type {string} */ label, /** @type {number} */ i) => bar(label, found.scores[i]));
@@ -105,6 +104,16 @@ const opened = new Map();
 let view = VIEWS[0];
 /** @type {Map<string, Values>} */
 let examples = new Map();
+
+/**
+ * The name of a text of demo.json, and the values of the fields.
+ * @param {{language: string, text: string}} given
+ * @param {Values} [others]
+ * @returns {[string, Values]}
+ */
+function example({ language, text }, others = {}) {
+  return [`${language}: ${text}`, { text, ...others }];
+}
 
 /** @param {View} chosen */
 function choose(chosen) {

@@ -16,7 +16,7 @@ from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import CLASSES, LABELLED
 from erniem_export.mask_mode import UIE_M
-from erniem_export.sources import CONFIG_FILE, MODULES_FILE, TOKENIZER_FILES, find_folder
+from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, MODULES_FILE, TOKENIZER_FILES, find_folder
 from erniem_export.tokenizer import with_pieces
 from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
 from erniem_export.xlm_roberta import ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
@@ -93,6 +93,7 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
                 raise OptionError("--text compares the tokenizers of ErnieM and XLM-R: leave it out")
             progress.step("writing PyTorch's weights")
             notes = _write_paddle(model, checkpoint, stage)
+            _refuse_others(stage, output)
             install_files(stage, output)
             return Conversion(checkpoint.head, (*checkpoint.notes, *notes))
         _check(checkpoint, to)
@@ -102,6 +103,7 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
         if (find_folder(model) / MODULES_FILE).is_file():
             notes.append(f"{MODULES_FILE} and the folders of its modules are not converted: copy them")
         counts = _count(checkpoint, stage, lines)
+        _refuse_others(stage, output)
         install_files(stage, output)
     return Conversion(checkpoint.head, (*notes, *_what_differs(to, difference, counted=lines is not None)), *counts)
 
@@ -153,6 +155,15 @@ def _save(state: dict[str, Tensor], stage: Path) -> None:
         save_file(state, stage / _WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
+
+
+def _refuse_others(stage: Path, output: Path) -> None:
+    """Raise if the folder has files of another tokenizer, which transformers would read too."""
+    for name in (*TOKENIZER_FILES, FAST_TOKENIZER) if (stage / _SETTINGS).exists() else ():
+        if (output / name).exists() and not (stage / name).exists():
+            raise ExportError(
+                f"{output / name} is there already and would be read with the new tokenizer: choose another --output"
+            )
 
 
 def _check(checkpoint: Checkpoint, to: str) -> None:

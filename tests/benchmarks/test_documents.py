@@ -8,7 +8,17 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import interop, languages, pipeline_agreement, plan_sizes, plots, tables, task_accuracy, tokenizer_speed
+from benchmarks import (
+    interop,
+    languages,
+    pipeline_agreement,
+    plan_sizes,
+    plots,
+    tables,
+    task_accuracy,
+    tokenizer_speed,
+    xlm_roberta,
+)
 from benchmarks.documents import RESULTS_DIR, ROOT, read_block, table, write_blocks
 
 # What writes each file's blocks into the documents again.
@@ -18,6 +28,7 @@ WRITERS = {
     "plan_sizes": (plan_sizes, "python -m benchmarks.plan_sizes"),
     "task_accuracy": (task_accuracy, "python -m benchmarks.task_accuracy --table-only"),
     "tokenizer_speed": (tokenizer_speed, "python -m benchmarks.tokenizer_speed --tables-only"),
+    "xlm_roberta": (xlm_roberta, "python -m benchmarks.xlm_roberta --tables-only"),
 }
 
 
@@ -83,3 +94,22 @@ def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path) -> Non
 
 def test_every_row_has_as_many_cells_as_the_header() -> None:
     assert table(["", "a", ""], [["", "", "b"]]) == "| | a | |\n| --- | --- | --- |\n| | | b |"
+
+
+def test_the_comparison_with_sentence_transformers_tells_what_is_met_missed_and_not_measured() -> None:
+    first, second, third, *_ = xlm_roberta.rows("avx512-vnni")
+    assert not [row for row in xlm_roberta.rows("avx512-vnni") if row.floating_point == "bf16"]
+    measured = {"gap": None, "seconds": [[1.0], [1.6]], "smallest_cosine": 0.99, "ratio": 1.6}
+    found = [
+        {**first._asdict(), **measured, "met": True},
+        {**second._asdict(), **measured, "met": False},
+        {**third._asdict(), "gap": "OpenVINO is not installed"},
+    ]
+    machine = {"date": "2000-01-01", "cpu": "one", "class": "avx512-vnni", "cores": 2, "load_before": 0.1}
+    machine |= {"python": "3.11"}
+    result = {"machine": machine, "versions": {}, "size": "base", "texts": 64, "threads": 2, "rounds": 1, "rows": found}
+    result["quality"] = {"vectors": {}, "texts": 1, "source": "nano", "cpu": "avx512-vnni"}
+    text = xlm_roberta.blocks(result)[xlm_roberta.DOCUMENT, "speed"]
+    assert "| fp32 | ONNX Runtime | 64.0 | 40.0 | **1.60** | 0.9900 | ≥ 1.5: met |" in text
+    assert "≥ 2.0: missed |" in text
+    assert "| – | ≥ 1.3: OpenVINO is not installed |" in text

@@ -174,8 +174,18 @@ def test_no_file_of_the_user_is_lost(tmp_path: Path, files_in: Any) -> None:
     folder = tmp_path / "out"
     shutil.copytree(NANO / "cls", folder)
     before = files_in(folder)
-    with pytest.raises(ExportError, match="is there already and would be lost"):
+    with pytest.raises(ExportError, match="is there already and would be"):
         convert(folder, folder, quiet=True)
     assert files_in(folder) == before
     convert(NANO / "cls", tmp_path / "again", quiet=True)
     convert(NANO / "cls", tmp_path / "again", quiet=True)  # the same files may stand there
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json", "vocab.txt"])
+def test_another_tokenizer_s_files_are_not_read_with_the_new_ones(name: str, tmp_path: Path, files_in: Any) -> None:
+    """transformers would take the ids from tokenizer.json, and the special tokens from their map."""
+    (tmp_path / name).write_text("{}")
+    before = files_in(tmp_path)
+    with pytest.raises(ExportError, match=rf"{name} is there already and would be read with the new tokenizer"):
+        convert(NANO / "cls", tmp_path, quiet=True)
+    assert files_in(tmp_path) == before

@@ -14,6 +14,7 @@ TARGETS = {
     "bench",
     "bench-gpu",
     "bench-quick",
+    "bench-xlm-roberta",
     "bench-serving",
     "check",
     "clean",

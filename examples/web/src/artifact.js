@@ -153,7 +153,7 @@ async function openTokenizer(folder, manifest) {
     throw new ErnieMError(`${folder} has no ${MODEL}: its checkpoint had no tokenizer files when it was exported.`);
   const config = has('config.json') ? await readJson(folder, 'config.json') : {};
   if (config.model_type === 'xlm-roberta')
-    throw new ErnieMError(`${folder} has XLM-R's tokenizer; this package has ErnieM's alone.`);
+    throw new ErnieMError(`${folder} has XLM-R's tokenizer; this package has ErnieM's alone. Use the Python package.`);
   const [model, vocabulary, ...settings] = await Promise.all([
     readListed(folder, manifest, MODEL),
     has('vocab.txt') ? readListed(folder, manifest, 'vocab.txt') : undefined,

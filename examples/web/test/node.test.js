@@ -72,6 +72,12 @@ test('a folder that is incomplete, or another task’s, is refused with what is 
   await assert.rejects(pipeline('fill-mask', folder), /task is "fill-mask"; expected one of question-answering/);
 });
 
+test('a folder of an XLM-R model is refused', async (t) => {
+  const folder = await changed(t, {});
+  await writeFile(join(folder, 'config.json'), '{"model_type": "xlm-roberta"}');
+  await assert.rejects(pipeline('question-answering', folder), /has XLM-R's tokenizer; .* Use the Python package/);
+});
+
 test('the layout of optimum is read too', async () => {
   for (const url of [`${OUT}web-test/optimum`, `${OUT}web-test/optimum/onnx/model.onnx`]) {
     const qa = await pipeline('question-answering', url);
