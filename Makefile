@@ -37,7 +37,7 @@ WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ne
 # What a page needs of onnxruntime-web.
 ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-xlm-roberta bench-serving soak test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-slow test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-xlm-roberta bench-serving soak test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,8 +50,11 @@ demo: $(DEV) $(SERVE) ## Export the nano checkpoints, then answer real text in a
 	done
 	.venv-serve/bin/python examples/demo.py out/demo
 
-test: $(DEV) ## Run all tests against the reference, transformers 4.57
-	.venv/bin/$(PYTEST) $(ARGS)
+test: $(DEV) ## Run the tests against the reference, transformers 4.57
+	.venv/bin/$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(DEV) ## Run the tests that `make test` leaves out: sweeps over many cases, int8 of every trained head
+	.venv/bin/$(PYTEST) -m slow $(ARGS)
 
 test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime that is admitted, with artifacts exported here
 	for head in base cls ie mc ner qa; do \
@@ -89,7 +92,7 @@ format: $(DEV) ## Format the code and fix what can be fixed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-check: lint typecheck test test-floor test-transformers5 ## Run every check: lint, types, all tests
+check: lint typecheck test test-slow test-floor test-transformers5 ## Run every check: lint, types, all tests
 
 nano-train: $(DEV) ## Train the nano checkpoints from scratch
 	.venv/bin/python examples/nano/train.py $(ARGS)

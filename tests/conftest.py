@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -22,6 +23,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # PyTorch and ONNX Runtime: handing work this small to a second thread takes longer than doing it, above all while the
 # other processes of a run use the other cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+with contextlib.suppress(ImportError):  # some environments lack it
+    import hypothesis
+
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
 
 NANO = Path(__file__).parents[1] / "examples" / "nano"
 # What loading a checkpoint leaves in its config.

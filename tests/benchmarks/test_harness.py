@@ -42,6 +42,7 @@ def test_every_engine_has_an_adapter_and_an_artifact_that_can_be_made() -> None:
     assert artifacts.SOURCES.keys() == artifacts.STEPS.keys() | artifacts.EXPORTS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_our_adapter_answers_as_pytorch_s(batch_size: int, nano_artifact: Callable[[str], Path]) -> None:
     rows = [[0, 5, 6, 7, 2], [0, 9, 2], [0, 40, 41, 42, 43, 44, 45, 2]]

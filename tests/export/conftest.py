@@ -134,11 +134,11 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
     Whatever is in the output folder must be the same afterwards; if it was not there, it must not be there.
     """
 
-    def fail(model: object, *arguments: Any, output: Path = tmp_path / "new" / "out") -> str:
+    def fail(model: object, *arguments: Any, output: Path = tmp_path / "new" / "out", code: int = 1) -> str:
         before = contents(output), (tmp_path / "new").exists()
         result = run(cli.main, "--model", model, "--output", output, *arguments)
         assert (contents(output), (tmp_path / "new").exists()) == before
-        assert result.code == 1, result.err
+        assert result.code == code, result.err
         line = result.err.splitlines()[-1]
         assert line.startswith("error: ")
         assert result.err.count("error: ") == 1

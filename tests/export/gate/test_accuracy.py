@@ -250,6 +250,7 @@ def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(
     assert report["decisions"]["compared"] > 0
 
 
+@pytest.mark.slow
 def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(erniem_export: Any, tmp_path: Path) -> None:
     """On other passages than those that are asked."""
     lines = (NANO / "ner" / "task_set.jsonl").read_text(encoding="utf-8").splitlines()

@@ -89,7 +89,7 @@ BAD = [
     ("qa", GOOD["cls"][0], "'question' is missing"),
     ("qa", {**GOOD["qa"][0], "id": 3}, "'id' is not known"),
     ("qa", {**GOOD["qa"][0], "context": " "}, "context must be text, got ' '"),
-    ("qa", {**GOOD["qa"][0], "answers": "Ann"}, "answers must be a list of texts"),
+    ("qa", {**GOOD["qa"][0], "answers": "Ann"}, "answers must be a list of the correct texts"),
     ("qa", {**GOOD["qa"][0], "answers": ["Bob"]}, "the answer 'Bob' is not in the context"),
     (
         "cls",

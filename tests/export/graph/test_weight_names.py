@@ -54,7 +54,13 @@ by_name = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__[
 # torch's optimizer merges what is small: 16 is below its limit for a matrix, 40 above.
 @pytest.mark.parametrize(
     ("hidden", "edit"),
-    [(16, _fresh), (16, _copied_layers), (16, _tied_queries), (16, _zeroed), (40, _copied_layers), (40, _zeroed)],
+    [
+        (16, _fresh),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(16, _copied_layers), (16, _tied_queries), (16, _zeroed), (40, _copied_layers), (40, _zeroed)]
+        ),
+    ],
 )
 def test_each_weight_is_stored_under_its_own_name(
     micro_model: Callable[..., Any], trace_once: Callable[..., Any], edit: Callable[[State], None], hidden: int

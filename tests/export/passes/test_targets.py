@@ -267,6 +267,7 @@ def test_one_layer_is_first_and_last(target: str, head: str, micro_model, trace_
             np.testing.assert_allclose(found[kept], expected[spec.name].numpy()[kept], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{"position_ids": True}, {"inputs_embeds": True}, {"hidden_states": True}])
 @pytest.mark.parametrize("head", ["base", "cls"])
 def test_rows_are_reordered_with_other_inputs_and_outputs_too(

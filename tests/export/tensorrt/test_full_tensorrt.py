@@ -272,7 +272,7 @@ def test_running_out_of_memory_says_what_to_do(tensorrt, build, how, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("interruption", "code"), [(KeyboardInterrupt, 1), (Terminated, 143)])
+@pytest.mark.parametrize(("interruption", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_an_interruption_stops_the_build_and_leaves_nothing(tensorrt, build, monkeypatch, tmp_path, interruption, code):
     module = tensorrt(VERSIONS[1])
 

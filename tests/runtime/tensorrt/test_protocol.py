@@ -16,6 +16,8 @@ from erniem_rt.engines.tensorrt_plan import LoadedPlan
 
 from .support import assert_same, expected, install
 
+pytestmark = pytest.mark.slow
+
 SMALL_THEN_LARGE = [[[1, 1], [1, 4], [1, 8]], [[1, 1], [4, 16], [4, 16]]]
 
 
