@@ -142,9 +142,9 @@ def checkpoint(_: Path, target: Path, model: str) -> None:
 
         write_minilm(target)
         return
+    from erniem_export.checkpoint import SIZES, randomize
     from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMForSequenceClassification
-    from erniem_export.random_weights import SIZES, randomize
 
     size = SMALL if model == "small" else SIZES[model.removeprefix("random:")]
     network = ErnieMForSequenceClassification(ErnieMConfig(**size, num_labels=LABELS))

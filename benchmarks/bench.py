@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     say(f"wrote {options.output}")
     if results.get("left_out"):
-        say(f"left out, for the time budget of {options.budget:.0f} s was spent: {', '.join(results['left_out'])}")
+        say(
+            f"left out, because the time budget of {options.budget:.0f} s was used up: {', '.join(results['left_out'])}"
+        )
     print(markdown(results))
     return 0
 
@@ -141,7 +143,7 @@ def _run_on_cpu(options: Options, say: Say) -> dict[str, Any]:
     """Measure one model, then cold starts, memory and trained weights; return all results."""
     machine, budget = describe_machine(), Budget(options.budget)
     if machine["load_before"] > _BUSY:
-        say(f"the machine is busy (load {machine['load_before']}); figures will be off, and ratios less so")
+        say(f"the machine is busy (load {machine['load_before']}); the times will be inaccurate, the ratios less so")
     (model,) = options.models
     results = {
         "format": 1,
@@ -266,7 +268,7 @@ def _prepare_all(model: str, specs: Sequence[EngineSpec], folder: Path, budget: 
             timeout = None if budget.timeout is None else max(1.0, budget.timeout - reserve / 2)
             found[spec.artifact] = prepare(spec.artifact, folder, model, timeout)
         else:
-            found[spec.artifact] = "left out, for the time budget for preparing was spent"
+            found[spec.artifact] = "left out, because the time budget for preparing was used up"
         if found[spec.artifact] is not None:
             say(f"{spec.artifact}: {found[spec.artifact]}")
     return {spec.name: gap for spec in specs if (gap := found[spec.artifact]) is not None}

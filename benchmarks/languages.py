@@ -19,11 +19,10 @@ from unittest.mock import patch
 
 from benchmarks.documents import RESULTS_DIR, ROOT, Blocks, table, write_blocks
 from benchmarks.texts import NANO_LANGUAGES, fortunes, heldout_texts
+from erniem_export.languages import rule_for
 from erniem_export.options import Keep
-from erniem_export.passes.embedding import bytes_of_row
-from erniem_export.vocabulary.languages import rule_for
-from erniem_export.vocabulary.pruning import pieces_at_the_ends, write_part
-from erniem_export.vocabulary.selection import select
+from erniem_export.passes.precision import bytes_of_row
+from erniem_export.vocabulary import pieces_at_the_ends, select, write_part
 from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

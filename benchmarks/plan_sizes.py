@@ -22,11 +22,9 @@ from typing import Any
 from benchmarks.documents import RESULTS_DIR, ROOT, Blocks, load, table, write_blocks
 from benchmarks.machine import describe_machine
 from benchmarks.worker import read_memory
-from erniem_export.options import EngineOptions
+from erniem_export.options import EngineOptions, resolve_profiles
 from erniem_export.progress import Terminal
-from erniem_export.tensorrt.builder import add_profiles, build, configure, make_builder, parse
-from erniem_export.tensorrt.library import Library, load_library
-from erniem_export.tensorrt.profiles import resolve_profiles
+from erniem_export.tensorrt.builder import Library, add_profiles, build, configure, load_library, make_builder, parse
 from erniem_rt.manifest import Manifest
 
 RESULTS = RESULTS_DIR / "plan_sizes.json"
@@ -89,8 +87,8 @@ def write_graph(model: str, precision: str, folder: Path) -> None:
     from erniem_export.onnx_export import trace, write
     from erniem_export.options import GraphOptions, Precision
     from erniem_export.passes.attention import keep_masks_alive
+    from erniem_export.passes.precision import apply_precision
     from erniem_export.passes.rewriter import name_products
-    from erniem_export.precision import apply_precision
 
     progress = Terminal()
     progress.step(f"{precision}: the graph of {model}")
@@ -110,7 +108,7 @@ def _fuse_attention(graph: Any, found: Any, manifest: Manifest, config: Any, pro
     import onnx_ir as ir
 
     from erniem_export.passes.attention import to_attention
-    from erniem_export.passes.half import HALF_TYPES
+    from erniem_export.passes.precision import HALF_TYPES
     from erniem_export.tensorrt.plan import ATTENTION, choose_attention
 
     heads = config.num_attention_heads

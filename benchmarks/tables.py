@@ -217,7 +217,7 @@ def bars(found: Sequence[Results]) -> str:
 
 def gaps(results: Results) -> str:
     """Return the names of missing results, with the reasons."""
-    lines = [f"* {what}: left out, for the time budget was spent" for what in results.get("left_out", [])]
+    lines = [f"* {what}: left out, because the time budget was used up" for what in results.get("left_out", [])]
     if is_gpu(results):
         for model, found in results["models"].items():
             lines += _gaps(found, f"{model}, ")
@@ -259,7 +259,7 @@ def _gpu_conditions(results: Results) -> str:
     device, machine = results["peak"]["device"], results["machine"]
     facts = [f"{key.replace('_', ' ')} {value}" for key, value in device.items() if key != "name" and value is not None]
     peaks = ", ".join(f"{name} {value / 1e12:.3g}" for name, value in results["peak"]["flops_per_second"].items())
-    quick = "Quick run, for the harness alone. " if results["quick"] else ""
+    quick = "Quick run, which only tests the harness. " if results["quick"] else ""
     return (
         f"{quick}{'; '.join([device['name'], *facts])}; {machine['cpu']}, {machine['cores']} cores, Python "
         f"{machine['python']}. Measured peak of matrix products, TFLOP/s: {peaks}. Medians over {results['rounds']} "

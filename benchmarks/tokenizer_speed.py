@@ -212,8 +212,8 @@ def _ratio(base: list[float], other: list[float]) -> float:
 
 def _exported(source: Path, target: Path) -> Path:
     """Write the files that the tokenizer of an exported folder reads."""
-    from erniem_export.sentencepiece_model import in_byte_order
     from erniem_export.sources import TOKENIZER_FILES, tokenizer_files
+    from erniem_export.tokenizer import in_byte_order
 
     target.mkdir()
     for file in tokenizer_files(source):

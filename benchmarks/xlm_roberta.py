@@ -93,7 +93,7 @@ def write_checkpoint(folder: Path, size: str) -> None:
     import torch
     import transformers
 
-    from erniem_export.random_weights import randomize
+    from erniem_export.checkpoint import randomize
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(NANO / TOKENIZER)).get_piece_size()
     defaults = {"vocab_size": pieces + 2, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}

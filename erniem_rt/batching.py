@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Profile, TensorSpec
     from erniem_rt.session import Session
 
-__all__ = ["LikeLengths", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows", "take"]
+__all__ = ["LengthBucketing", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows", "take"]
 
 _T = TypeVar("_T")
 
@@ -222,7 +222,7 @@ def are_by_row(manifest: Manifest) -> bool:
     )
 
 
-class LikeLengths:
+class LengthBucketing:
     """Wraps a CPU engine of a packed graph: splits a batch into rows of similar length, if that saves work.
 
     A packed graph skips padding in the matmuls; the split also skips it in attention.

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError, InvalidInputError
-from erniem_rt.signals import Terminated, stopped_by_signals
+from erniem_rt.processes import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     import io

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -36,13 +35,12 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(flags.split())
 
 
-def cpu_class(flags: Collection[str] | None = None) -> str:
-    """Return the CPU's speed class, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
+def cpu_class() -> str:
+    """Return this CPU's speed class, such as ``avx2``, ``avx512-vnni-bf16`` or ``aarch64``.
 
-    ``flags`` are instruction sets by Linux's names, by default this machine's. The class has the vector width, then the
-    instructions for int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
+    It has the vector width, then the instructions for int8 (``vnni``), bf16 (``bf16``) and tiles (``amx``).
     """
-    known = set(cpu_flags() if flags is None else flags)
+    known = cpu_flags()
     width = next((name for name, flag in (("avx512", "avx512f"), ("avx2", "avx2")) if flag in known), "")
     parts = [width or (platform.machine().lower() or "unknown")]
     parts += [name for name, wanted in _EXTENSIONS.items() if not known.isdisjoint(wanted)]

@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
+from erniem_rt.checks import Fields, artifact_error
 from erniem_rt.errors import ArtifactError
-from erniem_rt.fields import Fields, artifact_error
 from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
 
 __all__ = [
@@ -58,12 +58,6 @@ class Profile:
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
-
-    def holds(self, shape: Sequence[int]) -> bool:
-        """Return whether ids of this shape are in range."""
-        return len(shape) == len(self.max) and all(
-            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
-        )
 
 
 @dataclass(frozen=True)

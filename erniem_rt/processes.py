@@ -1,9 +1,11 @@
-"""Processes and threads: makes objects safe to fork, and makes calls in other threads."""
+"""Processes, threads and signals: makes objects safe to fork, calls in other threads, and cleans up at SIGTERM."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -21,8 +23,17 @@ if TYPE_CHECKING:
 
     from erniem_rt.engines.base import Device
 
-
-__all__ = ["Workers", "check_gpu", "keep_for_good", "lazy", "no_fork", "note_gpu", "renew_after_fork"]
+__all__ = [
+    "Terminated",
+    "Workers",
+    "check_gpu",
+    "keep_for_good",
+    "lazy",
+    "no_fork",
+    "note_gpu",
+    "renew_after_fork",
+    "stopped_by_signals",
+]
 
 
 class Renewed(Protocol):
@@ -214,3 +225,42 @@ class lazy(Generic[_Value]):  # noqa: N801  # a decorator
             return self
         value: _Value = vars(thing).setdefault(self._name, self._compute(thing))
         return value
+
+
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal arrived; as a KeyboardInterrupt it triggers the same cleanup as Ctrl-C."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let the signals raise :class:`Terminated`, which becomes ``SystemExit`` with 128 plus the signal's number.
+
+    ``timeout``, ``docker stop`` and systemd send SIGTERM; a closed terminal or a lost connection sends SIGHUP. Without
+    a handler, they would end the process and leave half-written files behind. Signals that are already handled, or
+    ignored as under nohup, stay so. Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in _NUMBERS if main and signal.getsignal(number) is signal.SIG_DFL]
+
+    def terminate(number: int, _frame: Any) -> None:
+        # timeout and a closed terminal send them twice; the second would interrupt the cleanup.
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in numbers:
+        signal.signal(number, terminate)
+    try:
+        yield
+    except Terminated as end:
+        raise SystemExit(128 + end.number) from None
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt.batching import LikeLengths, are_by_row
+from erniem_rt.batching import LengthBucketing, are_by_row
 from erniem_rt.engines import (
     ENGINES,
     PRECISIONS,
@@ -443,7 +443,7 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
 
 
 def _divided(engine: Engine, manifest: Manifest) -> Engine:
-    return LikeLengths(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
+    return LengthBucketing(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
 
 
 def load_plan(

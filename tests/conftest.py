@@ -141,7 +141,7 @@ def xlm_roberta(once_per_run: Callable[..., Path], sentencepiece_model: bytes) -
         import torch
         import transformers
 
-        from erniem_export.random_weights import randomize
+        from erniem_export.checkpoint import randomize
 
         pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model).get_piece_size()
         sizes = {"vocab_size": pieces + 2, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -145,7 +145,7 @@ class LoadedPlan:
             return self._library.Runtime(logger_of(self._library))
         except TypeError as error:  # the bindings raise it for a null pointer; the reason is in the log
             raise EngineError(
-                f"{self._library.__name__} {self._library.__version__} makes no runtime here: "
+                f"{self._library.__name__} {self._library.__version__} cannot create a runtime here: "
                 f"{reason(self._library) or 'it gave no reason'}. Check nvidia-smi and update the driver."
             ) from error
 
@@ -316,7 +316,7 @@ def read_plan(path: Path, manifest: Manifest, *, trust: bool) -> NDArray[np.uint
 
 # TensorRT's diagnostics of a plan's header by name: the error's class, the reason, and the remedy.
 _FINDINGS: dict[str, tuple[type[ErnieMError], str, str]] = {
-    "MALFORMED_ENGINE": (ArtifactError, "is no plan or is damaged", "Restore the file or export again."),
+    "MALFORMED_ENGINE": (ArtifactError, "is not a plan or is damaged", "Restore the file or export again."),
     "VERSION_MISMATCH": (EngineUnavailableError, "was built by another version", "Build the plan again."),
     "UNSUPPORTED_CC": (EngineUnavailableError, "was built for other GPUs", "Build the plan again for this one."),
     "OLD_CUDA_DRIVER": (EngineUnavailableError, "needs a newer NVIDIA driver", "Update the driver."),

@@ -1,4 +1,4 @@
-"""The types of the tasks' answers and of pipelines' inputs, for type checkers."""
+"""The types of the tasks' answers and of pipelines' inputs, for type checkers, and the scores in answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from erniem_rt.errors import ArtifactError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TypeAlias
 
     from typing_extensions import TypeVar
+
+    from erniem_rt.manifest import Manifest
 else:
     import typing
 
@@ -110,3 +114,30 @@ Choice = TypeVar("Choice", default=ChoiceAnswer)
 Extracted = TypeVar("Extracted", default=dict[str, list[Extraction]])
 Embedding = TypeVar("Embedding", default=Vector)
 Embeddings = TypeVar("Embeddings", default=Vector)
+
+
+def label_names(manifest: Manifest) -> tuple[str, ...]:
+    """Return the manifest's labels by id.
+
+    Raises:
+        ArtifactError: There are none, or their number is not that of the logits.
+    """
+    width = next(spec.shape[-1] for spec in manifest.outputs if spec.name == "logits")
+    labels = manifest.labels or ()
+    if not labels or (isinstance(width, int) and len(labels) != width):
+        raise ArtifactError(
+            f"the manifest of {manifest.artifact} names {len(labels)} labels and its logits are for {width}. "
+            "Export again from a checkpoint whose id2label names each of them."
+        )
+    return labels
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return probabilities that sum to 1 along the last axis; same shape and dtype."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return independent probabilities; same shape and dtype. Never overflows, unlike ``1 / (1 + exp(-x))``."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))

@@ -12,8 +12,7 @@ from erniem_rt.checks import require_choice, require_flag
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Embedding, Embeddings
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import text_of
-from erniem_rt.pipelines.rows import encode_rows
+from erniem_rt.pipelines.inputs import encode_rows, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

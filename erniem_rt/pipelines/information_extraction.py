@@ -12,10 +12,9 @@ import numpy as np
 
 from erniem_rt.checks import require_choice, require_fraction
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.answers import Extracted
+from erniem_rt.pipelines.answers import Extracted, sigmoid
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import text_of
-from erniem_rt.pipelines.rows import sigmoid
 from erniem_rt.pipelines.uie import (
     EncodedText,
     Node,

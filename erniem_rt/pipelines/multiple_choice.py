@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.answers import Choice, ChoiceAnswer
+from erniem_rt.pipelines.answers import Choice, ChoiceAnswer, softmax
 from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import require_mapping, require_text, strings
-from erniem_rt.pipelines.rows import encode_seconds, pair_rows, require_tokens, softmax
+from erniem_rt.pipelines.inputs import encode_seconds, pair_rows, require_mapping, require_text, require_tokens, strings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

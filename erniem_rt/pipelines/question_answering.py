@@ -12,10 +12,9 @@ import numpy as np
 
 from erniem_rt.checks import require_count, require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.answers import Found, QuestionAnswer
+from erniem_rt.pipelines.answers import Found, QuestionAnswer, softmax
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import require_text
-from erniem_rt.pipelines.rows import require_tokens, softmax, windows
+from erniem_rt.pipelines.inputs import require_text, require_tokens, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

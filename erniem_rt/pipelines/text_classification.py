@@ -10,10 +10,9 @@ import numpy as np
 
 from erniem_rt.checks import is_count, require_choice
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels
+from erniem_rt.pipelines.answers import Label, LabelScore, LoneLabels, label_names, sigmoid, softmax
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import require_mapping, require_text
-from erniem_rt.pipelines.rows import encode_rows, label_names, sigmoid, softmax
+from erniem_rt.pipelines.inputs import encode_rows, require_mapping, require_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

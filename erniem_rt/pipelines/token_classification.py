@@ -12,10 +12,9 @@ import numpy as np
 
 from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.answers import Entities, Entity
+from erniem_rt.pipelines.answers import Entities, Entity, label_names, softmax
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import strings, text_of
-from erniem_rt.pipelines.rows import best_parts, label_names, require_tokens, shared_tokens, softmax, windows
+from erniem_rt.pipelines.inputs import best_parts, require_tokens, shared_tokens, strings, text_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.inputs import comma_parts, is_list, parts, quoted, strings
-from erniem_rt.pipelines.rows import require_tokens, shared_tokens
+from erniem_rt.pipelines.inputs import comma_parts, is_list, parts, quoted, require_tokens, shared_tokens, strings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -98,7 +97,7 @@ def _nodes(schema: object, place: str, above: tuple[object, ...]) -> tuple[Node,
         if len(above) == _DEEPEST:
             raise InvalidInputError(f"schema is nested deeper than {_DEEPEST} levels.")
         if not isinstance(name, str) or not name.strip():
-            raise InvalidInputError(f"{where} has the name {name!r}: expected str with something in it.")
+            raise InvalidInputError(f"{where} has the name {name!r}: expected a non-empty str.")
         if name in nodes:
             raise InvalidInputError(f"{place} has the name {name!r} twice: give each name once.")
         nodes[name] = _node(name, where, _nodes(children, where, (*above, schema)))
@@ -157,7 +156,7 @@ def _options(label: str, inside: str) -> tuple[list[range], bool]:
 def _units(inside: str) -> tuple[list[range], bool]:
     if _OTHER_DIVIDER.search(inside):
         raise ValueError(
-            "write options with commas between them, like Sentiment[good,bad], and what is no option in round brackets."
+            "write options with commas between them, like Sentiment[good,bad], and anything else in round brackets."
         )
     options = parts(inside, _SLASH)
     texts = {inside[option.start : option.stop] for option in options}

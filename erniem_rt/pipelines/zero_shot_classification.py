@@ -9,10 +9,19 @@ import numpy as np
 
 from erniem_rt.checks import require_flag
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer
+from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer, label_names, softmax
 from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import quoted, require_text, split_at_commas, strings, text_of
-from erniem_rt.pipelines.rows import encode_rows, encode_seconds, label_names, pair_rows, require_tokens, softmax
+from erniem_rt.pipelines.inputs import (
+    encode_rows,
+    encode_seconds,
+    pair_rows,
+    quoted,
+    require_text,
+    require_tokens,
+    split_at_commas,
+    strings,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

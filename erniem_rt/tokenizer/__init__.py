@@ -6,8 +6,8 @@ The ids equal those of ``ErnieMTokenizer`` in transformers 4.57.6, whose rules a
 
 from __future__ import annotations
 
-from .encoding import BatchEncoding, Encoding
-from .settings import AddedToken, TokenizerSettings
-from .tokenizer import Tokenizer
+from erniem_rt.tokenizer.encoding import BatchEncoding, Encoding
+from erniem_rt.tokenizer.settings import AddedToken, TokenizerSettings
+from erniem_rt.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["AddedToken", "BatchEncoding", "Encoding", "Tokenizer", "TokenizerSettings"]

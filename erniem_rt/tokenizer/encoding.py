@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .pieces import RunTokens, SentencePieceModel
-    from .settings import Side
+    from erniem_rt.tokenizer.pieces import RunTokens, SentencePieceModel
+    from erniem_rt.tokenizer.settings import Side
 
 Truncation = Literal["longest_first", "only_first", "only_second"]
 Padding = Literal["longest", "max_length"]

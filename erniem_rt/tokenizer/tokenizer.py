@@ -16,9 +16,7 @@ from erniem_rt.files import as_path
 from erniem_rt.locations import find_folder
 from erniem_rt.machine import threads_or_default
 from erniem_rt.processes import Workers
-
-from .added_tokens import TextSplitter
-from .encoding import (
+from erniem_rt.tokenizer.encoding import (
     BatchEncoding,
     Encoding,
     Kept,
@@ -30,8 +28,15 @@ from .encoding import (
     kept_tokens,
     padded_length,
 )
-from .pieces import XLM_ROBERTA_FIRST, XLM_ROBERTA_LAST, PieceTable, SentencePieceModel, readable
-from .settings import (
+from erniem_rt.tokenizer.pieces import (
+    XLM_ROBERTA_FIRST,
+    XLM_ROBERTA_LAST,
+    PieceTable,
+    SentencePieceModel,
+    TextSplitter,
+    readable,
+)
+from erniem_rt.tokenizer.settings import (
     FAST_FILE,
     MODEL_FILE,
     SETTINGS_FILES,
@@ -44,14 +49,14 @@ from .settings import (
     read_settings,
     was_exported_without,
 )
-from .vocabulary import TokenList, Vocabulary, decode, read_vocabulary
+from erniem_rt.tokenizer.vocabulary import TokenList, Vocabulary, decode, read_vocabulary
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from .added_tokens import Segment
+    from erniem_rt.tokenizer.pieces import Segment
 
 # The number of sentencepiece's first pieces, <unk>, <s> and </s>, which fairseq replaces.
 _SENTENCEPIECE_FIRST = 3

@@ -10,8 +10,7 @@ import numpy as np
 
 from erniem_rt.errors import ArtifactError
 from erniem_rt.files import refuse_pointer
-
-from .pieces import WORD_START
+from erniem_rt.tokenizer.pieces import WORD_START
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .settings import TokenizerSettings
+    from erniem_rt.tokenizer.settings import TokenizerSettings
 
 _WORD = 8
 # Masks of the first 0 to 8 bytes of a little-endian word.

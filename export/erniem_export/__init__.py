@@ -97,9 +97,9 @@ def export(
         ErnieMError: Anything else failed. ``output`` is unchanged.
     """
     from erniem_export import options
+    from erniem_export.options import parse_profile
     from erniem_export.pipeline import export as run
     from erniem_export.progress import Terminal
-    from erniem_export.tensorrt.profiles import parse_profile
 
     wanted = options.ExportOptions(
         model=str(model),

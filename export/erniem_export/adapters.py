@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erniem_export.config_file import HEAD_OF_CLASS
-from erniem_export.errors import CheckpointError
+from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.sentence_folder import read_sentence_folder
 from erniem_export.sources import (
@@ -26,7 +26,6 @@ from erniem_export.sources import (
     holds_weights,
     is_adapter,
 )
-from erniem_export.weight_names import some
 from erniem_export.weights import Shapes, read_shapes
 from erniem_rt.manifest import HEADS
 

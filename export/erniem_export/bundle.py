@@ -23,7 +23,6 @@ from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
 from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentence_folder import modules_of
-from erniem_export.sentencepiece_model import in_byte_order
 from erniem_export.sources import (
     CONFIG_FILE,
     FAST_TOKENIZER,
@@ -32,6 +31,7 @@ from erniem_export.sources import (
     holds_weights,
     tokenizer_files,
 )
+from erniem_export.tokenizer import in_byte_order
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.files import require_utf_8

@@ -1,14 +1,16 @@
-"""Loads a checkpoint: the model in float32 and its accompanying files."""
+"""Loads a checkpoint, or a seeded random model: the model in float32 and its accompanying files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from erniem_export.adapters import Adapter, find_adapter, merge
 from erniem_export.config_file import (
@@ -19,12 +21,12 @@ from erniem_export.config_file import (
     with_values,
     without_paths,
 )
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.encoder import POSITION_OFFSET
-from erniem_export.errors import CheckpointError
+from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.paddle import is_paddle, names_as_pytorch, shape_as_pytorch, tensor_as_pytorch
-from erniem_export.random_weights import SIZES, random_config, randomize
-from erniem_export.sentence_folder import SentenceFolder, left_aside, read_sentence_folder
+from erniem_export.sentence_folder import SentenceFolder, read_sentence_folder, unread_modules
 from erniem_export.sources import (
     CALIBRATION_FILE,
     CONFIG_FILE,
@@ -39,8 +41,16 @@ from erniem_export.sources import (
     tokenizer_files,
     weight_files,
 )
-from erniem_export.weight_names import from_uie_pytorch, is_uie_pytorch, some, wrapper_of
-from erniem_export.weights import Fit, Shapes, check_weights, read_shapes, read_tensors
+from erniem_export.weights import (
+    Fit,
+    Shapes,
+    check_weights,
+    from_uie_pytorch,
+    is_uie_pytorch,
+    read_shapes,
+    read_tensors,
+    wrapper_of,
+)
 from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
 from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
 from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
@@ -62,10 +72,9 @@ from erniem_rt.tokenizer.settings import read_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
 
-__all__ = ["Checkpoint", "load_checkpoint", "stored_dtypes"]
+__all__ = ["SIZES", "Checkpoint", "load_checkpoint", "random_config", "randomize", "stored_dtypes"]
 
 _RANDOM = "random:"
 # Heads with a classifier.
@@ -192,7 +201,7 @@ def load_checkpoint(
         own = None if tokenizer is None else find_tokenizer(tokenizer)
         if model.startswith(_RANDOM):
             if base is not None:
-                raise CheckpointError(f"--base is for adapters, and {model} is none: leave it out")
+                raise CheckpointError(f"--base is for adapters, and {model} is not one: leave it out")
             return _random(model.removeprefix(_RANDOM), "base" if head == "auto" else head, own)
         return _opened(model, head, base, own)
     except OSError as error:
@@ -360,7 +369,7 @@ def _notes(head: str, fit: Fit, weights: _Weights) -> tuple[str, ...]:
     left_out = [*fit.left_out]
     if weights.is_xlm_roberta:
         left_out += unused((name.removeprefix(weights.wrapper) for name in weights.found), head)
-    left = [f"left out of the weights, for no output depends on it: {some(left_out)}"] if left_out else []
+    left = [f"weights left out, because no output depends on them: {some(left_out)}"] if left_out else []
     bare = head == "base" and not fit.pooler
     return (*left, *(["the weights have no pooler: the graph has no pooler_output"] if bare else []))
 
@@ -372,8 +381,8 @@ def _defaults(
     found, notes = Defaults(), list[str]()
     if head == "base" and sentences is not None:
         found, notes = sentences.defaults()
-    elif head == "base" and (aside := left_aside(folder)):
-        notes = [aside]
+    elif head == "base" and (note := unread_modules(folder)):
+        notes = [note]
     file, limit = SENTENCE_FILE, found.max_seq_len
     if limit is None and tokenizer is not None:
         folder, file, limit = tokenizer, TOKENIZER_FILES[2], read_settings(tokenizer).model_max_length
@@ -419,11 +428,11 @@ def _resolve_head(head: str, config: ErnieMConfig, weights: _Weights) -> str:
 def _check_head_of_xlm_roberta(head: str, config: ErnieMConfig) -> None:
     heads = ", ".join(XLM_ROBERTA_HEADS)
     if head not in ("auto", *XLM_ROBERTA_HEADS):
-        raise CheckpointError(f"--head {head} is none of XLM-R's heads that are exported: {heads}")
+        raise CheckpointError(f"--head {head} is not supported for XLM-R; expected one of {heads}")
     others = [name for name in config.architectures or [] if name not in HEAD_OF_CLASS]
     if head == "auto" and others:
         raise CheckpointError(
-            f"config.json names {', '.join(others)}, which is none of XLM-R's heads that are exported, {heads}; --head "
+            f"config.json names {', '.join(others)}, which is not one of the supported XLM-R heads, {heads}; --head "
             "base exports the encoder alone"
         )
 
@@ -488,3 +497,54 @@ def _original(weights: _Weights, head: str, config_text: str, model: ErnieMPreTr
     tables = weights.tables()
     tensors = read_tensors(weights.files, set(tables.values()))
     return Original(head, config_text, model, {name: tensors[found].float() for name, found in tables.items()})
+
+
+# base and large are the released sizes; tiny is small enough for a test.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    },
+    "base": {},
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+}
+
+
+def random_config(size: str, head: str) -> ErnieMConfig:
+    """Return the config of ``tiny``, ``base`` or ``large``; two labels for ``qa``, three elsewhere."""
+    return ErnieMConfig(**SIZES[size], num_labels=2 if head == "qa" else 3)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> None:
+    """Overwrite every parameter with seeded random values, so that every part of the model affects its output.
+
+    New models have zero biases, trivial LayerNorms and almost uniform attention: a missing bias or a wrong mask hardly
+    changes their output. Here biases and norms are random too, queries and keys are scaled up for peaked
+    attention, and embeddings are small, so that a LayerNorm's epsilon matters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: torch.Tensor, std: float, mean: float = 0.0) -> None:
+        tensor.normal_(mean, std, generator=generator)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            gain = 2.0 if name.endswith(("q_proj", "k_proj")) else 1.0
+            fill(module.weight, gain / math.sqrt(module.in_features))
+            fill(module.bias, 0.2)
+        elif isinstance(module, nn.LayerNorm):
+            fill(module.weight, 0.2, mean=1.0)
+            fill(module.bias, 0.2)
+        elif isinstance(module, nn.Embedding):
+            fill(module.weight, 0.05)
+            if module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.0

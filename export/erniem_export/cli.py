@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erniem_export.errors import ExportError, OptionError, ParityError
-from erniem_export.gate.report import format_report
+from erniem_export.languages import LANGUAGES
 from erniem_export.options import (
     CPUS,
     EMBEDDINGS,
@@ -31,16 +31,15 @@ from erniem_export.options import (
     Keep,
     Precision,
     flag_of,
+    parse_profile,
 )
 from erniem_export.progress import Terminal
 from erniem_export.sources import has_own_config, is_checkpoint
-from erniem_export.tensorrt.profiles import parse_profile
-from erniem_export.vocabulary.languages import LANGUAGES
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError
 from erniem_rt.locations import manifest_of
 from erniem_rt.manifest import HEADS, Profile
-from erniem_rt.signals import Terminated, stopped_by_signals
+from erniem_rt.processes import Terminated, stopped_by_signals
 
 if TYPE_CHECKING:
     from erniem_rt.manifest import Manifest, Plan
@@ -181,7 +180,13 @@ def _verify(model: str, arguments: argparse.Namespace) -> None:
 
 
 def _reports(manifest: Manifest) -> list[str]:
-    return [format_report(report) for name, report in manifest.parity.items() if not name.endswith(" in bf16")]
+    return [_table(report) for name, report in manifest.parity.items() if not name.endswith(" in bf16")]
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    from erniem_export.gate.measures import format_report  # here: it loads numpy, and --help must start fast
+
+    return format_report(report)
 
 
 def _say(*lines: str) -> None:
@@ -191,7 +196,7 @@ def _say(*lines: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             # Buffered output would fail again at the interpreter's exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ExportError(f"all is done, but the report cannot be printed: {error.strerror or error}") from error
+        raise ExportError(f"done, but the report cannot be printed: {error.strerror or error}") from error
 
 
 def _model_in(folder: Path, model: str | None) -> str:
@@ -235,7 +240,7 @@ def _run(command: Callable[[], None]) -> int:
                 raise
             if isinstance(error, ParityError) and error.report is not None:
                 with contextlib.suppress(ExportError):
-                    _say(format_report(error.report))
+                    _say(_table(error.report))
             with contextlib.suppress(OSError):  # standard error is closed; the exit code says it too
                 print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
             if isinstance(error, Terminated):

@@ -118,7 +118,7 @@ def _configured(path: Path, content: dict[str, Any]) -> ErnieMConfig:
         config = ErnieMConfig(**given)
         _check_values(config)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{path} is no ErnieM config: {error}") from error
+        raise CheckpointError(f"{path} is not an ErnieM config: {error}") from error
     return config
 
 
@@ -220,8 +220,8 @@ def _is_dtype(value: Any) -> bool:
 # valid too.
 _GIVEN: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "hidden_act": (_is_activation, f"one of {', '.join(sorted(activations.ACT2FN))}", False),
-    "num_labels": (_is_count, "an integer from 0 up", True),
-    "num_classes": (_is_count, "an integer from 0 up", False),
+    "num_labels": (_is_count, "an integer of at least 0", True),
+    "num_classes": (_is_count, "an integer of at least 0", False),
     "id2label": (_is_by_number, 'labels by number, as {"0": "no", "1": "yes"}', True),
     "label2id": (_is_object, 'numbers by label, as {"no": 0, "yes": 1}', True),
     "pruned_heads": (_are_heads, 'lists of heads by layer, as {"0": [1, 2]}', True),
@@ -245,7 +245,7 @@ def _check_values(config: ErnieMConfig) -> None:
     for key, least in _SIZES.items():
         value = getattr(config, key)
         if not is_count(value, least):
-            raise ValueError(f"{key} = {value!r}, expected an integer from {least} up")
+            raise ValueError(f"{key} = {value!r}, expected an integer of at least {least}")
     for bound in ("vocab_size", "max_position_embeddings"):
         if config.pad_token_id >= getattr(config, bound):
             raise ValueError(f"pad_token_id = {config.pad_token_id} is not below {bound} = {getattr(config, bound)}")
@@ -255,7 +255,7 @@ def _check_values(config: ErnieMConfig) -> None:
                 f"pruned_heads names layer {layer}, expected one below num_hidden_layers = {config.num_hidden_layers}"
             )
     if not isinstance(config.layer_norm_eps, (int, float)) or not config.layer_norm_eps >= 0:
-        raise ValueError(f"layer_norm_eps = {config.layer_norm_eps!r}, expected a number from 0 up")
+        raise ValueError(f"layer_norm_eps = {config.layer_norm_eps!r}, expected a number of at least 0")
     if sorted(config.id2label) != list(range(config.num_labels)):
         raise ValueError(
             f"id2label must name the labels 0 to {config.num_labels - 1}, and names {list(config.id2label)}"

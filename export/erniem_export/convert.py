@@ -15,8 +15,8 @@ from erniem_export.checkpoint import load_checkpoint, stored_dtypes
 from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import LABELLED
-from erniem_export.sentencepiece_model import with_pieces
 from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, MODULES_FILE, TOKENIZER_FILES, find_folder
+from erniem_export.tokenizer import with_pieces
 from erniem_export.xlm_roberta import CLASSES, ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
 from erniem_export.xlm_roberta import as_xlm_roberta as named
 from erniem_rt.tokenizer import Tokenizer
@@ -111,9 +111,9 @@ def _check(checkpoint: Checkpoint, to: str) -> None:
     if (ERNIE_M if checkpoint.original is None else KIND) == to:
         raise ExportError(f"{checkpoint.source} is {_NAMES[to]} already: expected the other one")
     if checkpoint.is_random:
-        raise ExportError(f"{checkpoint.source} is no checkpoint: expected a folder or a hub id")
+        raise ExportError(f"{checkpoint.source} is not a checkpoint: expected a folder or a hub id")
     if checkpoint.head not in HEADS:
-        raise ExportError(f"head {checkpoint.head} is none that XLM-R has here: {', '.join(HEADS)}")
+        raise ExportError(f"head {checkpoint.head} is not supported for XLM-R; expected one of {', '.join(HEADS)}")
     if checkpoint.config.pad_token_id != _PAD:
         raise ExportError(f"pad_token_id is {checkpoint.config.pad_token_id}, and XLM-R's positions need {_PAD}")
     if checkpoint.config.pruned_heads:
@@ -268,7 +268,7 @@ def _count(checkpoint: Checkpoint, stage: Path, lines: list[str] | None) -> tupl
     if lines is None:
         return None, None
     if checkpoint.tokenizer_dir is None or not (stage / _MODEL).is_file():
-        raise ExportError("--text needs both tokenizers, and there is none: leave it out")
+        raise ExportError("--text needs both tokenizers, and the checkpoint has none: leave it out")
     own, other = (Tokenizer.from_dir(folder, verify=False) for folder in (checkpoint.tokenizer_dir, stage))
     return len(lines), sum(own(line).input_ids != other(line).input_ids for line in lines)
 

@@ -1,8 +1,8 @@
-"""The errors of the exporter; all of them are :class:`erniem_rt.errors.ErnieMError`."""
+"""The errors of the exporter, all of them :class:`erniem_rt.errors.ErnieMError`, and how messages list names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from erniem_rt.errors import ErnieMError
@@ -15,6 +15,8 @@ __all__ = [
     "OptionError",
     "ParityError",
     "PrecisionError",
+    "listed",
+    "some",
 ]
 
 
@@ -48,3 +50,13 @@ class ParityError(ErnieMError):
 
 class PrecisionError(ParityError):
     """The graph is correct, but rounding in its precision costs this model more than is allowed."""
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first names in alphabetical order, and how many more there are."""
+    return listed(sorted(names))

@@ -1,4 +1,4 @@
-"""The options of an export: every choice, every default and every conflict. Loads no torch."""
+"""The options of an export: every choice, every default, every conflict, and a plan's profiles. Loads no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from erniem_export.errors import OptionError
-from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES
+from erniem_export.errors import EngineBuildError, OptionError
+from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from erniem_rt.manifest import Manifest, Profile
+    from erniem_rt.manifest import Manifest, TensorSpec
 
 __all__ = [
     "CPUS",
@@ -36,6 +36,9 @@ __all__ = [
     "Precision",
     "arithmetic_of",
     "flag_of",
+    "input_shapes",
+    "parse_profile",
+    "resolve_profiles",
 ]
 
 # Half types by their option.
@@ -122,7 +125,7 @@ def arithmetic_of(precision: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Keep:
-    """The part of the vocabulary to keep: codes of :data:`erniem_export.vocabulary.languages.LANGUAGES`, a UTF-8 text
+    """The part of the vocabulary to keep: codes of :data:`erniem_export.languages.LANGUAGES`, a UTF-8 text
     in the languages to serve, or both; by default all of it.
     """
 
@@ -345,3 +348,66 @@ def _check_engine(options: ExportOptions) -> None:
             raise OptionError("--engine tensorrt-rtx stores weights in int8 and needs no --calibration: leave it out")
     if len({len(profile.max) for profile in engine.profiles}) > 1:
         raise OptionError("every --profile must have the same number of axes")
+
+
+_SYNTAX = "MIN,OPT,MAX such as 1x1,8x128,32x512 (batch x sequence; for mc batch x choices x sequence)"
+# Typical and largest batch, for latency and for throughput.
+_LATENCY, _THROUGHPUT = (1, 4), (32, 32)
+_TYPICAL = 128
+# Choices: typical and largest number.
+_CHOICES = (4, 8)
+
+
+def parse_profile(text: str) -> Profile:
+    """Parse ``MIN,OPT,MAX``; :class:`OptionError` gives the reason if it is malformed."""
+    shapes = text.split(",")
+    try:
+        parsed = [tuple(int(size) for size in shape.strip().lower().split("x")) for shape in shapes]
+    except ValueError:
+        parsed = []
+    if len(parsed) != 3 or any(size < 1 for shape in parsed for size in shape):
+        raise OptionError(f"expected {_SYNTAX}, got {text!r}")
+    low, opt, high = parsed
+    if len({len(shape) for shape in parsed}) > 1 or not all(
+        a <= b <= c for a, b, c in zip(low, opt, high, strict=True)
+    ):
+        raise OptionError(f"expected MIN <= OPT <= MAX along every axis, got {text!r}")
+    return Profile(low, opt, high)
+
+
+def resolve_profiles(profiles: Sequence[Profile], head: str, max_length: int) -> tuple[Profile, ...]:
+    """Check the profiles against the model; by default return one for latency and one for throughput.
+
+    Raises:
+        EngineBuildError: The number of axes is not the head's, or a row is longer than the model's maximum.
+    """
+    axes = HEADS[head].axes
+    if not profiles:
+        return tuple(_default(best, most, len(axes), max_length) for best, most in (_LATENCY, _THROUGHPUT))
+    for profile in profiles:
+        written = ",".join("x".join(map(str, shape)) for shape in (profile.min, profile.opt, profile.max))
+        if len(profile.max) != len(axes):
+            raise EngineBuildError(
+                f"--profile {written} has {len(profile.max)} axes, and head {head} has {len(axes)}: {' x '.join(axes)}"
+            )
+        if profile.max[-1] > max_length:
+            raise EngineBuildError(
+                f"--profile {written} goes up to {profile.max[-1]} positions, and the model takes at most "
+                f"{max_length}: give a MAX of at most {'x'.join(map(str, (*profile.max[:-1], max_length)))}"
+            )
+    return tuple(profiles)
+
+
+def _default(best: int, most: int, axes: int, max_length: int) -> Profile:
+    choices = [(1, *_CHOICES)] * (axes - 2)
+    length = (1, min(_TYPICAL, max_length), max_length)
+    low, opt, high = zip((1, best, most), *choices, length, strict=True)
+    return Profile(low, opt, high)
+
+
+def input_shapes(profile: Profile, axes: Sequence[str], spec: TensorSpec) -> list[tuple[int, ...]]:
+    """Return the min, opt and max shape of a graph's input, from the sizes of the ids along ``axes``."""
+    return [
+        tuple(axis if isinstance(axis, int) else shape[list(axes).index(axis)] for axis in spec.shape)
+        for shape in (profile.min, profile.opt, profile.max)
+    ]

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from erniem_export.errors import CheckpointError
-from erniem_export.weight_names import some
+from erniem_export.errors import CheckpointError, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -102,7 +101,7 @@ def names_as_pytorch(names: Collection[str], head: str) -> dict[str, str]:
     if len(prefixes) > 1:
         shown = " and ".join(some(found) for found in prefixes.values())
         raise CheckpointError(
-            f"the weights have the prefixes of two versions of PaddleNLP, {shown}: they are of two models; keep one's"
+            f"the weights have the prefixes of two versions of PaddleNLP, {shown}: keep those of one model"
         )
     return {_as_pytorch(name, head): name for name in names}
 
@@ -177,7 +176,7 @@ def read_arrays(file: Path) -> dict[str, Array]:
         found = _Walk(memoryview(content)).walk()
     except _UnexpectedError as error:
         raise CheckpointError(
-            f"{file} is no state dict as Paddle saves it ({error}): fetch it again, or save the model with "
+            f"{file} is not a state dict that Paddle saved ({error}): fetch it again, or save the model with "
             "save_pretrained where you trust it"
         ) from error
     return _weights_in(file, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +22,25 @@ from erniem_export.bundle import (
     staging,
 )
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import EngineBuildError, ExportError, ParityError, PrecisionError
-from erniem_export.gate.accuracy import AccuracyCheck
+from erniem_export.errors import EngineBuildError, ExportError, FusionError, ParityError, PrecisionError
+from erniem_export.gate.accuracy import AccuracyCheck, task_set_of
 from erniem_export.gate.cases import build_cases
+from erniem_export.gate.diagnosis import sensitive_parts
 from erniem_export.gate.measures import thresholds_of
 from erniem_export.gate.parity import judge, with_bf16
-from erniem_export.gate.rounding import sensitive_parts
-from erniem_export.gate.task_set import task_set_of
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
-from erniem_export.options import HALVES, OPTIMUM, PORTABLE, GraphOptions, Precision, flag_of
-from erniem_export.passes.embedding import bytes_of_row
-from erniem_export.passes.targets import optimize_for
-from erniem_export.precision import apply_precision
+from erniem_export.options import HALVES, OPTIMUM, PORTABLE, GraphOptions, Precision, flag_of, resolve_profiles
+from erniem_export.passes.attention import fuse_attention
+from erniem_export.passes.padding import align_rows, keep_first_tokens, pack_tokens
+from erniem_export.passes.precision import apply_precision, bytes_of_row
 from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
 from erniem_export.sources import tokenizer_files
-from erniem_export.tensorrt.library import AUTO, load_library
+from erniem_export.tensorrt.builder import AUTO, load_library
 from erniem_export.tensorrt.plan import add_plan
-from erniem_export.tensorrt.profiles import resolve_profiles
-from erniem_export.tokenizer_check import check_tokenizer
-from erniem_export.vocabulary.pruning import prune, prune_like
+from erniem_export.tokenizer import check_tokenizer
+from erniem_export.vocabulary import prune, prune_like
 from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.locations import find_artifact, manifest_of
@@ -54,14 +53,15 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from erniem_export.checkpoint import Checkpoint
-    from erniem_export.gate.task_set import TaskSet
+    from erniem_export.gate.accuracy import TaskSet
+    from erniem_export.gate.cases import Case
     from erniem_export.options import ExportOptions
     from erniem_export.progress import Progress
-    from erniem_export.tensorrt.library import Library
-    from erniem_export.vocabulary.pruning import Vocabulary
+    from erniem_export.tensorrt.builder import Library
+    from erniem_export.vocabulary import Vocabulary
     from erniem_rt.manifest import FileRecord, Plan
 
-__all__ = ["export", "verify"]
+__all__ = ["export", "optimize_for", "verify"]
 
 # Differs from the gate's seed: calibration and gate must not use the same inputs.
 _CALIBRATION_SEED = 1
@@ -109,72 +109,13 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         manifest = build_manifest(checkpoint, options.graph, stage)
         library = _builder_for(manifest, library, options, progress)
         accuracy = _accuracy(task_set, checkpoint, progress)
-        manifest = _keep_until_passed(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy)
+        writer = _Writer(stage, checkpoint, vocabulary, options, library, progress, accuracy)
+        manifest = writer.keep_until_passed(manifest)
         if options.layout == OPTIMUM:
             manifest = lay_out_for_optimum(stage, manifest)
         manifest.save(stage / f"{checkpoint.head}.json")
         install(stage, options.output, manifest)
     return options.output / manifest.artifact, manifest
-
-
-def _keep_until_passed(
-    stage: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    vocabulary: Vocabulary | None,
-    options: ExportOptions,
-    library: Library | None,
-    progress: Progress,
-    accuracy: AccuracyCheck | None,
-) -> Manifest:
-    """Run :func:`_write_and_judge`; in half precision keep more sensitive parts in float32 until it passes."""
-    keep: list[str] = []
-    for share in _KEPT if options.precision.weights in HALVES else ():
-        try:
-            return _write_and_judge(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
-        except PrecisionError as error:
-            for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # the next attempt writes them again
-                (stage / name).unlink(missing_ok=True)
-            keep = _sensitive(checkpoint, manifest, options.precision, share)
-            progress.note(f"{str(error).partition('. ')[0]}; so these stay in fp32: {', '.join(keep)}")
-    return _write_and_judge(stage, manifest, checkpoint, vocabulary, options, library, progress, accuracy, keep)
-
-
-def _write_and_judge(
-    stage: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    vocabulary: Vocabulary | None,
-    options: ExportOptions,
-    library: Library | None,
-    progress: Progress,
-    accuracy: AccuracyCheck | None,
-    keep: Sequence[str],
-) -> Manifest:
-    """Write the artifact and, with a builder, a plan, with the parts ``keep`` in float32; run the gate on both."""
-    manifest = _write(stage, manifest, checkpoint, vocabulary, options, library, progress, keep)
-    progress.step("comparing with PyTorch")
-    gate: dict[str, Any] = {
-        "tokenizer_dir": checkpoint.tokenizer_dir,
-        "scratch": stage,
-        "progress": lambda cases: progress.track(cases, "case"),
-        "accuracy": accuracy,
-        "original": checkpoint.original,
-    }
-    artifact = stage / manifest.artifact
-    manifest = dataclasses.replace(manifest, parity=judge(artifact, checkpoint.model, **gate))
-    manifest = with_bf16(manifest, artifact, checkpoint.model, progress.note, **gate)
-    if library is None:
-        return manifest
-    plan, record = _build_plan(stage, manifest, checkpoint, options, library, progress, keep)
-    return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
-
-
-def _sensitive(checkpoint: Checkpoint, manifest: Manifest, precision: Precision, share: float) -> list[str]:
-    """Return the parts of the layers to keep in float32, found on other inputs than the gate's."""
-    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
-    short = [case for case in cases if case.attend.shape[-1] <= _SHORT]
-    return sensitive_parts(checkpoint.model, precision.to_json(), short, share)
 
 
 def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str | None) -> None:
@@ -289,89 +230,118 @@ def _builder_for(
     return None
 
 
-def _write(
-    stage: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    vocabulary: Vocabulary | None,
-    options: ExportOptions,
-    library: Library | None,
-    progress: Progress,
-    keep: Sequence[str],
-) -> Manifest:
-    """Write the artifact and its manifest, without a parity report; ``manifest`` has its inputs and outputs."""
-    head, config, wanted = checkpoint.head, checkpoint.config, options.precision
-    progress.step(f"tracing {checkpoint.architecture} (head {head})")
-    graph = _traced(checkpoint, options.graph)
-    int8 = wanted.weights == "int8"
-    engine = optimize_for(options.target, graph, head, config.num_hidden_layers, options.graph)
-    packed, cpu = bool(engine and engine.pop("packed")), None
-    source, limits = Path(options.model), manifest.limits
-    if int8 and engine is not None:
-        engine["int8"] = quantize(
-            graph,
-            checkpoint,
-            source,
-            options.int8,
-            limits,
-            progress,
-            mask_mode=manifest.mask_mode,
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the artifact of a checkpoint to ``stage`` and, with a builder, a plan; runs the gate on both."""
+
+    stage: Path
+    checkpoint: Checkpoint
+    vocabulary: Vocabulary | None
+    options: ExportOptions
+    library: Library | None
+    progress: Progress
+    accuracy: AccuracyCheck | None
+
+    def keep_until_passed(self, manifest: Manifest) -> Manifest:
+        """Write and judge; in half precision keep more sensitive parts in float32 until the artifact passes.
+
+        ``manifest`` has the graph's inputs and outputs; the result has the rest, with the parity report.
+        """
+        keep: list[str] = []
+        for share in _KEPT if self.options.precision.weights in HALVES else ():
+            try:
+                return self._write_and_judge(manifest, keep)
+            except PrecisionError as error:
+                for name in (f"{manifest.head}.json", f"{manifest.head}.plan"):  # the next attempt writes them again
+                    (self.stage / name).unlink(missing_ok=True)
+                keep = self._sensitive(manifest, share)
+                self.progress.note(f"{str(error).partition('. ')[0]}; so these stay in fp32: {', '.join(keep)}")
+        return self._write_and_judge(manifest, keep)
+
+    def _sensitive(self, manifest: Manifest, share: float) -> list[str]:
+        """Return the parts of the layers to keep in float32, found on other inputs than the gate's."""
+        short = [case for case in self._cases(manifest) if case.attend.shape[-1] <= _SHORT]
+        return sensitive_parts(self.checkpoint.model, self.options.precision.to_json(), short, share)
+
+    def _cases(self, manifest: Manifest) -> list[Case]:
+        return build_cases(manifest, self.checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
+
+    def _write_and_judge(self, manifest: Manifest, keep: Sequence[str]) -> Manifest:
+        """Write artifact and plan with the parts ``keep`` in float32, and run the gate."""
+        manifest = self._write(manifest, keep)
+        self.progress.step("comparing with PyTorch")
+        model = self.checkpoint.model
+        gate: dict[str, Any] = {
+            "tokenizer_dir": self.checkpoint.tokenizer_dir,
+            "scratch": self.stage,
+            "progress": lambda cases: self.progress.track(cases, "case"),
+            "accuracy": self.accuracy,
+            "original": self.checkpoint.original,
+        }
+        artifact = self.stage / manifest.artifact
+        manifest = dataclasses.replace(manifest, parity=judge(artifact, model, **gate))
+        manifest = with_bf16(manifest, artifact, model, self.progress.note, **gate)
+        if self.library is None:
+            return manifest
+        plan, record = self._build_plan(manifest, self.library, keep)
+        return dataclasses.replace(manifest, plan=plan, files={**manifest.files, plan.file: record})
+
+    def _write(self, manifest: Manifest, keep: Sequence[str]) -> Manifest:
+        """Write the artifact and its manifest, without a parity report."""
+        options, config, wanted = self.options, self.checkpoint.config, self.options.precision
+        self.progress.step(f"tracing {self.checkpoint.architecture} (head {manifest.head})")
+        graph = _traced(self.checkpoint, options.graph)
+        engine = optimize_for(options.target, graph, manifest.head, config.num_hidden_layers, options.graph)
+        packed, cpu = bool(engine and engine.pop("packed")), None
+        int8 = (graph, self.checkpoint, Path(options.model), options.int8, manifest.limits)
+        if wanted.weights == "int8" and engine is not None:
+            done = quantize(*int8, self.progress, mask_mode=manifest.mask_mode, target=options.target)
+            cpu, engine["int8"] = done.pop("cpu"), done
+        if wanted.weights == "int8" and self.library is not None:
+            between = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
+            precision = self._convert(graph, between, manifest, self.stage)
+            precision |= {"weights": "int8", "products": _BETWEEN_INT8}
+            flavour = self.library.flavour
+            engine = {"name": flavour, "int8": quantize_for_engine(*int8, flavour, self.progress)}
+        else:
+            precision = self._convert(graph, wanted, manifest, self.stage, keep)
+        self.progress.step(f"writing {manifest.artifact} and its weights")
+        write(graph, self.stage / manifest.artifact)
+        manifest = dataclasses.replace(
+            manifest,
+            precision=precision,
+            files=files_of(self.stage),
             target=options.target,
+            engine=engine,
+            packed=packed,
+            cpu=cpu,
         )
-        cpu = engine["int8"].pop("cpu")
-    if int8 and library is not None:
-        between = Precision(_BETWEEN_INT8, wanted.embedding or _BETWEEN_INT8)
-        precision = _apply(between, graph, manifest, checkpoint, stage)
-        precision |= {"weights": "int8", "products": _BETWEEN_INT8}
-        done = quantize_for_engine(graph, checkpoint, source, options.int8, limits, library.flavour, progress)
-        engine = {"name": library.flavour, "int8": done}
-    else:
-        precision = _apply(wanted, graph, manifest, checkpoint, stage, keep)
-    progress.step(f"writing {head}.onnx and its weights")
-    write(graph, stage / f"{head}.onnx")
-    files = files_of(stage)
-    manifest = dataclasses.replace(manifest, precision=precision, files=files, target=options.target, engine=engine)
-    manifest = dataclasses.replace(manifest, packed=packed, cpu=cpu)
-    if vocabulary is not None:
-        vocabulary = vocabulary.in_files(_size(manifest), _bytes_of_token(manifest, config.hidden_size))
-        identity = {**manifest.checkpoint, "vocabulary": dataclasses.asdict(vocabulary)}
-        manifest = dataclasses.replace(manifest, checkpoint=identity)
-    manifest.save(stage / f"{head}.json")
-    return manifest
+        if self.vocabulary is not None:
+            vocabulary = self.vocabulary.in_files(_size(manifest), _bytes_of_token(manifest, config.hidden_size))
+            identity = {**manifest.checkpoint, "vocabulary": dataclasses.asdict(vocabulary)}
+            manifest = dataclasses.replace(manifest, checkpoint=identity)
+        manifest.save(self.stage / f"{manifest.head}.json")
+        return manifest
 
+    def _convert(
+        self, graph: ir.Model, precision: Precision, manifest: Manifest, scratch: Path, keep: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """Convert the graph to a precision; return the manifest's record of it."""
+        return apply_precision(graph, precision, self._cases(manifest), scratch, keep)
 
-def _apply(
-    precision: Precision,
-    graph: ir.Model,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    scratch: Path,
-    keep: Sequence[str] = (),
-) -> dict[str, str]:
-    """Convert the graph to a precision; return the manifest's record of it."""
-    cases = build_cases(manifest, checkpoint.tokenizer_dir, seed=_CALIBRATION_SEED)
-    return apply_precision(graph, precision, cases, scratch, keep)
-
-
-def _build_plan(
-    stage: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    options: ExportOptions,
-    library: Library,
-    progress: Progress,
-    keep: Sequence[str],
-) -> tuple[Plan, FileRecord]:
-    """Build the plan from the graph in ``stage`` or, if that is not portable, from one in standard operators."""
-    with tempfile.TemporaryDirectory(dir=stage, prefix=".portable-") as folder:
-        source = stage
-        if manifest.target != PORTABLE:
-            source = Path(folder)
-            graph = _traced(checkpoint, options.graph)
-            precision = _apply(options.precision, graph, manifest, checkpoint, source, keep)
-            write(graph, source / manifest.artifact)
-            manifest = dataclasses.replace(manifest, precision=precision, target=PORTABLE, engine=None, packed=False)
-        return add_plan(stage, source, manifest, checkpoint, library, options.engine, progress)
+    def _build_plan(self, manifest: Manifest, library: Library, keep: Sequence[str]) -> tuple[Plan, FileRecord]:
+        """Build the plan from the graph in ``stage`` or, if that is not portable, from one in standard operators."""
+        with tempfile.TemporaryDirectory(dir=self.stage, prefix=".portable-") as folder:
+            source = self.stage
+            if manifest.target != PORTABLE:
+                source = Path(folder)
+                graph = _traced(self.checkpoint, self.options.graph)
+                precision = self._convert(graph, self.options.precision, manifest, source, keep)
+                write(graph, source / manifest.artifact)
+                manifest = dataclasses.replace(
+                    manifest, precision=precision, target=PORTABLE, engine=None, packed=False
+                )
+            return add_plan(self.stage, source, manifest, self.checkpoint, library, self.options.engine, self.progress)
 
 
 def _size(manifest: Manifest) -> int:
@@ -414,3 +384,38 @@ def _shown(found: Limits | tuple[TensorSpec, ...]) -> str:
     if isinstance(found, Limits):
         return ", ".join(f"{key} = {value}" for key, value in dataclasses.asdict(found).items())
     return ", ".join(f"{spec.name} ({', '.join(map(str, spec.shape))})" for spec in found)
+
+
+_POOLED_HEADS = ("cls", "mc")
+
+
+def optimize_for(target: str, model: ir.Model, head: str, layers: int, options: GraphOptions) -> dict[str, Any] | None:
+    """Rewrite the canonical graph for a target, in place; return the manifest's record of the passes.
+
+    The passes are exact except at padding, where a packed graph gives zeros.
+
+    Raises:
+        FusionError: The passes do not support an input or output of the graph, or the graph is not as expected.
+    """
+    if target == PORTABLE:
+        return None
+    done: dict[str, Any] = {"name": target, "fused_attention": fuse_attention(model, layers)}
+    moves = options.position_ids or options.inputs_embeds or options.hidden_states
+    pooled = head in _POOLED_HEADS and not options.hidden_states
+    if target == "onnxruntime-cuda":
+        align_rows(model, pooled=pooled)
+        return {**done, "packed": False, "first_token_layer": pooled, "mask": "key lengths"}
+    if target == "onnxruntime-cuda-packed":
+        if moves:
+            raise FusionError("packing needs ids alone, and outputs that it can unpack: use --target onnxruntime-cuda")
+        pack_tokens(model, by_length=True)
+    elif moves:
+        if target == "openvino":
+            raise FusionError("--target openvino packs tokens, and needs ids alone: use --target onnxruntime-cpu")
+        return {**done, "packed": False, "first_token_layer": False}
+    else:
+        pack_tokens(model)
+    if pooled:
+        keep_first_tokens(model)
+    mask = {"mask": "key lengths"} if target == "onnxruntime-cuda-packed" else {}
+    return {**done, "packed": True, "first_token_layer": pooled, **mask}

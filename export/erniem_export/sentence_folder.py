@@ -11,7 +11,7 @@ from erniem_export.errors import CheckpointError
 from erniem_export.sources import MODULE_FOLDERS, MODULES_FILE, PROMPTS_FILE, SENTENCE_FILE
 from erniem_rt.manifest import Defaults
 
-__all__ = ["SentenceFolder", "left_aside", "modules_of", "read_sentence_folder"]
+__all__ = ["SentenceFolder", "modules_of", "read_sentence_folder", "unread_modules"]
 
 _PACKAGE = "sentence_transformers."
 # Modules without effect in inference.
@@ -62,8 +62,8 @@ class SentenceFolder:
         names = [name for name, _ in self.modules if name not in _IDLE]
         if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise CheckpointError(
-                f"{self.root / MODULES_FILE} lists {', '.join(names)}, expected Transformer, Pooling and, or not, "
-                f"Normalize, which is what an artifact can do{_REMEDY}"
+                f"{self.root / MODULES_FILE} lists {', '.join(names)}, expected Transformer, Pooling and optionally "
+                f"Normalize, which an artifact supports{_REMEDY}"
             )
         pooling = next(folder for name, folder in self.modules if name == "Pooling")
         said = _read(self.model / SENTENCE_FILE)
@@ -71,7 +71,7 @@ class SentenceFolder:
         length = said.get("max_seq_length")
         if not (length is None or (type(length) is int and length > 0)):
             raise CheckpointError(
-                f"{self.model / SENTENCE_FILE} says max_seq_length = {length!r}, expected an integer from 1 up, or null"
+                f"{self.model / SENTENCE_FILE} says max_seq_length = {length!r}, expected a positive integer or null"
             )
         found = Defaults(length, _pooling_of(self.root / pooling / "config.json"), "Normalize" in names)
         unread = [f"{SENTENCE_FILE} says {key} = {said[key]!r}, which is not read" for key in _unknown(said)]
@@ -104,15 +104,15 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         return None
     content = _load(path)
     if not isinstance(content, list) or not content or not all(map(_is_module, content)):
-        raise CheckpointError(f"{path} is no list of modules, each with its type and path")
+        raise CheckpointError(f"{path} must be a list of modules, each with type and path")
     modules = tuple((_name(entry["type"]), entry["path"]) for entry in content)
     for name, inner in modules:
         if Path(inner).is_absolute() or ".." in Path(inner).parts or (inner and not (folder / inner).is_dir()):
             if name in (*_IDLE, "Normalize"):  # these have no files
                 continue
-            raise CheckpointError(f"{path} says that {name} is in {inner}, and there is no such folder: fetch it again")
+            raise CheckpointError(f"{path} lists {name} in {inner}, and there is no such folder: fetch it again")
     if modules[0][0] != "Transformer":
-        raise CheckpointError(f"{path} begins with {modules[0][0]}, expected a Transformer: this is no ErnieM")
+        raise CheckpointError(f"{path} begins with {modules[0][0]}, expected Transformer: this is not an ErnieM model")
     return SentenceFolder(folder, modules)
 
 
@@ -137,7 +137,7 @@ def modules_of(defaults: Defaults, max_length: int, hidden: int) -> dict[str, An
     }
 
 
-def left_aside(folder: Path) -> str | None:
+def unread_modules(folder: Path) -> str | None:
     """Return a note if ``folder`` has other files of sentence-transformers but no ``modules.json``; else None."""
     folder = folder.resolve()
     try:
@@ -145,10 +145,10 @@ def left_aside(folder: Path) -> str | None:
     except CheckpointError:
         whole = None
     if whole is not None and whole.model.resolve() == folder:
-        return f"{folder.name} is a part of a sentence-transformers folder: give that one to have its pooling"
+        return f"{folder.name} is part of a sentence-transformers folder: give the whole folder to export its pooling"
     names = [SENTENCE_FILE] * (folder / SENTENCE_FILE).is_file()
     names += sorted(inner.name for inner in folder.glob(MODULE_FOLDERS) if inner.is_dir())
-    return f"not read, for there is no {MODULES_FILE} beside: {', '.join(names)}" if names else None
+    return f"not read, because {MODULES_FILE} is missing: {', '.join(names)}" if names else None
 
 
 def _is_module(entry: Any) -> bool:

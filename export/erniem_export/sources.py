@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erniem_export.errors import CheckpointError
+from erniem_export.errors import CheckpointError, listed
 from erniem_rt.files import is_lfs_pointer
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 # Paddle's graphs for serving, whose weights have no names.
 _STATIC = (".pdmodel", ".pdiparams")
+_few = partial(listed, most=5)
 # Prefixes of the names of Paddle's classes.
 _PADDLE_CLASSES = ("UIEM", "ErnieM")
 # In the order in which transformers prefers them, and Paddle's at the end.
@@ -253,10 +255,6 @@ def _shards(index: Path) -> list[Path]:
     if missing:
         raise CheckpointError(f"{index} lists {', '.join(missing)}, which {_be(missing)} not there: fetch them again")
     return files
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _be(names: list[str]) -> str:

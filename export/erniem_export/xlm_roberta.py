@@ -10,7 +10,7 @@ import torch
 
 from erniem_export.errors import CheckpointError
 from erniem_export.sources import XLM_ROBERTA
-from erniem_export.weight_names import PREFIX
+from erniem_export.weights import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

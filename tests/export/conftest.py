@@ -19,13 +19,12 @@ from safetensors.torch import save_file
 
 from erniem_export import cli, pipeline
 from erniem_export.bundle import build_manifest
-from erniem_export.checkpoint import Checkpoint
+from erniem_export.checkpoint import Checkpoint, randomize
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
 from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_export.random_weights import randomize
 from erniem_rt.manifest import Manifest, hash_file
 
 # The vocabulary holds all ids of the tokenizer that the tests share.
@@ -168,7 +167,7 @@ def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything pass, for tests of what comes before and after the gate."""
     monkeypatch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
     monkeypatch.setattr(pipeline, "with_bf16", lambda manifest, *_, **__: manifest)
-    monkeypatch.setattr(cli, "format_report", str)
+    monkeypatch.setattr(cli, "_table", str)
 
 
 # Artifacts for graph/ and gate/, traced once per session, and a way to damage copies of them.

@@ -15,8 +15,8 @@ import transformers
 
 import erniem_export
 from erniem_export import modeling
+from erniem_export.checkpoint import randomize
 from erniem_export.configuration import ErnieMConfig
-from erniem_export.random_weights import randomize
 from erniem_rt.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[2] / "examples" / "nano" / "checkpoints"

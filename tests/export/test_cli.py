@@ -436,9 +436,7 @@ sys.exit(cli.verify_main(sys.argv[1:]))
             timeout=120,
         )
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == (
-        "error: all is done, but the report cannot be printed: No space left on device"
-    )
+    assert result.stderr.splitlines()[-1] == ("error: done, but the report cannot be printed: No space left on device")
 
 
 def test_outside_of_the_main_thread(exported: tuple[Path, Any], erniem_verify: Run) -> None:

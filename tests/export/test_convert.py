@@ -144,8 +144,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("head", "options", "reason"),
     [
-        ("mc", {}, "head mc is none that XLM-R has here: base, cls, ner, qa"),
-        ("ie", {}, "head ie is none that XLM-R has here"),
+        ("mc", {}, "head mc is not supported for XLM-R; expected one of base, cls, ner, qa"),
+        ("ie", {}, "head ie is not supported for XLM-R"),
         ("cls", {"to": "ernie-m"}, "is ErnieM already"),
         ("cls", {"text": "nothing.txt"}, "the text nothing.txt cannot be read"),
     ],

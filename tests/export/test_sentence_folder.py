@@ -117,12 +117,12 @@ def test_the_artifact_s_vectors(write_folder: Any, tmp_path: Path, erniem_export
         (["Transformer", "mine.WeightedLayerPooling", "Pooling"], MEAN, None, "lists Transformer, mine.WeightedLayer"),
         (["Transformer", "mine.Pooling"], MEAN, None, "lists Transformer, mine.Pooling, expected"),
         (["Transformer", "Normalize", "Pooling"], MEAN, None, "lists Transformer, Normalize, Pooling, expected"),
-        (["Transformer"], MEAN, None, "lists Transformer, expected Transformer, Pooling and, or not, Normalize"),
-        (["BoW", "Dense"], MEAN, None, "modules.json begins with BoW, expected a Transformer"),
+        (["Transformer"], MEAN, None, "lists Transformer, expected Transformer, Pooling and optionally Normalize"),
+        (["BoW", "Dense"], MEAN, None, "modules.json begins with BoW, expected Transformer"),
         (["Transformer", "Pooling"], MEAN | CLS | {"pooling_mode_mean_tokens": True}, None, "pools by cls, mean, exp"),
         (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, None, "config.json pools by max, expected one"),
         (["Transformer", "Pooling"], {"pooling_mode": ["mean", "lasttoken"]}, None, "pools by mean, lasttoken, expec"),
-        (["Transformer", "Pooling"], MEAN, {"max_seq_length": "64"}, "says max_seq_length = '64', expected an integer"),
+        (["Transformer", "Pooling"], MEAN, {"max_seq_length": "64"}, "says max_seq_length = '64', expected a positive"),
         (["Transformer", "Pooling"], MEAN, {"max_seq_length": 2}, "gives a row 2 tokens, of which 2 are special ones"),
         (["Transformer", "Pooling"], MEAN, {"transformer_task": "fill-mask"}, "reads last_hidden_state for fill-mask"),
     ],
@@ -145,7 +145,7 @@ def test_prompts(write_folder: Any, export_fails: Fails) -> None:
 def test_modules_that_are_none(content: str, write_folder: Any, export_fails: Fails) -> None:
     root = write_folder(["Transformer", "Pooling"], MEAN)
     (root / "modules.json").write_text(content)
-    assert "modules.json is no list of modules" in export_fails(root) or content == "{"
+    assert "modules.json must be a list of modules" in export_fails(root) or content == "{"
 
 
 def test_a_folder_that_is_not_there(write_folder: Any, export_fails: Fails) -> None:
@@ -153,7 +153,7 @@ def test_a_folder_that_is_not_there(write_folder: Any, export_fails: Fails) -> N
     (root / "2_Normalize").rmdir()  # as in a download, where no folder is empty
     assert load_checkpoint(str(root)).defaults.normalize
     shutil.rmtree(root / "1_Pooling")
-    assert "modules.json says that Pooling is in 1_Pooling, and there is no such folder" in export_fails(root)
+    assert "modules.json lists Pooling in 1_Pooling, and there is no such folder" in export_fails(root)
 
 
 def test_another_head_takes_no_pooling(write_folder: Any, write_checkpoint: Any) -> None:
@@ -166,10 +166,10 @@ def test_another_head_takes_no_pooling(write_folder: Any, write_checkpoint: Any)
 def test_what_is_left_aside_is_said(write_folder: Any) -> None:
     root = write_folder(["Transformer", "Pooling"], MEAN, {"max_seq_length": 64}, inner="0_Transformer")
     (told,) = load_checkpoint(str(root / "0_Transformer")).notes
-    assert told.startswith("0_Transformer is a part of a sentence-transformers folder: give that one")
+    assert told.startswith("0_Transformer is part of a sentence-transformers folder: give the whole folder")
     (root / "modules.json").unlink()
     (told,) = load_checkpoint(str(root / "0_Transformer")).notes
-    assert told == "not read, for there is no modules.json beside: sentence_bert_config.json"
+    assert told == "not read, because modules.json is missing: sentence_bert_config.json"
 
 
 def test_keys_that_are_not_read_are_said(write_folder: Any) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erniem_export.errors import CheckpointError
-from erniem_export.sentencepiece_model import in_byte_order, parse
+from erniem_export.tokenizer import in_byte_order, parse
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest, hash_file
 from erniem_rt.tokenizer import Tokenizer

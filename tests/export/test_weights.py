@@ -340,7 +340,7 @@ def test_what_no_output_depends_on_is_left_out_and_said(name: str, tmp_path: Pat
     plain = load_checkpoint(str(write_checkpoint(tmp_path / "plain")))
     found = load_checkpoint(str(write_checkpoint(tmp_path / "model", edit=edit)))
     assert found.identity() == plain.identity()
-    assert found.notes == (f"left out of the weights, for no output depends on it: {name}",)
+    assert found.notes == (f"weights left out, because no output depends on them: {name}",)
 
 
 @pytest.mark.parametrize(

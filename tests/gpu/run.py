@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     timed = TimedRun(options.budget)
     code = int(pytest.main([str(HERE), "-ra", *arguments], plugins=[timed]))
     for test, parameters in timed.left_out.items():
-        print(f"left out, for the time budget of {options.budget:.0f} s was spent: {test}: {', '.join(parameters)}")
+        print(
+            f"left out, because the time budget of {options.budget:.0f} s was used up: {test}: {', '.join(parameters)}"
+        )
     if code == pytest.ExitCode.NO_TESTS_COLLECTED or (code == pytest.ExitCode.OK and not timed.ran):
         print(f"error: no test ran on {options.device}, so nothing is proven", file=sys.stderr)
         return 1

@@ -48,6 +48,16 @@ def test_snippet_prints_what_the_readme_says(
     assert rounded(printed.getvalue()) == rounded(snippet["output"])
 
 
+def test_the_layout_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^## Layout\n\n```\n(.*?)^```\n", text, re.MULTILINE | re.DOTALL)
+    tasks = {f"{task.replace('-', '_')}.py" for task in _TASKS}  # "one file per task"
+    for package in ("erniem_rt", "export/erniem_export"):
+        shown = tree[tree.index(f"{package}/ ") :].partition("\nexport/" if package == "erniem_rt" else "\ntests/")[0]
+        modules = {file.name for file in (ROOT / package).rglob("*.py") if not file.name.startswith("__")}
+        assert set(re.findall(r"\w+\.py", shown)) - {"__init__.py"} == modules - tasks
+
+
 def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[str], Path]) -> None:
     (shown,) = re.finditer(
         r"^```bash\n(?P<command>erniem-rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",

@@ -16,25 +16,24 @@ import torch
 
 from erniem_export.errors import ParityError, PrecisionError
 from erniem_export.gate.cases import Case, build_cases
-from erniem_export.gate.diagnosis import diagnose, remedy
+from erniem_export.gate.diagnosis import Rounding, diagnose, holding, remedy, without_rounding
 from erniem_export.gate.measures import (
     THRESHOLDS,
     Difference,
+    Report,
     Thresholds,
+    Weights,
     compare_decisions,
     is_judged_by_rounding,
     measure,
     thresholds_of,
     widened,
 )
-from erniem_export.gate.report import Report, Weights
-from erniem_export.gate.rounding import Rounding, holding, without_rounding
 from erniem_export.gate.weights import compare_weights, stored_parameters
 from erniem_export.mask_mode import UIE_M, at_full_width
 from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of
-from erniem_export.passes.emulation import emulate_half
-from erniem_export.passes.half import HALF_TYPES, to_half
+from erniem_export.passes.precision import HALF_TYPES, emulate_half, to_half
 from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
 from erniem_rt.locations import manifest_of
@@ -433,7 +432,7 @@ def _prove_bf16(
             _write_emulation(artifact, copy.parent, "bf16")
             opened = partial(Session, engine="onnxruntime", verify=False)
         else:
-            raise ErnieMError("for int8 it takes OpenVINO and a CPU with bf16")
+            raise ErnieMError("int8 needs OpenVINO and a CPU with bf16")
         report = check_parity(
             copy,
             model,

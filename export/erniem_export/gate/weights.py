@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from erniem_export.gate.report import Weights
+from erniem_export.gate.measures import Weights
 from erniem_export.modeling import ErnieMForInformationExtraction
 from erniem_export.onnx_export import read
 from erniem_export.options import arithmetic_of
-from erniem_export.passes.half import HALF_TYPES
+from erniem_export.passes.precision import HALF_TYPES
 from erniem_export.passes.rewriter import uncast
 
 if TYPE_CHECKING:

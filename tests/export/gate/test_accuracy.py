@@ -19,8 +19,7 @@ from erniem_export import pipeline
 from erniem_export.checkpoint import Checkpoint, load_checkpoint
 from erniem_export.errors import ParityError
 from erniem_export.gate import accuracy as accuracy_module
-from erniem_export.gate.accuracy import Accuracy, AccuracyCheck, figures
-from erniem_export.gate.task_set import FEWEST, task_set_of
+from erniem_export.gate.accuracy import FEWEST, Accuracy, AccuracyCheck, figures, task_set_of
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.manifest import Manifest, hash_file
 
@@ -150,7 +149,7 @@ def test_an_example_that_cannot_be_asked_is_named(
         raise InvalidInputError("input 3: too long")
 
     monkeypatch.setattr(accuracy_module, "answers", refuse)
-    with pytest.raises(InvalidInputError, match=r"the task set task_set.jsonl cannot be asked: input 3: too long"):
+    with pytest.raises(InvalidInputError, match=r"the task set task_set.jsonl cannot be used: input 3: too long"):
         opened.compare(nano_artifact("cls"), {})
 
 

@@ -13,8 +13,7 @@ import pytest
 
 from erniem_export.gate.cases import Case
 from erniem_export.gate.diagnosis import diagnose
-from erniem_export.gate.measures import THRESHOLDS, measure
-from erniem_export.gate.report import Agreement, Report, Weights, format_report
+from erniem_export.gate.measures import THRESHOLDS, Agreement, Report, Weights, format_report, measure
 
 ONES = np.ones((2, 4), dtype=np.float32)
 
@@ -116,7 +115,7 @@ def test_table() -> None:
     assert lines[-1] == "40 of 40 weights the same; 5 of 5 decisions the same; passed"
     assert "40 of 42 weights the same" in format_report(report(weights=Weights(40, missing=("a", "b"))).to_json())
     assert "decisions" not in format_report(report(decides=False).to_json())
-    assert "no decision to compare" in format_report(report(agreement=Agreement()).to_json())
+    assert "no decisions compared" in format_report(report(agreement=Agreement()).to_json())
 
 
 def test_failure_of_rows_alone_is_explained() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from erniem_export.errors import ExportError
-from erniem_export.gate.task_set import FEWEST, Example, Task, read_task_set, task_set_of
+from erniem_export.gate.accuracy import FEWEST, Example, Task, read_task_set, task_set_of
 
 NLI = ("entailment", "neutral", "contradiction")
 TASKS = {

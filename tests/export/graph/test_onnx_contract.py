@@ -19,7 +19,7 @@ from erniem_export.errors import ExportError
 from erniem_export.gate.parity import check_parity
 from erniem_export.onnx_export import trace
 from erniem_export.options import ON_CPU, PORTABLE, GraphOptions
-from erniem_export.passes.targets import optimize_for
+from erniem_export.pipeline import optimize_for
 from erniem_rt.manifest import TensorSpec
 
 ROWS = ["batch", "sequence"]

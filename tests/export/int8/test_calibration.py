@@ -10,7 +10,7 @@ import pytest
 
 from erniem_export import pipeline
 from erniem_export.errors import ExportError
-from erniem_export.quantization.calibration import calibration_for, read_texts
+from erniem_export.quantization.quantize import calibration_for, read_texts
 from erniem_rt.manifest import Limits
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints" / "base"

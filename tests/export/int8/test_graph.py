@@ -18,12 +18,10 @@ import torch
 from erniem_export.errors import FusionError
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_export.passes.int8 import to_int8
-from erniem_export.passes.int8_openvino import to_int8_openvino
-from erniem_export.passes.targets import optimize_for
-from erniem_export.quantization.calibration import calibration_for
+from erniem_export.passes.int8 import to_int8, to_int8_openvino
+from erniem_export.pipeline import optimize_for
 from erniem_export.quantization.products import Int8Linear, Int8Product
-from erniem_export.quantization.quantize import Quantization, quantize_encoder
+from erniem_export.quantization.quantize import Quantization, calibration_for, quantize_encoder
 from erniem_rt.manifest import Limits
 
 LAYERS, PRODUCTS = 2, 12

@@ -10,15 +10,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from erniem_export.gate.report import Weights
+from erniem_export.gate.measures import Weights
 from erniem_export.gate.weights import compare_weights
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_export.passes.embedding import store_embedding
-from erniem_export.passes.int8 import to_int8
-from erniem_export.passes.int8_openvino import to_int8_openvino
-from erniem_export.quantization.calibration import calibration_for
-from erniem_export.quantization.quantize import quantize_encoder
+from erniem_export.passes.int8 import to_int8, to_int8_openvino
+from erniem_export.passes.precision import store_embedding
+from erniem_export.quantization.quantize import calibration_for, quantize_encoder
 from erniem_rt.manifest import Limits
 
 INT8 = {"weights": "int8", "embedding": "int8"}

@@ -18,12 +18,10 @@ from erniem_export.errors import FusionError
 from erniem_export.heads import CLASSES
 from erniem_export.options import GraphOptions
 from erniem_export.passes.attention import fuse_attention
-from erniem_export.passes.half import to_half
-from erniem_export.passes.key_lengths import align_rows, order_tokens
-from erniem_export.passes.packing import keep_first_tokens, pack_tokens
-from erniem_export.passes.targets import optimize_for
-from erniem_export.precision import measure_ranges
-from erniem_rt.batching import LikeLengths
+from erniem_export.passes.padding import align_rows, keep_first_tokens, order_tokens, pack_tokens
+from erniem_export.passes.precision import measure_ranges, to_half
+from erniem_export.pipeline import optimize_for
+from erniem_rt.batching import LengthBucketing
 from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec
 
 LAYERS = 2
@@ -74,7 +72,7 @@ def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced
 
     inputs = [TensorSpec(name, "int64", HEADS[head].axes) for name in feeds]
     described = SimpleNamespace(head=head, inputs=inputs, outputs=outputs, limits=Limits(300, 1000, 1))
-    engine = LikeLengths(SimpleNamespace(run=run), described)
+    engine = LengthBucketing(SimpleNamespace(run=run), described)
     found = engine.run(feeds, [spec.name for spec in outputs])
 
     assert len(runs) > 1

@@ -10,8 +10,8 @@ import pytest
 from erniem_export.errors import FusionError
 from erniem_export.options import GraphOptions
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
-from erniem_export.passes.half import to_half
 from erniem_export.passes.int8 import int8_weights
+from erniem_export.passes.precision import to_half
 from erniem_export.passes.rewriter import name_products
 
 LAYERS = 2

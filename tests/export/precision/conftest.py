@@ -14,12 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from erniem_export.checkpoint import randomize
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_export.passes.emulation import emulate_half
-from erniem_export.random_weights import randomize
+from erniem_export.passes.precision import emulate_half
 
 SMALL = {
     "vocab_size": 211,

@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import save_file
 
 import erniem_rt
+from erniem_export.checkpoint import randomize
 from erniem_export.cli import main, verify_main
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
-from erniem_export.random_weights import randomize
 from erniem_rt.tokenizer import Tokenizer
 
 Command = Callable[..., tuple[int, str, str]]
@@ -134,7 +134,7 @@ def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Com
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--languages", "en"), "random:tiny has no tokenizer; without one it cannot be told which tokens to keep"),
+        (("--languages", "en"), "random:tiny has no tokenizer; without one, the tokens to keep are unknown"),
         (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes inputs_embeds and has no word embeddings"),
     ],
 )

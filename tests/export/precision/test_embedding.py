@@ -18,8 +18,7 @@ from hypothesis.extra import numpy as hnp
 from erniem_export.errors import ExportError
 from erniem_export.gate.measures import EMBEDDING_THRESHOLDS, THRESHOLDS, measure, thresholds_of
 from erniem_export.onnx_export import write
-from erniem_export.passes.embedding import quantize_rows, store_embedding
-from erniem_export.passes.half import to_half
+from erniem_export.passes.precision import quantize_rows, store_embedding, to_half
 
 TABLE = "embeddings.word_embeddings.weight"
 ROWS, COLUMNS = 211, 32
@@ -45,7 +44,7 @@ def test_the_error_is_at_most_half_a_scale(table: np.ndarray) -> None:
 def test_rows_are_quantized_one_by_one_in_a_table_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.random.default_rng(2).standard_normal((10, 4)).astype(np.float32)
     expected = quantize_rows(table)
-    monkeypatch.setattr("erniem_export.passes.embedding._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("erniem_export.passes.precision._ROWS_AT_ONCE", 3)
     for found, whole in zip(quantize_rows(table), expected, strict=True):
         np.testing.assert_array_equal(found, whole)
 

@@ -18,14 +18,13 @@ from erniem_export.bundle import build_manifest, files_of
 from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import ParityError, PrecisionError
 from erniem_export.gate.cases import build_cases
+from erniem_export.gate.diagnosis import Rounding, sensitive_parts
 from erniem_export.gate.measures import THRESHOLDS, measure, widened
 from erniem_export.gate.parity import judge
-from erniem_export.gate.rounding import Rounding, sensitive_parts
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions, Int8, Precision
-from erniem_export.passes.half import HALF_TYPES
-from erniem_export.passes.targets import optimize_for
-from erniem_export.precision import apply_precision
+from erniem_export.passes.precision import HALF_TYPES, apply_precision
+from erniem_export.pipeline import optimize_for
 from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
 from erniem_rt.manifest import Limits
@@ -222,7 +221,7 @@ def test_int8_that_is_too_far_off_blames_its_calibration(
     message = export_fails(model, "--int8")
     assert "cosine 0.9" in message
     assert "(limit 1.000000)" in message
-    source = "built-in text, 200 lines" if text else "random ids, for want of a tokenizer"
+    source = "built-in text, 200 lines" if text else "random ids without a tokenizer"
     assert f"The static scales of int8 were calibrated on {source}: " in message
     assert "--calibration" in message
     assert ("sentencepiece.bpe.model" in message) is not text

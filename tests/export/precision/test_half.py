@@ -17,8 +17,7 @@ import torch
 from erniem_export.gate.measures import THRESHOLDS, measure
 from erniem_export.heads import CLASSES
 from erniem_export.onnx_export import write
-from erniem_export.passes.half import HALF_TYPES, LARGEST, to_half
-from erniem_export.precision import measure_ranges
+from erniem_export.passes.precision import HALF_TYPES, LARGEST, measure_ranges, to_half
 
 PRECISIONS = sorted(HALF_TYPES)
 LAYERS = 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from erniem_export.precision import measure_ranges
+from erniem_export.passes.precision import measure_ranges
 
 
 def note_largest(found: dict[str, float], name: str, _module: Any, _inputs: Any, output: torch.Tensor) -> None:

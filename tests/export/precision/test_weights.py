@@ -10,11 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from erniem_export.gate.report import Weights
+from erniem_export.gate.measures import Weights
 from erniem_export.gate.weights import compare_weights
 from erniem_export.onnx_export import write
-from erniem_export.passes.embedding import store_embedding
-from erniem_export.passes.half import to_half
+from erniem_export.passes.precision import store_embedding, to_half
 
 TABLE = "embeddings.word_embeddings.weight"
 PRODUCT = "encoder.layers.1.linear1.weight"

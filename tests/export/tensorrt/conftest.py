@@ -17,10 +17,10 @@ from erniem_export.checkpoint import load_checkpoint
 from erniem_export.gate.cases import build_cases
 from erniem_export.onnx_export import write
 from erniem_export.options import PORTABLE, EngineOptions, GraphOptions, Int8, Precision
-from erniem_export.precision import apply_precision
+from erniem_export.passes.precision import apply_precision
 from erniem_export.progress import Terminal
 from erniem_export.quantization.quantize import quantize_for_engine
-from erniem_export.tensorrt.library import load_library
+from erniem_export.tensorrt.builder import load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_rt.manifest import Manifest, Profile
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from erniem_export.tensorrt import library
+from erniem_export.tensorrt import builder
 from erniem_rt.manifest import Manifest
 
 
@@ -146,14 +146,14 @@ def test_none_builds_none_and_says_nothing(rtx, export):
 def test_a_builder_that_was_asked_for_must_be_there(
     without_builders, write_checkpoint, export_fails, monkeypatch, tmp_path, engine
 ):
-    monkeypatch.setattr(library, "gpu_capability", lambda: "8.9")
+    monkeypatch.setattr(builder, "gpu_capability", lambda: "8.9")
     line = export_fails(write_checkpoint(tmp_path / "model"), "--engine", engine)
     assert line.startswith(f"--engine {engine} needs the package {engine}")
     assert f'pip install "erniem-rt[{engine}]"' in line
 
 
 def test_full_tensorrt_without_a_gpu_is_told_so(write_checkpoint, export_fails, monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "gpu_capability", lambda: None)
+    monkeypatch.setattr(builder, "gpu_capability", lambda: None)
     line = export_fails(write_checkpoint(tmp_path / "model"), "--engine", "tensorrt")
     assert line.startswith("--engine tensorrt builds on the GPU that it builds for, and there is none here")
 

@@ -14,10 +14,10 @@ from erniem_export import pipeline
 from erniem_export.errors import EngineBuildError
 from erniem_export.options import HALVES
 from erniem_export.passes.int8 import int8_weights
-from erniem_export.tensorrt import builder, library, plan
-from erniem_export.tensorrt.proof import inspect, prove
+from erniem_export.tensorrt import builder, plan
+from erniem_export.tensorrt.plan import inspect, prove
 from erniem_rt.manifest import Manifest, Profile
-from erniem_rt.signals import Terminated
+from erniem_rt.processes import Terminated
 
 VERSIONS = ("10.4.0", "11.4.0.106")
 RUNS = [(version, precision) for version in VERSIONS for precision in ("fp32", "fp16", "bf16")]
@@ -25,7 +25,7 @@ RUNS = [(version, precision) for version in VERSIONS for precision in ("fp32", "
 
 @pytest.fixture
 def gpu(monkeypatch):
-    for module in (library, plan):
+    for module in (builder, plan):
         monkeypatch.setattr(module, "gpu_capability", lambda: "8.0")
 
 
@@ -224,7 +224,7 @@ def test_a_library_that_makes_no_builder_says_why(tensorrt, build, tmp_path):
     assert result.code == 1
     line = result.err.splitlines()[-1]
     assert line.startswith(
-        "error: TensorRT 11.4.0.106 makes no builder here: CUDA initialization failure with error: 35"
+        "error: TensorRT 11.4.0.106 cannot create a builder here: CUDA initialization failure with error: 35"
     )
     assert not (tmp_path / "out").exists()
 
@@ -296,7 +296,7 @@ def test_an_engine_of_another_precision_is_refused(tensorrt, build, tmp_path):
 
 def test_an_engine_without_int8_is_refused_where_products_were_to_be_int8(tensorrt, fake):
     module = tensorrt(VERSIONS[1])
-    found = library.load_library("tensorrt")
+    found = builder.load_library("tensorrt")
     precision = {"weights": "int8", "products": "fp16"}
     expected = r"asked for int8, but no layer of the engine \(1\) has a tensor in INT8"
     with pytest.raises(EngineBuildError, match=expected):

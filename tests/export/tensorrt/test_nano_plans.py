@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from erniem_export.tensorrt.library import load_library
+from erniem_export.tensorrt.builder import load_library
 from erniem_rt.manifest import HEADS, hash_file
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"

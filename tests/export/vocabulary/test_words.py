@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import regex
 
+from erniem_export import languages
 from erniem_export.checkpoint import Checkpoint
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
+from erniem_export.languages import LANGUAGES, rule_for, texts_of, why_alphabet
 from erniem_export.options import Keep
-from erniem_export.vocabulary import languages
-from erniem_export.vocabulary.languages import LANGUAGES, rule_for, texts_of, why_alphabet
-from erniem_export.vocabulary.pruning import prune
-from erniem_export.vocabulary.selection import select
+from erniem_export.vocabulary import prune, select
 from erniem_rt.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints" / "base"

@@ -21,7 +21,7 @@ from erniem_rt import cli
 from erniem_rt.cli import _chunks as chunks
 from erniem_rt.cli import _replaced as replaced
 from erniem_rt.cli import main
-from erniem_rt.signals import stopped_by_signals
+from erniem_rt.processes import stopped_by_signals
 
 LABELS = ("good", "bad")
 

@@ -251,7 +251,8 @@ def test_columns_of_different_lengths_are_refused(make_text_artifact):
     with pipeline(make_text_artifact("qa").path) as qa, pytest.raises(InvalidInputError) as caught:
         qa({"question": ["Who?", "Where?"], "context": ["Rome"]})
     assert str(caught.value) == (
-        "question-answering needs columns with a row per input, as many in each; their rows: 'question' 2, 'context' 1."
+        "question-answering needs columns of the same length, a row per input; "
+        "their lengths: 'question' 2, 'context' 1."
     )
 
 

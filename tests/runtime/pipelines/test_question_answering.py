@@ -188,7 +188,7 @@ def test_from_an_exported_folder(make_text_artifact):
         ({"question": "", "context": "x"}, "question is empty"),
         ({"question": "Who?", "context": " \n\u3000"}, "context is empty"),
         ({"question": 3, "context": "x"}, "question must be str, got int"),
-        ({"question": ["Who?"], "context": "x"}, "columns with a row per input, as many in each; .*'context' one str"),
+        ({"question": ["Who?"], "context": "x"}, "columns of the same length, .*'context' a single str"),
         ({"question": "Who?", "context": "\u200b"}, "context has no tokens left after normalization"),
         ({"question": "\u200b", "context": "x"}, "question has no tokens left after normalization"),
         ({"question": "Who?", "contxt": "x"}, "'contxt' is not known; expected question and context."),

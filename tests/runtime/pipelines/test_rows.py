@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from erniem_rt import InvalidInputError, Tokenizer
 from erniem_rt.batching import run_rows
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
-from erniem_rt.pipelines.rows import best_parts, encode_rows, windows
+from erniem_rt.pipelines.inputs import best_parts, encode_rows, windows
 from erniem_rt.pipelines.text_classification import TextClassificationPipeline
 from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.pipelines.rows import shared_tokens
+from erniem_rt.pipelines.inputs import shared_tokens
 from erniem_rt.pipelines.uie import (
     EncodedText,
     Node,
@@ -140,9 +140,9 @@ def nested(levels: int) -> Any:
         (["Person", None], r"schema\[1\] must be a name or a dict, got NoneType"),
         ({"Company": [5]}, r"schema\['Company'\]\[0\] must be a name or a dict, got int"),
         ([{"Company": 5}], r"schema\[0\]\['Company'\] must be a name, a list or a dict, got int"),
-        ({1: "x"}, r"schema\[1\] has the name 1: expected str"),
-        ("", "schema has the name '': expected str with something"),
-        (["Person", " "], r"schema\[1\] has the name ' ': expected str with something"),
+        ({1: "x"}, r"schema\[1\] has the name 1: expected a non-empty str"),
+        ("", "schema has the name '': expected a non-empty str"),
+        (["Person", " "], r"schema\[1\] has the name ' ': expected a non-empty str"),
         (["Person", {"Person": "Age"}], "schema has the name 'Person' twice"),
         ({"Company": ["Founder", "Founder"]}, r"schema\['Company'\] has the name 'Founder' twice"),
         ("Sentiment[]", r"'Sentiment\[\]': expected options"),
@@ -151,7 +151,7 @@ def nested(levels: int) -> Any:
         ("[good,bad]", "expected text before the options"),
         ("Sentiment[good;bad]", r"'Sentiment\[good;bad\]': write options with commas between them"),
         (["情感[正向；负向]"], r"schema\[0\] has the name '情感\[正向；负向\]': write options with commas"),
-        ("Sentiment[good|bad]", "what is no option in round brackets"),
+        ("Sentiment[good|bad]", "anything else in round brackets"),
         ("Sentiment[good｜bad/odd]", "write options with commas"),
         ("الشعور[إيجابي؛ سلبي]", "write options with commas"),
         (cyclic_list(), r"schema\[1\]\['Company'\] holds itself: a schema cannot be cyclic"),

@@ -327,7 +327,7 @@ def test_other_files_are_checked_as_ever(machine, plan, verify):
         (4, EngineUnavailableError, "needs a newer NVIDIA driver"),
         (8, EngineUnavailableError, "needs a newer CUDA runtime"),
         (16, OutOfMemoryError, "needs more memory than the GPU has"),
-        (32, ArtifactError, "is no plan or is damaged"),
+        (32, ArtifactError, "is not a plan or is damaged"),
         (64, EngineError, "could not be checked, because CUDA failed"),
         (1 << 20, ArtifactError, "is not valid"),
     ],
@@ -439,5 +439,5 @@ def test_a_library_that_makes_no_runtime_says_why(machine, plan):
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     machine.trt.Runtime = refuse
-    said = "makes no runtime here: CUDA initialization failure with error: 35. Check nvidia-smi and update the driver."
-    assert refused(plan, EngineError) == f"tensorrt {machine.trt.__version__} {said}"
+    said = "CUDA initialization failure with error: 35. Check nvidia-smi and update the driver."
+    assert refused(plan, EngineError) == f"tensorrt {machine.trt.__version__} cannot create a runtime here: {said}"

@@ -91,14 +91,6 @@ def test_profiles_have_the_axes_of_the_head(make_artifact):
     assert "key 'plan.profiles[0].min' must be a list of 3 positive integers, got [1, 1]" in refused(artifact)
 
 
-@pytest.mark.parametrize(
-    ("shape", "fits"),
-    [((2, 4), True), ((4, 16), True), ((2, 8), True), ((1, 8), False), ((2, 17), False), ((2,), False)],
-)
-def test_which_shapes_a_profile_holds(shape, fits):
-    assert Profile((2, 4), (2, 8), (4, 16)).holds(shape) is fits
-
-
 @pytest.mark.parametrize("key", PLAN)
 def test_every_key_is_needed(planned, key):
     planned.edit(lambda m: m["plan"].pop(key))

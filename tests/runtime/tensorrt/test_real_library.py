@@ -75,7 +75,7 @@ def test_the_exact_version_is_asked_for(plan):
 @pytest.mark.parametrize("change", [lambda plan: b"x" * len(plan), lambda plan: b"", lambda plan: plan[64:]])
 def test_damaged_headers_are_seen_by_the_real_library(engine, tmp_path, change):
     content = np.frombuffer(change(engine), np.uint8)
-    with pytest.raises(ArtifactError, match="is no plan or is damaged, says tensorrt_rtx"):
+    with pytest.raises(ArtifactError, match="is not a plan or is damaged, says tensorrt_rtx"):
         check_header(tmp_path / "qa.plan", trt, trt.Runtime(logger_of(trt)), content)
 
 
@@ -99,7 +99,7 @@ def test_the_log_holds_the_reason(engine):
 TOGETHER = """
 import numpy as np, tensorrt_rtx as trt
 from erniem_export.tensorrt.builder import make_builder
-from erniem_export.tensorrt.library import load_library
+from erniem_export.tensorrt.builder import load_library
 from erniem_rt.engines.tensorrt_plan import logger_of, reason
 
 library = load_library("tensorrt-rtx")

@@ -1,4 +1,7 @@
-"""Removes tokens from a checkpoint's vocabulary, and writes the tokenizer's files to match.
+"""Drops tokens: selects those of languages or of a text, and cuts embeddings and the tokenizer's files to match.
+
+Scripts do not separate languages such as Indonesian, Swahili and English. So if a list of a language's words is
+installed, the tokens of these words are kept, otherwise all tokens in its alphabet.
 
 ``vocab.txt`` defines the ids: a token's line is its new id. The sentencepiece model loses the pieces of removed tokens,
 so it cuts text that needs them into smaller pieces instead of unknown tokens. A text whose best segmentation uses no
@@ -9,28 +12,148 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import string
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import regex
 import torch
 from torch import nn
 
 from erniem_export.errors import CheckpointError
+from erniem_export.languages import ALPHABET, LANGUAGES, WORDS, rule_for, texts_of, why_alphabet
 from erniem_export.options import Keep
-from erniem_export.sentencepiece_model import parse, with_pieces
 from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, tokenizer_files
-from erniem_export.vocabulary.languages import ALPHABET, WORDS, rule_for, why_alphabet
-from erniem_export.vocabulary.selection import select
+from erniem_export.tokenizer import parse, with_pieces
+from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.pieces import split_piece
 from erniem_rt.tokenizer.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from erniem_export.checkpoint import Checkpoint
 
-__all__ = ["Vocabulary", "original_ids", "pieces_at_the_ends", "prune", "prune_like", "write_part"]
+__all__ = ["Vocabulary", "original_ids", "pieces_at_the_ends", "prune", "prune_like", "select", "write_part"]
+
+_WORD_START = "▁"
+_LATIN = "Latin"
+# Digits, punctuation, symbols, emoji and combining marks belong to no language.
+_SHARED = (r"\p{Script=Common}", r"\p{Script=Inherited}")
+# Capitals inside a word, as in McDonald and MHz, which word lists lack.
+_INNER_CAPITAL = regex.compile(r"\p{Lowercase_Letter}\p{Uppercase_Letter}")
+
+
+def select(tokenizer: Tokenizer, keep: Keep) -> set[int]:
+    """Return the ids to keep, always including special and added tokens.
+
+    For a language, by its rule (:func:`rule_for`): the tokens of its words, or all tokens in its script, for Latin
+    script in its alphabet. For a text: its tokens. For both: every single character of the scripts, so that any word
+    can still be spelled.
+
+    Raises:
+        InvalidInputError: A language is unknown; the text cannot be read, is empty, or has no known token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    ids = _special_ids(tokenizer, vocabulary)
+    scripts: set[str] = set()
+    if keep.text is not None:
+        used = _ids_of_text(tokenizer, keep.text)
+        if used <= ids:
+            raise InvalidInputError(f"{keep.text} holds no token of the vocabulary: is it text in your languages?")
+        ids |= used
+        scripts |= _scripts_of(token for token, index in vocabulary.items() if index in used)
+    if keep.languages:
+        ids |= _ids_of_languages(tokenizer, vocabulary, keep.languages)
+        scripts |= {script for code in keep.languages for script in LANGUAGES[code].scripts}
+    is_shared = regex.compile(f"[{''.join(map(_script, scripts))}{''.join(_SHARED)}{string.ascii_letters}]").fullmatch
+    ids |= {index for token, index in vocabulary.items() if is_shared(token.removeprefix(_WORD_START) or token)}
+    return ids
+
+
+def _special_ids(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> set[int]:
+    settings = tokenizer.settings
+    special = {vocabulary[token.content] for token in settings.all_special_tokens}
+    return special | set(settings.added_tokens)
+
+
+def _ids_of_languages(tokenizer: Tokenizer, vocabulary: dict[str, int], codes: Sequence[str]) -> set[int]:
+    unknown = [code for code in codes if code not in LANGUAGES]
+    if unknown:
+        raise InvalidInputError(f"language {unknown[0]!r} is not known; expected codes among {', '.join(LANGUAGES)}")
+    rules = {code: rule_for(code) for code in codes}
+    fits = [_spells([code for code in codes if rules[code] == ALPHABET])]
+    used: set[int] = set()
+    for code in (code for code in codes if rules[code] == WORDS):
+        written = _written(LANGUAGES[code].scripts)
+        words = {int(index) for texts in texts_of(code) for index in np.unique(tokenizer.batch(texts).input_ids)}
+        used |= {index for token, index in vocabulary.items() if index in words and written(token)}
+        fits.append(_spelled_as_no_list_has_it(code))
+    return used | {index for token, index in vocabulary.items() if any(fit(token) for fit in fits)}
+
+
+def _spelled_as_no_list_has_it(code: str) -> Callable[[str], bool]:
+    """Return a predicate for a language's tokens that word lists lack.
+
+    The lists fold ß to ss and upper to lower case, and have neither numbers nor punctuation.
+    """
+    spells, shared = _spells([code]), _written(())
+    folded = {letter for letter in LANGUAGES[code].letters if letter.casefold() != letter}
+
+    def fits(token: str) -> bool:
+        return shared(token) or (bool(folded & set(token) or _INNER_CAPITAL.search(token)) and spells(token))
+
+    return fits
+
+
+def _spells(codes: Sequence[str]) -> Callable[[str], bool]:
+    """Return a predicate for tokens in the alphabet of one of the languages."""
+    languages = [LANGUAGES[code] for code in codes]
+    letters = set(string.ascii_lowercase).union(*(language.letters for language in languages))
+    written = _written({script for language in languages for script in language.scripts})
+    latin = regex.compile(_script(_LATIN))
+
+    def fits(token: str) -> bool:
+        return written(token) and all(set(char.lower()) & letters for char in latin.findall(token))
+
+    return fits
+
+
+def _written(scripts: Iterable[str]) -> Callable[[str], bool]:
+    """Return a predicate for tokens of only these scripts and characters that belong to no language."""
+    allowed = regex.compile(f"[{''.join(map(_script, sorted(scripts)))}{''.join(_SHARED)}]+")
+    return lambda token: allowed.fullmatch(token) is not None
+
+
+def _script(name: str) -> str:
+    return rf"\p{{Script={name}}}"
+
+
+def _scripts_of(tokens: Iterable[str]) -> set[str]:
+    characters = "".join(set("".join(tokens)))
+    known = {script for language in LANGUAGES.values() for script in language.scripts}
+    return {script for script in known if regex.search(_script(script), characters)}
+
+
+def _ids_of_text(tokenizer: Tokenizer, path: Path) -> set[int]:
+    ids: set[int] = set()
+    for line in _lines(path):
+        ids.update(tokenizer(line).input_ids)
+    if not ids:
+        raise InvalidInputError(f"{path} is empty; expected text in the languages to keep")
+    return ids
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from (line.strip() for line in file if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidInputError(f"the text to keep tokens of, {path}, cannot be read: {reason}") from error
+
 
 _MODEL, _VOCABULARY, _CONFIG, _, _ADDED = TOKENIZER_FILES
 
@@ -81,9 +204,7 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
     """
     source = checkpoint.tokenizer_dir
     if source is None:
-        raise CheckpointError(
-            f"{checkpoint.source} has no tokenizer; without one it cannot be told which tokens to keep"
-        )
+        raise CheckpointError(f"{checkpoint.source} has no tokenizer; without one, the tokens to keep are unknown")
     _require_single_ids(checkpoint)
     if not (source / _MODEL).is_file():
         raise CheckpointError(
@@ -96,7 +217,7 @@ def prune(checkpoint: Checkpoint, keep: Keep, folder: Path) -> tuple[Checkpoint,
     wanted |= {tokens[token] for token in pieces_at_the_ends(source) if token in tokens}
     kept = sorted(wanted)
     if kept[-1] >= size or checkpoint.config.pad_token_id not in tokens.values():
-        raise CheckpointError(f"{source} has a tokenizer of {len(tokenizer)} tokens, and its model knows {size}")
+        raise CheckpointError(f"{source} has a tokenizer of {len(tokenizer)} tokens, and its model has {size}")
     write_part(source, kept, folder)
     vocabulary = Vocabulary(len(kept), size, {code: rule_for(code) for code in keep.languages})
     return dataclasses.replace(_with_rows(checkpoint, kept), tokenizer_dir=folder), vocabulary
@@ -163,7 +284,7 @@ def write_part(source: Path, kept: Sequence[int], target: Path) -> None:
             _renumber(target / name, new_ids)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{source / name} numbers added tokens otherwise than the tokenizer's other files: save it again"
+                f"{source / name} numbers added tokens differently from the tokenizer's other files: save it again"
             ) from error
     if original_ids(source, target) != list(kept):
         raise CheckpointError(f"{source} has a tokenizer whose ids have gaps that a part of its vocabulary cannot keep")
@@ -179,7 +300,7 @@ def original_ids(source: Path, part: Path) -> list[int]:
     found = {index: whole.get(token) for token, index in tokens.items()}
     ids = [index for new in range(len(found)) if (index := found.get(new)) is not None]
     if len(ids) != len(found):
-        raise CheckpointError(f"the vocabulary in {part} is no part of the one in {source}")
+        raise CheckpointError(f"the vocabulary in {part} is not a part of the one in {source}")
     return ids
 
 
