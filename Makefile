@@ -56,11 +56,12 @@ test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime
 	done
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
 
-test-serving: $(DEV) $(SERVING) $(TRITON) ## Run `erniem-rt serve`, and `erniem-rt triton` on its server, with artifacts exported here
+test-serving: $(DEV) $(SERVING) $(TRITON) ## Run `erniem-rt serve`, `erniem_rt.ray` and `erniem-rt triton` on their servers, with artifacts exported here
 	for head in qa cls ner ie mc base; do \
 		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/serving/$$head || exit 1; \
 	done
 	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py $(ARGS)
+	ERNIEM_SERVING=ray ERNIEM_NANO=out/serving .venv-serving/bin/pytest tests/serving/test_ray.py $(ARGS)
 	ERNIEM_SERVING=triton ERNIEM_NANO=out/serving .venv-triton/bin/pytest tests/serving/test_triton.py $(ARGS)
 
 # What there is of transformers in an export: its configurations, its model class and its activations. Once a graph is
@@ -122,7 +123,7 @@ bench-quick: $(BENCH) ## Measure the main engines on a smaller model, in under t
 bench-xlm-roberta: $(BENCH) ## Compare an XLM-R model with sentence-transformers; ARGS="--prepare-only" exports alone (slow)
 	.venv-bench/bin/python -m benchmarks.xlm_roberta $(ARGS)
 
-bench-serving: $(SERVING) ## Measure the batcher and `erniem-rt serve`; ARGS="--artifact DIR --tokenizer DIR"
+bench-serving: $(SERVING) ## Measure the batcher, `erniem-rt serve` and Ray; ARGS="--artifact DIR --tokenizer DIR"
 	.venv-serving/bin/python -m benchmarks.serving $(ARGS)
 
 test-gpu: ## Run the parity gate of heads, precisions and engines on an NVIDIA GPU, for at most 8 minutes

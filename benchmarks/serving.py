@@ -1,4 +1,4 @@
-"""Measure ``Batcher`` and ``erniem-rt serve``: requests a second and latencies, as ratios within interleaved rounds.
+"""Measure ``Batcher``, ``erniem-rt serve`` and Ray: requests a second and latencies, in interleaved rounds.
 
 ``python -m benchmarks.serving --artifact DIR`` takes any artifact of a task on single texts. An artifact without a
 tokenizer beside it (random weights) needs ``--tokenizer DIR``. ``--transformers CHECKPOINT`` adds a server with
@@ -32,9 +32,13 @@ from typing import Any
 import erniem_rt
 from benchmarks.documents import ROOT
 from benchmarks.texts import real_texts
+from erniem_rt.ray import Predictor, application
 
 MEAN_TOKENS, SIGMA = 32, 0.6
 CLIENTS = 32
+ACTORS = 2
+# Rows in a block of Ray's dataset: as many as a pipeline takes of a list at a time.
+BLOCK = 128
 # Bars for base size in int8 on two cores: the smallest ratio that passes, or for "p95" the largest.
 BARS = {
     "Batcher, 32 clients : one by one": 1.75,
@@ -42,6 +46,7 @@ BARS = {
     "open loop, p95 at 80 % : direct calls, p95 at 50 %": 2.0,
     "serve, 32 clients : KServe without the queue": 1.45,
     "serve, 32 clients : KServe with transformers' pipeline": 4.0,
+    "Ray Data, 2 actors : plain process with a list": 0.95,
 }
 
 
@@ -72,7 +77,8 @@ def main() -> int:
 
 def with_tokenizer(arguments: argparse.Namespace, folder: Path) -> Path:
     """Return the artifact's folder, or a copy with the tokenizer's files, hard-linked where possible."""
-    source = arguments.artifact if arguments.artifact.is_dir() else arguments.artifact.parent
+    artifact = arguments.artifact.resolve()  # servers and workers have other working directories
+    source = artifact if artifact.is_dir() else artifact.parent
     if arguments.tokenizer is None:
         return source
     folder.mkdir()
@@ -105,7 +111,6 @@ def cut(tokenizer: Any, text: str, tokens: int) -> str:
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Return the figures by name, one per round."""
-    figures: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         pipeline = stack.enter_context(erniem_rt.pipeline(arguments.artifact, engine=arguments.engine))
         batcher = stack.enter_context(erniem_rt.Batcher(pipeline))
@@ -128,14 +133,33 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
                 rates[f"{server}, {clients} clients"] = lambda port=port, clients=clients: closed_loop(  # type: ignore[misc]
                     Client(port, name), texts, clients
                 )
-        for round_ in range(arguments.rounds + 1):  # the first one warms up
+
+        def all_rates() -> dict[str, float]:
             found = {key: work() for key, work in rates.items()}
             found["direct, p95 at 50 %"] = open_loop(one_at_a_time(pipeline), texts, 0.5 * found["direct, one by one"])
             found["Batcher, p95 at 80 %"] = open_loop(batcher.submit, texts, 0.8 * found["Batcher, 32 clients"])
-            if round_:
-                for key, value in found.items():
-                    figures.setdefault(key, []).append(value)
-            print(f"round {round_} of {arguments.rounds}", file=sys.stderr)
+            return found
+
+        figures = in_rounds(arguments.rounds, all_rates)
+    if arguments.no_servers:
+        return figures
+    # Afterwards, since a cluster takes some CPU time even without requests.
+    with (
+        erniem_rt.pipeline(arguments.artifact, engine=arguments.engine) as pipeline,
+        on_ray(arguments, pipeline, texts) as rates,
+    ):
+        return figures | in_rounds(arguments.rounds, lambda: {key: work() for key, work in rates.items()})
+
+
+def in_rounds(rounds: int, measured: Callable[[], dict[str, float]]) -> dict[str, list[float]]:
+    """Return the figures of each round; an additional first one warms up."""
+    figures: dict[str, list[float]] = {}
+    for round_ in range(rounds + 1):
+        found = measured()
+        if round_:
+            for key, value in found.items():
+                figures.setdefault(key, []).append(value)
+        print(f"round {round_} of {rounds}", file=sys.stderr)
     return figures
 
 
@@ -213,8 +237,76 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     port = free_port()
     command += ["--engine", arguments.engine, "--port", str(port)]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)") as found:
+    with process(command, r"ready at (\d+)\.") as found:
         yield found
+
+
+@contextlib.contextmanager
+def on_ray(arguments: argparse.Namespace, pipeline: Any, texts: list[str]) -> Iterator[dict[str, Callable[[], float]]]:
+    """Yield what measures Ray Serve and Ray Data on a local cluster, and a plain process beside them."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve
+
+    # Ray only counts CPUs; Serve and Data take turns, and reading takes one.
+    cpus = pipeline.session.threads
+    ray.init(num_cpus=cpus + ACTORS + 1, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        port, name = free_port(), arguments.artifact.name
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        replica = {"ray_actor_options": {"num_cpus": cpus}}
+        serve.run(application(arguments.artifact, deployment=replica, engine=arguments.engine))
+        many = texts * math.ceil(12 * BLOCK / len(texts))
+        yield {
+            "Ray Serve, 1 clients": lambda: closed_loop(Client(port, name), texts, 1),
+            "Ray Serve, 32 clients": lambda: closed_loop(Client(port, name), texts, CLIENTS),
+            "plain process with a list": lambda: list_at_once(pipeline, many),
+            f"Ray Data, {ACTORS} actors": lambda: ray_data(arguments, many),
+        }
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def list_at_once(pipeline: Any, texts: list[str]) -> float:
+    """Return the texts per second of one call."""
+    start = time.perf_counter()
+    pipeline(texts)
+    return len(texts) / (time.perf_counter() - start)
+
+
+class Timed(Predictor):
+    """Returns the rows of a batch, its times, and the process that answered it."""
+
+    def __call__(self, batch: Any) -> Any:
+        begin = time.monotonic()
+        rows = len(super().__call__(batch)["error"])
+        return {"process": [os.getpid()], "rows": [rows], "begin": [begin], "end": [time.monotonic()]}
+
+
+def ray_data(arguments: argparse.Namespace, texts: list[str]) -> float:
+    """Return the texts per second of Ray Data's actors, from when all run until one has nothing left."""
+    import ray
+
+    data = ray.data.from_items([{"text": text} for text in texts], override_num_blocks=math.ceil(len(texts) / BLOCK))
+    batches = data.map_batches(
+        Timed,
+        fn_constructor_kwargs={"model": str(arguments.artifact), "engine": arguments.engine},
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=ACTORS),
+    ).take_all()
+    by_process: dict[int, list[Any]] = {}
+    for batch in batches:
+        by_process.setdefault(batch["process"], []).append(batch)
+    if len(by_process) < ACTORS:
+        raise RuntimeError(f"Ray Data gave all blocks to {len(by_process)} of {ACTORS} actors: pass more --requests.")
+    start = max(min(batch["begin"] for batch in own) for own in by_process.values())
+    end = min(max(batch["end"] for batch in own) for own in by_process.values())
+    rows = sum(
+        batch["rows"] * max(min(batch["end"], end) - max(batch["begin"], start), 0) / (batch["end"] - batch["begin"])
+        for batch in batches
+    )
+    return float(rows / (end - start))
 
 
 def free_port() -> int:
@@ -282,7 +374,7 @@ def say_when_ready(port: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port)
             connection.request("GET", "/v2/health/ready")
             if connection.getresponse().status == 200:
-                print(f"ready at {port}", file=sys.stderr, flush=True)
+                print(f"ready at {port}.", file=sys.stderr, flush=True)
                 return
         time.sleep(0.1)
 
@@ -296,6 +388,7 @@ def report(figures: dict[str, list[float]]) -> None:
         "open loop, p95 at 80 % : direct calls, p95 at 50 %": ("Batcher, p95 at 80 %", "direct, p95 at 50 %"),
         "serve, 32 clients : KServe without the queue": ("serve, 32 clients", "KServe, 32 clients"),
         "serve, 32 clients : KServe with transformers' pipeline": ("serve, 32 clients", "transformers, 32 clients"),
+        "Ray Data, 2 actors : plain process with a list": ("Ray Data, 2 actors", "plain process with a list"),
     }
     print()
     for name, (one, other) in pairs.items():

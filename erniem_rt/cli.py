@@ -32,6 +32,8 @@ __all__ = ["main", "run"]
 # Number of batches of lines that are read, sorted by length and answered together.
 _BATCHES_PER_CHUNK = 4
 _BLOCK = 1 << 20
+# Arguments with paths and names, of all commands.
+_PATHS = ("artifact", "models", "input", "output", "task", "cache", "repository", "name", "site_packages")
 
 
 def run() -> int:
@@ -41,11 +43,13 @@ def run() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer lines. Return 0, or 1 after an error of the artifact or of a line; exit with 2 on wrong usage."""
+    """Answer lines. Return 0, 1 after an error of the artifact or of a line, or 130 after Ctrl-C; exit with 2 on wrong
+    usage.
+    """
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in ("serve", "triton"):
         return _other_command(words[0], words[1:])
-    arguments = _make_parser().parse_args(words)
+    arguments = _arguments(_make_parser(), words)
     try:
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
@@ -62,7 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except KeyboardInterrupt:
         _say("error: interrupted")
-        return 1
+        return 130
+
+
+def _arguments(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Return the arguments; refuse paths and names of nothing, as of a shell's variable that is not set."""
+    arguments = parser.parse_args(words)
+    for name in _PATHS:
+        given = getattr(arguments, name, None)
+        if any(isinstance(one, str) and not one.strip() for one in (given if isinstance(given, list) else [given])):
+            shown = name if name in ("artifact", "models") else _flag(name)
+            parser.error(f"{shown} is empty: expected a path or a name")
+    return arguments
 
 
 def _other_command(name: str, words: list[str]) -> int:
@@ -78,7 +93,7 @@ def _other_command(name: str, words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"erniem-rt {name}", description=told[name])
     (serve if name == "serve" else triton).add_arguments(parser)
     try:
-        return command(parser.parse_args(words), lambda line: _print_error(f"{line}\n"))
+        return command(_arguments(parser, words), lambda line: _print_error(f"{line}\n"))
     except (ErnieMError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")
         return 1
@@ -86,7 +101,7 @@ def _other_command(name: str, words: list[str]) -> int:
         raise
     except KeyboardInterrupt:
         _say("error: interrupted")
-        return 1
+        return 130
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:

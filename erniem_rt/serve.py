@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     Tensor = tuple[str, str, NDArray[Any]]
 
 __all__ = [
+    "BATCHER_OPTIONS",
     "LISTS",
+    "MOST_ITEMS",
     "Served",
     "add_arguments",
     "hidden_size",
@@ -58,8 +60,8 @@ _NOT_FOR_CLIENTS = {field.name for field in fields(Options)} - {"errors"} | {"do
 # The protocol's own parameters.
 _OF_THE_PROTOCOL = ("binary_data_output",)
 _SESSION_OPTIONS = ("engine", "precision", "device", "threads", "spinning", "shrink_memory", "cache")
-_BATCHER_OPTIONS = ("workers", "max_batch", "max_queue", "max_items", "max_characters")
-_MOST_ITEMS = 256
+BATCHER_OPTIONS = ("workers", "max_batch", "max_queue", "max_items", "max_characters")
+MOST_ITEMS = 256
 # Seconds that a stopping server has after --timeout, to close connections and models.
 _CLOSING = 2
 
@@ -292,7 +294,7 @@ def serve(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     for name in ("timeout", "max_body", "max_queue"):
         require_count(name, getattr(arguments, name))
     if arguments.max_items is None:
-        arguments.max_items = min(_MOST_ITEMS, arguments.max_queue)
+        arguments.max_items = min(MOST_ITEMS, arguments.max_queue)
     named = _named(arguments.models)
     options = _options_by_name(arguments.options, named)
     with contextlib.ExitStack() as stack:
@@ -374,7 +376,7 @@ def _opened(
     task = given.pop("task", None)
     pipeline = make_pipeline(task, path, **session, **given)
     try:
-        batcher = Batcher(pipeline, **{option: getattr(arguments, option) for option in _BATCHER_OPTIONS})
+        batcher = Batcher(pipeline, **{option: getattr(arguments, option) for option in BATCHER_OPTIONS})
         try:
             yield Served(name, batcher)
         finally:

@@ -171,8 +171,8 @@ def _loaded(content: bytes, path: Path | str) -> sentencepiece.SentencePieceProc
     processor = _new_processor()
     try:
         loaded = processor.LoadFromSerializedProto(content)
-    except RuntimeError as error:
-        raise ArtifactError(f"{path} is not a readable sentencepiece model: {error}") from error
+    except RuntimeError as error:  # its text names lines of sentencepiece's source
+        raise ArtifactError(f"{path} is not a sentencepiece model, or it is damaged: fetch it again.") from error
     if not loaded or processor.get_piece_size() == 0:
         raise ArtifactError(f"{path} is not a sentencepiece model: it holds no pieces.")
     if processor.is_byte(processor.piece_to_id("<0x00>")) or processor.normalize("a").endswith(WORD_START):

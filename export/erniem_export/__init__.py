@@ -167,13 +167,14 @@ def convert(
     text: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Conversion:
-    """Write an ErnieM checkpoint as one of XLM-R, or the other way round: the same weights under other names.
+    """Write an ErnieM checkpoint as one of XLM-R, or the other way round, or one of PaddleNLP as one of PyTorch
+    (``to="ernie-m"``): the same weights under other names.
 
     Args:
         model: Folder of a checkpoint, or hub id.
         output: Folder that receives weights, config and the tokenizer's files; all of it or nothing.
         to: ``xlm-roberta`` or ``ernie-m``.
-        head: ``base``, ``cls``, ``ner``, ``qa``; ``auto`` reads it from the checkpoint.
+        head: One of the six; XLM-R has no ``mc`` and ``ie``. ``auto`` reads it from the checkpoint.
         text: File of texts (UTF-8, one a line): count for how many the two tokenizers give other ids.
         quiet: As for :func:`export`.
 

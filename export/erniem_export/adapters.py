@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erniem_export.config_file import HEAD_OF_CLASS
+from erniem_export.config_file import HEAD_OF_CLASS, are_unnamed, name_labels, read_config
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
 from erniem_export.sentence_folder import read_sentence_folder
@@ -25,13 +26,15 @@ from erniem_export.sources import (
     find_folder,
     holds_weights,
     is_adapter,
+    what_is_there,
 )
-from erniem_export.weights import Shapes, read_shapes
+from erniem_export.weights import Shapes, check_floats, read_shapes, read_tensors
 from erniem_rt.manifest import HEADS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from erniem_export.configuration import ErnieMConfig
     from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["Adapter", "find_adapter", "merge"]
@@ -58,14 +61,17 @@ _WHOLE = re.compile(
 _IN_MODULES = re.compile(r"\.(?:modules_to_save\.)?default(?=\.|$)")
 # The rounding error that merging may cause, relative to the largest output.
 _ROUNDING = 1e-3
+# What gives the labels names.
+_TO_NAME = f"save the trained model's {CONFIG_FILE}, with its id2label, beside the adapter to name them"
 
 
 @dataclass(frozen=True)
 class Adapter:
     """An adapter: its folder, peft's name of its type, and the head that it was trained with, if its file has it.
 
-    ``base`` is the folder of its base model, ``base_name`` that model's name. ``whole`` maps PyTorch's names of the
-    parameters that the adapter replaces to their names in ``file``; ``shapes`` has their shapes.
+    ``base`` is the folder of its base model, ``base_name`` that model's name; ``notes`` are for the user. ``whole``
+    maps PyTorch's names of the parameters that the adapter replaces to their names in ``file``; ``shapes`` has their
+    shapes.
     """
 
     folder: Path
@@ -74,6 +80,7 @@ class Adapter:
     base: Path
     base_name: str
     file: Path
+    notes: tuple[str, ...] = ()
     whole: dict[str, str] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
 
@@ -82,15 +89,35 @@ class Adapter:
         """The folder of the merged model's config: the adapter's if it has one, otherwise the base's."""
         return self.folder if (self.folder / CONFIG_FILE).is_file() else self.base
 
-    def values(self, head: str, labels: int) -> dict[str, Any]:
-        """Return the changes to the config of a base with so many ``labels``; a value of None removes its key."""
+    def values(self, head: str, config: ErnieMConfig, said: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Return the changes to ``config``, which ``said`` describes, and a note on the labels' names, or None.
+
+        A value of None removes its key.
+        """
         given: dict[str, Any] = {"architectures": [CLASSES[head].__name__]}
-        count = self.shapes.get("classifier.weight", (labels,))[0] if head in LABELLED else labels
-        count = 2 if head == "qa" else count
-        if count != labels:
-            given |= {"num_labels": count, "num_classes": None, "id2label": None, "label2id": None}
         words = next((shape for name, shape in self.shapes.items() if name.endswith("word_embeddings.weight")), None)
-        return given | ({} if words is None else {"vocab_size": words[0]})
+        given |= {} if words is None else {"vocab_size": words[0]}
+        if head not in LABELLED:
+            count = 2 if head == "qa" else config.num_labels
+            return given | ({} if count == config.num_labels else _labels(count)), None
+        count = self.shapes.get("classifier.weight", (config.num_labels,))[0]
+        labels, note = self._names(count, config, said)
+        return given | labels, note
+
+    def _names(self, count: int, config: ErnieMConfig, said: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Return the names of ``count`` labels, where they are not those of ``config``, and what to say about them."""
+        has_own = (self.folder / CONFIG_FILE).is_file()
+        where = f"{CONFIG_FILE} beside the adapter" if has_own else f"{CONFIG_FILE} of {self.base_name}"
+        if count == config.num_labels:
+            named = not (are_unnamed(config.id2label.values()) and are_unnamed(said.get("label2id") or ()))
+            if has_own or named or not self.brings("classifier"):
+                return {}, None
+            return {}, f"{where} names no labels, so they are {_unnamed(count)}: {_TO_NAME}"
+        differs = f"the adapter's classifier has {count} labels, and {where} {config.num_labels}"
+        if has_own and (names := _names_of(self.base, count)):
+            listed = ", ".join(names)
+            return _labels(count, names), f"{differs}: the names are those of {self.base_name}, {listed}; {_TO_NAME}"
+        return _labels(count), f"{differs}: they are {_unnamed(count)}; {_TO_NAME}"
 
     def brings(self, module: str) -> bool:
         """Return whether the adapter replaces a module."""
@@ -132,6 +159,7 @@ def find_adapter(folder: Path, base: str | None) -> Adapter | None:
             raise CheckpointError(f"--base is for adapters, and {folder} has no {ADAPTER_FILE}: leave it out")
         return None
     said = _read(path)
+    _check_numbers(path, said)
     kind = said.get("peft_type")
     if not isinstance(kind, str):
         raise CheckpointError(f"{path} names no peft_type; expected an adapter that peft saved")
@@ -149,12 +177,14 @@ def find_adapter(folder: Path, base: str | None) -> Adapter | None:
     if file is None:
         raise CheckpointError(f"{folder} has {ADAPTER_FILE} but no weights: expected {' or '.join(ADAPTER_WEIGHTS)}")
     given = read_shapes([file])
+    check_floats(file, {n: t for n, t in read_tensors([file], given).items() if "indices" not in n})
     found = [(name, match) for name in given if (match := _WHOLE.fullmatch(name.removeprefix(_BEFORE)))]
     whole = {f"{match[1]}.{match[2]}": name for name, match in found}
     root, base_name = _base_of(folder, said, base)
-    return Adapter(
-        folder, kind, _head_of(said), root, base_name, file, whole, {name: given[w] for name, w in whole.items()}
-    )
+    shapes = {name: given[there] for name, there in whole.items()}
+    zero = [f"{key} = 0" for key in ("lora_alpha", "alpha") if said.get(key) == 0]
+    notes = tuple(f"{ADAPTER_FILE} says {one}: the matrices of the adapter change nothing" for one in zero)
+    return Adapter(folder, kind, _head_of(said), root, base_name, file, notes, whole, shapes)
 
 
 def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[ErnieMPreTrainedModel, list[str]]:
@@ -190,7 +220,7 @@ def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[Er
     except Exception as error:  # each type of adapter raises errors of its own
         raise CheckpointError(
             f"peft {peft.__version__} cannot merge {adapter.folder}, of type {adapter.kind}, into {adapter.base_name}: "
-            f"{_reason(error)}"
+            f"{_reason(error)}{_remedy(error, adapter)}"
         ) from error
     if not (found.isfinite().all() and expected.isfinite().all()):
         raise CheckpointError(
@@ -205,6 +235,28 @@ def merge(model: ErnieMPreTrainedModel, head: str, adapter: Adapter) -> tuple[Er
     return merged, [f"peft warns: {text}" for text in sorted(said)]
 
 
+def _labels(count: int, names: list[str] | None = None) -> dict[str, Any]:
+    """Return the keys of a config with so many labels, which have names or none."""
+    if names is None:
+        return {"num_labels": count, "num_classes": None, "id2label": None, "label2id": None}
+    return {**_labels(count), "id2label": {str(i): name for i, name in enumerate(names)}}
+
+
+def _names_of(base: Path, count: int) -> list[str] | None:
+    """Return the names of a base's labels, if it has so many with names."""
+    try:
+        text, config = read_config(base)
+    except CheckpointError:  # the adapter's config is complete without it
+        return None
+    name_labels(config, json.loads(text))
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    return names if len(names) == count and not are_unnamed(names) else None
+
+
+def _unnamed(count: int) -> str:
+    return "LABEL_0" if count == 1 else f"LABEL_0 to LABEL_{count - 1}"
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -213,6 +265,24 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return content
+
+
+def _check_numbers(path: Path, said: dict[str, Any]) -> None:
+    for key in ("r", "lora_alpha", "alpha"):
+        if isinstance(said.get(key), (str, list, dict)):
+            raise CheckpointError(f"{path} says {key} = {said[key]!r}; expected a number: save the adapter again")
+    for key, value in _numbers(said):
+        if not math.isfinite(value):
+            raise CheckpointError(f"{path} says {key} = {value}; expected a finite number: save the adapter again")
+
+
+def _numbers(said: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a JSON object, with their keys, and those of objects in it."""
+    for key, value in said.items():
+        if isinstance(value, float):
+            yield key, value
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{inner}", number) for inner, number in _numbers(value))
 
 
 def _head_of(said: dict[str, Any]) -> str | None:
@@ -241,7 +311,16 @@ def _base_of(folder: Path, said: dict[str, Any], base: str | None) -> tuple[Path
         remedy = "" if base is not None else "; name its base with --base"
         raise CheckpointError(f"{folder} is an adapter of {given}: {error}{remedy}") from error
     if is_adapter(home) and not home.samefile(folder):
-        raise CheckpointError(f"{folder} is an adapter of {given}, which holds an adapter too: merge that one first")
+        raise CheckpointError(
+            f"{folder} is an adapter of {given}, which holds an adapter too: merge that one first, with peft's "
+            "merge_and_unload() and save_pretrained, and name the result with --base"
+        )
+    if not holds_weights(home):
+        which = "itself" if home.samefile(folder) else given
+        raise CheckpointError(
+            f"{folder} is an adapter of {which}, which has no model's weights{what_is_there(home)}; name its base with "
+            "--base"
+        )
     return home, name
 
 
@@ -276,7 +355,18 @@ def _rows(model: ErnieMPreTrainedModel, head: str) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def _remedy(error: Exception, adapter: Adapter) -> str:
+    """Return what may help, as the end of a sentence."""
+    if "size mismatch" not in str(error):
+        return ""
+    return (
+        f"; {adapter.file.name} is not of the training that {ADAPTER_FILE} describes (r, target_modules), or the base "
+        "is another; name the right one with --base"
+    )
+
+
 def _reason(error: Exception) -> str:
     """Return the most informative line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "mismatch" in line), lines[0] if lines else type(error).__name__)
+    line = next((line for line in lines if "mismatch" in line), lines[0] if lines else type(error).__name__)
+    return line.rstrip(".")

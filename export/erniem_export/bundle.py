@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import filecmp
 import importlib
 import json
@@ -57,6 +58,8 @@ __all__ = [
 ]
 
 _ELSE = "choose another --output"
+# The disk or the user's share of it.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STAGE_PREFIX = ".erniem-export-"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
 
@@ -85,7 +88,7 @@ def staging(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise ExportError(
             f"cannot write to {output}: {error.strerror or error}; nothing was left there: "
-            "make room, or choose another --output"
+            f"{'make room, or ' if error.errno in _FULL else ''}{_ELSE}"
         ) from error
     finally:
         if stage is not None:

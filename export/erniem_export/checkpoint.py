@@ -16,6 +16,7 @@ from erniem_export.adapters import Adapter, find_adapter, merge
 from erniem_export.config_file import (
     HEAD_OF_CLASS,
     as_paddle_reads,
+    config_file,
     name_labels,
     read_config,
     with_values,
@@ -36,6 +37,7 @@ from erniem_export.sources import (
     check_layout,
     find_folder,
     find_tokenizer,
+    listed_by,
     paddle_files,
     pickled_files,
     tokenizer_files,
@@ -44,12 +46,15 @@ from erniem_export.sources import (
 from erniem_export.weights import (
     Fit,
     Shapes,
+    check_finite,
+    check_floats,
     check_weights,
     from_uie_pytorch,
     is_uie_pytorch,
     read_shapes,
     read_tensors,
     wrapper_of,
+    wrapper_of_all,
 )
 from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
 from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
@@ -98,7 +103,8 @@ class _Weights:
     def names(self, head: str) -> dict[str, str]:
         """Map PyTorch's names of the tensors to the names in the files."""
         if self.is_paddle:
-            return names_as_pytorch(self.found, head)
+            own = {name.removeprefix(self.wrapper): name for name in self.found}
+            return {ours: own[theirs] for ours, theirs in names_as_pytorch(own, head).items()}
         if self.is_uie_pytorch:
             return {from_uie_pytorch(name): name for name in self.found}
         names = {name.removeprefix(self.wrapper): name for name in self.found}
@@ -197,6 +203,9 @@ def load_checkpoint(
     Raises:
         CheckpointError: It is missing, damaged, not ErnieM, of another head, or contradicts its config.
     """
+    for flag, given in (("--model", model), ("--base", base), ("--tokenizer", tokenizer)):
+        if given is not None and not given.strip():
+            raise CheckpointError(f"{flag} is empty: expected a folder or a hub id")
     try:
         own = None if tokenizer is None else find_tokenizer(tokenizer)
         if model.startswith(_RANDOM):
@@ -247,23 +256,28 @@ def _read_model(folder: Path, head: str, adapter: Adapter | None = None) -> _Mod
             "it is an XLM-R, and adapters are merged into ErnieM alone: merge this one with peft's merge_and_unload(), "
             "save the result with save_pretrained and export that folder"
         )
+    about_adapter = about_head = None
     weights = _find_weights(folder, is_xlm_roberta=is_xlm_roberta)
     if weights.is_paddle:
-        config_text, config = as_paddle_reads(folder / CONFIG_FILE, config_text)
+        config_text, config = as_paddle_reads(config_file(folder), config_text)
+    file = config_file(folder if adapter is None else adapter.config_folder).name
     if adapter is None:
-        head = _resolve_head(head, config, weights)
+        asked, head = head, _resolve_head(head, config, weights)
+        if asked == "auto" and weights.is_paddle and not config.architectures:
+            key = "architectures" if file == CONFIG_FILE else "init_class"
+            about_head = f"{file} has no {key}: this is head {head} by the names of the weights"
     else:
         head = _head_of_adapter(adapter, config, weights, head)
         adapter.check_width(config.hidden_size)
-        values = adapter.values(head, config.num_labels)
+        values, about_adapter = adapter.values(head, config, json.loads(config_text))
         config_text, config = with_values(adapter.config_folder / CONFIG_FILE, config_text, values)
     said = json.loads(config_text)
     names = weights.names(head)
     shapes = weights.shapes(names) | (adapter.shapes if adapter is not None else {})
     about_labels = name_labels(config, said) if head in LABELLED else None
-    fit = _fit(weights, head, config, shapes, said)
+    fit = _fit(weights, head, config, shapes, said, file)
     model = _load(weights, make_model(head, config, pooler=fit.pooler), names, fit.names, adapter)
-    notes = (*weights.notes, *_notes(head, fit, weights), *([about_labels] if about_labels else []))
+    notes = (*weights.notes, *_notes(head, fit, weights), *filter(None, (about_head, about_labels, about_adapter)))
     original = _original(weights, head, config_text, model)
     return _Model(model, head, config_text, weights.is_paddle or weights.is_uie_pytorch, notes, original)
 
@@ -273,7 +287,12 @@ def _merged(adapter: Adapter, head: str) -> _Model:
     with adapter.of_base():
         found = _read_model(adapter.base, head, adapter)
     model, warned = merge(found.model, found.head, adapter)
-    notes = (f"an adapter of type {adapter.kind}: merged into {adapter.base_name}", *found.notes, *warned)
+    notes = (
+        f"an adapter of type {adapter.kind}: merged into {adapter.base_name}",
+        *adapter.notes,
+        *found.notes,
+        *warned,
+    )
     if head == "base" != found.head:
         encoder = make_model(head, model.config, pooler=model.base_model.pooler is not None)
         encoder.load_state_dict(model.base_model.state_dict(), assign=True)
@@ -285,6 +304,9 @@ def _head_of_adapter(adapter: Adapter, config: ErnieMConfig, weights: _Weights, 
     """Return the head that an adapter was trained with; ``head`` is the requested one."""
     own = adapter.head or adapter.head_of_whole() or _resolve_head(head, config, weights)
     if adapter.brings("classifier") and own not in _CLASSIFYING:
+        if head == "base":  # what is left out decides nothing
+            has_pooler = any("pooler." in name for name in (*adapter.whole, *weights.found))
+            return "cls" if has_pooler else "ner"
         raise CheckpointError("neither the adapter nor its base tells which head: pass --head")
     if head not in ("auto", "base", own):
         raise CheckpointError(f"--head {head} contradicts the adapter, which was trained with head {own}")
@@ -307,13 +329,35 @@ def _same_files(one: Path, other: Path) -> bool:
     )
 
 
-def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
+def _fit(weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any], file: str) -> Fit:
     try:
-        return check_weights(head, config, shapes, said)
+        return check_weights(head, config, shapes, said, file)
     except CheckpointError as error:
+        if _fits_transposed(weights, head, config, shapes, said):
+            of, one = ("PyTorch", "Paddle") if weights.is_paddle else ("Paddle", "PyTorch")
+            raise CheckpointError(
+                f"the weights look transposed: they have {of}'s layout in {one}'s file ({weights.files[0]}); transpose "
+                "the 2-D weights except embeddings, or save the model again with the library that it was trained with"
+            ) from error
+        if weights.is_paddle and "intermediate_size" in str(error):
+            raise CheckpointError(
+                f"the feed-forward layers of PaddleNLP's ErnieM have 4 x hidden_size = {config.intermediate_size} "
+                f"units, whatever {file} says, and those of the weights another number: they are not PaddleNLP's"
+            ) from error
         if not weights.is_xlm_roberta:
             raise
         raise CheckpointError(in_own_names(str(error), head)) from error
+
+
+def _fits_transposed(
+    weights: _Weights, head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]
+) -> bool:
+    """Return whether the shapes fit in the other layout, in which the weights of linear layers are transposed."""
+    try:
+        check_weights(head, config, {name: shape_as_pytorch(name, shape) for name, shape in shapes.items()}, said)
+    except CheckpointError:
+        return False
+    return not weights.is_xlm_roberta
 
 
 def stored_dtypes(model: str, checkpoint: Checkpoint) -> dict[str, torch.dtype]:
@@ -348,13 +392,22 @@ def _find_weights(folder: Path, *, is_xlm_roberta: bool = False) -> _Weights:
         beside = [file.name for file in files]
         files, found, paddle = pickled, read_shapes(pickled), False
     if paddle:
-        return _Weights(files, found, is_paddle=True)
+        wrapper = wrapper_of_all(found)
+        return _Weights(files, found, True, wrapper, (*_unlisted(files, found), *_unwrapped(wrapper)))
     notes = [f"the folder has Paddle's weights too ({some(beside)}): PyTorch's are taken"] if beside else []
+    notes += _unlisted(files, found)
     if is_uie_pytorch(found):
         notes = [*notes, "the tensors have uie_pytorch's names, which were changed to those of transformers"]
         return _Weights(files, found, False, notes=tuple(notes), is_uie_pytorch=True)
     wrapper = wrapper_of(found)
     return _Weights(files, found, False, wrapper, (*notes, *_unwrapped(wrapper)))
+
+
+def _unlisted(files: list[Path], found: Shapes) -> list[str]:
+    """Return a note on tensors that the index of shards leaves out."""
+    listed = listed_by(files)
+    left_out = found.keys() - listed.keys() if listed else set()
+    return [f"the index of the weights does not list {some(left_out)}, which its files hold"] if left_out else []
 
 
 def _unwrapped(wrapper: str) -> tuple[str, ...]:
@@ -449,7 +502,10 @@ def _head_of_weights(config: ErnieMConfig, weights: _Weights) -> str:
     if "classifier.weight" not in names:
         return "base"
     if weights.is_paddle:  # there, every head has a pooler, and question answering's classifier has the same name
-        raise CheckpointError("the config names no class, and Paddle's weights do not tell which head: pass --head")
+        raise CheckpointError(
+            "the config names no class (architectures, or init_class in model_config.json), and Paddle's weights do "
+            "not tell which head: pass --head"
+        )
     if "ernie_m.pooler.dense.weight" not in names:
         return "ner"
     if shapes["classifier.weight"][0] != 1:
@@ -479,12 +535,16 @@ def _load(
     state = {}
     for name, found in in_files.items():
         tensor = tensors.pop(found)
-        state[name] = (tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor).float().contiguous()
+        tensor = tensor_as_pytorch(name, tensor) if weights.is_paddle else tensor
+        check_floats(weights.files[0].parent, {found: tensor})
+        state[name] = tensor.float().contiguous()
         if name.endswith(POSITIONS) and TOKEN_TYPES in tables:
             state[name] = with_token_type(state[name], tensors[tables[TOKEN_TYPES]].float())
     if adapter is not None:
         brought = read_tensors([adapter.file], set(whole.values()))
         state |= {name: brought[whole[found]].float() for name, found in names.items() if found in whole}
+    for name, tensor in state.items():
+        check_finite(name, tensor)
     model.load_state_dict(state, assign=True)
     loaded: ErnieMPreTrainedModel = model.eval()
     return loaded

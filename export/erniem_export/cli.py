@@ -48,6 +48,8 @@ __all__ = ["convert_main", "main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint or an adapter, hub id, or random:tiny, random:base, random:large"
 
+# What shells expect after Ctrl-C: 128 and SIGINT's number.
+_INTERRUPTED = 130
 # The largest number of names in a line.
 _NAMED = 4
 
@@ -70,7 +72,7 @@ _TORCH_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory", re
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``erniem-export``; return 0 (success) or 1 (failure, with one line on the reason), or exit with 2 (usage).
 
-    SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129.
+    SIGTERM and SIGHUP clean up as Ctrl-C does, which returns 130, and exit with 143 and 129.
     """
     parser = _export_parser()
     arguments = parser.parse_args(argv)
@@ -91,6 +93,11 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         artifact = Path(arguments.artifact)
+        if not artifact.exists() and arguments.model is None:
+            raise OptionError(
+                f"there is no artifact {artifact}: expected an exported folder, or a file in it such as ie.onnx; a hub "
+                "id needs --model"
+            )
         model = _model_in(artifact if artifact.is_dir() else manifest_of(artifact).parent, arguments.model)
     except OptionError as error:
         parser.error(str(error))
@@ -245,7 +252,7 @@ def _run(command: Callable[[], None]) -> int:
                 print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
             if isinstance(error, Terminated):
                 raise
-            return 1
+            return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
@@ -265,9 +272,16 @@ def _explained(error: BaseException) -> str | None:
     return None
 
 
+def _given(text: str) -> str:
+    """Refuse nothing, as of a shell's variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: expected a path or a name")
+    return text
+
+
 def _path(text: str) -> Path:
     try:
-        return Path(text).expanduser()
+        return Path(_given(text)).expanduser()  # Path("") is the current folder
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
@@ -278,7 +292,7 @@ def _export_parser() -> argparse.ArgumentParser:
         description="Export an ErnieM checkpoint to ONNX. Nothing is written unless its outputs match PyTorch's.",
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
-    parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: this folder)")
+    parser.add_argument("--model", type=_given, metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: this folder)")
     parser.add_argument(
         "--head",
         choices=["auto", *HEADS],
@@ -467,8 +481,12 @@ def _verify_parser() -> argparse.ArgumentParser:
         prog="erniem-verify", description="Compare an exported artifact with its checkpoint again."
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
-    parser.add_argument("artifact", metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id")
-    parser.add_argument("--model", metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)")
+    parser.add_argument(
+        "artifact", type=_given, metavar="ARTIFACT", help="the exported folder, an artifact in it, or a hub id"
+    )
+    parser.add_argument(
+        "--model", type=_given, metavar="DIR|HUB_ID", help=f"{_MODEL_HELP} (default: the artifact's folder)"
+    )
     _add_sources(parser)
     return parser
 
@@ -476,15 +494,14 @@ def _verify_parser() -> argparse.ArgumentParser:
 def _convert_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="erniem-convert",
-        description="Write an ErnieM checkpoint as one of XLM-R, or back: the same weights under other names.",
+        description="Write an ErnieM checkpoint as one of XLM-R, or back, or one of PaddleNLP as one of PyTorch (--to "
+        "ernie-m): the same weights under other names.",
     )
     parser.add_argument("--version", action="version", version=f"erniem-rt {__version__}")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or hub id")
+    parser.add_argument("checkpoint", type=_given, metavar="CHECKPOINT", help="folder of a checkpoint, or hub id")
     parser.add_argument("--to", choices=("xlm-roberta", "ernie-m"), required=True, help="which model's checkpoint")
     parser.add_argument("--output", type=_path, metavar="DIR", required=True, help="where the checkpoint goes")
-    parser.add_argument(
-        "--head", choices=("auto", "base", "cls", "ner", "qa"), default="auto", help="auto reads it from the checkpoint"
-    )
+    parser.add_argument("--head", choices=("auto", *HEADS), default="auto", help="auto reads it from the checkpoint")
     parser.add_argument(
         "--text",
         type=_path,
@@ -496,10 +513,16 @@ def _convert_parser() -> argparse.ArgumentParser:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base", metavar="DIR|HUB_ID", help="the model that an adapter is merged into (default: the one that it names)"
+        "--base",
+        type=_given,
+        metavar="DIR|HUB_ID",
+        help="the model that an adapter is merged into (default: the one that it names)",
     )
     parser.add_argument(
-        "--tokenizer", metavar="DIR|HUB_ID", help="where the tokenizer is (default: in the checkpoint's folder)"
+        "--tokenizer",
+        type=_given,
+        metavar="DIR|HUB_ID",
+        help="where the tokenizer is (default: in the checkpoint's folder)",
     )
     parser.add_argument(
         "--task-set",

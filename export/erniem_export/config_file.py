@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["HEAD_OF_CLASS", "as_paddle_reads", "name_labels", "read_config", "with_values", "without_paths"]
+__all__ = [
+    "HEAD_OF_CLASS",
+    "are_unnamed",
+    "as_paddle_reads",
+    "config_file",
+    "name_labels",
+    "read_config",
+    "with_values",
+    "without_paths",
+]
 
 _KIND = "ernie_m"
 _KINDS = (_KIND, XLM_ROBERTA)
@@ -60,9 +69,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     Raises:
         CheckpointError: It is missing, damaged, not ErnieM, or describes an impossible model.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file() and (folder / PADDLE_CONFIG_FILE).is_file():
-        path = folder / PADDLE_CONFIG_FILE
+    path = config_file(folder)
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
@@ -73,11 +80,19 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     if (flat := flat_config(content)) != content:
+        _check_kind(path, flat)
+        _check_init_args(path, content, flat)
         content, text = flat, _written(flat)
     _check_kind(path, content)
     if content.get("model_type") == XLM_ROBERTA:
         content = config_as_ernie_m(path, content)
     return without_paths(text), _configured(path, content)
+
+
+def config_file(folder: Path) -> Path:
+    """Return the path of ``config.json``, or of PaddleNLP's older ``model_config.json`` if that is there alone."""
+    own, paddle = folder / CONFIG_FILE, folder / PADDLE_CONFIG_FILE
+    return paddle if paddle.is_file() and not own.is_file() else own
 
 
 def as_paddle_reads(path: Path, text: str) -> tuple[str, ErnieMConfig]:
@@ -129,7 +144,7 @@ def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
     ``id2label``: if their names differ, those of ``id2label`` are used.
     """
     numbers = said.get("label2id")
-    if not numbers or _all_unnamed(numbers):
+    if not numbers or are_unnamed(numbers):
         return None
     given = said.get("id2label")
     counted = given or any(said.get(key) is not None for key in ("num_labels", "num_classes"))
@@ -139,13 +154,14 @@ def name_labels(config: ErnieMConfig, said: Mapping[str, Any]) -> str | None:
     named = {number: label for label, number in numbers.items()}
     if named == {number: str(label) for number, label in config.id2label.items()}:
         return None
-    if given and not _all_unnamed(given.values()):
+    if given and not are_unnamed(given.values()):
         return f"id2label and label2id of config.json differ: the labels are id2label's, {_listed(config)}"
     config.id2label, config.label2id = dict(sorted(named.items())), dict(numbers)
     return f"id2label of config.json names no labels: they are label2id's, {_listed(config)}" if given else None
 
 
-def _all_unnamed(labels: Iterable[Any]) -> bool:
+def are_unnamed(labels: Iterable[Any]) -> bool:
+    """Return whether all labels have transformers' default names."""
     return all(isinstance(label, str) and _UNNAMED.fullmatch(label) for label in labels)
 
 
@@ -175,6 +191,21 @@ def _is_path(value: Any) -> bool:
     )
 
 
+def _check_init_args(path: Path, content: dict[str, Any], flat: dict[str, Any]) -> None:
+    """Refuse a config of PaddleNLP's older versions that does not describe the model."""
+    if path.name != PADDLE_CONFIG_FILE and "init_args" not in content:
+        return
+    given = content.get("init_args", [])
+    missing = [key for key in ("vocab_size", "hidden_size", "num_hidden_layers") if key not in flat]
+    if missing or not isinstance(given, (dict, list)):
+        says = f"says init_args = {given!r}" if given or not isinstance(given, list) else ""
+        lacks = f"has no {', '.join(missing)}" if missing else ""
+        raise CheckpointError(
+            f"{path} {' and '.join(filter(None, (says, lacks)))}; expected the model's arguments in init_args, as "
+            '{"init_args": [{"hidden_size": 768, ...}]}: fetch it again'
+        )
+
+
 def _check_kind(path: Path, content: dict[str, Any]) -> None:
     architectures = content.get("architectures")
     if architectures is not None and not (
@@ -182,6 +213,10 @@ def _check_kind(path: Path, content: dict[str, Any]) -> None:
     ):
         raise CheckpointError(f"{path} says architectures = {architectures!r}; expected a list of names")
     kind = content.get("model_type")
+    if kind is None and not architectures and path.name == PADDLE_CONFIG_FILE:
+        raise CheckpointError(
+            f"{path} has no init_class; expected the model's class there, as UIEM or ErnieMForTokenClassification"
+        )
     if kind not in _KINDS and not (kind is None and any(name in HEAD_OF_CLASS for name in architectures or [])):
         what = (
             f"describes {', '.join(architectures)}" if kind is None and architectures else f"says model_type = {kind!r}"

@@ -1,4 +1,4 @@
-"""Converts ErnieM checkpoints to XLM-R and back: the same weights under other names."""
+"""Converts ErnieM checkpoints to XLM-R and back, and Paddle's to PyTorch's: the same weights under other names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from erniem_export.bundle import install_files, staging
+from erniem_export.bundle import copy_companions, install_files, staging
 from erniem_export.checkpoint import load_checkpoint, stored_dtypes
 from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
-from erniem_export.heads import LABELLED
+from erniem_export.heads import CLASSES, LABELLED
+from erniem_export.mask_mode import UIE_M
 from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, MODULES_FILE, TOKENIZER_FILES, find_folder
 from erniem_export.tokenizer import with_pieces
-from erniem_export.xlm_roberta import CLASSES, ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
+from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
+from erniem_export.xlm_roberta import ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
 from erniem_export.xlm_roberta import as_xlm_roberta as named
 from erniem_rt.tokenizer import Tokenizer
-from erniem_rt.tokenizer.settings import AddedToken
+from erniem_rt.tokenizer.settings import SORTED_FILE, AddedToken
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +88,13 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
     with staging(output) as stage:
         progress.step(f"loading {model}")
         checkpoint = load_checkpoint(model, head)
+        if checkpoint.paddle and to == ERNIE_M:
+            if lines is not None:
+                raise OptionError("--text compares the tokenizers of ErnieM and XLM-R: leave it out")
+            progress.step("writing PyTorch's weights")
+            notes = _write_paddle(model, checkpoint, stage)
+            install_files(stage, output)
+            return Conversion(checkpoint.head, (*checkpoint.notes, *notes))
         _check(checkpoint, to)
         progress.step(f"writing {_NAMES[to]}'s weights")
         difference = _write_weights(model, checkpoint, to, stage)
@@ -107,6 +116,55 @@ def _refuse_others(stage: Path, output: Path) -> None:
             )
 
 
+def _write_paddle(model: str, checkpoint: Checkpoint, stage: Path) -> list[str]:
+    """Write Paddle's weights, config and tokenizer as PyTorch's; return notes."""
+    dtypes, head = stored_dtypes(model, checkpoint), checkpoint.head
+    copy_companions(checkpoint, stage, drop_lone_marks=True)
+    (stage / SORTED_FILE).unlink(missing_ok=True)  # of artifacts
+    (stage / CONFIG_FILE).write_text(_written(_config_of_paddle(checkpoint)), encoding="utf-8")
+    state = checkpoint.model.state_dict()
+    _save({name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}, stage)
+    if load_checkpoint(str(stage)).identity() != checkpoint.identity():
+        raise ParityError("the written weights are not those of the checkpoint: report it with your versions")
+    notes = ["the weights are equal to the bit"]
+    if checkpoint.tokenizer_dir is not None:
+        notes.append("the tokenizer drops lone word-start marks, as Paddle's does (drop_lone_marks)")
+    if head == "ie":
+        notes.append(
+            f"uie-m was trained with another mask, which is an option of the export: erniem-export --mask {UIE_M}"
+        )
+    return notes
+
+
+def _config_of_paddle(checkpoint: Checkpoint) -> dict[str, Any]:
+    given: dict[str, Any] = json.loads(checkpoint.config_text)
+    for key in ("num_classes", "num_labels", "id2label", "label2id"):
+        given.pop(key, None)
+    given |= _labels(checkpoint) or {"num_labels": checkpoint.config.num_labels}
+    # The key reminds the export of the mask.
+    origin = {"paddlenlp_version": given.get("paddlenlp_version")}
+    return {**given, **origin, "architectures": [CLASSES[checkpoint.head].__name__], "model_type": "ernie_m"}
+
+
+def _labels(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a config's names of the labels; none for heads without them."""
+    if checkpoint.head not in LABELLED:
+        return {}
+    names = {str(number): label for number, label in sorted(checkpoint.config.id2label.items())}
+    return {"id2label": names, "label2id": {str(label): int(number) for number, label in names.items()}}
+
+
+def _written(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+def _save(state: dict[str, Tensor], stage: Path) -> None:
+    try:
+        save_file(state, stage / _WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
+
+
 def _check(checkpoint: Checkpoint, to: str) -> None:
     if (ERNIE_M if checkpoint.original is None else KIND) == to:
         raise ExportError(f"{checkpoint.source} is {_NAMES[to]} already: expected the other one")
@@ -124,7 +182,7 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
     """Write config and weights; return the largest difference of the two models on a few rows."""
     dtypes, state = stored_dtypes(model, checkpoint), checkpoint.model.state_dict()
     head, config = checkpoint.head, _config(checkpoint, to)
-    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    text = _written(config)
     (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
     stored = {name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}
     original = checkpoint.original
@@ -137,10 +195,7 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
             head, text, checkpoint.model, {POSITIONS: stored[prefix + POSITIONS].float(), TOKEN_TYPES: types.float()}
         )
     difference = _difference(checkpoint, original)
-    try:
-        save_file(stored, stage / _WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
+    _save(stored, stage)
     read_config(stage)  # check that it can be opened
     return difference
 
@@ -156,16 +211,12 @@ def _config(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     config, head = checkpoint.config, checkpoint.head
     xlm_roberta = {"type_vocab_size": 1, "position_embedding_type": "absolute", "bos_token_id": 0, "eos_token_id": 2}
     dtype = given.get("dtype", given.get("torch_dtype"))
-    classes = {its: name for name, its in CLASSES.items()} if to == KIND else ERNIE_M_CLASSES
-    labels = {}
-    if head in LABELLED:
-        names = {str(number): label for number, label in sorted(config.id2label.items())}
-        labels = {"id2label": names, "label2id": {str(label): int(number) for number, label in names.items()}}
+    classes = {its: name for name, its in XLM_ROBERTA_CLASSES.items()} if to == KIND else ERNIE_M_CLASSES
     return {
         "architectures": [classes[head]],
         "model_type": KIND if to == KIND else "ernie_m",
         **{key: value for key in _SHARED_KEYS if (value := given.get(key, getattr(config, key, None))) is not None},
-        **labels,
+        **_labels(checkpoint),
         **(xlm_roberta if to == KIND else {}),
         **({"torch_dtype": dtype} if dtype else {}),
     }

@@ -53,6 +53,11 @@ def mask_mode_of(options: ExportOptions, checkpoint: Checkpoint) -> str:
         return mode
     if checkpoint.head != "ie":
         raise ExportError(f"--mask {UIE_M} is for head ie, and this is head {checkpoint.head}: leave it out")
+    if checkpoint.config.pad_token_id == _MASKED_ID:
+        raise ExportError(
+            f"the config says pad_token_id = {_MASKED_ID}, which is [CLS] and masked by PaddleNLP's ErnieM, so that "
+            f"--mask {UIE_M} has no padding to attend to: set pad_token_id to the id of [PAD], 1 for uie-m"
+        )
     if reason := options.without_mask_of_uie_m():
         raise ExportError(
             f"this checkpoint needs --mask {UIE_M}, and {reason}; with --mask {PADDING} its answers are not Paddle's"

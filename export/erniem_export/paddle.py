@@ -41,6 +41,8 @@ SUFFIX = ".pdparams"
 IE_CLASS = "UIEM"
 # Epsilon of every LayerNorm in PaddleNLP's ErnieM; no config has it.
 LAYER_NORM_EPS = 1e-5
+# Beginning of the names of all its other classes.
+_CLASS = "ErnieM"
 
 _TORCH_IE_CLASS = "ErnieMForInformationExtraction"
 # What uie_pytorch writes for UIE and UIEM alike, without a model_type; of the two, UIE alone has one of these keys.
@@ -73,6 +75,8 @@ def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for part in parts:
         flat |= {key: value for key, value in flat_config(part).items() if key != "architectures"}
+        if str(part.get("init_class")).startswith(_CLASS) and "init_class" not in content:
+            flat["model_type"] = "ernie_m"
     flat |= outer
     if "init_class" in content:
         flat["architectures"] = [content["init_class"]]
@@ -246,7 +250,12 @@ class _Walk:
             if step is None:
                 raise _UnexpectedError(f"opcode {code!r}")
             step(self)
-        return self._pop()
+        found = self._pop()
+        if self._stack or self._marks:
+            raise _UnexpectedError("it holds more than one object")
+        if after := len(self._content) - self._at:
+            raise _UnexpectedError(f"{after} bytes follow its end, where expected is none")
+        return found
 
     def _take(self, count: int) -> memoryview:
         if self._at + count > len(self._content):
@@ -344,7 +353,10 @@ class _Walk:
         target, names = self._top(), items[::2]
         if not isinstance(target, dict) or len(items) % 2 or not all(isinstance(name, str) for name in names):
             raise _UnexpectedError("items of something else than a dict with names")
-        target.update(zip(names, items[1::2], strict=True))
+        for name, value in zip(names, items[1::2], strict=True):
+            if name in target:
+                raise _UnexpectedError(f"it has {name} twice")
+            target[name] = value
 
 
 def _global(module: object, name: object) -> _Global:

@@ -91,7 +91,8 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         options = options.with_mask(mask_mode_of(options, checkpoint))
         _refuse_early(checkpoint, options, flavour)
         library = _builder_for_mask(library, options, progress)
-        for note in (*checkpoint.notes, check_tokenizer(checkpoint), note_of_mask(options, checkpoint)):
+        about_tokenizer = check_tokenizer(checkpoint, pads_matter=options.graph.mask_mode == UIE_M)
+        for note in (*checkpoint.notes, about_tokenizer, note_of_mask(options, checkpoint)):
             if note:
                 progress.note(note)
         task_set = task_set_of(checkpoint, options.task_set, takes_ids=not options.graph.inputs_embeds)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from erniem_export.errors import CheckpointError, listed
@@ -36,6 +37,7 @@ __all__ = [
     "is_adapter",
     "is_checkpoint",
     "is_xlm_roberta",
+    "listed_by",
     "paddle_files",
     "pickled_files",
     "tokenizer_files",
@@ -99,10 +101,15 @@ def find_folder(model: str, revision: str | None = None, *, weights: bool = True
         folder = Path(model).expanduser()
     except RuntimeError as error:
         raise CheckpointError(f"there is no folder {model}: {_first_line(error)}") from error
+    if _is_broken_link(folder):
+        raise CheckpointError(f"{model} is a broken link: there is nothing at {folder.readlink()}")
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{model} is a file; expected the folder that holds {CONFIG_FILE} and the weights")
+        raise CheckpointError(
+            f"{model} is a file; expected the folder that holds {CONFIG_FILE} and the weights: give {folder.parent} if "
+            "it is that"
+        )
     if _looks_like_path(model):
         raise CheckpointError(f"there is no folder {model}")
     return _download(model, revision, _HUB_PATTERNS if weights else ((),))
@@ -114,28 +121,51 @@ def find_tokenizer(given: str) -> Path:
     Raises:
         CheckpointError: As for :func:`find_folder`, or it has no tokenizer.
     """
+    if Path(given).is_file():
+        raise CheckpointError(
+            f"--tokenizer {given} is a file; expected the folder that holds {TOKENIZER_FILES[0]}: give "
+            f"{Path(given).parent} if it is that"
+        )
     folder = find_folder(given, weights=False)
+    check_layout(folder)
     if not tokenizer_files(folder):
         raise CheckpointError(f"{given} has no {TOKENIZER_FILES[0]}: expected a folder with ErnieM's tokenizer")
-    check_layout(folder)
     return folder
 
 
 def check_layout(folder: Path) -> None:
-    """Refuse Git LFS pointers in place of files.
+    """Refuse Git LFS pointers, broken links and folders in place of files.
 
     Raises:
         CheckpointError: The folder has one.
     """
     names = (CONFIG_FILE, ADAPTER_FILE, PADDLE_CONFIG_FILE, TASK_SET_FILE, CALIBRATION_FILE, *TOKENIZER_FILES)
     for name in (*names, *_INDEX_FILES):
+        _check_file(folder / name)
         if is_lfs_pointer(folder / name):
             raise CheckpointError(f"{folder / name} is a pointer of Git LFS, not the file itself: run git lfs pull")
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a broken link, or a folder, in place of a file."""
+    if _is_broken_link(path):
+        raise CheckpointError(f"{path} is a broken link, to {path.readlink()}: put the file there")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, where expected is a file: put the file there")
+
+
+def _is_broken_link(path: Path) -> bool:
+    """Whether ``path`` is a link that leads nowhere, or back to itself."""
+    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110  # Path's raises for a loop up to Python 3.12
 
 
 def what_is_there(folder: Path) -> str:
     """Return what an incomplete checkpoint's folder has and what to do, as the end of a sentence; may be empty."""
     names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
+    if not (folder / ADAPTER_FILE).is_file() and any(name in names for name in ADAPTER_WEIGHTS):
+        return (
+            f"; it holds an adapter's weights: put the adapter's {ADAPTER_FILE} beside them, or merge it into its base"
+        )
     inner = [name for name in names if any((folder / name / file).is_file() for file in (CONFIG_FILE, ADAPTER_FILE))]
     if inner:
         return f"; it holds {_few(inner)}: give such a folder, for example {folder / inner[-1]}"
@@ -159,12 +189,22 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: There are none, or a shard is missing.
     """
     for kind in range(len(_SINGLE_FILES)):
+        _check_file(folder / _SINGLE_FILES[kind])
         if files := _files_of_kind(folder, kind):
             return files
     *names, last = _SINGLE_FILES
     raise CheckpointError(
         f"{folder} has no weights: expected {', '.join(names)} or {last}, or shards{what_is_there(folder)}"
     )
+
+
+def listed_by(files: list[Path]) -> dict[str, str]:
+    """Return in which file each tensor is by the index of these weight files; empty for files without an index."""
+    if len(files) == 1 and files[0].name in (*_SINGLE_FILES, *ADAPTER_WEIGHTS):
+        return {}
+    index = next((name for name in _INDEX_FILES if name.removesuffix(".index.json").endswith(files[0].suffix)), "")
+    path = files[0].parent / index
+    return _read_index(path) if path.is_file() else {}
 
 
 def pickled_files(folder: Path) -> list[Path]:
@@ -190,6 +230,8 @@ def holds_weights(folder: Path) -> bool:
 
 def adapter_weights(folder: Path) -> Path | None:
     """Return the file of an adapter's tensors; None without one."""
+    for name in ADAPTER_WEIGHTS:
+        _check_file(folder / name)
     return next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
 
 
@@ -244,17 +286,40 @@ def is_xlm_roberta(folder: Path) -> bool:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [index.parent / name for name in names]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of weight files: {error!r}") from error
-    if not files:
+    names = sorted(set(_read_index(index).values()))
+    if not names:
         raise CheckpointError(f"{index} lists no weight files")
+    if elsewhere := [name for name in names if _is_elsewhere(name)]:
+        raise CheckpointError(
+            f"{index} lists {_few(elsewhere)}; expected names of files in its folder: put the shards beside it"
+        )
+    files = [index.parent / name for name in names]
+    for file in files:
+        _check_file(file)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(f"{index} lists {', '.join(missing)}, which {_be(missing)} not there: fetch them again")
     return files
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Return the file of each tensor."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of weight files: {error}") from error
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(
+            f'{index} is not an index of weight files; expected {{"weight_map": {{"NAME": "FILE"}}}}: fetch it again'
+        )
+    return places
+
+
+def _is_elsewhere(name: str) -> bool:
+    """Whether a path leaves the folder that it is in."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts
 
 
 def _be(names: list[str]) -> str:

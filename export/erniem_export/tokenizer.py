@@ -27,11 +27,12 @@ _WITHOUT = (
 _PADDING = 128
 
 
-def check_tokenizer(checkpoint: Checkpoint) -> str | None:
+def check_tokenizer(checkpoint: Checkpoint, *, pads_matter: bool = False) -> str | None:
     """Refuse a tokenizer with other ids than the model's; return a note on anything else that looks wrong.
 
     Raises:
-        CheckpointError: The embeddings have too few rows, or one is ErnieM's and the other XLM-R's.
+        CheckpointError: The embeddings have too few rows, or one is ErnieM's and the other XLM-R's; or, if
+            ``pads_matter``, its padding has another id than the config's.
         ErnieMError: The tokenizer cannot be loaded.
     """
     folder, rows = checkpoint.tokenizer_dir, checkpoint.config.vocab_size
@@ -44,6 +45,12 @@ def check_tokenizer(checkpoint: Checkpoint) -> str | None:
         raise CheckpointError(
             f"the tokenizer in {folder} is {kinds[0]} by its files, and the model is {kinds[1]}, with other ids: "
             "give the model's own with --tokenizer; XLM-R's needs tokenizer_config.json or config.json beside it"
+        )
+    pad = checkpoint.config.pad_token_id
+    if pads_matter and pad != tokenizer.pad_token_id:
+        raise CheckpointError(
+            f"the config says pad_token_id = {pad}, and in the tokenizer {tokenizer.pad_token} has the id "
+            f"{tokenizer.pad_token_id}, with which uie-m was trained: set pad_token_id to {tokenizer.pad_token_id}"
         )
     has_vocabulary = is_xlm_roberta or (folder / _VOCABULARY).is_file()
     without = "" if has_vocabulary else f" (there is no {_VOCABULARY}, so they are the pieces of {_MODEL})"
@@ -95,7 +102,7 @@ def parse(content: bytes) -> Any:
     try:
         model.ParseFromString(content)
     except decode_error as error:
-        raise CheckpointError(f"not a sentencepiece model: {error}") from error
+        raise CheckpointError("not a sentencepiece model, or it is damaged: fetch it again") from error
     return model
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import POOLER_OPTIONAL, make_model
 from erniem_export.paddle import SUFFIX, read_arrays
+from erniem_export.sources import CONFIG_FILE, listed_by
 from erniem_rt.files import is_lfs_pointer
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ __all__ = [
     "PREFIX",
     "Fit",
     "Shapes",
+    "check_finite",
+    "check_floats",
     "check_weights",
     "expected_shapes",
     "from_uie_pytorch",
@@ -34,10 +37,13 @@ __all__ = [
     "read_shapes",
     "read_tensors",
     "wrapper_of",
+    "wrapper_of_all",
 ]
 
 Shapes = dict[str, tuple[int, ...]]
 
+# The types of weights; those with fewer bits need a scale.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Tensors of other heads, or of a pooler that this head does not use.
 _OTHER_HEADS = re.compile(
     r"^(?:ernie_m\.)?(pooler\.dense|classifier|qa_outputs|linear_start|linear_end)\.(weight|bias)$"
@@ -76,12 +82,21 @@ def read_shapes(files: Iterable[Path]) -> Shapes:
         CheckpointError: A file is truncated, is not a weight file, or contains other objects than tensors.
     """
     shapes: Shapes = {}
+    places: dict[str, Path] = {}
     for file in files:
         if is_lfs_pointer(file):
             raise CheckpointError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull")
-        shapes.update(_shapes_in(file))
-    if not shapes:
-        raise CheckpointError("the weight files hold no tensors")
+        found = _shapes_in(file)
+        if not found:
+            raise CheckpointError(f"{file} holds no tensors: fetch it again, or save the model again")
+        if twice := found.keys() & places.keys():
+            other = places[min(twice)].name
+            raise CheckpointError(
+                f"{file} and {other} both hold {some(twice)}: they are of two saves; fetch or save all of them again"
+            )
+        places |= dict.fromkeys(found, file)
+        shapes.update(found)
+    _check_index(places)
     return shapes
 
 
@@ -99,7 +114,7 @@ def read_tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, tor
     return tensors
 
 
-def expected_shapes(head: str, config: ErnieMConfig, *, pooler: bool = True) -> Shapes:
+def expected_shapes(head: str, config: ErnieMConfig, *, pooler: bool = True, file: str = CONFIG_FILE) -> Shapes:
     """Return name to shape of every parameter of a head's class under ``config``; a ``qa`` head has two labels."""
     if head == "qa":
         config = copy.deepcopy(config)
@@ -107,14 +122,16 @@ def expected_shapes(head: str, config: ErnieMConfig, *, pooler: bool = True) -> 
     try:
         model = make_model(head, config, pooler=pooler)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"config.json describes no ErnieM model: {error}") from error
+        raise CheckpointError(f"{file} describes no ErnieM model: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any]) -> Fit:
+def check_weights(
+    head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping[str, Any], file: str = CONFIG_FILE
+) -> Fit:
     """Raise :class:`CheckpointError`, naming the contradiction, unless ``shapes`` fit head and config.
 
-    ``said`` is the content of config.json.
+    ``said`` is the content of the config, whose name is ``file``.
     """
     names = {_name_in(head, name): name for name in shapes}
     found = {name: shapes[given] for name, given in names.items()}
@@ -122,24 +139,57 @@ def check_weights(head: str, config: ErnieMConfig, shapes: Shapes, said: Mapping
         if not any(part in name for name in found):
             raise CheckpointError(f"these are not ErnieM weights: no {part}* among {some(found)}")
     _check_gathered(shapes)
-    _check_depth(config, found)
+    _check_depth(config, found, said, file)
     if head == "qa" and config.num_labels != 2 and "qa_outputs.weight" in found:
         raise CheckpointError(
-            f"config.json says num_labels = {config.num_labels}, but a qa head scores 2 things, start and end"
+            f"{file} says num_labels = {config.num_labels}, but a qa head scores 2 things, start and end"
         )
     pooler = head not in POOLER_OPTIONAL or any("pooler." in name for name in found)
-    expected = expected_shapes(head, config, pooler=pooler)
+    expected = expected_shapes(head, config, pooler=pooler, file=file)
     missing = expected.keys() - found.keys()
     if missing:
         raise CheckpointError(_missing(head, missing))
     for name, shape in expected.items():
         if found[name] != shape:
-            raise CheckpointError(_mismatch(head, config, name, shape, found[name], said))
+            raise CheckpointError(_mismatch(head, config, name, shape, found[name], said, file))
     extra = {name for name in found.keys() - expected.keys() if not _OTHER_HEADS.search(name)}
     unknown = {name for name in extra if not is_left_over(name)}
     if unknown:
         raise CheckpointError(f"the weights hold tensors that ErnieM does not have: {some(unknown)}")
     return Fit({name: names[name] for name in expected}, tuple(sorted(names[name] for name in extra)), pooler)
+
+
+def check_floats(where: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise :class:`CheckpointError` unless all tensors are floating-point numbers that need no scale."""
+    others = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in _FLOATS}
+    if others:
+        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in others.values()}))
+        raise CheckpointError(
+            f"{where} stores {some(others)} as {kinds}; expected floating-point numbers, as float32, float16 or "
+            "bfloat16: save it in one of these"
+        )
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise :class:`CheckpointError` if a float32 tensor has NaN or infinite values."""
+    # The sum is the faster test; it may overflow without them.
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        count = int((~tensor.isfinite()).sum())
+        raise CheckpointError(
+            f"{name} holds {count} NaN or infinite values in float32, of {tensor.numel()}: the weights are damaged; "
+            "fetch them again, or take an earlier checkpoint of the training"
+        )
+
+
+def _check_index(places: Mapping[str, Path]) -> None:
+    """Raise if the index of shards lists a tensor elsewhere; it may list shared tensors that are not there."""
+    for name, said in listed_by([*dict.fromkeys(places.values())]).items():
+        file = places.get(name)
+        if file is not None and file.parent / said != file:
+            raise CheckpointError(
+                f"{file} holds {name}, which the index lists in {said}: the files are of two saves; fetch or save all "
+                "of them again"
+            )
 
 
 def _shapes_in(file: Path) -> Shapes:
@@ -187,13 +237,12 @@ def _check_gathered(found: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-def _check_depth(config: ErnieMConfig, found: Iterable[str]) -> None:
+def _check_depth(config: ErnieMConfig, found: Iterable[str], given: Mapping[str, Any], file: str) -> None:
     layers = {int(match[1]) for name in found if (match := _LAYER.search(name))}
     depth = max(layers, default=-1) + 1
     if depth != config.num_hidden_layers:
-        raise CheckpointError(
-            f"config.json says num_hidden_layers = {config.num_hidden_layers}, but the weights have {depth} layers"
-        )
+        said = _said(given, "num_hidden_layers", config.num_hidden_layers)
+        raise CheckpointError(f"{file} {said}, but the weights have {depth} layers")
 
 
 def _mismatch(
@@ -203,15 +252,21 @@ def _mismatch(
     expected: tuple[int, ...],
     found: tuple[int, ...],
     said: Mapping[str, Any],
+    file: str,
 ) -> str:
     keys = next((axes for suffix, axes in _AXES.items() if name.endswith(suffix)), ("hidden_size",) * len(expected))
     for key, want, got in zip(keys, expected, found, strict=False):
         if want != got and getattr(config, key) == want:
-            wrong, right = f"says {key} = {want}", f"set {key} to {got}"
+            wrong, right = _said(said, key, want), f"set {key} to {got}"
             if key == "num_labels":
                 wrong, right = _labels_said(said, want), f"name {got} labels in id2label"
-            return f"config.json {wrong}, but {name} has {got}: {right} if the weights are right"
+            return f"{file} {wrong}, but {name} has {got}: {right} if the weights are right"
     return f"{name} has shape {found}; head {head!r} needs {expected}: is this a checkpoint of another head?"
+
+
+def _said(given: Mapping[str, Any], key: str, value: object) -> str:
+    """Return how a config leads to a value, for a message."""
+    return f"says {key} = {value}" if given.get(key) is not None else f"has no {key}, which means {value}"
 
 
 def _labels_said(said: Mapping[str, Any], count: int) -> str:
@@ -289,6 +344,11 @@ def wrapper_of(names: Collection[str], prefix: str = PREFIX, layers: str = "enco
             f"{rest}"
         )
     return before
+
+
+def wrapper_of_all(names: Collection[str]) -> str:
+    """Return a training library's prefix of all names; empty without one."""
+    return next((before for before in _WRAPPERS if all(name.startswith(before) for name in names)), "")
 
 
 def is_uie_pytorch(names: Collection[str]) -> bool:

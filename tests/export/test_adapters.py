@@ -127,6 +127,7 @@ def test_an_adapter_that_does_not_tell_its_head(adapter: Path, tmp_path: Path, w
     with pytest.raises(CheckpointError, match="neither the adapter nor its base tells which head: pass --head"):
         load_checkpoint(str(adapter))
     assert load_checkpoint(str(adapter), "cls").head == "cls"
+    assert load_checkpoint(str(adapter), "base").head == "base"  # it leaves the classifier out
     assert load_checkpoint(str(adapter), base=str(write_checkpoint(tmp_path / "other", "cls"))).head == "cls"
 
 
@@ -139,12 +140,41 @@ def test_the_encoder_of_an_adapted_classifier(base: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(outputs(found.model), expected, rtol=1e-4, atol=1e-4)
 
 
+def about_labels(notes: tuple[str, ...]) -> list[str]:
+    return [note for note in notes if "label" in note]
+
+
+TO_NAME = "save the trained model's config.json, with its id2label, beside the adapter to name them"
+
+
 def test_labels_come_from_the_config_beside_the_adapter(adapter: Path, base: Path) -> None:
-    assert load_checkpoint(str(adapter)).config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    found = load_checkpoint(str(adapter))
+    assert found.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert about_labels(found.notes) == [
+        f"config.json of small names no labels, so they are LABEL_0 to LABEL_2: {TO_NAME}"
+    ]
     said = json.loads((base / "config.json").read_text())
     said |= {"architectures": ["ErnieMForSequenceClassification"], "id2label": {"0": "no", "1": "yes", "2": "both"}}
     (adapter / "config.json").write_text(json.dumps(said))
-    assert load_checkpoint(str(adapter)).config.id2label == {0: "no", 1: "yes", 2: "both"}
+    found = load_checkpoint(str(adapter))
+    assert found.config.id2label == {0: "no", 1: "yes", 2: "both"}
+    assert not about_labels(found.notes)
+
+
+def test_labels_where_the_config_beside_the_adapter_names_others(
+    adapter: Path, base: Path, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    said = {**json.loads((base / "config.json").read_text()), "id2label": {"0": "no", "1": "yes"}, "num_labels": None}
+    (adapter / "config.json").write_text(json.dumps(said))
+    differs = "the adapter's classifier has 3 labels, and config.json beside the adapter 2"
+    found = load_checkpoint(str(adapter))
+    assert found.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert about_labels(found.notes) == [f"{differs}: they are LABEL_0 to LABEL_2; {TO_NAME}"]
+    named = write_checkpoint(tmp_path / "named", "cls", id2label={"0": "a", "1": "b", "2": "c"})
+    found = load_checkpoint(str(adapter), base=str(named))
+    assert found.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert json.loads(found.config_text)["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    assert about_labels(found.notes) == [f"{differs}: the names are those of named, a, b, c; {TO_NAME}"]
 
 
 @pytest.mark.parametrize("labels", [2, 5])
@@ -154,6 +184,10 @@ def test_another_number_of_labels_than_the_base_has(labels: int, tmp_path: Path,
     expected = outputs(train(bare, tmp_path / "adapter", num_labels=labels))
     found = load_checkpoint(str(tmp_path / "adapter"), base=str(base))
     assert found.config.num_labels == labels
+    assert about_labels(found.notes) == [
+        f"the adapter's classifier has {labels} labels, and config.json of base 3: they are LABEL_0 to "
+        f"LABEL_{labels - 1}; {TO_NAME}"
+    ]
     assert found.model.classifier.weight.shape[0] == labels
     assert expected.shape[1] == labels
 
@@ -320,7 +354,8 @@ def test_a_base_that_is_no_ernie_m(
 def test_a_base_that_is_an_adapter(adapter: Path, tmp_path: Path, base: Path, export_fails: Fails) -> None:
     shutil.copytree(adapter, tmp_path / "other")
     assert export_fails(adapter, "--base", tmp_path / "other") == (
-        f"{adapter} is an adapter of {tmp_path / 'other'}, which holds an adapter too: merge that one first"
+        f"{adapter} is an adapter of {tmp_path / 'other'}, which holds an adapter too: merge that one first, with "
+        "peft's merge_and_unload() and save_pretrained, and name the result with --base"
     )
 
 
@@ -409,7 +444,65 @@ def test_an_adapter_of_nan(value: float, adapter: Path, export_fails: Fails) -> 
     next(iter(state.values())).fill_(value)
     save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     said = export_fails(adapter)
-    assert said.startswith(f"{adapter} holds NaN or infinite values") or "cannot merge" in said
+    assert "NaN or infinite values" in said or "cannot merge" in said
+
+
+def stored(adapter: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    state = {name: change(name, value) for name, value in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["lora_A", "classifier"])
+def test_an_adapter_in_other_types(part: str, dtype: torch.dtype, adapter: Path, export_fails: Fails) -> None:
+    stored(adapter, lambda name, value: value.to(dtype) if part in name else value)
+    said = export_fails(adapter)
+    assert said.startswith(f"{adapter}/adapter_model.safetensors stores base_model.model.")
+    assert f" as {str(dtype).removeprefix('torch.')}; expected floating-point numbers" in said
+    assert part in said
+
+
+def test_an_adapter_without_tensors(adapter: Path, export_fails: Fails) -> None:
+    save_file({}, adapter / "adapter_model.safetensors")
+    said = f"{adapter}/adapter_model.safetensors holds no tensors: fetch it again, or save the model again"
+    assert export_fails(adapter) == said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_number(value: float, adapter: Path, export_fails: Fails) -> None:
+    said = f"{adapter}/adapter_config.json says %s = {value}; expected a finite number: save the adapter again"
+    edited(adapter, alpha_pattern={"q_proj": value})
+    assert export_fails(adapter) == said % "alpha_pattern.q_proj"
+    edited(adapter, alpha_pattern={}, lora_alpha=value)
+    assert export_fails(adapter) == said % "lora_alpha"
+    edited(adapter, lora_alpha="x")
+    assert "says lora_alpha = 'x'; expected a number" in export_fails(adapter)
+
+
+def test_an_alpha_of_zero_changes_nothing_and_that_is_said(adapter: Path) -> None:
+    edited(adapter, lora_alpha=0)
+    said = "adapter_config.json says lora_alpha = 0: the matrices of the adapter change nothing"
+    assert said in load_checkpoint(str(adapter)).notes
+
+
+def test_another_rank_than_the_config_says(adapter: Path, export_fails: Fails) -> None:
+    edited(adapter, r=5)
+    assert export_fails(adapter).endswith(
+        "adapter_model.safetensors is not of the training that adapter_config.json describes (r, target_modules), or "
+        "the base is another; name the right one with --base"
+    )
+
+
+@pytest.mark.parametrize("named", [".", "itself"])
+def test_an_adapter_that_names_itself(
+    named: str, adapter: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapter)
+    edited(adapter, base_model_name_or_path=named.replace("itself", str(adapter)))
+    assert export_fails(adapter) == (
+        f"{adapter} is an adapter of itself, which has no model's weights; it holds adapter_model.safetensors; name "
+        "its base with --base"
+    )
 
 
 def test_merging_that_changes_the_outputs_is_noticed(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

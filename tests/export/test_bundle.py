@@ -140,7 +140,9 @@ def test_a_folder_that_cannot_be_written(
     number: int, checkpoint: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with failing(monkeypatch, Path, "mkdir", OSError(number, os.strerror(number)), "out"):
-        assert f"out: {os.strerror(number)}; nothing was left there" in export_fails(checkpoint)
+        assert f"out: {os.strerror(number)}; nothing was left there: choose another --output" in export_fails(
+            checkpoint
+        )
 
 
 def test_a_folder_that_takes_no_files(checkpoint: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,8 +145,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("head", "options", "reason"),
     [
         ("mc", {}, "head mc is not supported for XLM-R; expected one of base, cls, ner, qa"),
-        ("ie", {}, "head ie is not supported for XLM-R"),
+        ("ie", {}, "head ie is not supported for XLM-R; expected one of base, cls, ner, qa"),
         ("cls", {"to": "ernie-m"}, "is ErnieM already"),
+        ("ie", {"to": "ernie-m"}, "is ErnieM already"),
         ("cls", {"text": "nothing.txt"}, "the text nothing.txt cannot be read"),
     ],
 )

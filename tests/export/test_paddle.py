@@ -14,13 +14,19 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import CheckpointError
+from erniem_export import convert
+from erniem_export.checkpoint import load_checkpoint, stored_dtypes
+from erniem_export.errors import CheckpointError, OptionError
+from erniem_export.mask_mode import note_of_mask
+from erniem_export.options import ExportOptions
 from erniem_export.paddle import read_arrays
+from erniem_export.sources import tokenizer_files
+from erniem_rt.tokenizer import Tokenizer
 
 PADDLE = Path(__file__).parents[1] / "data" / "paddle"
+NANO = Path(__file__).parents[2] / "examples" / "nano" / "checkpoints"
 HEADS = ("base", "cls", "ie", "mc", "ner", "qa")
 FORMATS = ("pdparams", "protocol2", "float16", "bfloat16", "sharded", "safetensors", "legacy")
 # Rows that attend to nothing: Paddle attends to all of it, ours evenly.
@@ -224,6 +230,22 @@ class Evil:
         (lambda state: {**state, "UnpackBigParamInfor@@": {"x": {"OriginShape": (2,)}}}, "holds weights in slices"),
         (lambda state: renamed(state, "ernie_m.", "encoder.", "layers.0"), "the prefixes of two versions of PaddleNLP"),
         (lambda state: {n: v for n, v in state.items() if "linear2" not in n}, "the weights lack ernie_m.encoder."),
+        (
+            lambda state: {n: v[..., :-1] if "linear1" in n else v for n, v in state.items()},
+            "the feed-forward layers of PaddleNLP's ErnieM have 4 x hidden_size = 64 units, whatever config.json says",
+        ),
+        (
+            lambda state: {**state, "linear_start.bias": np.zeros(1, "i4")},
+            " stores linear_start.bias as int32; expected",
+        ),
+        (
+            lambda state: {n: v if "embeddings" in n else np.ascontiguousarray(v.T) for n, v in state.items()},
+            "the weights look transposed: they have PyTorch's layout in Paddle's file",
+        ),
+        (
+            lambda state: {**state, "linear_end.weight": np.full((16, 1), np.nan, "f4")},
+            "linear_end.weight holds 16 NaN",
+        ),
         (lambda state: {**state, "linear_end.weight": np.zeros((3, 1), "f4")}, "linear_end.weight has 3"),
     ],
 )
@@ -246,7 +268,10 @@ def test_what_is_not_weights_is_refused(
         (b"\x80\x02R.", "a value is missing"),
         (b"\x80\x02u.", "a mark is missing"),
         (b"\x80\x02N.", "holds no state dict"),
-        (b"\x80\x02}.", "the weight files hold no tensors"),
+        (b"\x80\x02}q\x00.junk", "4 bytes follow its end, where expected is none): fetch it again"),
+        (b"\x80\x02N}.", "it holds more than one object"),
+        (b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.", "it has a twice"),
+        (b"\x80\x02}.", f"{WEIGHTS} holds no tensors: fetch it again"),
     ],
 )
 def test_files_that_are_no_weights(
@@ -279,6 +304,36 @@ def test_a_missing_shard(tmp_path: Path, export_fails: Any) -> None:
     shutil.copytree(PADDLE / "formats" / "sharded", folder)
     (folder / "model_state-00002-of-00002.pdparams").unlink()
     assert "lists model_state-00002-of-00002.pdparams, which is not there: fetch them again" in export_fails(folder)
+
+
+def test_shards_of_two_saves(tmp_path: Path, export_fails: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(PADDLE / "formats" / "sharded", folder)
+    one, other = sorted(folder.glob("model_state-*.pdparams"))
+    content = one.read_bytes()
+    shutil.copy(other, one)
+    assert " both hold " in export_fails(folder)
+    one.write_bytes(content)
+    index = folder / f"{WEIGHTS}.index.json"
+    said = json.loads(index.read_text())
+    name = next(name for name, file in said["weight_map"].items() if file == one.name)
+    moved = {**said["weight_map"], name: other.name}
+    index.write_text(json.dumps({**said, "weight_map": moved}))
+    assert f"{one} holds {name}, which the index lists in {other.name}: the files are of two saves" in export_fails(
+        folder
+    )
+    index.write_text(json.dumps({**said, "weight_map": {key: file for key, file in moved.items() if key != name}}))
+    assert load_checkpoint(str(folder)).notes == (
+        f"the index of the weights does not list {name}, which its files hold",
+    )
+
+
+@pytest.mark.parametrize("after", [b"x", b"\0" * 8])
+def test_bytes_behind_safetensors(after: bytes, tmp_path: Path, write_checkpoint: Any, export_fails: Any) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(after)
+    assert "model.safetensors is truncated or not a safetensors file" in export_fails(folder)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +380,89 @@ def test_other_architectures_of_paddle(
     (folder / "config.json").unlink()
     (folder / name).write_text(json.dumps(content))
     assert said in export_fails(folder)
+
+
+@pytest.mark.parametrize("init_args", ["x", 3, None, [], ["x"], {}, [{"hidden_size": 16}]])
+def test_a_config_without_the_models_arguments(
+    init_args: Any, tmp_path: Path, write_paddle: Callable[..., Path], export_fails: Any
+) -> None:
+    folder = write_paddle(tmp_path / "model")
+    (folder / "config.json").unlink()
+    (folder / "model_config.json").write_text(json.dumps({"init_args": init_args, "init_class": "UIEM"}))
+    said = export_fails(folder)
+    assert "model_config.json " in said
+    assert "num_hidden_layers; expected the model's arguments in init_args" in said
+
+
+def test_a_missing_key_is_not_what_the_config_says(tmp_path: Path, write_paddle: Any, export_fails: Any) -> None:
+    folder = write_paddle(tmp_path / "model", num_hidden_layers=None)
+    assert export_fails(folder).startswith(
+        "config.json has no num_hidden_layers, which means 12, but the weights have 2"
+    )
+
+
+def test_a_legacy_config_without_a_class(tmp_path: Path, write_paddle: Any, export_fails: Any) -> None:
+    folders = {head: write_paddle(tmp_path / head, head) for head in ("ie", "qa")}
+    for folder in folders.values():
+        given = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").unlink()
+        inner = {k: v for k, v in given.items() if k not in ("architectures", "model_type")}
+        (folder / "model_config.json").write_text(json.dumps({"init_args": [{**inner, "init_class": "ErnieMModel"}]}))
+    checkpoint = load_checkpoint(str(folders["ie"]))
+    assert checkpoint.head == "ie"
+    assert "model_config.json has no init_class: this is head ie by the names of the weights" in checkpoint.notes
+    assert "(architectures, or init_class in model_config.json)" in export_fails(folders["qa"])
+    (folders["ie"] / "model_config.json").write_text(json.dumps(inner))
+    assert "model_config.json has no init_class; expected the model's class there" in export_fails(folders["ie"])
+
+
+@pytest.mark.parametrize("before", ["module.", "model."])
+def test_a_prefix_of_every_name_is_taken_off(before: str, tmp_path: Path, write_paddle: Any, paddle_model: Any) -> None:
+    folder = write_paddle(tmp_path / "model", edit=lambda state: {before + name: v for name, v in state.items()})
+    checkpoint = load_checkpoint(str(folder))
+    assert checkpoint.notes == (f"the names of the tensors begin with {before}, which was taken off",)
+    state = checkpoint.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in paddle_model("ie").state_dict().items())
+    assert stored_dtypes(str(folder), checkpoint).keys() == state.keys()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_it_becomes_a_checkpoint_of_pytorch(head: str, tmp_path: Path) -> None:
+    done = convert(PADDLE / "models" / head, tmp_path / "out", to="ernie-m", quiet=True)
+    assert done.notes[0] == "the weights are equal to the bit"
+    assert any("--mask uie-m" in note for note in done.notes) == (head == "ie")
+    paddle, found = load_checkpoint(str(PADDLE / "models" / head)), load_checkpoint(str(tmp_path / "out"))
+    assert (found.head, found.identity(), found.paddle) == (head, paddle.identity(), False)
+    assert found.config.id2label == paddle.config.id2label
+    assert found.config.to_dict() == {**paddle.config.to_dict(), **ours_alone(found)}
+    reminder = note_of_mask(ExportOptions("model"), found)
+    assert (reminder is not None and "looks like a copy of uie-m" in reminder) == (head == "ie")
+
+
+def ours_alone(found: Any) -> dict[str, Any]:
+    return {key: getattr(found.config, key) for key in ("architectures", "paddlenlp_version", "label2id")}
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "sharded", "safetensors", "legacy"])
+def test_every_format_becomes_one_of_pytorch(name: str, tmp_path: Path) -> None:
+    convert(PADDLE / "formats" / name, tmp_path / "out", to="ernie-m", quiet=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    kind = getattr(torch, name, torch.float32)
+    assert {tensor.dtype for tensor in written.values()} == {kind}
+    one, other = (load_checkpoint(str(folder)) for folder in (PADDLE / "formats" / name, tmp_path / "out"))
+    assert one.identity() == other.identity()
+
+
+def test_its_tokenizer_goes_along(tmp_path: Path, write_paddle: Any) -> None:
+    folder = write_paddle(tmp_path / "model")
+    for file in tokenizer_files(NANO / "ie"):
+        shutil.copy(file, folder)
+    before = {file.name for file in folder.iterdir()}
+    convert(folder, tmp_path / "out", to="ernie-m", quiet=True)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == before - {WEIGHTS} | {"model.safetensors"}
+    assert Tokenizer.from_dir(tmp_path / "out", verify=False).settings.drop_lone_marks
+    with pytest.raises(OptionError, match="--text compares the tokenizers of ErnieM and XLM-R"):
+        convert(folder, tmp_path / "again", to="ernie-m", text=__file__, quiet=True)
 
 
 def test_without_a_class_the_weights_do_not_tell_every_head(

@@ -18,10 +18,12 @@ from safetensors.numpy import load_file
 
 import erniem_rt
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.errors import CheckpointError, ExportError
+from erniem_export.mask_mode import UIE_M, at_full_width, mask_mode_of
 from erniem_export.onnx_export import write
-from erniem_export.options import GraphOptions
+from erniem_export.options import ExportOptions, GraphOptions
 from erniem_export.passes.attention import fuse_attention
+from erniem_export.tokenizer import check_tokenizer
 from erniem_rt import Session
 from erniem_rt.machine import has_vnni
 from erniem_rt.manifest import Manifest
@@ -118,6 +120,22 @@ def test_the_reference_at_full_width_is_taskflows_row() -> None:
         found = model(**wide)
     for logits, probabilities in zip((found.start_logits, found.end_logits), expected, strict=True):
         np.testing.assert_allclose(sigmoid(logits)[:, :14], probabilities, rtol=0, atol=1e-5)
+
+
+def test_padding_with_the_masked_id_is_refused() -> None:
+    checkpoint = load_checkpoint(str(IE))
+    checkpoint.config.pad_token_id = 0
+    with pytest.raises(ExportError, match=r"pad_token_id = 0, which is \[CLS\] .*: set pad_token_id to the id of"):
+        mask_mode_of(ExportOptions("model"), checkpoint)
+    assert mask_mode_of(ExportOptions("model", mask="padding"), checkpoint) == "padding"
+
+
+def test_the_config_and_the_tokenizer_pad_with_the_same_id() -> None:
+    checkpoint = load_checkpoint(str(ROOT / "examples" / "nano" / "checkpoints" / "ie"))
+    checkpoint.config.pad_token_id = 2
+    check_tokenizer(checkpoint)
+    with pytest.raises(CheckpointError, match=r"says pad_token_id = 2, and in the tokenizer \[PAD\] has the id 1, "):
+        check_tokenizer(checkpoint, pads_matter=True)
 
 
 def test_the_gate_catches_a_mask_of_padding(

@@ -16,9 +16,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from erniem_export import cli
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import CheckpointError
-from erniem_export.sources import find_folder, tokenizer_files, weight_files
+from erniem_export.sources import find_folder, find_tokenizer, tokenizer_files, weight_files
 
 SNAPSHOT = "huggingface_hub.snapshot_download"
 
@@ -47,7 +48,41 @@ def test_a_name_too_long_for_a_folder(export_fails: Callable[..., str]) -> None:
 def test_a_file_is_no_folder(tmp_path: Path, export_fails: Callable[..., str]) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
-    assert "is a file; expected the folder that holds config.json" in export_fails(file)
+    said = f"is a file; expected the folder that holds config.json and the weights: give {file.parent} if it is that"
+    assert said in export_fails(file)
+
+
+@pytest.mark.parametrize("flag", ["--model", "--base", "--tokenizer"])
+@pytest.mark.parametrize("given", ["", " "])
+def test_an_empty_name(flag: str, given: str) -> None:
+    """As of a shell's variable that is not set; an empty path is the current folder."""
+    named = {"model": "random:tiny", flag.removeprefix("--"): given}
+    with pytest.raises(CheckpointError, match=f"{flag} is empty: expected a folder or a hub id"):
+        load_checkpoint(**named)
+
+
+@pytest.mark.parametrize("given", ["", " "])
+@pytest.mark.parametrize(
+    ("command", "words", "flag"),
+    [
+        *((cli.main, ["--model", "random:tiny"], flag) for flag in ("--output", "--base", "--tokenizer", "--task-set")),
+        *((cli.main, ["--output", "out"], flag) for flag in ("--model", "--calibration", "--keep-tokens")),
+        *((cli.verify_main, ["out"], flag) for flag in ("--model", "--base", "--tokenizer", "--task-set")),
+        (cli.verify_main, [], ""),
+        *((cli.convert_main, ["in", "--to", "ernie-m"], flag) for flag in ("--output", "--text")),
+        (cli.convert_main, ["--to", "ernie-m", "--output", "out"], ""),
+    ],
+)
+def test_an_empty_argument(
+    command: Callable[[list[str]], int],
+    words: list[str],
+    flag: str,
+    given: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command([*words, *filter(None, [flag]), given])
+    assert f"{flag}: it is empty: expected a path or a name" in capsys.readouterr().err
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +203,12 @@ def test_a_download_from_sentence_transformers(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_no_weights(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()  # a folder of that name is none either
     with pytest.raises(
         CheckpointError, match=r"has no weights: expected model.safetensors, pytorch_model.bin or model_state.pdparams"
     ):
+        weight_files(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"{name} is a folder, where expected is a file"):
         weight_files(tmp_path)
 
 
@@ -231,9 +268,16 @@ def test_pointers_of_git_lfs(
 
 def test_a_broken_link(tmp_path: Path, write_checkpoint: Any, export_fails: Callable[..., str]) -> None:
     folder = write_checkpoint(tmp_path / "cleaned")
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to("../../blobs/gone")
-    assert "has no weights" in export_fails(folder)
+    for name in ("model.safetensors", "config.json"):
+        content = (folder / name).read_bytes()
+        for to in ("../../blobs/gone", name):
+            (folder / name).unlink()
+            (folder / name).symlink_to(to)
+            assert f"{name} is a broken link, to {to}: put the file there" in export_fails(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert "gone is a broken link: there is nothing at nowhere" in export_fails(tmp_path / "gone")
 
 
 def test_safetensors_come_first(tmp_path: Path) -> None:
@@ -258,6 +302,24 @@ def test_a_damaged_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match="is not an index of weight files"):
         weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model-1.safetensors", "/model-1.safetensors", "a/../../b", "..\\b", "C:\\b"])
+def test_an_index_whose_paths_leave_the_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match=r"expected names of files in its folder: put the shards beside it"):
+        weight_files(tmp_path)
+
+
+def test_an_adapter_without_its_config(tmp_path: Path, export_fails: Callable[..., str]) -> None:
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert "put the adapter's adapter_config.json beside them" in export_fails(tmp_path)
+
+
+def test_a_file_in_place_of_a_tokenizers_folder(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").touch()
+    with pytest.raises(CheckpointError, match=r"is a file; expected the folder that holds sentencepiece.bpe.model"):
+        find_tokenizer(str(tmp_path / "vocab.txt"))
 
 
 def test_an_empty_index(tmp_path: Path) -> None:

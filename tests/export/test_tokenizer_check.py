@@ -188,6 +188,13 @@ def test_no_tokenizer_there(bare: Path, tmp_path: Path, export_fails: Any) -> No
     assert export_fails(bare, "--tokenizer", tmp_path / "other").endswith("not the file itself: run git lfs pull")
 
 
+def test_a_file_in_place_of_a_tokenizer(bare: Path, tokenizer_dir: Path, export_fails: Any) -> None:
+    file = tokenizer_dir / "sentencepiece.bpe.model"
+    assert export_fails(bare, "--tokenizer", file) == (
+        f"--tokenizer {file} is a file; expected the folder that holds {file.name}: give {file.parent} if it is that"
+    )
+
+
 def test_a_tokenizer_from_the_hub(bare: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import CheckpointError
 from erniem_export.mask_mode import mask_mode_of
 from erniem_export.options import ExportOptions
-from erniem_export.weights import read_shapes
+from erniem_export.weights import check_finite, read_shapes
 
 State = dict[str, torch.Tensor]
 Write = Callable[..., Path]
@@ -86,7 +87,7 @@ def test_pickles_from_before_torch_1_6(tmp_path: Path, write_checkpoint: Write) 
 
 def test_no_tensors(tmp_path: Path) -> None:
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="hold no tensors"):
+    with pytest.raises(CheckpointError, match="holds no tensors"):
         read_shapes([tmp_path / "model.safetensors"])
 
 
@@ -198,16 +199,43 @@ def test_question_answering_with_three_labels(tmp_path: Path, write_checkpoint: 
     assert message == "config.json says num_labels = 3, but a qa head scores 2 things, start and end"
 
 
-@pytest.mark.usefixtures("quick_trace")
-def test_damaged_numbers_are_told_from_a_wrong_export(
-    tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("name", ["ernie_m.embeddings.word_embeddings.weight", "ernie_m.encoder.layers.1.norm2.bias"])
+def test_damaged_numbers_are_named(
+    name: str, value: float, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
 ) -> None:
     def edit(state: State) -> State:
-        state["ernie_m.encoder.layers.1.norm2.bias"][3] = float("nan")
+        state[name] = state[name].double()
+        state[name][3] = value
         return state
 
     message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
-    assert "the PyTorch model itself yields NaN or infinity in logits" in message
+    assert re.match(rf"{name} holds \d+ NaN or infinite values in float32", message)
+
+
+def test_large_finite_numbers_are_none() -> None:
+    check_finite("a", torch.full((4,), 3e38))
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_integers_are_no_weights(
+    dtype: torch.dtype, pickled: bool, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
+) -> None:
+    name = "ernie_m.embeddings.word_embeddings.weight"
+    folder = write_checkpoint(
+        tmp_path / "model", pickled=pickled, edit=lambda state: {**state, name: state[name].to(dtype)}
+    )
+    kind = str(dtype).removeprefix("torch.")
+    assert f"stores {name} as {kind}; expected floating-point numbers" in export_fails(folder)
+
+
+def test_paddles_layout_in_a_file_of_pytorch(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+    def edit(state: State) -> State:
+        return {n: v.T.contiguous() if v.ndim == 2 and "_embeddings" not in n else v for n, v in state.items()}
+
+    folder = write_checkpoint(tmp_path / "model", edit=edit)
+    assert "the weights look transposed: they have Paddle's layout in PyTorch's file" in export_fails(folder)
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"note": "mine"}, {"format": "np"}])

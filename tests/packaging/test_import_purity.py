@@ -85,7 +85,7 @@ def test_tools_that_pack_programs_find_every_module_by_reading_imports():
         unread += imported_by(name, path) if name.startswith("erniem_rt") else []
     modules = {name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "erniem_rt.")}
     commands = {name for name in modules if name in ("erniem_rt.cli", "erniem_rt.__main__")}
-    assert modules - found <= commands | {f"erniem_rt.{name}" for name in ("serve", "triton")}
+    assert modules - found <= commands | {f"erniem_rt.{name}" for name in ("ray", "serve", "triton")}
     assert {"onnxruntime", "sentencepiece", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime"} <= found
 
 

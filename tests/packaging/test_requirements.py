@@ -15,7 +15,7 @@ from erniem_export.onnx_export import ONNXRUNTIME
 
 ENVIRONMENTS = {
     "serve": {"", "ort", "text"},
-    "serving": {"", "ort", "text", "serve"},
+    "serving": {"", "ort", "text", "serve", "ray"},
     "triton": {"", "ort", "text"},
     "dev": {"", "ort", "text", "languages", "export", "dev"},
     "transformers5": {"", "ort", "text", "export"},

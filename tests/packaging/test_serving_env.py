@@ -139,6 +139,19 @@ except erniem_rt.EngineUnavailableError as error:
     assert 'pip install "erniem-rt[text]"' in message
 
 
+def test_an_application_without_ray_names_the_extra(serving_environment: Path, tmp_path: Path) -> None:
+    code = """
+from erniem_rt import EngineUnavailableError, ray
+try:
+    ray.application("out")
+except EngineUnavailableError as error:
+    print(error)
+"""
+    assert run(serving_environment, code, cwd=tmp_path).strip() == (
+        'erniem_rt.ray.application needs Ray Serve: pip install "erniem-rt[ray]".'
+    )
+
+
 @pytest.mark.parametrize("command", ["erniem-export", "erniem-verify", "erniem-convert"])
 def test_help_of_the_commands(command: str, serving_environment: Path, tmp_path: Path) -> None:
     arguments = [str(serving_environment / command), "--help"]

@@ -24,6 +24,7 @@ EXTRAS = {
     "text",
     "languages",
     "serve",
+    "ray",
     "export",
     "bench",
     "dev",

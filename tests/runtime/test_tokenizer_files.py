@@ -131,7 +131,7 @@ def test_damaged_files_are_named(folder: Path, name: str, content: bytes | None,
 def test_a_truncated_model_is_named(folder: Path) -> None:
     path = folder / "sentencepiece.bpe.model"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ArtifactError, match="not a readable sentencepiece model"):
+    with pytest.raises(ArtifactError, match="is not a sentencepiece model, or it is damaged: fetch it again"):
         Tokenizer.from_dir(folder)
 
 

@@ -19,10 +19,10 @@ WAIT = 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what lies in this folder unless make said that its server is there: kserve or triton."""
+    """Skip what lies in this folder unless make said that its server is there: kserve, ray or triton."""
     there = os.environ.get("ERNIEM_SERVING")
     for item in items:
-        needed = "triton" if item.path.name == "test_triton.py" else "kserve"
+        needed = {"test_triton.py": "triton", "test_ray.py": "ray"}.get(item.path.name, "kserve")
         if HERE in item.path.parents and needed != there:
             item.add_marker(pytest.mark.skip(reason=f"needs {needed}: make test-serving"))
 

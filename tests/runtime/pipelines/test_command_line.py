@@ -92,7 +92,7 @@ def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, an
 
     monkeypatch.setattr(cli, "_answer_chunk", Mock(side_effect=[[(1, "fine")], KeyboardInterrupt]))
     code, _, errors = answer(artifact, texts, "--batch-size", "2")
-    assert (code, errors) == (1, f"{engine}\r8 lines{clear}error: interrupted\n")
+    assert (code, errors) == (130, f"{engine}\r8 lines{clear}error: interrupted\n")
 
 
 def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
@@ -292,3 +292,21 @@ def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch
         [None, True, False],
         [1, False, True],
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([""], "artifact"),
+        (["model", "--input", ""], "--input"),
+        (["model", "--output", " "], "--output"),
+        (["model", "--cache", ""], "--cache"),
+        (["serve", "model", ""], "models"),
+        (["triton", "model", "--repository", ""], "--repository"),
+    ],
+)
+def test_an_empty_argument(words: list[str], name: str, capsys) -> None:
+    """As of a shell's variable that is not set; an empty path is the current folder."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"error: {name} is empty: expected a path or a name" in capsys.readouterr().err
