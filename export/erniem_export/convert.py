@@ -93,7 +93,7 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
                 raise OptionError("--text compares the tokenizers of ErnieM and XLM-R: leave it out")
             progress.step("writing PyTorch's weights")
             notes = _write_paddle(model, checkpoint, stage)
-            install_files(stage, output)
+            _install(stage, output)
             return Conversion(checkpoint.head, (*checkpoint.notes, *notes))
         _check(checkpoint, to)
         progress.step(f"writing {_NAMES[to]}'s weights")
@@ -102,18 +102,18 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
         if (find_folder(model) / MODULES_FILE).is_file():
             notes.append(f"{MODULES_FILE} and the folders of its modules are not converted: copy them")
         counts = _count(checkpoint, stage, lines)
-        _refuse_others(stage, output)
-        install_files(stage, output)
+        _install(stage, output)
     return Conversion(checkpoint.head, (*notes, *_what_differs(to, difference, counted=lines is not None)), *counts)
 
 
-def _refuse_others(stage: Path, output: Path) -> None:
-    """Raise if the folder has files of another tokenizer, which transformers would read too."""
+def _install(stage: Path, output: Path) -> None:
+    """Move the files to the folder; raise if it has those of another tokenizer, which transformers would read too."""
     for name in (*TOKENIZER_FILES, FAST_TOKENIZER) if (stage / _SETTINGS).exists() else ():
         if (output / name).exists() and not (stage / name).exists():
             raise ExportError(
                 f"{output / name} is there already and would be read with the new tokenizer: choose another --output"
             )
+    install_files(stage, output)
 
 
 def _write_paddle(model: str, checkpoint: Checkpoint, stage: Path) -> list[str]:
