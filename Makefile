@@ -29,12 +29,15 @@ INTEROP := .venv-interop/.stamp
 SERVING := .venv-serving/.stamp
 TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
+HEADS := qa cls ner ie mc base
+# What `make soak` asks: serve or gunicorn.
+SERVER ?= serve
 WEB := examples/web
 WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ner.stamp
 # What a page needs of onnxruntime-web.
 ORT_WEB := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-xlm-roberta bench-serving test-gpu bench-gpu wheel clean clean-all
+.PHONY: help setup demo test test-serving test-floor test-transformers5 test-interop lint typecheck format check nano-train nano-eval nano-task-sets web test-web bench bench-quick bench-xlm-roberta bench-serving soak test-gpu bench-gpu wheel clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,11 +59,8 @@ test-floor: $(DEV) $(FLOOR) ## Run the runtime's tests on the oldest onnxruntime
 	done
 	ERNIEM_NANO=out/floor .venv-floor/bin/$(PYTEST) tests/runtime --ignore tests/runtime/tensorrt $(ARGS)
 
-test-serving: $(DEV) $(SERVING) $(TRITON) ## Run `erniem-rt serve`, `erniem_rt.ray` and `erniem-rt triton` on their servers, with artifacts exported here
-	for head in qa cls ner ie mc base; do \
-		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/serving/$$head || exit 1; \
-	done
-	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py $(ARGS)
+test-serving: $(SERVING) $(TRITON) out/serving/.stamp ## Run `erniem-rt serve`, `erniem_rt.ray` and `erniem-rt triton` on their servers, with artifacts exported here
+	ERNIEM_SERVING=kserve ERNIEM_NANO=out/serving .venv-serving/bin/$(PYTEST) tests/serving/test_serve.py tests/serving/test_manifests.py $(ARGS)
 	ERNIEM_SERVING=ray ERNIEM_NANO=out/serving .venv-serving/bin/pytest tests/serving/test_ray.py $(ARGS)
 	ERNIEM_SERVING=triton ERNIEM_NANO=out/serving .venv-triton/bin/pytest tests/serving/test_triton.py $(ARGS)
 
@@ -125,6 +125,10 @@ bench-xlm-roberta: $(BENCH) ## Compare an XLM-R model with sentence-transformers
 
 bench-serving: $(SERVING) ## Measure the batcher, `erniem-rt serve` and Ray; ARGS="--artifact DIR --tokenizer DIR"
 	.venv-serving/bin/python -m benchmarks.serving $(ARGS)
+
+soak: $(SERVING) out/serving/.stamp ## Ask a server for an hour, and compare every answer; SERVER=gunicorn also kills its workers
+	.venv-serving/bin/python -m benchmarks.soak $(SERVER) nli=out/serving/cls \
+		$(foreach head,$(HEADS),$(head)=out/serving/$(head)) --json out/soak-$(SERVER).json $(ARGS)
 
 test-gpu: ## Run the parity gate of heads, precisions and engines on an NVIDIA GPU, for at most 8 minutes
 	@$(ON_GPU) benchmarks/machine.py test-gpu cuda pytest sentencepiece
@@ -212,6 +216,12 @@ $(WEB)/node_modules/.stamp: $(WEB)/package-lock.json
 
 out/web-test/expected.json: $(WEB)/test/expected.py $(WEB_MODELS)
 	.venv/bin/python $< out/web/models $@
+
+out/serving/.stamp: $(DEV) $(SOURCES)
+	for head in $(HEADS); do \
+		.venv/bin/erniem-export --model $(NANO)/$$head --engine none --output out/serving/$$head || exit 1; \
+	done
+	@touch $@
 
 out/web/models/%.stamp: $(DEV) $(SOURCES)
 	.venv/bin/erniem-export --model $(NANO)/$* --output out/web/models/$*

@@ -62,7 +62,6 @@ def main() -> int:
     parser.add_argument("--no-servers", action="store_true", help="measure the batcher only")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--baseline", choices=("erniem-rt", "transformers"), help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.baseline:
         return serve_without_queue(arguments)
@@ -117,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
         texts = workload(pipeline.tokenizer, arguments.requests)
         servers = {}
         if not arguments.no_servers:
-            servers["serve"] = stack.enter_context(serving(arguments))
+            servers["serve"], served_by = stack.enter_context(serving(arguments))
             servers["KServe"] = stack.enter_context(without_queue(arguments, "erniem-rt"))
         if arguments.transformers and not arguments.no_servers:
             servers["transformers"] = stack.enter_context(without_queue(arguments, "transformers"))
@@ -136,6 +135,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
         def all_rates() -> dict[str, float]:
             found = {key: work() for key, work in rates.items()}
+            if "serve" in servers:
+                used = cpu_seconds(served_by)
+                closed_loop(Client(servers["serve"], name), texts, CLIENTS)
+                found["serve, CPU ms a request"] = 1000 * (cpu_seconds(served_by) - used) / len(texts)
             found["direct, p95 at 50 %"] = open_loop(one_at_a_time(pipeline), texts, 0.5 * found["direct, one by one"])
             found["Batcher, p95 at 80 %"] = open_loop(batcher.submit, texts, 0.8 * found["Batcher, 32 clients"])
             return found
@@ -222,11 +225,11 @@ class Client:
 
 
 @contextlib.contextmanager
-def serving(arguments: argparse.Namespace) -> Iterator[int]:
-    """Yield the port of ``erniem-rt serve``."""
+def serving(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """Yield the port and the process of ``erniem-rt serve``."""
     command = [sys.executable, "-m", "erniem_rt", "serve", str(arguments.artifact), "--port", "0"]
-    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as port:
-        yield port
+    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as found:
+        yield found
 
 
 @contextlib.contextmanager
@@ -234,11 +237,10 @@ def without_queue(arguments: argparse.Namespace, kind: str) -> Iterator[int]:
     """Yield the port of KServe's own server, with a model that calls the pipeline in a thread."""
     python = sys.executable if kind == "erniem-rt" else arguments.python
     command = [python, "-m", "benchmarks.serving", "--artifact", str(arguments.artifact), "--baseline", kind]
-    port = free_port()
-    command += ["--engine", arguments.engine, "--port", str(port)]
+    command += ["--engine", arguments.engine]
     command += ["--transformers", arguments.transformers] if arguments.transformers else []
-    with process(command, r"ready at (\d+)\.") as found:
-        yield found
+    with process(command, r"ready at (\d+)\.") as (port, _):
+        yield port
 
 
 @contextlib.contextmanager
@@ -318,8 +320,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: list[str], ready: str) -> Iterator[int]:
-    """Run a process, and yield the port that it prints to standard error when it is ready."""
+def process(command: list[str], ready: str) -> Iterator[tuple[int, int]]:
+    """Run a process, and yield the port that it prints to standard error when it is ready, and the process's id."""
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert running.stderr is not None
     said = []
@@ -331,10 +333,31 @@ def process(command: list[str], ready: str) -> Iterator[int]:
         else:
             raise RuntimeError(f"{' '.join(command)}: {''.join(said[-20:])}")
         threading.Thread(target=running.stderr.read, daemon=True).start()  # so that its pipe never fills
-        yield int(found[1])
+        yield int(found[1]), running.pid
     finally:
         running.terminate()
         running.wait(60)
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Return the CPU time of a process and its children."""
+    total = 0
+    for one in family(pid):
+        with contextlib.suppress(OSError):
+            total += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int | None) -> list[int]:
+    """Return a process and all its children."""
+    return [] if pid is None else [pid, *(one for child in children(pid) for one in family(child))]
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return []
 
 
 def serve_without_queue(arguments: argparse.Namespace) -> int:
@@ -362,26 +385,25 @@ def serve_without_queue(arguments: argparse.Namespace) -> int:
 
     model = Model(arguments.artifact.name)
     model.load()
-    threading.Thread(target=say_when_ready, args=(arguments.port,), daemon=True).start()
-    server = kserve.ModelServer(http_port=arguments.port, enable_grpc=False, enable_latency_logging=False)
+    server = kserve.ModelServer(http_port=free_port(), enable_grpc=False, enable_latency_logging=False)
+    threading.Thread(target=say_when_ready, args=(server,), daemon=True).start()
     server.start([model])
     return 0
 
 
-def say_when_ready(port: int) -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status == 200:
-                print(f"ready at {port}.", file=sys.stderr, flush=True)
-                return
+def say_when_ready(server: Any) -> None:
+    """Say the port once this server listens; at the port alone, another process could answer.
+
+    The full stop ends the number even if a line of the log comes before the end of this line.
+    """
+    while not getattr(getattr(server._rest_server, "_server", None), "started", False):
         time.sleep(0.1)
+    print(f"ready at {server.http_port}.", file=sys.stderr, flush=True)
 
 
 def report(figures: dict[str, list[float]]) -> None:
     for name, values in figures.items():
-        print(f"{name:32} {statistics.median(values):8.1f} {'ms' if 'p95' in name else 'a second'}")
+        print(f"{name:32} {statistics.median(values):8.1f} {'ms' if 'p95' in name or 'CPU' in name else 'a second'}")
     pairs = {
         "Batcher, 32 clients : one by one": ("Batcher, 32 clients", "direct, one by one"),
         "Batcher, one client : direct call": ("Batcher, one client", "direct, one by one"),

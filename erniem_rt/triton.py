@@ -258,7 +258,12 @@ class TritonPythonModel:
 
         error = answered if isinstance(answered, ErnieMError) else answered.exception()
         if error is not None:
-            return backend.InferenceResponse([], backend.TritonError(str(error)))
+            kind = (
+                backend.TritonError.INVALID_ARG
+                if isinstance(error, InvalidInputError)
+                else backend.TritonError.INTERNAL
+            )
+            return backend.InferenceResponse([], backend.TritonError(str(error), kind))
         name, _, array = write_answers(self._batcher.pipeline, answered.result())
         return backend.InferenceResponse([backend.Tensor(name, array if array.ndim > 1 else array[:, None])])
 

@@ -27,6 +27,7 @@ TARGETS = {
     "nano-task-sets",
     "nano-train",
     "setup",
+    "soak",
     "test",
     "test-floor",
     "test-gpu",

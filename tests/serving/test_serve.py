@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,8 @@ import pytest
 import erniem_rt
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+GUNICORN = re.findall(r"^(gunicorn .*)$", DOCUMENT, re.MULTILINE)
 CURL = re.findall(r"^```bash\n(curl .*?)^```\n\n```console\n(.*?)^```\n", DOCUMENT, re.MULTILINE | re.DOTALL)
 HEADS = ("qa", "cls", "ner", "ie", "mc", "base")
 LONG = " ".join(f"Fiona Kendall left Denver on {day} March." for day in range(1, 31)) * 80
@@ -91,7 +95,7 @@ def rounded(text):
 
 def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
     monkeypatch.chdir(nano_artifact("cls").parents[2])
-    plain, fastapi = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    plain, fastapi, _ = PYTHON
     exec(compile(plain, "serving.md", "exec"), {})
     assert capsys.readouterr().out.endswith("\n2\n")
     found: dict = {}
@@ -107,43 +111,59 @@ def test_python_of_the_document(nano_artifact, monkeypatch, capsys):
     asyncio.run(ask_app())
 
 
+@pytest.mark.parametrize(("command", "code"), list(zip(GUNICORN, PYTHON[1:], strict=True)), ids=["asgi", "wsgi"])
+def test_gunicorn_of_the_document_with_a_worker_killed(command, code, nano_artifact, tmp_path):
+    (tmp_path / "app.py").write_text(code)
+    (tmp_path / "out").symlink_to(nano_artifact("cls").parents[1])
+    _, *arguments = command.replace("8000", "0").split()
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *arguments], cwd=tmp_path, stdout=file, stderr=file
+        )
+    try:
+        until = time.monotonic() + 60
+        while not (listening := re.search(r"Listening at: (http://\S+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        url = f"{listening[1]}/classify"
+        with erniem_rt.pipeline(nano_artifact("cls"), threads=1) as pipeline:
+            expected = pipeline(["One text.", "Another text."])
+        assert until_answered(url, ["One text.", "Another text."]) == (200, expected)
+        os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]), signal.SIGKILL)
+        for _ in range(20):
+            assert until_answered(url, ["One text.", "Another text."]) == (200, expected)
+            assert until_answered(url, ["One text.", ""])[0] == 400
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+
+
+def until_answered(url, texts):
+    """Status and answer of the first connection that is not refused or reset."""
+    until = time.monotonic() + 60
+    request = urllib.request.Request(url, json.dumps(texts).encode(), {"content-type": "application/json"})
+    while True:
+        try:
+            return opened(request)[::2]
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
 def test_the_document_has_a_line_for_each_task():
     assert {re.search("/models/([a-z]+)/", command)[1] for command, _ in CURL} == {*HEADS, "nli"}
 
 
-TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
-ASKED = {
-    "qa": ({"question": ["Who founded it?", "Where?"], "context": TEXTS}, {"top_k": 2}, {}),
-    "cls": ({"text": TEXTS, "text_pair": TEXTS[::-1]}, {"top_k": "all"}, {"top_k": None}),
-    "ner": ({"text": TEXTS}, {"ignore_labels": "O, PER"}, {"ignore_labels": ["O", "PER"]}),
-    "ie": ({"text": TEXTS}, {"schema": '{"Person": "Year"}', "threshold": "0.25"}, {"schema": {"Person": "Year"}}),
-    "mc": ({"prompt": TEXTS, "choices": [["1971", "Denver"]] * 2}, {}, {}),
-    "base": ({"text": TEXTS}, {"pooling": "cls", "normalize": True}, None),
-    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]'}, {"candidate_labels": ["a, b", "c"]}),
-}
-
-
-@pytest.mark.parametrize("model", ASKED)
-def test_answers_are_the_pipelines_to_the_bit(server, nano_artifact, model):
-    tensors, parameters, changed = ASKED[model]
-    task = "zero-shot-classification" if model == "nli" else None
-    options = {**parameters, **(changed or {})}
-    if "threshold" in options:
-        options["threshold"] = 0.25
-    with erniem_rt.pipeline(task, nano_artifact("cls" if model == "nli" else model)) as pipeline:
-        items = [dict(zip(tensors, row, strict=True)) for row in zip(*tensors.values(), strict=True)]
-        expected = pipeline(items, **options)
-        assert_same(ask(server, model, tensors, **parameters), expected)
-        assert_same(by_grpc(server, model, tensors, parameters), expected)
-        column = {name: [[one] if isinstance(one, str) else one for one in rows] for name, rows in tensors.items()}
-        assert_same(ask(server, model, column, **parameters), expected)
-
-
-def assert_same(found, expected):
-    if isinstance(expected, np.ndarray):
-        np.testing.assert_array_equal(found, expected)
-    else:
-        assert found == expected
+def test_answers_are_the_pipelines_to_the_bit(server, nano_artifact, example):
+    expected = example.answers(nano_artifact(example.head))
+    tensors, parameters = example.tensors, example.parameters
+    example.assert_answered(ask(server, example.name, tensors, **parameters), expected)
+    example.assert_answered(by_grpc(server, example.name, tensors, parameters), expected)
+    column = {name: [[one] if isinstance(one, str) else one for one in rows] for name, rows in tensors.items()}
+    example.assert_answered(ask(server, example.name, column, **parameters), expected)
 
 
 def by_grpc(server, model, tensors, parameters):
@@ -166,11 +186,12 @@ def by_grpc(server, model, tensors, parameters):
     return array if output.datatype == "FP32" else [json.loads(text) for text in array.tolist()]
 
 
-def test_binary_data_and_one_text_without_pooling(server, nano_artifact):
+def test_binary_data_and_one_text_without_pooling(server, nano_artifact, examples):
     from kserve import InferInput, InferRequest, InferResponse
 
+    texts = examples["base"].tensors["text"]
     tensor = InferInput("text", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array(TEXTS[:1], dtype=object))
+    tensor.set_data_from_numpy(np.array(texts[:1], dtype=object))
     asked = InferRequest("base", [tensor], "1", parameters={"pooling": "none", "binary_data_output": True})
     body, length = asked.to_rest()
     headers = {"inference-header-content-length": str(length), "content-type": "application/octet-stream"}
@@ -178,8 +199,8 @@ def test_binary_data_and_one_text_without_pooling(server, nano_artifact):
     assert status == 200
     (output,) = InferResponse.from_bytes(content, int(found["inference-header-content-length"])).outputs
     with erniem_rt.pipeline(nano_artifact("base")) as pipeline:
-        np.testing.assert_array_equal(output.as_numpy(), pipeline(TEXTS[:1], pooling="none")[0][None])
-    status, _, found = post(server, "base", {"inputs": [text_tensor("text", TEXTS)], "parameters": {"pooling": "none"}})
+        np.testing.assert_array_equal(output.as_numpy(), pipeline(texts[:1], pooling="none")[0][None])
+    status, _, found = post(server, "base", {"inputs": [text_tensor("text", texts)], "parameters": {"pooling": "none"}})
     assert status == 400
     assert found["error"].startswith("pooling='none' gives each text as many vectors as it has tokens")
 
@@ -304,13 +325,12 @@ def test_metrics(server):
     assert 'request_predict_seconds_count{model_name="ner"}' in text
 
 
-def test_many_clients_of_which_some_send_bad_requests(server):
+def test_many_clients_of_which_some_send_bad_requests(server, examples):
     def work(number):
         model = ("ner", "base", "nli", "qa")[number % 4]
         if number % 16 == 0:
             return post(server, model, one(data=[""]))[0]
-        tensors, parameters, _ = ASKED[model]
-        return len(ask(server, model, tensors, **parameters))
+        return len(ask(server, model, examples[model].tensors, **examples[model].parameters))
 
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(work, range(320))) == [400 if number % 16 == 0 else 2 for number in range(320)]
@@ -409,3 +429,25 @@ def test_a_taken_port_is_one_line(server, start_server, nano_artifact):
         assert line.startswith(f"error: cannot listen at 127.0.0.1, port {port}: ")
         assert f"Choose another {option}" in line
     assert_goes_on(server)
+
+
+# Every file system read-only, another user, no capabilities: as in a strict container.
+CONTAINED = """
+mount --make-rprivate /
+for place in $(cut -d' ' -f2 /proc/self/mounts | sort -r); do mount -o remount,ro,bind $place 2>/dev/null; done
+! touch /tmp/erniem-rt /dev/shm/erniem-rt 2>/dev/null || exit 9
+export HOME=/nonexistent
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all "$@"
+"""
+
+
+def test_it_needs_no_file_to_write_and_no_rights(start_server, nano_artifact):
+    folders = [nano_artifact(head).parent for head in ("qa", "base")]
+    if subprocess.run(["unshare", "--mount", "setpriv", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root, unshare and setpriv")
+    if not all(path.stat().st_mode & 1 for one in (*folders, Path(sys.executable)) for path in one.parents):
+        pytest.skip("another user cannot read these folders")
+    server = start_server(*folders, inside=("unshare", "--mount", "bash", "-c", CONTAINED, "--"))
+    assert ask(server, "base", {"text": ["One text."]}).shape == (1, 96)
+    assert Path(f"/proc/{server.process.pid}").stat().st_uid == 65534
+    assert server.terminate()[0] == 0

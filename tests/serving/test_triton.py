@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,35 +22,35 @@ import pytest
 import erniem_rt
 from erniem_rt.cli import main
 
-TEXTS = ["Clara Bennett was born in 1971.", "Lakeside Motors is based in Denver, near Redwood Media."]
-ASKED = {
-    "qa": ({"question": ["Who founded it?", "Where?"], "context": TEXTS}, {"top_k": 2}, {}),
-    "cls": ({"text": TEXTS, "text_pair": TEXTS[::-1]}, {"top_k": "all"}, {"top_k": None}),
-    "ner": ({"text": TEXTS}, {"ignore_labels": "O, PER"}, {"ignore_labels": ["O", "PER"]}),
-    "ie": ({"text": TEXTS}, {"schema": '{"Person": "Year"}', "threshold": "0.25"}, {"schema": {"Person": "Year"}}),
-    "mc": ({"prompt": TEXTS, "choices": [["1971", "Denver"]] * 2}, {}, {}),
-    "base": ({"text": TEXTS}, {"pooling": "cls", "normalize": True}, {}),
-    "nli": ({"text": TEXTS}, {"candidate_labels": '["a, b", "c"]'}, {"candidate_labels": ["a, b", "c"]}),
-}
-
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """A free port below those of outgoing connections, which could take it before Triton does."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+@dataclass(frozen=True)
+class Triton:
+    """The addresses of a running server."""
+
+    http: str
+    grpc: str
 
 
 @pytest.fixture(scope="module")
-def triton(nano_artifact, tmp_path_factory) -> Iterator[tuple[str, str]]:
-    """The addresses of HTTP and gRPC of a server with all seven models."""
+def triton(nano_artifact, tmp_path_factory, examples) -> Iterator[Triton]:
+    """A server with all seven models."""
     import pytriton
 
     folder = tmp_path_factory.mktemp("triton")
     packages = [str(Path(erniem_rt.__file__).parents[1]), sysconfig.get_paths()["purelib"]]
     places = [word for package in packages for word in ("--site-packages", package)]
-    for name in ASKED:
-        artifact = nano_artifact("cls" if name == "nli" else name).parent
+    for name, example in examples.items():
+        artifact = nano_artifact(example.head).parent
         command = ["triton", str(artifact), "--repository", str(folder / "models"), "--name", name, "--instances", "1"]
-        task = ["--options", '{"task": "zero-shot-classification"}'] if name == "nli" else []
+        task = ["--options", json.dumps({"task": example.task})] if example.task else []
         assert main([*command, *places, *task]) == 0
     # The wheel has the backend in one folder, and what it starts in another.
     home = Path(pytriton.__file__).parent / "tritonserver"
@@ -67,7 +70,7 @@ def triton(nano_artifact, tmp_path_factory) -> Iterator[tuple[str, str]]:
             assert process.poll() is None, said.decode()[-5000:]
             assert time.monotonic() < until, said.decode()[-5000:]
             time.sleep(0.1)
-        yield f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}"
+        yield Triton(f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}")
     finally:
         process.terminate()
         process.wait(60)
@@ -89,33 +92,22 @@ def read(result, name):
     return [json.loads(text) for text in result.as_numpy("answer").reshape(-1)]
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_answers_are_the_pipelines_to_the_bit(triton, nano_artifact, name):
+def test_answers_are_the_pipelines_to_the_bit(triton, nano_artifact, example):
     import tritonclient.grpc
     import tritonclient.http
 
-    columns, parameters, changed = ASKED[name]
-    options = {**parameters, **changed}
-    if "threshold" in options:
-        options["threshold"] = 0.25
-    task = "zero-shot-classification" if name == "nli" else None
-    with erniem_rt.pipeline(task, nano_artifact("cls" if name == "nli" else name), threads=1) as pipeline:
-        expected = pipeline(
-            [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], **options
-        )
-    for library, address in zip((tritonclient.http, tritonclient.grpc), triton, strict=True):
+    expected = example.answers(nano_artifact(example.head), threads=1)
+    for library, address in ((tritonclient.http, triton.http), (tritonclient.grpc, triton.grpc)):
         with library.InferenceServerClient(address) as client:
-            found = read(client.infer(name, tensors_of(library, columns), parameters=parameters), name)
-        if name == "base":
-            np.testing.assert_array_equal(found, expected)
-        else:
-            assert found == expected
+            inputs = tensors_of(library, example.tensors)
+            found = client.infer(example.name, inputs, parameters=example.parameters)
+        example.assert_answered(read(found, example.name), expected)
 
 
 def test_an_error_reaches_its_own_request_only(triton):
     import tritonclient.grpc as library
 
-    with library.InferenceServerClient(triton[1]) as client:
+    with library.InferenceServerClient(triton.grpc) as client:
         asked = [["Fiona Kendall left Denver."], [""], ["Lakeside Motors."], ["a " * 60_000]] * 8
         found: dict[int, object] = {}
 
@@ -140,6 +132,7 @@ def test_an_error_reaches_its_own_request_only(triton):
 @pytest.mark.parametrize(
     ("name", "columns", "parameters", "told"),
     [
+        ("ner", {"text": [""]}, {}, "input 0: text is empty: expected text."),
         ("ner", {"text": ["a"]}, {"top_k": 2}, "takes no parameter 'top_k'"),
         ("qa", {"question": ["a"]}, {}, "expected 2 inputs but got 1"),
         ("base", {"text": ["a"]}, {"pooling": "none"}, "pooling='none' has no fixed shape"),
@@ -148,10 +141,15 @@ def test_an_error_reaches_its_own_request_only(triton):
     ],
 )
 def test_a_bad_request_gets_one_clear_answer(triton, name, columns, parameters, told):
+    import tritonclient.grpc
     import tritonclient.http as library
 
-    with library.InferenceServerClient(triton[0]) as client:
+    with tritonclient.grpc.InferenceServerClient(triton.grpc) as client, pytest.raises(Exception) as raised:
+        client.infer(name, tensors_of(tritonclient.grpc, columns), parameters=parameters)
+    assert raised.value.status() == f"StatusCode.{'NOT_FOUND' if name == 'nothing' else 'INVALID_ARGUMENT'}"
+    with library.InferenceServerClient(triton.http) as client:
         with pytest.raises(library.InferenceServerException) as raised:
             client.infer(name, tensors_of(library, columns), parameters=parameters)
         assert told in str(raised.value)
+        assert raised.value.status() == ("404" if name == "nothing" else "400")
         assert client.infer("ner", tensors_of(library, {"text": ["Fiona Kendall."]})).as_numpy("answer").shape == (1, 1)

@@ -83,6 +83,13 @@ class Response(SimpleNamespace):
         super().__init__(tensors=tensors, error=error)
 
 
+class Error(tuple):
+    INVALID_ARG, INTERNAL = "invalid", "internal"
+
+    def __new__(cls, message, code):
+        return super().__new__(cls, (message, code))
+
+
 def request(parameters=None, **columns):
     tensors = [
         SimpleNamespace(name=lambda name=name: name, as_numpy=lambda rows=rows: np.array(rows, object))
@@ -93,7 +100,7 @@ def request(parameters=None, **columns):
 
 def test_the_model_answers_requests_together_and_each_for_itself(capsys, monkeypatch, nano_artifact, tmp_path):
     backend = SimpleNamespace(
-        InferenceResponse=Response, TritonError=str, Tensor=lambda name, array: (name, array.shape, array.reshape(-1))
+        InferenceResponse=Response, TritonError=Error, Tensor=lambda name, array: (name, array.shape, array.reshape(-1))
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
     artifact = nano_artifact("cls")
@@ -117,8 +124,11 @@ def test_the_model_answers_requests_together_and_each_for_itself(capsys, monkeyp
     model.finalize()
     assert [answer.error for answer in found] == [
         None,
-        "input 0: text is empty: expected text.",
-        "text-classification takes no parameter 'stride'; expected one of errors, top_k, function_to_apply.",
+        ("input 0: text is empty: expected text.", "invalid"),
+        (
+            "text-classification takes no parameter 'stride'; expected one of errors, top_k, function_to_apply.",
+            "invalid",
+        ),
         None,
         None,
     ]
