@@ -93,7 +93,8 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
                 raise OptionError("--text compares the tokenizers of ErnieM and XLM-R: leave it out")
             progress.step("writing PyTorch's weights")
             notes = _write_paddle(model, checkpoint, stage)
-            _install(stage, output)
+            _refuse_others(stage, output)
+            install_files(stage, output)
             return Conversion(checkpoint.head, (*checkpoint.notes, *notes))
         _check(checkpoint, to)
         progress.step(f"writing {_NAMES[to]}'s weights")
@@ -102,18 +103,9 @@ def convert(model: str, output: Path, to: str, head: str, text: Path | None, pro
         if (find_folder(model) / MODULES_FILE).is_file():
             notes.append(f"{MODULES_FILE} and the folders of its modules are not converted: copy them")
         counts = _count(checkpoint, stage, lines)
-        _install(stage, output)
+        _refuse_others(stage, output)
+        install_files(stage, output)
     return Conversion(checkpoint.head, (*notes, *_what_differs(to, difference, counted=lines is not None)), *counts)
-
-
-def _install(stage: Path, output: Path) -> None:
-    """Move the files to the folder; raise if it has those of another tokenizer, which transformers would read too."""
-    for name in (*TOKENIZER_FILES, FAST_TOKENIZER) if (stage / _SETTINGS).exists() else ():
-        if (output / name).exists() and not (stage / name).exists():
-            raise ExportError(
-                f"{output / name} is there already and would be read with the new tokenizer: choose another --output"
-            )
-    install_files(stage, output)
 
 
 def _write_paddle(model: str, checkpoint: Checkpoint, stage: Path) -> list[str]:
@@ -163,6 +155,15 @@ def _save(state: dict[str, Tensor], stage: Path) -> None:
         save_file(state, stage / _WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise ExportError(f"{_WEIGHTS} cannot be written: {error}; nothing was left there") from error
+
+
+def _refuse_others(stage: Path, output: Path) -> None:
+    """Raise if the folder has files of another tokenizer, which transformers would read too."""
+    for name in (*TOKENIZER_FILES, FAST_TOKENIZER) if (stage / _SETTINGS).exists() else ():
+        if (output / name).exists() and not (stage / name).exists():
+            raise ExportError(
+                f"{output / name} is there already and would be read with the new tokenizer: choose another --output"
+            )
 
 
 def _check(checkpoint: Checkpoint, to: str) -> None:
