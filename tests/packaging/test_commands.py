@@ -33,6 +33,7 @@ TARGETS = {
     "test-gpu",
     "test-interop",
     "test-serving",
+    "test-slow",
     "test-transformers5",
     "test-web",
     "typecheck",
