@@ -14,9 +14,7 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import random
-import re
 import shlex
 import signal
 import statistics
@@ -28,7 +26,6 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,7 @@ import numpy as np
 import erniem_rt
 from benchmarks.documents import ROOT
 from benchmarks.machine import describe_machine
-from benchmarks.serving import children, cpu_seconds, family, process
+from benchmarks.serving import children, cpu_seconds, family, process, versions, write
 
 NANO = ROOT / "examples" / "nano" / "checkpoints"
 PER_MODEL = 60
@@ -433,22 +430,6 @@ def memory(samples: list[float], every: float) -> dict[str, Any]:
         "every_seconds": every,
         "samples_mb": samples,
     }
-
-
-def versions() -> dict[str, str]:
-    found = {"erniem_rt": erniem_rt.__version__, "python": platform.python_version()}
-    for name in ("onnxruntime", "numpy", "kserve", "fastapi", "uvicorn", "gunicorn", "ray"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def write(path: Path, figures: dict[str, Any]) -> None:
-    """Write JSON with each list of numbers on one line."""
-    text = json.dumps(figures, indent=1)
-    text = re.sub(r"\[[\s\d.,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":
