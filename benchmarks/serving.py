@@ -42,13 +42,13 @@ CLIENTS = 32
 ACTORS = 2
 # Rows in a block of Ray's dataset: as many as a pipeline takes of a list at a time.
 BLOCK = 128
-# Bars for base size in int8 on two cores: the smallest ratio that passes, or for "p95" the largest.
+# Bars for base size in int8 on two cores, beside transformers in fp32: the smallest ratio that passes, or for "p95" the
+# largest.
 BARS = {
     "Batcher, 32 clients : one by one": 1.75,
     "Batcher, one client : direct call": 0.95,
     "open loop, p95 at 80 % : direct calls, p95 at 50 %": 2.0,
     "serve, 32 clients : KServe without the queue": 1.45,
-    # 4 with an artifact in fp32; transformers computes in fp32.
     "serve, 32 clients : KServe with transformers' pipeline": 10.0,
     "Ray Data, 2 actors : plain process with a list": 0.95,
 }

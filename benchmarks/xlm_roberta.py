@@ -45,7 +45,7 @@ TEXTS, BATCH = 64, 32
 THEIR_PACKAGES = ("sentence-transformers", "optimum-onnx", "optimum-intel", "nncf", "datasets")
 _VERSIONS = ("onnxruntime", "openvino", "torch", "transformers", *THEIR_PACKAGES)
 # Our artifacts, and the options of their exports.
-ARTIFACTS: dict[str, dict[str, str]] = {
+ARTIFACTS: dict[str, dict[str, Any]] = {
     "erniem-rt": {},
     "erniem-rt-int8": {"precision": "int8"},
     "erniem-rt-openvino-int8": {"precision": "int8", "target": "openvino"},
@@ -159,7 +159,7 @@ def prepare(work: Path, size: str) -> Path:
         for artifact, options in ARTIFACTS.items():
             if not (folder / artifact / "base.json").exists():
                 _say(f"{name}: exporting {artifact}")
-                erniem_export.export(checkpoint, folder / artifact, quiet=True, **options)  # type: ignore[arg-type]
+                erniem_export.export(checkpoint, folder / artifact, quiet=True, **options)
         _prepare_theirs(folder, name)
     if not (work / QUALITY).exists():
         _say("comparing the vectors of the trained model")

@@ -43,9 +43,7 @@ def run() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer lines. Return 0, 1 after an error of the artifact or of a line, or 130 after Ctrl-C; exit with 2 on wrong
-    usage.
-    """
+    """Answer lines; return 0, 1 (an error of the artifact or of a line) or 130 (Ctrl-C), or exit with 2 (usage)."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in ("serve", "triton"):
         return _other_command(words[0], words[1:])
@@ -70,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """Return the arguments; refuse paths and names of nothing, as of a shell's variable that is not set."""
+    """Parse the arguments; refuse empty paths and names, such as an unset shell variable gives."""
     arguments = parser.parse_args(words)
     for name in _PATHS:
         given = getattr(arguments, name, None)

@@ -39,7 +39,7 @@ class FileRecord:
     Attributes:
         sha256: SHA-256 of the content in lower-case hex, as ``sha256sum`` prints it.
         size: Bytes.
-        checksum: For a file of more than 16 MiB, a checksum in 64 hex digits that takes a tenth of the time of SHA-256
+        checksum: For a file of more than 16 MiB, a checksum in 64 hex digits that is faster to compute than SHA-256
             and finds damage, but not an attacker's change. A session compares it instead of SHA-256. The file is read
             as rows of 32,768 little-endian uint64, the last one padded with zeros; each column is summed as a
             polynomial, ``sum = sum * 6364136223846793005 + word`` modulo 2^64; the checksum is the SHA-256 of these

@@ -160,7 +160,7 @@ def read_inputs(pipeline: Pipeline[Any], tensors: Iterable[Tensor], most: int | 
         raise InvalidInputError(f"input {missing[0]!r} is missing; {pipeline.task} takes {', '.join(known)}.")
     if len({len(column) for column in columns.values()}) > 1:
         told = ", ".join(f"{name!r} {len(column)}" for name, column in columns.items())
-        raise InvalidInputError(f"inputs must have as many rows each; their rows: {told}.")
+        raise InvalidInputError(f"all inputs must have the same number of rows, got {told}.")
     if list(columns) == ["text"]:
         return columns["text"]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -320,7 +320,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
         if not name or "/" in name or not path:
             raise InvalidInputError(f"{model!r} names no model: expected DIR or NAME=DIR.")
         if name in named:
-            raise InvalidInputError(f"two models are named {name!r}: write NAME=DIR to name one of them otherwise.")
+            raise InvalidInputError(f"two models are named {name!r}: give one of them another name with NAME=DIR.")
         named[name] = path
     return named
 

@@ -78,8 +78,8 @@ class Session:
         cuda_graphs: record the work on a GPU per shape and replay it, which is faster for small batches. A plan does so
             unless this is False. A graph on ``cuda`` does so if this is True, for the first 16 shapes that repeat; runs
             then take turns. Packed graphs cannot: their work depends on the mask.
-        verify: compare the hash of every file with the manifest, at about 0.15 s of CPU time per GB. If False, compare
-            sizes only. A plan is code: its SHA-256 is always compared.
+        verify: compare the hash of every file with the manifest, in another thread while the engine loads. If False,
+            compare sizes only. A plan is code: its SHA-256 is always compared.
         trust_plan: run a plan that is not in its manifest with its SHA-256, for example one that you built yourself.
             TensorRT decides whether it fits this GPU and this version.
         runtime_cache: a file for the kernels that TensorRT for RTX compiles for a plan. It is read now if it exists,
@@ -412,7 +412,7 @@ def _choice(name: str, value: object) -> bool | None:
 
 
 def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
-    """Import and open the engine while another thread verifies the files, at about 0.15 s per GB."""
+    """Import and open the engine while another thread verifies the files."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
     folder = manifest_of(path).parent

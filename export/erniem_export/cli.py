@@ -273,7 +273,7 @@ def _explained(error: BaseException) -> str | None:
 
 
 def _given(text: str) -> str:
-    """Refuse nothing, as of a shell's variable that is not set."""
+    """Refuse an empty value, such as an unset shell variable gives."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: expected a path or a name")
     return text

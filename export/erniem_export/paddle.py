@@ -254,7 +254,7 @@ class _Walk:
         if self._stack or self._marks:
             raise _UnexpectedError("it holds more than one object")
         if after := len(self._content) - self._at:
-            raise _UnexpectedError(f"{after} bytes follow its end, where expected is none")
+            raise _UnexpectedError(f"{after} bytes follow its end; expected none")
         return found
 
     def _take(self, count: int) -> memoryview:

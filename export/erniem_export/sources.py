@@ -151,11 +151,11 @@ def _check_file(path: Path) -> None:
     if _is_broken_link(path):
         raise CheckpointError(f"{path} is a broken link, to {path.readlink()}: put the file there")
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, where expected is a file: put the file there")
+        raise CheckpointError(f"{path} is a folder; expected a file: put the file there")
 
 
 def _is_broken_link(path: Path) -> bool:
-    """Whether ``path`` is a link that leads nowhere, or back to itself."""
+    """Return whether ``path`` is a link to nothing, or to itself."""
     return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110  # Path's raises for a loop up to Python 3.12
 
 
@@ -317,7 +317,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _is_elsewhere(name: str) -> bool:
-    """Whether a path leaves the folder that it is in."""
+    """Return whether a path leaves its folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts
 

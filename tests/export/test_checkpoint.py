@@ -46,7 +46,7 @@ def test_a_config_that_is_none(text: str, said: str, tmp_path: Path, export_fail
 
 def test_a_config_that_is_a_folder(tmp_path: Path, export_fails: Fails) -> None:
     (tmp_path / "config.json").mkdir()
-    assert "config.json is a folder, where expected is a file: put the file there" in export_fails(tmp_path)
+    assert "config.json is a folder; expected a file: put the file there" in export_fails(tmp_path)
 
 
 def test_a_config_that_is_no_text(tmp_path: Path, export_fails: Fails) -> None:

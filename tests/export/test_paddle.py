@@ -268,7 +268,7 @@ def test_what_is_not_weights_is_refused(
         (b"\x80\x02R.", "a value is missing"),
         (b"\x80\x02u.", "a mark is missing"),
         (b"\x80\x02N.", "holds no state dict"),
-        (b"\x80\x02}q\x00.junk", "4 bytes follow its end, where expected is none): fetch it again"),
+        (b"\x80\x02}q\x00.junk", "4 bytes follow its end; expected none): fetch it again"),
         (b"\x80\x02N}.", "it holds more than one object"),
         (b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.", "it has a twice"),
         (b"\x80\x02}.", f"{WEIGHTS} holds no tensors: fetch it again"),

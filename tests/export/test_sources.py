@@ -208,7 +208,7 @@ def test_no_weights(name: str, tmp_path: Path) -> None:
     ):
         weight_files(tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match=f"{name} is a folder, where expected is a file"):
+    with pytest.raises(CheckpointError, match=f"{name} is a folder; expected a file"):
         weight_files(tmp_path)
 
 

@@ -40,7 +40,7 @@ MARKUP = [
 ]
 UNICODE = st.characters(exclude_categories=["Cs"])  # the reference cannot take surrogates at all
 TEXTS = st.lists(st.sampled_from(AWKWARD) | st.sampled_from(MARKUP) | UNICODE, max_size=16).map("".join)
-THOROUGH = settings(deadline=None, max_examples=250)
+THOROUGH = settings(max_examples=250)
 
 
 def reference_from(folder: Path, **options: Any) -> Any:

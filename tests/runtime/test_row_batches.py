@@ -157,7 +157,7 @@ def problems(draw):
     return np.array(lengths), width, profiles, choices
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problems())
 def test_every_row_runs_once_in_a_shape_that_holds_it(problem):
     lengths, width, profiles, choices = problem

@@ -80,7 +80,7 @@ def test_lists_and_strided_arrays(qa):
 
 
 @given(data=st.data(), dtype=st.sampled_from(INTEGERS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_given_stays_as_it_was(qa, data, dtype):
     rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 16))
     ids = np.random.default_rng(rows * columns).integers(0, 50, (rows, columns)).astype(dtype)

@@ -307,7 +307,7 @@ def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(tmp_path: Path) 
     assert spans(Tokenizer.from_dir(tmp_path), "qabq") == [("q", 0, 1), ("x", 1, 3), ("y", 1, 3), ("q", 3, 4)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_spans_are_monotone_and_inside_the_text(either: Tokenizer, text: str) -> None:
     found = spans(either, text)
@@ -317,7 +317,7 @@ def test_spans_are_monotone_and_inside_the_text(either: Tokenizer, text: str) ->
         assert end <= next_end
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_spans_cover_exactly_what_normalisation_keeps(
     tokenizer_dir: Path, normalizer: sentencepiece.SentencePieceProcessor, text: str

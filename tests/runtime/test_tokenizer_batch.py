@@ -88,7 +88,7 @@ def check_batch(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None,
     assert batch.offsets.shape == (len(texts), length, 2)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @example(rows=[("", "")], paired=False, side="right", special=False, limit=None, strategy="longest_first", threads=1)
 @given(
     rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5),

@@ -133,12 +133,18 @@ def _quantize(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8P
     zero_point = store(graph, f"{product.name}.input_zero_point", np.array(quantization.zero_point, dtype=np.uint8))
     result = rewriter.op("QuantizeLinear", values, scale, zero_point, name=f"{product.name}.input_uint8")
     result.type = ir.TensorType(ir.DataType.UINT8)
-    exact = None
-    if len(quantization.exact):
-        channels = store(graph, f"{product.name}.exact_channels", quantization.exact.numpy())
-        exact = rewriter.op("Gather", values, channels, name=f"{product.name}.input_exact", axis=-1)
+    exact = _exact_channels(rewriter, values, product)
     rewriter.insert_before(node)
     return _Entry(result, scale, zero_point, exact)
+
+
+def _exact_channels(rewriter: Rewriter, values: ir.Value, product: Int8Product) -> ir.Value | None:
+    """Return the outlier channels, which stay in float32; None if there are none."""
+    exact, name = product.entering.exact, product.name
+    if not len(exact):
+        return None
+    channels = store(rewriter.graph, f"{name}.exact_channels", exact.numpy())
+    return rewriter.op("Gather", values, channels, name=f"{name}.input_exact", axis=-1)
 
 
 def _multiply(rewriter: Rewriter, entry: _Entry, product: Int8Product) -> ir.Value:
@@ -303,11 +309,7 @@ def _round_for_openvino(graph: ir.Graph, node: ir.Node, entering: ir.Value, prod
         reader.replace_input_with(0, rounded)
         rewriter.insert_before(reader)
         return _Entry(entering, scale, zero_point, None)
-    exact = None
-    if len(quantization.exact):
-        # The factors of these channels are 1.
-        channels = store(graph, f"{name}.exact_channels", quantization.exact.numpy())
-        exact = rewriter.op("Gather", entering, channels, name=f"{name}.input_exact", axis=-1)
+    exact = _exact_channels(rewriter, entering, product)  # their smoothing factors are 1
     rewriter.insert_before(node)
     return _Entry(rounded, scale, zero_point, exact)
 

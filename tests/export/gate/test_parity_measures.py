@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,7 +28,6 @@ def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return found.astype(dtype), expected
 
 
-@settings(deadline=None)
 @given(pairs())
 def test_measures_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray]) -> None:
     found, expected = pair
@@ -55,14 +54,12 @@ def test_measures_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray]) 
         assert got.cosine == float(not any(a) and not any(b))
 
 
-@settings(deadline=None)
 @given(pairs())
 def test_equal_arrays_have_no_excess(pair: tuple[np.ndarray, np.ndarray]) -> None:
     _, expected = pair
     assert measure(expected, expected).excess(LIMITS) < 1e-3
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float32, SHAPES, elements=VALUES), st.data())
 def test_one_value_over_the_limit_is_over(expected: np.ndarray, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, expected.size - 1))
@@ -169,7 +166,6 @@ def oracle(head: str, multi: bool, found: Any, expected: Any, attend: Any) -> Ag
     ("head", "multi"),
     [("base", False), ("cls", False), ("cls", True), ("ner", False), ("mc", False), ("qa", False), ("ie", False)],
 )
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.tuples(*[st.integers(1, 5)] * 4),

@@ -318,13 +318,12 @@ def readings(draw):
     return result
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(readings(), st.integers(1, 8), st.integers(1, 25))
 def test_the_fast_decoder_is_the_obvious_one(windows, count, max_tokens):
     assert best_spans(windows, count, max_tokens) == oracle(windows, count, max_tokens)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 20), st.sampled_from([1, 5]))
 def test_on_random_logits_of_a_whole_row(seed, length, max_tokens, question):
     rng = np.random.default_rng(seed)

@@ -185,7 +185,7 @@ def per_token(ids):
     rows=st.lists(st.lists(st.integers(2, 99), min_size=1, max_size=30), max_size=40),
     batch_size=st.integers(1, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_row_comes_out_as_if_it_had_run_alone(scripted_session, rows, batch_size):
     session = scripted_session("ner", per_token, labels=("a", "b", "c"))
     results = list(run_rows(session, rows, batch_size=batch_size))
@@ -195,7 +195,7 @@ def test_each_row_comes_out_as_if_it_had_run_alone(scripted_session, rows, batch
 
 
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=40), batch_size=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_batches_hold_neighbours_in_length_and_no_more_padding_than_that(scripted_session, lengths, batch_size):
     session = scripted_session("cls", lambda ids: {"logits": [len(ids)]}, labels=("a",))
     list(run_rows(session, [[7] * length for length in lengths], batch_size=batch_size))
