@@ -146,6 +146,7 @@ class Batcher:
         self._workers = Workers(self.workers)
         self._slots = threading.Semaphore(self.workers)  # one per batch in computation
         self._queue: deque[_Request] = deque()
+        self._working = 0  # workers that have not found the queue empty yet
         self._waiting = self._running = self._answered = self._failed = self._refused = self._cancelled = 0
         self._batch_sizes: Counter[int] = Counter()
         self._seconds = 0.0
@@ -213,6 +214,9 @@ class Batcher:
                 )
             self._waiting += request.size
             self._queue.append(request)
+            if self._working == self.workers:
+                return
+            self._working += 1
         self._workers.submit(self._work)
 
     @property
@@ -298,17 +302,24 @@ class Batcher:
         return request
 
     def _work(self) -> None:
-        """Answer the next batch of the queue."""
+        """Answer batches until the queue is empty."""
+        while batch := self._taken():
+            self._run(batch)
+
+    def _taken(self) -> list[_Request]:
+        """Take a batch and hold a slot for it; if there is none, the worker ends."""
         self._slots.acquire()
         with self._lock:
             batch = self._next_batch()
-        self._run(batch)
+            if not batch:
+                self._working -= 1
+        if not batch:
+            self._slots.release()
+        return batch
 
     def _run(self, batch: list[_Request]) -> None:
         """Answer a batch that holds a slot. The slot is free again before the callers get their answers."""
         try:
-            if not batch:
-                return
             with self._lock:
                 self._running += 1
                 self._batch_sizes[len(batch)] += 1

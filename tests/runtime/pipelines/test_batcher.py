@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +115,22 @@ def test_a_worker_takes_its_share_of_the_queue_and_leaves_the_rest_to_the_others
         gated.gate.release(9)
         assert [future.result(WAIT) for future in futures] == [*"ABCDEFGHIJKL"]
     assert gated.batches == [["a"], ["b"], [*"cdef"], [*"ghi"], [*"jk"], ["l"]]
+
+
+def test_a_busy_batcher_keeps_nothing_but_the_requests_that_wait():
+    def futures_alive() -> int:
+        return sum(isinstance(one, Future) for one in gc.get_objects())
+
+    gated = Gated()
+    with Batcher(gated, workers=1, max_batch=4) as batcher:
+        futures = [batcher.submit("first")]
+        gated.has_run()
+        before = futures_alive()
+        futures += [batcher.submit(str(number)) for number in range(100)]
+        after = futures_alive()
+        gated.gate.release(100)
+        assert [future.result(WAIT) for future in futures[1:]] == [str(number) for number in range(100)]
+    assert after == before + 100
 
 
 def test_one_client_has_all_threads_in_each_request():
