@@ -16,8 +16,6 @@ from erniem_rt.files import refuse_pointer, unreadable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["is_count", "require_choice", "require_count", "require_flag", "require_fraction"]
-
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Return whether ``value`` is a Python or numpy integer of at least ``least``."""
@@ -31,10 +29,14 @@ def require_count(name: str, value: Any, *, least: int = 1) -> int:
     return int(value)
 
 
-def require_flag(name: str, value: object) -> bool:
-    """Return ``value`` as a bool; :class:`InvalidInputError` unless it is a Python or numpy bool."""
+def require_flag(name: str, value: object, *, optional: bool = False) -> bool | None:
+    """Return ``value`` as a bool; :class:`InvalidInputError` unless it is a bool of Python or numpy (or None)."""
+    if value is None and optional:
+        return None
     if type(value).__name__ not in ("bool", "bool_"):  # bool_ in numpy 1
-        raise InvalidInputError(f"{name} must be True or False, got {value!r}.")
+        raise InvalidInputError(
+            f"{name} must be {'True, False or None' if optional else 'True or False'}, got {value!r}."
+        )
     return bool(value)
 
 

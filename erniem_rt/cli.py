@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from erniem_rt.pipelines.base import Pipeline
 
-__all__ = ["main", "run"]
 
 # Number of batches of lines that are read, sorted by length and answered together.
 _BATCHES_PER_CHUNK = 4

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-__all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "is_arm", "threads_or_default", "warn_of_cpu"]
-
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
 _ARM = frozenset({"arm64", "aarch64"})

@@ -17,31 +17,11 @@ from typing import TYPE_CHECKING, Any
 from erniem_rt import __version__
 from erniem_rt.checks import Fields, artifact_error
 from erniem_rt.errors import ArtifactError
-from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
+from erniem_rt.files import FileRecord, check_hash, check_size, replacing, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-
-__all__ = [
-    "FLAVOURS",
-    "FORMAT_VERSION",
-    "HEADS",
-    "MASK_MODES",
-    "OPTIMUM_GRAPH",
-    "POOLINGS",
-    "PROBLEM_TYPES",
-    "Defaults",
-    "FileRecord",
-    "Head",
-    "Limits",
-    "Manifest",
-    "Plan",
-    "Profile",
-    "TensorSpec",
-    "hash_file",
-    "weights_name",
-]
 
 # The package of each flavour, and the module that it installs.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -25,7 +25,6 @@ Answer = TypeVar("Answer")
 Self = TypeVar("Self", bound="Pipeline[Any]")
 OptionsOfTask = TypeVar("OptionsOfTask", bound="Options")
 
-__all__ = ["CommonOptions", "Job", "Options", "Outputs", "Pipeline", "Progress", "RunOptions", "require_options"]
 
 # Called after each answer with the number of answered inputs and their total (None for a stream).
 Progress = Callable[[int, "int | None"], None]

@@ -13,7 +13,7 @@ import numpy as np
 from erniem_rt.checks import require_choice, require_fraction
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Extracted, sigmoid
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import text_of
 from erniem_rt.pipelines.uie import (
     EncodedText,
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["InformationExtractionOptions", "InformationExtractionPipeline", "InformationExtractionSettings"]
 
 Answer = dict[str, Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Entities, Entity, label_names, softmax
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import best_parts, require_tokens, shared_tokens, strings, text_of, windows
 
 if TYPE_CHECKING:
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
-
-__all__ = ["TokenClassificationOptions", "TokenClassificationPipeline", "TokenClassificationSettings"]
 
 
 Strategy = Literal["none", "simple", "first", "average", "max"]

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec
 
 LABELS = ("entailment", "neutral", "contradiction")
 VOCABULARY, HIDDEN, MAX_LENGTH = 50, 8, 16

@@ -12,8 +12,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Session
-from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.onnxruntime import OrtEngine
 from erniem_rt.errors import InvalidInputError
 
 SIZE = 2048  # of a square matrix: 16 MiB of weights
@@ -23,9 +21,9 @@ MEASURE = """
 import sys
 from pathlib import Path
 import numpy as np
-from erniem_rt.engines.base import Device, GraphOptions
+from erniem_rt.engines import GraphOptions
 from erniem_rt.engines.onnxruntime import OrtEngine
-engine = OrtEngine(Path(sys.argv[1]), device=Device("cpu"), options=GraphOptions(share_weights=sys.argv[2] == "shared"))
+engine = OrtEngine(Path(sys.argv[1]), GraphOptions(share_weights=sys.argv[2] == "shared"))
 engine.run({"x": np.ones((4, int(sys.argv[3])), np.float32)}, ["y"])
 lines = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
 print(int(lines["Anonymous"].split()[0]) // 1024)
@@ -64,4 +62,4 @@ def test_the_answers_are_the_same(heads) -> None:
 
 def test_on_a_gpu_there_is_nothing_to_share(heads) -> None:
     with pytest.raises(InvalidInputError, match="share_weights=True needs device='cpu', got device='cuda:1'"):
-        OrtEngine(heads["qa"].path, device=Device("cuda", 1), options=GraphOptions(share_weights=True))
+        Session(heads["qa"].path, device="cuda:1", share_weights=True)

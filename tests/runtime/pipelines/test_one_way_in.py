@@ -15,7 +15,8 @@ import pytest
 
 import erniem_rt
 from erniem_rt import ArtifactError, EngineUnavailableError, InvalidInputError, Session, Tokenizer, pipeline, triton
-from erniem_rt.manifest import Manifest, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import Manifest
 
 TEXT = "Guten Morgen"
 
