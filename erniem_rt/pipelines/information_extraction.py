@@ -153,7 +153,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
     ) -> None: ...
     def __init__(self, session: Session, tokenizer: Tokenizer, **options: Unpack[InformationExtractionOptions]) -> None:
         super().__init__(session, tokenizer, **options)  # type: ignore[misc]
-        self._ask = Prompter(tokenizer)
+        self._ask = Prompter()
         self._asked(self._options)
 
     @property
@@ -216,11 +216,6 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
             )
         return self._answer(inputs, partial(self._job, asked), called)
 
-    def close(self) -> None:
-        """Free the model and the tokenizer."""
-        super().close()
-        self._ask.close()
-
     def _asked(self, called: Any) -> _Asked | None:
         """Return the settings of a call with these options; None without a schema."""
         limit = self._limit(called)
@@ -232,7 +227,7 @@ class InformationExtractionPipeline(Pipeline[Extracted]):
         return asked
 
     def _prompt(self, asked: _Asked, node: Node, answer: str | None = None) -> Prompt:
-        return self._ask(node, answer, max_length=asked.limit, language=asked.language)
+        return self._ask(self.tokenizer, node, answer, max_length=asked.limit, language=asked.language)
 
     def _job(self, asked: _Asked, item: object) -> Job[Answer]:
         encoded = encode(self.tokenizer, text_of(self.task, item), "text")

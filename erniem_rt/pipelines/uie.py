@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.pipelines.inputs import comma_parts, is_list, parts, quoted, require_tokens, shared_tokens, strings
+from erniem_rt.pipelines.inputs import (
+    comma_parts,
+    is_list,
+    parts,
+    quoted,
+    require_tokens,
+    shared_tokens,
+    strings,
+    visible,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -203,25 +212,18 @@ class Prompt:
 
 
 class Prompter:
-    """Makes prompts as in the training of uie-m.
+    """Makes prompts as in the training of uie-m, and remembers their tokens: prompts repeat with every text."""
 
-    Args:
-        tokenizer: The model's tokenizer.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer: Tokenizer | None = tokenizer
-        # Prompts repeat with every text.
+    def __init__(self) -> None:
         self._encoded: dict[str, EncodedText] = {}
 
-    def close(self) -> None:
-        """Free the tokenizer."""
-        self._tokenizer = None
-
-    def __call__(self, node: Node, answer: str | None = None, *, max_length: int, language: SchemaLanguage) -> Prompt:
+    def __call__(
+        self, tokenizer: Tokenizer, node: Node, answer: str | None = None, *, max_length: int, language: SchemaLanguage
+    ) -> Prompt:
         """Return the prompt for ``node``, about ``answer`` if it is a child.
 
         Args:
+            tokenizer: The model's tokenizer, always the same.
             node: What to ask for.
             answer: What to ask about.
             max_length: Largest number of tokens in a row; a prompt must leave some for the text.
@@ -233,34 +235,21 @@ class Prompter:
         """
         lead = _lead(node, answer, language)
         options = tuple(range(len(lead) + o.start, len(lead) + o.stop) for o in node.options)
-        encoded = self._encode(lead + node.bracket)
-        self._check(encoded, max_length)
-        return Prompt(encoded, options, node.text_first)
-
-    def _encode(self, text: str) -> EncodedText:
+        text = lead + node.bracket
         encoded = self._encoded.get(text)
         if encoded is None:
             if len(self._encoded) >= _REMEMBERED:
                 self._encoded.clear()
-            encoded = self._encoded[text] = self._encode_anew(text)
-        return encoded
-
-    def _encode_anew(self, text: str) -> EncodedText:
-        return encode(self._opened(), text, f"the prompt {quoted(text)}", narrow=True)
-
-    def _check(self, prompt: EncodedText, max_length: int) -> None:
-        special = self._opened().num_special_tokens_to_add(pair=True)
-        if len(prompt.ids) + special >= max_length:
+            encoded = encode(tokenizer, text, f"the prompt {quoted(text)}", narrow=True)
+            self._encoded[text] = encoded
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        if len(encoded.ids) + special >= max_length:
             raise InvalidInputError(
-                f"the prompt {quoted(prompt.text)} takes {len(prompt.ids)} tokens; the limit is {max_length}, of which "
+                f"the prompt {quoted(text)} takes {len(encoded.ids)} tokens; the limit is {max_length}, of which "
                 f"{special} are special tokens and at least one is the text's. Use a shorter name or, where the prompt "
                 "holds an answer that is not one, a higher threshold."
             )
-
-    def _opened(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise InvalidInputError("the pipeline is closed; open it again.")
-        return self._tokenizer
+        return Prompt(encoded, options, node.text_first)
 
 
 def _lead(node: Node, answer: str | None, language: SchemaLanguage) -> str:
@@ -399,10 +388,7 @@ def cut_answers(encoded: EncodedText, spans: Iterable[Span]) -> list[dict[str, A
     """
     best: dict[tuple[int, int], float] = {}
     for span in spans:
-        start, end = encoded.offsets[span.first][0], encoded.offsets[span.last][1]
-        answer = encoded.text[start:end]
-        start += len(answer) - len(answer.lstrip())
-        end -= len(answer) - len(answer.rstrip())
+        start, end = visible(encoded.text, encoded.offsets[span.first][0], encoded.offsets[span.last][1])
         if start < end:
             best[start, end] = max(span.probability, best.get((start, end), 0.0))
     return [

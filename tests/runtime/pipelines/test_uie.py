@@ -194,20 +194,20 @@ def test_text_of_a_prompt(
     tokenizer: Tokenizer, language: SchemaLanguage, name: str, answer: str | None, text: str
 ) -> None:
     (node,) = parse_schema(name)
-    prompt = Prompter(tokenizer)(node, answer, max_length=64, language=language)
+    prompt = Prompter()(tokenizer, node, answer, max_length=64, language=language)
     assert prompt.text == text
     assert [text[o.start : o.stop] for o in prompt.options] == [node.bracket[o.start : o.stop] for o in node.options]
 
 
 def test_a_prompt_is_read_half_width(tokenizer: Tokenizer) -> None:
-    ask = partial(Prompter(tokenizer), max_length=64, language="auto")
+    ask = partial(Prompter(), tokenizer, max_length=64, language="auto")
     wide, narrow = (ask(*parse_schema(name)) for name in ("情感［ＯＫ，负］", "情感[OK,负]"))
     assert wide.encoded.ids == narrow.encoded.ids
     assert wide.options == narrow.options
 
 
 def test_a_prompt_that_leaves_no_room(tokenizer: Tokenizer) -> None:
-    (node,), ask = parse_schema("12345678"), partial(Prompter(tokenizer), language="auto")
+    (node,), ask = parse_schema("12345678"), partial(Prompter(), tokenizer, language="auto")
     assert len(ask(node, max_length=13).encoded.ids) == 8 - 1  # "12" is one token
     with pytest.raises(
         InvalidInputError, match="the prompt '12345678' takes 7 tokens; the limit is 11, of which 4 are"
@@ -219,7 +219,7 @@ def test_a_prompt_that_leaves_no_room(tokenizer: Tokenizer) -> None:
 
 def test_a_prompt_without_tokens(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidInputError, match=r"the prompt .* has no tokens left after normalization"):
-        Prompter(tokenizer)(*parse_schema("\u200b"), max_length=64, language="auto")
+        Prompter()(tokenizer, *parse_schema("\u200b"), max_length=64, language="auto")
 
 
 def by_character(text: str) -> EncodedText:
