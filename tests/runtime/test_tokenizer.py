@@ -23,6 +23,11 @@ from erniem_rt.tokenizer import AddedToken, Tokenizer, TokenizerSettings
 CLS, PAD, SEP, UNK = 0, 1, 2, 3
 
 
+def load(folder: Path, **settings: Any) -> Tokenizer:
+    files = folder / "sentencepiece.bpe.model", folder / "vocab.txt"
+    return Tokenizer(*files, settings=TokenizerSettings(**settings))
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_dir: Path) -> Tokenizer:
     return Tokenizer.from_dir(tokenizer_dir)
@@ -61,11 +66,7 @@ def test_texts_of_nothing_give_only_special_tokens(tokenizer: Tokenizer, text: s
 
 @pytest.mark.parametrize(("side", "kept"), [("right", "The lighthouse"), ("left", "keeper wrote")])
 def test_truncation_keeps_offsets_with_their_tokens(tokenizer_dir: Path, side: Any, kept: str) -> None:
-    tokenizer = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(truncation_side=side, model_max_length=4),
-    )
+    tokenizer = load(tokenizer_dir, truncation_side=side, model_max_length=4)
     text = "The lighthouse keeper wrote"
     row = tokenizer(text, truncation="longest_first")
     assert " ".join(text[start:end] for start, end in row.offsets[1:-1]) == kept
@@ -88,11 +89,7 @@ def test_batches_are_padded_arrays(tokenizer: Tokenizer, side: Any) -> None:
 
 
 def test_the_checkpoint_names_padding_side_and_limit(tokenizer_dir: Path) -> None:
-    tokenizer = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(padding_side="left", model_max_length=8),
-    )
+    tokenizer = load(tokenizer_dir, padding_side="left", model_max_length=8)
     batch = tokenizer.batch(["The"], padding="max_length")
     assert batch.input_ids[0, :5].tolist() == [PAD] * 5
 
@@ -113,21 +110,16 @@ def test_tokens_ids_and_text(tokenizer: Tokenizer) -> None:
 
 
 def test_added_tokens_get_ids_after_the_vocabulary(tokenizer_dir: Path) -> None:
-    tokenizer = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(additional_special_tokens=(AddedToken("<ent>"),)),
-    )
+    tokenizer = load(tokenizer_dir, additional_special_tokens=(AddedToken("<ent>"),))
     assert tokenizer.convert_tokens_to_ids("<ent>") == tokenizer.vocab_size == len(tokenizer) - 1
     assert tokenizer.tokenize("The<ent>wrote") == ["▁The", "<ent>", "▁wrote"]
 
 
 def test_decoding_can_tidy_english_punctuation(tokenizer_dir: Path) -> None:
-    model, vocabulary = tokenizer_dir / "sentencepiece.bpe.model", tokenizer_dir / "vocab.txt"
-    tidy = Tokenizer(model, vocabulary, settings=TokenizerSettings(clean_up_tokenization_spaces=True))
+    tidy = load(tokenizer_dir, clean_up_tokenization_spaces=True)
     ids = tidy("The , ever", add_special_tokens=False).input_ids
     assert tidy.decode(ids) == "The, ever"
-    assert Tokenizer(model, vocabulary).decode(ids) == "The , ever"
+    assert load(tokenizer_dir).decode(ids) == "The , ever"
 
 
 def test_threads_get_the_results_of_one(tokenizer: Tokenizer, sentences: tuple[str, ...]) -> None:
@@ -217,11 +209,7 @@ TEXTS = st.lists(st.sampled_from([*AWKWARD, "[MASK]", "The", " wrote "]) | st.ch
 
 @pytest.fixture(scope="module", params=[False, True], ids=["cased", "lower-cased"])
 def either(tokenizer_dir: Path, request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(do_lower_case=request.param),
-    )
+    return load(tokenizer_dir, do_lower_case=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -271,11 +259,7 @@ def test_a_lone_word_mark_has_the_first_whitespace_character_of_its_run(tokenize
 
 
 def test_lower_casing_that_adds_code_points_keeps_positions(tokenizer_dir: Path) -> None:
-    lowering = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(do_lower_case=True),
-    )
+    lowering = load(tokenizer_dir, do_lower_case=True)
     text = "İİ ΟΔΟΣ [MASK] WROTE"
     found = sources(lowering, text)
     assert found[-2:] == [("[MASK]", "[MASK]"), ("▁wrote", "WROTE")]
@@ -284,9 +268,8 @@ def test_lower_casing_that_adds_code_points_keeps_positions(tokenizer_dir: Path)
 
 
 def test_added_tokens_that_swallow_whitespace_do_not_shift_their_neighbours(tokenizer_dir: Path) -> None:
-    greedy = TokenizerSettings(additional_special_tokens=(AddedToken("<ent>", lstrip=True, rstrip=True),))
-    either = Tokenizer(tokenizer_dir / "sentencepiece.bpe.model", tokenizer_dir / "vocab.txt", settings=greedy)
-    assert spans(either, "The  <ent>  wrote") == [("▁The", 0, 3), ("<ent>", 5, 10), ("▁wrote", 12, 17)]
+    greedy = load(tokenizer_dir, additional_special_tokens=(AddedToken("<ent>", lstrip=True, rstrip=True),))
+    assert spans(greedy, "The  <ent>  wrote") == [("▁The", 0, 3), ("<ent>", 5, 10), ("▁wrote", 12, 17)]
 
 
 def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import erniem_rt
 from erniem_rt import InvalidInputError
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
 from erniem_rt.tokenizer import Encoding, Tokenizer
@@ -299,54 +298,6 @@ def test_a_schema_for_one_call(make: Callable[..., Any]) -> None:
     pipe, _ = make({"P": [Mark("Ada")], "Q": [Mark("Bob")]}, schema="P")
     assert list(pipe("Ada met Bob", schema=["Q"])) == ["Q"]
     assert list(pipe("Ada met Bob")) == ["P"]
-
-
-def test_from_an_artifact(make_text_artifact: Callable[..., Any]) -> None:
-    artifact = make_text_artifact("ie")
-    with erniem_rt.pipeline(artifact.path, schema=["Person", {"Company": ["Founder"]}], threshold=0.4) as pipe:
-        assert isinstance(pipe, InformationExtractionPipeline)
-        found = pipe(STEVE)
-    assert found
-    assert all(STEVE[a["start"] : a["end"]] == a["text"] for answers in found.values() for a in answers)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ("", "text is empty"),
-        (" \n\t", "text is empty"),
-        ("\u200b", "text has no tokens left after normalization"),
-        (3, "text must be str, got int"),
-        ({"texts": "Ada"}, "'text' is missing; information-extraction takes a mapping with 'text'"),
-        (["Ada", None], "input 1: text must be str, got NoneType"),
-        (["Ada", ""], "input 1: text is empty"),
-    ],
-)
-def test_texts_that_are_none(make: Callable[..., Any], inputs: Any, message: str) -> None:
-    pipe, _ = make({}, schema="P")
-    with pytest.raises(InvalidInputError, match=message):
-        pipe(inputs)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"schema": []}, "schema is empty"),
-        ({"schema": 3}, "schema must be a name, a list or a dict, got int"),
-        ({"schema": "5" * 70}, r"the prompt '555\d*…' takes \d+ tokens; the limit is 64"),
-        ({"schema_lang": "ch"}, "schema_lang must be one of auto, zh, en, got 'ch'"),
-        ({"threshold": 1}, "threshold must be a number from 0 to below 1, got 1"),
-        ({"threshold": float("nan")}, "threshold must be a number"),
-        ({"threshold": True}, "threshold must be a number"),
-        ({"threshold": np.True_}, "threshold must be a number"),
-        ({"threshold": np.float32(1)}, "threshold must be a number"),
-        ({"threshold": 10**400}, "threshold must be a number"),
-        ({"batch_size": 0}, "batch_size must be"),
-    ],
-)
-def test_options_that_are_none(make: Callable[..., Any], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        make({}, **options)
 
 
 NAMES = ["Ada Lovelace", "Bo Li", "Maximilian Ferdinand Oberländer", "Eva"]

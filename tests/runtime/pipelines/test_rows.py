@@ -82,24 +82,6 @@ def test_a_list_is_encoded_together_and_answered_as_each_text_alone(make, calls,
     np.testing.assert_equal(together, alone)
 
 
-@pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
-def test_a_text_at_fault_is_still_named(make, kind) -> None:
-    pipe = make(kind)
-    with pytest.raises(InvalidInputError, match=r"^input 17: text is empty: "):
-        pipe([*["fine"] * 17, " ", "fine"])
-
-
-@pytest.mark.parametrize("text", ["\u200b", "\ufeff", "\x01\x02\x7f", "▁", "\ud83d", " \u200b▁\n"])
-@pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
-def test_a_text_without_tokens_is_named_as_an_empty_one_is(make, kind, text) -> None:
-    pipe = make(kind)
-    message = r"text has no tokens left after normalization: expected text\.$"
-    with pytest.raises(InvalidInputError, match=f"^{message}"):
-        pipe(text)
-    with pytest.raises(InvalidInputError, match=f"^input 17: {message}"):
-        pipe([*["fine"] * 17, text, "fine"])
-
-
 @pytest.mark.parametrize("item", [("\u200b", "[SEP]"), ("[SEP]", "\u200b"), ("\u200b", "x"), ("x y z", "\u200b")])
 def test_the_text_of_a_pair_that_has_no_tokens_is_named(make, item) -> None:
     name = "text" if item[0] == "\u200b" else "text_pair"
