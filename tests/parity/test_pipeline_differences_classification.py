@@ -49,7 +49,7 @@ def tokenizer(tokenizer_dir: Path) -> Tokenizer:
         ("multi_label_classification", 4),
     ],
 )
-def test_every_problem_type_makes_the_same_scores(tokenizer: Tokenizer, problem_type: str | None, count: int) -> None:
+def test_every_problem_type_makes_the_same_scores(tokenizer, problem_type, count):
     from transformers import TextClassificationPipeline as Reference
 
     labels = tuple(f"label {i}" for i in range(count))
@@ -88,9 +88,7 @@ def our_zero_shot(
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("labels", [NLI, ("contradiction", "neutral", "entailment"), ("not_entailment", "entailment")])
 @pytest.mark.parametrize("candidates", [1, 2])
-def test_zero_shot_makes_the_same_scores(
-    tokenizer: Tokenizer, labels: tuple[str, ...], multi_label: bool, candidates: int
-) -> None:
+def test_zero_shot_makes_the_same_scores(tokenizer, labels, multi_label, candidates):
     for logits in np.random.default_rng(1).normal(scale=3, size=(50, candidates, len(labels))).tolist():
         ours = our_zero_shot(tokenizer, labels, logits, multi_label)
         theirs = their_zero_shot(labels, logits, multi_label)
@@ -98,14 +96,14 @@ def test_zero_shot_makes_the_same_scores(
         assert ours == theirs
 
 
-def test_contradiction_is_found_by_its_name(tokenizer: Tokenizer) -> None:
+def test_contradiction_is_found_by_its_name(tokenizer):
     """The reference takes the first label, or the last where the first is entailment, whatever it is called."""
     labels, logits = ("entailment", "contradiction", "neutral"), [[2.0, -1.0, 5.0]]
     assert our_zero_shot(tokenizer, labels, logits)["scores"] == [pytest.approx(1 / (1 + np.exp(-3)))]
     assert their_zero_shot(labels, logits)["scores"] == [pytest.approx(1 / (1 + np.exp(3)))]
 
 
-def test_labels_without_entailment_are_refused(tokenizer: Tokenizer) -> None:
+def test_labels_without_entailment_are_refused(tokenizer):
     """The reference warns and takes the last label."""
     labels, logits = ("bad", "good"), [[2.0, -1.0], [5.0, 0.0]]
     with pytest.raises(InvalidInputError, match="starts with 'entail'"):
@@ -113,7 +111,7 @@ def test_labels_without_entailment_are_refused(tokenizer: Tokenizer) -> None:
     assert their_zero_shot(labels, logits)["labels"] == ["hoch", "sehr"]
 
 
-def test_labels_with_two_entailments_are_refused(tokenizer: Tokenizer) -> None:
+def test_labels_with_two_entailments_are_refused(tokenizer):
     """The reference takes the first."""
     labels, logits = ("entailment", "entailed", "contradiction"), [[2.0, -1.0, 0.0], [5.0, 9.0, 0.0]]
     with pytest.raises(InvalidInputError, match="starts with 'entail'"):
@@ -121,7 +119,7 @@ def test_labels_with_two_entailments_are_refused(tokenizer: Tokenizer) -> None:
     assert their_zero_shot(labels, logits)["scores"] == pytest.approx([1 / (1 + np.exp(-3)), 1 / (1 + np.exp(3))])
 
 
-def test_a_candidate_that_is_given_twice_is_refused(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+def test_a_candidate_that_is_given_twice_is_refused(tokenizer, reference_parts):
     """The reference gives it twice, each with its share."""
     from transformers import ZeroShotClassificationPipeline as Reference
 
@@ -133,9 +131,7 @@ def test_a_candidate_that_is_given_twice_is_refused(tokenizer: Tokenizer, refere
 
 
 @pytest.mark.parametrize("comma", "，、،")
-def test_labels_in_one_text_are_divided_by_commas_of_any_script(
-    tokenizer: Tokenizer, reference_parts: dict[str, Any], comma: str
-) -> None:
+def test_labels_in_one_text_are_divided_by_commas_of_any_script(tokenizer, reference_parts, comma):
     """The reference knows one comma."""
     from transformers import ZeroShotClassificationPipeline as Reference
 
@@ -148,9 +144,7 @@ def test_labels_in_one_text_are_divided_by_commas_of_any_script(
 @pytest.mark.parametrize(
     ("text", "message"), [("", "text is empty"), ("\u200b", "text has no tokens left after normalization")]
 )
-def test_a_text_without_text_is_refused(
-    tokenizer: Tokenizer, reference_parts: dict[str, Any], text: str, message: str
-) -> None:
+def test_a_text_without_text_is_refused(tokenizer, reference_parts, text, message):
     """The reference classifies special tokens."""
     from transformers import TextClassificationPipeline as Reference
 
@@ -163,9 +157,7 @@ def test_a_text_without_text_is_refused(
 @pytest.mark.parametrize(
     ("text", "label", "name"), [("\u200b", "sehr", "text"), ("text", "\u200b", r"candidate_labels\[0\]")]
 )
-def test_zero_shot_needs_text_and_labels_with_tokens(
-    tokenizer: Tokenizer, reference_parts: dict[str, Any], text: str, label: str, name: str
-) -> None:
+def test_zero_shot_needs_text_and_labels_with_tokens(tokenizer, reference_parts, text, label, name):
     """The reference scores the special tokens, or the template alone."""
     from transformers import ZeroShotClassificationPipeline as Reference
 
@@ -176,14 +168,14 @@ def test_zero_shot_needs_text_and_labels_with_tokens(
     assert 0 < score < 1
 
 
-def test_ties_keep_the_order_of_the_candidates(tokenizer: Tokenizer) -> None:
+def test_ties_keep_the_order_of_the_candidates(tokenizer):
     """The reference turns it round."""
     logits = [[1.0, 0.0, 0.0]] * 2
     assert our_zero_shot(tokenizer, NLI, logits)["labels"] == CANDIDATES
     assert their_zero_shot(NLI, logits)["labels"] == CANDIDATES[::-1]
 
 
-def test_large_logits_make_scores(tokenizer: Tokenizer) -> None:
+def test_large_logits_make_scores(tokenizer):
     """The reference's exponential overflows."""
     logits = [[100.0, 0.0, 0.0], [90.0, 0.0, 0.0]]
     second = 1 / (1 + np.exp(10))
@@ -192,7 +184,7 @@ def test_large_logits_make_scores(tokenizer: Tokenizer) -> None:
         assert np.isnan(their_zero_shot(NLI, logits)["scores"]).all()
 
 
-def test_braces_of_a_template_are_text(tokenizer: Tokenizer) -> None:
+def test_braces_of_a_template_are_text(tokenizer):
     """The reference reads the template as a format string and fails on other braces, and on a second place."""
     from transformers.pipelines.zero_shot_classification import ZeroShotClassificationArgumentHandler
 
@@ -223,7 +215,7 @@ def reference_parts(reference: ModuleType, tokenizer_dir: Path) -> dict[str, Any
     return {"model": reference.ErnieMForSequenceClassification(config).eval(), "tokenizer": tokenizer, "device": "cpu"}
 
 
-def test_a_hypothesis_that_leaves_no_room_is_an_error(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+def test_a_hypothesis_that_leaves_no_room_is_an_error(tokenizer, reference_parts):
     """The reference then cuts nothing, and the model fails on a position."""
     from transformers import ZeroShotClassificationPipeline as Reference
 
@@ -236,7 +228,7 @@ def test_a_hypothesis_that_leaves_no_room_is_an_error(tokenizer: Tokenizer, refe
         Reference(**reference_parts)("text", candidate_labels=[label])
 
 
-def test_long_texts_are_cut_without_asking(tokenizer: Tokenizer, reference_parts: dict[str, Any]) -> None:
+def test_long_texts_are_cut_without_asking(tokenizer, reference_parts):
     """The reference's text classification needs ``truncation=True``; without it the model fails on a position."""
     from transformers import TextClassificationPipeline as Reference
 

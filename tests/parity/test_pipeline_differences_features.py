@@ -45,7 +45,7 @@ def both(reference: ModuleType, tokenizer_dir: Path) -> tuple[Any, FeatureExtrac
     return theirs, FeatureExtractionPipeline(session, Tokenizer.from_dir(tokenizer_dir))
 
 
-def test_a_text_has_one_vector(both: tuple[Any, FeatureExtractionPipeline]) -> None:
+def test_a_text_has_one_vector(both):
     """There it has a list of one list, which has a vector for each token as a list."""
     theirs, ours = both
     [tokens] = theirs(TEXT)
@@ -56,7 +56,7 @@ def test_a_text_has_one_vector(both: tuple[Any, FeatureExtractionPipeline]) -> N
     assert [len(tokens), HIDDEN] == [len(ours.tokenizer(TEXT)), len(tokens[0])]
 
 
-def test_a_long_text_is_cut_without_asking(both: tuple[Any, FeatureExtractionPipeline]) -> None:
+def test_a_long_text_is_cut_without_asking(both):
     theirs, ours = both
     text = "keeper " * LIMIT
     with pytest.raises(IndexError, match="index out of range"):
@@ -67,7 +67,7 @@ def test_a_long_text_is_cut_without_asking(both: tuple[Any, FeatureExtractionPip
 @pytest.mark.parametrize(
     ("text", "message"), [("", "text is empty"), ("\u200b", "text has no tokens left after normalization")]
 )
-def test_a_text_without_text_is_refused(both: tuple[Any, FeatureExtractionPipeline], text: str, message: str) -> None:
+def test_a_text_without_text_is_refused(both, text, message):
     theirs, ours = both
     assert np.shape(theirs(text)) == (1, 2, HIDDEN)
     with pytest.raises(InvalidInputError, match=message):

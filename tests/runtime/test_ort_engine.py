@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,7 +349,7 @@ PADDED = np.array([[0, 5, 6, 7, 2, 1, 1, 1], [0, 8, 9, 10, 11, 12, 13, 2]])
 
 
 @pytest.mark.parametrize("head", ["cls", "mc"])
-def test_a_row_in_a_padded_batch_is_the_row_alone(nano_artifact: Callable[[str], Path], head: str) -> None:
+def test_a_row_in_a_padded_batch_is_the_row_alone(nano_artifact, head):
     """onnxruntime 1.20 gives others, for the last layer has one query per row."""
     with Session(nano_artifact(head)) as session:
         batch, alone = PADDED, PADDED[:1, :5]
@@ -366,7 +365,7 @@ def needs(artifact: Any, version: object) -> None:
     artifact.edit(lambda manifest: manifest.update(onnxruntime=version))
 
 
-def test_an_older_onnxruntime_is_refused(artifact: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_onnxruntime_is_refused(artifact, monkeypatch):
     needs(artifact, "1.21")
     monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
     with pytest.raises(EngineUnavailableError) as caught:
@@ -378,13 +377,13 @@ def test_an_older_onnxruntime_is_refused(artifact: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("found", ["1.21.0", "1.100.0", "2.0.0", "built here"])
-def test_a_newer_one_is_taken(artifact: Any, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+def test_a_newer_one_is_taken(artifact, monkeypatch, found):
     needs(artifact, "1.21")
     monkeypatch.setattr(onnxruntime, "__version__", found)
     Session(artifact.path).close()
 
 
-def test_the_manifest_need_not_say(artifact: Any, tmp_path: Path) -> None:
+def test_the_manifest_need_not_say(artifact, tmp_path):
     manifest = Manifest.load(artifact.manifest)
     assert manifest.onnxruntime is None
     manifest.save(tmp_path / "saved.json")
@@ -395,7 +394,7 @@ def test_the_manifest_need_not_say(artifact: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1.21, "", "new", "1", "1.21.1"])
-def test_what_is_no_version_is_refused(artifact: Any, version: object) -> None:
+def test_what_is_no_version_is_refused(artifact, version):
     needs(artifact, version)
     with pytest.raises(ArtifactError, match=r"'onnxruntime' must be a version such as '1\.21'"):
         Manifest.load(artifact.manifest)
@@ -411,9 +410,7 @@ def resident() -> int:
 
 @pytest.mark.skipif(not STATUS.exists(), reason="no /proc")
 @pytest.mark.parametrize(("shrink", "kept"), [(None, False), (True, False), (False, True)])
-def test_what_a_large_run_took_is_given_back(
-    nano_artifact: Callable[[str], Path], shrink: bool | None, kept: bool
-) -> None:
+def test_what_a_large_run_took_is_given_back(nano_artifact, shrink, kept):
     with erniem_rt.Session(nano_artifact("qa"), threads=2, shrink_memory=shrink) as session:
         small = np.full((1, 8), 5)
         session.run(input_ids=small)
@@ -424,7 +421,7 @@ def test_what_a_large_run_took_is_given_back(
         assert (resident() - before > 60) is kept
 
 
-def test_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_memory_is_given_back(monkeypatch):
     class Ort:
         class RunOptions:
             def add_run_config_entry(self, name: str, value: str) -> None:
@@ -445,6 +442,6 @@ def test_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shrinks(False, sizes) == [False] * len(sizes)
 
 
-def test_it_is_for_graphs_on_a_cpu(nano_artifact: Callable[[str], Path]) -> None:
+def test_it_is_for_graphs_on_a_cpu(nano_artifact):
     with pytest.raises(InvalidInputError, match="shrink_memory=True needs device='cpu', got device='cuda:0'"):
         erniem_rt.Session(nano_artifact("qa"), device="cuda", shrink_memory=True)

@@ -43,7 +43,7 @@ def product(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not MEMORY.exists(), reason="only Linux says what memory is a process's own")
-def test_no_copy_of_the_weights_is_made(product: Path) -> None:
+def test_no_copy_of_the_weights_is_made(product):
     def own_memory(how: str) -> int:
         command = [sys.executable, "-c", MEASURE, str(product), how, str(SIZE)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -51,7 +51,7 @@ def test_no_copy_of_the_weights_is_made(product: Path) -> None:
     assert own_memory("copied") - own_memory("shared") >= 12
 
 
-def test_the_answers_are_the_same(heads) -> None:
+def test_the_answers_are_the_same(heads):
     ids = np.array([[0, 5, 9, 7, 2], [0, 6, 2, 1, 1]])
     with Session(heads["qa"].path) as copied, Session(heads["qa"].path, share_weights=True) as shared:
         expected = copied.run(input_ids=ids)
@@ -60,6 +60,6 @@ def test_the_answers_are_the_same(heads) -> None:
                 np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6)
 
 
-def test_on_a_gpu_there_is_nothing_to_share(heads) -> None:
+def test_on_a_gpu_there_is_nothing_to_share(heads):
     with pytest.raises(InvalidInputError, match="share_weights=True needs device='cpu', got device='cuda:1'"):
         Session(heads["qa"].path, device="cuda:1", share_weights=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,7 +17,7 @@ from erniem_rt.pipelines import pipeline
 NLI = ("entailment", "neutral", "contradiction")
 
 
-def test_answers_are_those_of_the_pipeline_in_input_order(make_text_artifact, answer, sentences) -> None:
+def test_answers_are_those_of_the_pipeline_in_input_order(make_text_artifact, answer, sentences):
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
     texts = [*sentences, *reversed(sentences)] * 3
 
@@ -30,7 +29,7 @@ def test_answers_are_those_of_the_pipeline_in_input_order(make_text_artifact, an
     assert (code, errors) == (0, "")
 
 
-def test_a_bad_line_is_named_and_loses_no_other(make_text_artifact, answer) -> None:
+def test_a_bad_line_is_named_and_loses_no_other(make_text_artifact, answer):
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
     deep = b"[" * 100_000
     lines = ["one", b"{not json", "", b"", {"text": "two"}, 17, b"\xff\xfe", {"text": "x", "a": "y"}, "three", deep]
@@ -47,7 +46,7 @@ def test_a_bad_line_is_named_and_loses_no_other(make_text_artifact, answer) -> N
     assert "error: 6 of 9 lines could not be answered" in errors
 
 
-def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -> None:
+def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer):
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
     texts: list[Any] = [f"number {i}" for i in range(50)]
     texts[30] = 5
@@ -59,7 +58,7 @@ def test_many_lines_are_answered_in_several_chunks(make_text_artifact, answer) -
     assert len(answers) == 50
 
 
-def test_a_line_over_the_limit_is_an_error_of_its_own(make_text_artifact, answer) -> None:
+def test_a_line_over_the_limit_is_an_error_of_its_own(make_text_artifact, answer):
     artifact = make_text_artifact("base").path
 
     code, answers, errors = answer(artifact, ["four", "longer", {"text": "four"}], "--max-characters", "4")
@@ -71,7 +70,7 @@ def test_a_line_over_the_limit_is_an_error_of_its_own(make_text_artifact, answer
     assert f"line 2: {message}" in errors
 
 
-def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch) -> None:
+def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, answer, monkeypatch):
     artifact = make_text_artifact("cls", labels=("good", "bad")).path
     texts = ["x"] * 20
     engine = "engine: onnxruntime, computing in fp32\n"
@@ -94,7 +93,7 @@ def test_progress_on_a_terminal_gives_way_to_what_is_said(make_text_artifact, an
     assert (code, errors) == (130, f"{engine}\r8 lines{clear}error: interrupted\n")
 
 
-def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_artifact, tmp_path):
     artifact = make_text_artifact("cls", labels=NLI).path
     command = [sys.executable, "-m", "erniem_rt", str(artifact), "--candidate-labels", "a,b"]
 
@@ -104,7 +103,7 @@ def test_half_a_surrogate_pair_comes_back_as_the_escape_that_it_was(make_text_ar
     assert json.loads(result.stdout)["sequence"] == "x \ud800 y"
 
 
-def test_missing_files_end_in_one_line(make_text_artifact, tmp_path: Path, capsys) -> None:
+def test_missing_files_end_in_one_line(make_text_artifact, tmp_path, capsys):
     artifact = make_text_artifact("cls", labels=NLI).path
 
     assert main([str(tmp_path / "none" / "qa.onnx")]) == 1
@@ -112,7 +111,7 @@ def test_missing_files_end_in_one_line(make_text_artifact, tmp_path: Path, capsy
     assert all(line.startswith("error: ") for line in capsys.readouterr().err.splitlines())
 
 
-def test_usage_errors_exit_with_2(capsys) -> None:
+def test_usage_errors_exit_with_2(capsys):
     for arguments in (
         [],
         ["x.onnx", "--schema", "{not json"],
@@ -152,7 +151,7 @@ OPTIONS: list[tuple[str, Any, list[str], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("head", "line", "flags", "options"), OPTIONS)
-def test_flags_are_options_of_the_call(make_text_artifact, answer, monkeypatch, head, line, flags, options) -> None:
+def test_flags_are_options_of_the_call(make_text_artifact, answer, monkeypatch, head, line, flags, options):
     artifact = make_text_artifact(head, labels={"ner": ("O", "B-PER"), "cls": NLI}.get(head)).path
     task = "zero-shot-classification" if "candidate_labels" in options else None
     spy = Mock(side_effect=cli._answer_chunk)
@@ -167,7 +166,7 @@ def test_flags_are_options_of_the_call(make_text_artifact, answer, monkeypatch, 
     assert found == (wanted.tolist() if head == "base" else wanted)
 
 
-def test_no_flag_is_left_out() -> None:
+def test_no_flag_is_left_out():
     assert {name for *_, options in OPTIONS for name in options} == set(cli._OPTIONS)
 
 
@@ -185,7 +184,7 @@ def test_no_flag_is_left_out() -> None:
         (["--candidate-labels", ""], "candidate_labels is empty: expected at least one label"),
     ],
 )
-def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message) -> None:
+def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, message):
     artifact = make_text_artifact("cls", labels=NLI).path
 
     code, answers, errors = answer(artifact, ["text"], "--candidate-labels", "a,b", *options)
@@ -196,7 +195,7 @@ def test_wrong_options_end_in_one_line(make_text_artifact, answer, options, mess
     assert errors.count("\n") == 1
 
 
-def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
+def test_zero_shot_needs_labels(make_text_artifact, answer):
     artifact = make_text_artifact("cls", labels=NLI).path
 
     code, answers, errors = answer(artifact, ["text"], "--task", "zero-shot-classification")
@@ -205,7 +204,7 @@ def test_zero_shot_needs_labels(make_text_artifact, answer) -> None:
     assert "needs --candidate-labels" in errors
 
 
-def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch) -> None:
+def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch):
     taken = []
 
     class Watched(pipelines.Session):
@@ -236,7 +235,7 @@ def test_what_a_session_takes_reaches_it(make_text_artifact, answer, monkeypatch
         (["triton", "model", "--repository", ""], "--repository"),
     ],
 )
-def test_an_empty_argument(words: list[str], name: str, capsys) -> None:
+def test_an_empty_argument(words, name, capsys):
     """As of a shell's variable that is not set; an empty path is the current folder."""
     with pytest.raises(SystemExit, match="2"):
         main(words)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -98,7 +97,7 @@ def wrong(qa: e.QuestionAnsweringPipeline) -> None:
 
 
 @pytest.mark.slow
-def test_a_type_checker_knows_classes_and_answers(tmp_path: Path) -> None:
+def test_a_type_checker_knows_classes_and_answers(tmp_path):
     pytest.importorskip("mypy")
     snippet = tmp_path / "snippet.py"
     snippet.write_text(SNIPPET)
