@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.pipelines.inputs import shared_tokens
-from erniem_rt.pipelines.uie import (
+from erniem_rt.pipelines.information_extraction import (
     EncodedText,
     Node,
     Prompter,
@@ -28,6 +27,7 @@ from erniem_rt.pipelines.uie import (
     parse_schema,
     split,
 )
+from erniem_rt.pipelines.inputs import shared_tokens
 from erniem_rt.tokenizer.settings import AddedToken, TokenizerSettings
 
 
