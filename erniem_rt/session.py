@@ -152,16 +152,16 @@ class Session:
         self._stamps = self._files_now()
         self.limits, self.packed = self.manifest.limits, self.manifest.packed
         options = GraphOptions(
-            self._device,
-            engine,
-            precision,
-            self.threads,
-            require_flag("spinning", spinning, optional=True),
-            require_flag("shrink_memory", shrink_memory, optional=True),
-            share_weights,
-            _cache_folder(cache),
-            bool(cuda_graphs),
-            verify,
+            device=self._device,
+            engine=engine,
+            precision=precision,
+            threads=self.threads,
+            spinning=require_flag("spinning", spinning, optional=True),
+            shrink_memory=require_flag("shrink_memory", shrink_memory, optional=True),
+            share_weights=share_weights,
+            cache=_cache_folder(cache),
+            cuda_graphs=bool(cuda_graphs),
+            verify=verify,
         )
         if is_plan(self._path):
             _refuse(
@@ -175,7 +175,13 @@ class Session:
                 shrink_memory=shrink_memory,
             )
             self.engine = "tensorrt"
-            of_plan = PlanOptions(self._device, cuda_graphs is not False, verify, trust_plan, runtime_cache)
+            of_plan = PlanOptions(
+                device=self._device,
+                cuda_graphs=cuda_graphs is not False,
+                verify=verify,
+                trust=trust_plan,
+                runtime_cache=runtime_cache,
+            )
             plan = load_plan(self._path, self.manifest, threads, of_plan)
             self._engine: Engine | None = plan
             self.limits = replace(self.limits, max_length=min(plan.max_length, self.limits.max_length))

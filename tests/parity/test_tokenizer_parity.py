@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -243,19 +241,10 @@ class TestWhereTheReferenceFails:
             reference("The \ud800 wrote")
         assert ours("The \ud800wrote\udfff").input_ids == reference("The \ufffdwrote\ufffd")["input_ids"]
 
-    def test_a_word_mark_at_the_end(self, sentences, tmp_path):
+    def test_a_word_mark_at_the_end(self, train_sentencepiece, sentences, tmp_path):
         """`pieces[pi + 1]` runs off the list. Only models that keep extra whitespace can end so; ErnieM's does not."""
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences * 5),
-            model_writer=model,
-            vocab_size=500,
-            normalization_rule_name="nmt_nfkc",
-            remove_extra_whitespaces=False,
-            hard_vocab_limit=False,
-            minloglevel=2,
-        )
-        (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+        options = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": False}
+        train_sentencepiece(tmp_path, sentences * 5, vocab_size=500, **options)
         ours, reference = Tokenizer.from_dir(tmp_path), reference_from(tmp_path)
         with pytest.raises(IndexError):
             reference.tokenize("The ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
@@ -271,21 +270,11 @@ def test_added_tokens_that_swallow_whitespace_do_not_shift_their_neighbours(toke
     assert spans(greedy, "The  <ent>  wrote") == [("▁The", 0, 3), ("<ent>", 5, 10), ("▁wrote", 12, 17)]
 
 
-def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(tmp_path):
+def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(train_sentencepiece, tmp_path):
     """nmt_nfkc has no rule from several characters to several, but a model's own rules may."""
     rules = tmp_path / "rules.tsv"
     rules.write_text("61 62\t78 79\n", encoding="utf-8")  # "ab" becomes "xy"
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["x y xy q"] * 9),
-        model_writer=model,
-        vocab_size=9,
-        model_type="char",
-        normalization_rule_tsv=str(rules),
-        minloglevel=2,
-        hard_vocab_limit=False,
-    )
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    train_sentencepiece(tmp_path, ["x y xy q"] * 9, vocab_size=9, model_type="char", normalization_rule_tsv=str(rules))
     assert spans(Tokenizer.from_dir(tmp_path), "qabq") == [("q", 0, 1), ("x", 1, 3), ("y", 1, 3), ("q", 3, 4)]
 
 

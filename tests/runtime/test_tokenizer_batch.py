@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -39,15 +37,6 @@ def load(folder: Path, options: TokenizerSettings) -> Tokenizer:
 )
 def tokenizer(tokenizer_dir: Path, request: pytest.FixtureRequest) -> Tokenizer:
     return load(tokenizer_dir, request.param)
-
-
-def trained(folder: Path, texts: tuple[str, ...], **options: Any) -> Tokenizer:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts * 5), model_writer=model, hard_vocab_limit=False, minloglevel=2, **options
-    )
-    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
-    return Tokenizer.from_dir(folder)
 
 
 def padded(row: Encoding, length: int, pad_id: int, side: str) -> Encoding:
@@ -133,8 +122,9 @@ def test_sentences(tokenizer, sentences):
     ],
     ids=str,
 )
-def test_models_of_other_kinds(sentences, tmp_path, options):
-    tokenizer = trained(tmp_path, sentences, vocab_size=600, **options)
+def test_models_of_other_kinds(train_sentencepiece, sentences, tmp_path, options):
+    train_sentencepiece(tmp_path, sentences * 5, vocab_size=600, **options)
+    tokenizer = Tokenizer.from_dir(tmp_path)
     texts = [*sentences, "  The  letters ", "The", " The", "\tThe\u3000", "▁", " ", "1 ▁ 2", "…ﬁ ½", "𠀀", "The"]
     check_batch(tokenizer, texts, texts[::-1], "right")
 

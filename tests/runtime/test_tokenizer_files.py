@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -162,17 +161,8 @@ def test_unusable_settings_are_named(folder, values, message):
 
 
 @pytest.mark.parametrize("options", [{"byte_fallback": True}, {"treat_whitespace_as_suffix": True}])
-def test_models_that_offsets_cannot_follow_are_refused(sentences, tmp_path, options):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences * 5),
-        model_writer=model,
-        vocab_size=700,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+def test_models_that_offsets_cannot_follow_are_refused(train_sentencepiece, sentences, tmp_path, options):
+    train_sentencepiece(tmp_path, sentences * 5, vocab_size=700, **options)
     with pytest.raises(ArtifactError, match="byte fallback or marks at the end of words"):
         Tokenizer.from_dir(tmp_path)
 

@@ -10,7 +10,6 @@ import pytest
 
 from erniem_rt import ArtifactError, InvalidInputError, Session, Tokenizer, pipeline
 from erniem_rt.pipelines.base import Job, Pipeline
-from erniem_rt.pipelines.inputs import require_mapping, require_text
 
 OPTIONS = {"cls": {"labels": ("entailment", "neutral", "contradiction")}, "ner": {"labels": ("O", "B-X")}}
 BATCH, CHUNK = 2, 16
@@ -171,25 +170,6 @@ def test_closing_closes_the_session(sums):
         assert same is sums
         assert not sums.session.closed
     assert sums.session.closed
-
-
-@pytest.mark.parametrize(("value", "message"), [(" \n", "text is empty"), (None, "must be str, got NoneType")])
-def test_text_is_required(value, message):
-    with pytest.raises(InvalidInputError, match=message):
-        require_text("text", value)
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("a", "t takes a mapping with 'x', 'y' \\(optional\\), got str"),
-        ({"y": 1}, "'x' is missing; t takes"),
-        ({"x": 1, "z": 1}, "key 'z' is not known; t takes"),
-    ],
-)
-def test_a_mapping_is_required(value, message):
-    with pytest.raises(InvalidInputError, match=message):
-        require_mapping("t", value, ["x"], ["y"])
 
 
 @pytest.mark.parametrize(
