@@ -64,8 +64,6 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_ANSWERS = ("ChoiceAnswer", "Entity", "Extraction", "LabelScore", "QuestionAnswer", "ZeroShotAnswer")
-
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
@@ -92,13 +90,13 @@ def _loaded(name: str) -> object:
         from erniem_rt import pipelines
 
         return getattr(pipelines, name)
-    if name in _ANSWERS:
-        from erniem_rt.pipelines import answers
+    if name.endswith("Error"):
+        from erniem_rt import errors
 
-        return getattr(answers, name)
-    from erniem_rt import errors
+        return getattr(errors, name)
+    from erniem_rt.pipelines import answers
 
-    return getattr(errors, name)
+    return getattr(answers, name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,5 @@ import sys
 
 from erniem_rt.cli import run
 
-__all__ = ["run"]
-
 if __name__ == "__main__":
     sys.exit(run())

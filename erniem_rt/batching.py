@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import Engine
+    from erniem_rt.engines import Engine
     from erniem_rt.manifest import Manifest, Profile, TensorSpec
     from erniem_rt.session import Session
 
-__all__ = ["LengthBucketing", "Outputs", "RowBatch", "Run", "are_by_row", "plan_runs", "run_rows", "take"]
 
 _T = TypeVar("_T")
 
@@ -125,7 +124,7 @@ class RowBatch:
 
     Args:
         manifest: The artifact's; its inputs and outputs must be by row (:func:`are_by_row`).
-        feeds: The graph's inputs, as for :meth:`erniem_rt.engines.base.Engine.run`.
+        feeds: The graph's inputs, as for :meth:`erniem_rt.engines.Engine.run`.
         outputs: The names of the wanted outputs.
 
     Attributes:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from erniem_rt.pipelines.base import Pipeline
 
-__all__ = ["main", "run"]
 
 # Number of batches of lines that are read, sorted by length and answered together.
 _BATCHES_PER_CHUNK = 4
@@ -45,10 +44,10 @@ def run() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer lines; return 0, 1 (an error of the artifact or of a line) or 130 (Ctrl-C), or exit with 2 (usage)."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if words and words[0] in ("serve", "triton"):
-        return _other_command(words[0], words[1:])
-    arguments = _arguments(_make_parser(), words)
     try:
+        if words and words[0] in ("serve", "triton"):
+            return _other_command(words[0], words[1:])
+        arguments = _arguments(_make_parser(), words)
         _refuse_same_file(arguments.input, arguments.output)
         with _load(arguments) as pipeline:
             _show_progress(f"engine: {pipeline.session.engine}, computing in {pipeline.session.precision}\n")
@@ -82,24 +81,22 @@ def _other_command(name: str, words: list[str]) -> int:
     """``erniem-rt serve`` and ``erniem-rt triton``, which have options of their own."""
     from erniem_rt import serve, triton
 
-    command = serve.serve if name == "serve" else triton.write
-    told = {
-        "serve": "Serve exported models over HTTP and gRPC in the Open Inference Protocol V2, with health checks and "
-        'metrics. Needs pip install "erniem-rt[serve]".',
-        "triton": "Write an exported model into a model repository of Triton Inference Server.",
-    }
-    parser = argparse.ArgumentParser(prog=f"erniem-rt {name}", description=told[name])
-    (serve if name == "serve" else triton).add_arguments(parser)
-    try:
-        return command(_arguments(parser, words), lambda line: _print_error(f"{line}\n"))
-    except (ErnieMError, OSError) as error:
-        _say(f"error: {' '.join(str(error).split())}")
-        return 1
-    except Terminated:
-        raise
-    except KeyboardInterrupt:
-        _say("error: interrupted")
-        return 130
+    command, add_arguments, told = {
+        "serve": (
+            serve.serve,
+            serve.add_arguments,
+            "Serve exported models over HTTP and gRPC in the Open Inference Protocol V2, with health checks and "
+            'metrics. Needs pip install "erniem-rt[serve]".',
+        ),
+        "triton": (
+            triton.write,
+            triton.add_arguments,
+            "Write an exported model into a model repository of Triton Inference Server.",
+        ),
+    }[name]
+    parser = argparse.ArgumentParser(prog=f"erniem-rt {name}", description=told)
+    add_arguments(parser)
+    return command(_arguments(parser, words), lambda line: _print_error(f"{line}\n"))
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:

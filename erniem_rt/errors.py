@@ -14,15 +14,6 @@ Each message says what was expected, what was given, and what to do.
 
 from __future__ import annotations
 
-__all__ = [
-    "ArtifactError",
-    "EngineError",
-    "EngineUnavailableError",
-    "ErnieMError",
-    "InvalidInputError",
-    "QueueFullError",
-]
-
 
 class ErnieMError(Exception):
     """Base class of all errors of erniem-rt."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable
 
-__all__ = ["find_artifact", "find_folder", "manifest_of"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SUFFIXES = frozenset({".json", ".onnx", ".plan"})

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-__all__ = ["cpu_class", "cpu_flags", "default_threads", "has_vnni", "is_arm", "threads_or_default", "warn_of_cpu"]
-
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _X86 = frozenset({"x86_64", "amd64"})
 _ARM = frozenset({"arm64", "aarch64"})
@@ -27,10 +25,7 @@ _EXTENSIONS = {"vnni": _VNNI, "bf16": {"avx512_bf16"}, "amx": {"amx_int8", "amx_
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the CPU's instruction sets by Linux's names; empty if the system does not list them."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
+    lines = _read(path).splitlines()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
     return frozenset(flags.split())
 
@@ -121,7 +116,9 @@ def _quotas(root: Path) -> Iterator[int]:
             continue
         for mount in mounts:
             for folder in _folders(root / "sys/fs/cgroup" / mount, path):
-                yield from quota(folder)
+                limit, period = quota(folder)
+                if limit.isdecimal() and period.isdecimal() and int(limit) and int(period):  # "max" and -1: no limit
+                    yield -(-int(limit) // int(period))
 
 
 def _folders(mount: Path, path: str) -> Iterator[Path]:
@@ -131,17 +128,13 @@ def _folders(mount: Path, path: str) -> Iterator[Path]:
         yield mount / part
 
 
-def _quota_v2(folder: Path) -> Iterator[int]:
-    yield from _rounded_up(*[*_read(folder / "cpu.max").split(), "", ""][:2])
+def _quota_v2(folder: Path) -> tuple[str, str]:
+    limit, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
+    return limit, period
 
 
-def _quota_v1(folder: Path) -> Iterator[int]:
-    yield from _rounded_up(_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip())
-
-
-def _rounded_up(quota: str, period: str) -> Iterator[int]:
-    if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):  # "max" and -1: no limit
-        yield -(-int(quota) // int(period))
+def _quota_v1(folder: Path) -> tuple[str, str]:
+    return _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
 
 
 def _read(path: Path) -> str:

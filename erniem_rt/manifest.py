@@ -10,41 +10,24 @@ import os
 import re
 import warnings
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from erniem_rt import __version__
-from erniem_rt.checks import Fields, artifact_error
+from erniem_rt.checks import is_count
 from erniem_rt.errors import ArtifactError
-from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, replacing, stamp
+from erniem_rt.files import FileRecord, check_hash, check_size, refuse_pointer, replacing, stamp, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
-
-__all__ = [
-    "FLAVOURS",
-    "FORMAT_VERSION",
-    "HEADS",
-    "MASK_MODES",
-    "OPTIMUM_GRAPH",
-    "POOLINGS",
-    "PROBLEM_TYPES",
-    "Defaults",
-    "FileRecord",
-    "Head",
-    "Limits",
-    "Manifest",
-    "Plan",
-    "Profile",
-    "TensorSpec",
-    "hash_file",
-    "weights_name",
-]
 
 # The package of each flavour, and the module that it installs.
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"\d+\.\d+")
+_ABSENT = object()
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 
 
@@ -81,46 +64,6 @@ class Plan:
     proof: Mapping[str, Any]
     build: Mapping[str, Any]
     parity: Mapping[str, Any]
-
-
-def parse_plan(fields: Fields, axes: int, max_length: int) -> Plan:
-    """Read and check the key ``plan`` of a head whose ids have ``axes`` axes and at most ``max_length`` positions."""
-    precision = fields.section("precision")
-    plan = Plan(
-        file=fields.plain_name(fields.string("file")),
-        flavour=fields.one_of("flavour", tuple(FLAVOURS)),
-        version=fields.string("version"),
-        precision={name: precision.string(name) for name in precision.data},
-        compute_capabilities=fields.strings("compute_capabilities"),
-        hardware_compatible=fields.boolean("hardware_compatible"),
-        version_compatible=fields.boolean("version_compatible"),
-        profiles=tuple(_parse_profile(profile, axes, max_length) for profile in fields.sections("profiles")),
-        attention=fields.section("attention").data,
-        proof=fields.section("proof").data,
-        build=fields.section("build").data,
-        parity=fields.section("parity").data,
-    )
-    fields.no_others(Plan.__dataclass_fields__)
-    if not plan.compute_capabilities or not all(map(_CAPABILITY.fullmatch, plan.compute_capabilities)):
-        raise artifact_error(
-            fields.path,
-            "key 'plan.compute_capabilities' must be a non-empty list of capabilities such as \"8.9\", "
-            f"got {list(plan.compute_capabilities)}",
-        )
-    return plan
-
-
-def _parse_profile(fields: Fields, axes: int, max_length: int) -> Profile:
-    shapes = [fields.sizes(key, axes) for key in ("min", "opt", "max")]
-    fields.no_others(Profile.__dataclass_fields__)
-    place = f"key {fields.prefix.rstrip('.')!r}"
-    if not all(low <= opt <= high for low, opt, high in zip(*shapes, strict=True)):
-        raise artifact_error(fields.path, f"{place} must have min <= opt <= max along every axis, got {shapes}")
-    if shapes[2][-1] > max_length:
-        raise artifact_error(
-            fields.path, f"{place} takes {shapes[2][-1]} positions, and the model takes at most {max_length}"
-        )
-    return Profile(*shapes)
 
 
 # Major and minor version. A change that older readers may ignore raises the minor version, any other the major one.
@@ -208,10 +151,6 @@ class Defaults:
     pooling: str | None = None
     normalize: bool | None = None
 
-    def given(self) -> dict[str, Any]:
-        """Return the defaults that are not None, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -260,7 +199,7 @@ class Manifest:
 
         Unknown keys are ignored, with a warning, only in a file of a newer minor version.
         """
-        return _parse(Fields.read(Path(path)))
+        return _parse(_Fields.read(Path(path)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` atomically.
@@ -269,13 +208,13 @@ class Manifest:
         leave ``path`` unchanged.
         """
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        content["defaults"] = self.defaults.given()
+        content["defaults"] = _given(self.defaults)
         for key in ("onnxruntime", "defaults", "plan", "cpu", "proven"):
             if not content[key]:
                 del content[key]
         if self.mask_mode == MASK_MODES[0]:
             del content["mask_mode"]
-        content["files"] = {name: _as_json(record) for name, record in self.files.items()}
+        content["files"] = {name: _given(record) for name, record in self.files.items()}
         text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         with replacing(Path(path)) as file:
             file.write(text.encode())
@@ -309,7 +248,156 @@ class Manifest:
         return {name: stamp(Path(directory) / name) for name in self.files}
 
 
-def _parse(fields: Fields) -> Manifest:
+def _given(record: Defaults | FileRecord) -> dict[str, Any]:
+    """Return the fields that are not None, by name."""
+    return {name: value for name, value in asdict(record).items() if value is not None}
+
+
+def _error(path: Path, problem: str) -> ArtifactError:
+    """Return the error for an invalid manifest, always with the same advice."""
+    return ArtifactError(f"{path}: {problem}; re-export with this version ({__version__}).")
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A JSON object with its file's ``path`` and its key prefix there; its methods return a key's value, checked.
+
+    ``ignored`` collects unknown keys; if it is None, unknown keys are errors.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    prefix: str = ""
+    ignored: list[str] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> _Fields:
+        """Parse a file whose top level is a JSON object."""
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise _error(path, "there is no such file, and an artifact needs its manifest") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
+            refuse_pointer(path)
+            raise _error(path, f"expected JSON, but {error}") from error
+        if not isinstance(data, dict):
+            raise _error(path, f"expected a JSON object, got {_shown(data)}")
+        return cls(path, data)
+
+    def value(self, key: str) -> Any:
+        value = self.data.get(key, _ABSENT)
+        if value is _ABSENT:
+            raise _error(self.path, f"key {self.prefix + key!r} is missing")
+        return value
+
+    def string(self, key: str) -> str:
+        return self._text(key, bool, "a non-empty string")
+
+    def optional_string(self, key: str) -> str | None:
+        return None if self.data.get(key) is None else self.string(key)
+
+    def one_of(self, key: str, choices: tuple[str, ...]) -> str:
+        return self._text(key, choices.__contains__, " or ".join(map(repr, choices)))
+
+    def sha256(self, key: str) -> str:
+        return self._text(key, _SHA256.fullmatch, "64 lower-case hex digits")
+
+    def version(self, key: str) -> str:
+        return self._text(key, _VERSION.fullmatch, "a version such as '1.21'")
+
+    def integer(self, key: str, least: int) -> int:
+        value = self.value(key)
+        if not is_count(value, least):
+            raise self._wrong(key, f"an integer of at least {least}")
+        return int(value)
+
+    def boolean(self, key: str) -> bool:
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        return tuple(self._list(key, lambda item: isinstance(item, str), "a list of strings"))
+
+    def sizes(self, key: str, count: int) -> tuple[int, ...]:
+        expected = f"a list of {count} positive integers"
+        found = self._list(key, is_count, expected)
+        if len(found) != count:
+            raise self._wrong(key, expected)
+        return tuple(found)
+
+    def axes(self, key: str) -> tuple[int | str, ...]:
+        return tuple(self._list(key, _is_axis, "a list of positive integers and axis names"))
+
+    def section(self, key: str) -> _Fields:
+        value = self.value(key)
+        if not isinstance(value, dict):
+            raise self._wrong(key, "an object")
+        return _Fields(self.path, value, f"{self.prefix}{key}.", self.ignored)
+
+    def sections(self, key: str) -> list[_Fields]:
+        expected = "a non-empty list of objects"
+        found = self._list(key, lambda item: isinstance(item, dict), expected)
+        if not found:
+            raise self._wrong(key, expected)
+        return [_Fields(self.path, item, f"{self.prefix}{key}[{i}].", self.ignored) for i, item in enumerate(found)]
+
+    def plain_name(self, name: str) -> str:
+        """Return ``name`` if it names a file directly inside the folder, on any system."""
+        if not _is_plain(name):
+            raise _error(
+                self.path,
+                f"key {self.prefix.rstrip('.')!r} must hold plain file names inside the folder, got {name!r}",
+            )
+        return name
+
+    def inner_name(self, name: str) -> str:
+        """``name`` if it is a file inside the folder or, after one ``/``, inside a folder of it."""
+        return name if name.count("/") == 1 and all(map(_is_plain, name.split("/"))) else self.plain_name(name)
+
+    def no_others(self, known: Iterable[str]) -> None:
+        """Refuse unknown keys, or collect them if they may be ignored."""
+        others = sorted(set(self.data) - set(known))
+        if self.ignored is not None:
+            self.ignored.extend(repr(self.prefix + other) for other in others)
+        elif others:
+            raise _error(self.path, f"unknown key {self.prefix + others[0]!r}")
+
+    def _text(self, key: str, fits: Callable[[str], object], expected: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str) or not fits(value):
+            raise self._wrong(key, expected)
+        return value
+
+    def _list(self, key: str, fits: Callable[[Any], bool], expected: str) -> list[Any]:
+        value = self.value(key)
+        if not isinstance(value, list) or not all(map(fits, value)):
+            raise self._wrong(key, expected)
+        return value
+
+    def _wrong(self, key: str, expected: str) -> ArtifactError:
+        got = _shown(self.data[key])
+        return _error(self.path, f"key {self.prefix + key!r} must be {expected}, got {got}")
+
+
+def _is_plain(name: str) -> bool:
+    # Windows' rules cover "/", "\" and drive letters.
+    return name not in {"", ".", ".."} and "\0" not in name and PureWindowsPath(name).name == name
+
+
+def _is_axis(value: object) -> bool:
+    return bool(value) if isinstance(value, str) else is_count(value)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _parse(fields: _Fields) -> Manifest:
     minor = _minor_version(fields)
     if minor > _MINOR:
         fields = replace(fields, ignored=[])
@@ -339,7 +427,11 @@ def _parse(fields: Fields) -> Manifest:
         parity=fields.section("parity").data,
         onnxruntime=None if fields.data.get("onnxruntime") is None else fields.version("onnxruntime"),
         defaults=_parse_defaults(fields, head, limits.integer("max_length", 1)),
-        plan=_parse_optional_plan(fields, head, limits.integer("max_length", 1)),
+        plan=(
+            None
+            if fields.data.get("plan") is None
+            else _parse_plan(fields.section("plan"), len(HEADS[head].axes), limits.integer("max_length", 1))
+        ),
         packed=_packed_in_1_0(fields) if minor == 0 else fields.boolean("packed"),
         cpu=_cpu_in_1_0(fields) if minor == 0 else fields.optional_string("cpu"),
         proven=fields.strings("proven") if "proven" in fields.data else (),
@@ -356,16 +448,14 @@ def _parse(fields: Fields) -> Manifest:
     return manifest
 
 
-def _minor_version(fields: Fields) -> int:
+def _minor_version(fields: _Fields) -> int:
     """Return the minor format version; :class:`ArtifactError` for another major version."""
     given = fields.value("format_version")
     if type(given) is int:  # the format up to 1.0
         given = f"{given}.0"
     version = _FORMAT.fullmatch(given) if isinstance(given, str) else None
     if version is None:
-        raise artifact_error(
-            fields.path, f"key 'format_version' must be a version such as '1.1', got {json.dumps(given)}"
-        )
+        raise _error(fields.path, f"key 'format_version' must be a version such as '1.1', got {json.dumps(given)}")
     if int(version[1]) != _MAJOR:
         newer = int(version[1]) > _MAJOR
         raise ArtifactError(
@@ -375,32 +465,27 @@ def _minor_version(fields: Fields) -> int:
     return int(version[2])
 
 
-def _packed_in_1_0(fields: Fields) -> bool:
+def _packed_in_1_0(fields: _Fields) -> bool:
     return (fields.value("engine") or {}).get("packed") is True
 
 
-def _cpu_in_1_0(fields: Fields) -> str | None:
+def _cpu_in_1_0(fields: _Fields) -> str | None:
     int8 = (fields.value("engine") or {}).get("int8")
     found = int8.get("cpu") if isinstance(int8, dict) else None
     return found if isinstance(found, str) else None
 
 
-def _parse_tensor(fields: Fields) -> TensorSpec:
+def _parse_tensor(fields: _Fields) -> TensorSpec:
     return TensorSpec(fields.string("name"), fields.one_of("dtype", DTYPES), fields.axes("shape"))
 
 
-def _parse_record(fields: Fields) -> FileRecord:
+def _parse_record(fields: _Fields) -> FileRecord:
     size = fields.integer("size", 0)
     checksum = fields.sha256("checksum") if fields.data.get("checksum") is not None else None
     return FileRecord(fields.sha256("sha256"), size, checksum)
 
 
-def _as_json(record: FileRecord) -> dict[str, object]:
-    """Return a file's record as JSON, without keys that have no value."""
-    return {key: value for key, value in asdict(record).items() if value is not None}
-
-
-def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:
+def _parse_defaults(fields: _Fields, head: str, max_length: int) -> Defaults:
     if "defaults" not in fields.data:
         return Defaults()
     given = fields.section("defaults")
@@ -414,43 +499,73 @@ def _parse_defaults(fields: Fields, head: str, max_length: int) -> Defaults:
         normalize=given.boolean("normalize") if "normalize" in has else None,
     )
     if (defaults.max_seq_len or 0) > max_length:
-        raise artifact_error(
+        raise _error(
             fields.path, f"defaults.max_seq_len is {defaults.max_seq_len}, over limits.max_length, {max_length}"
         )
     return defaults
 
 
-def _parse_optional_plan(fields: Fields, head: str, max_length: int) -> Plan | None:
-    if fields.data.get("plan") is None:
-        return None
-    return parse_plan(fields.section("plan"), len(HEADS[head].axes), max_length)
+def _parse_plan(fields: _Fields, axes: int, max_length: int) -> Plan:
+    """Read and check the key ``plan`` of a head whose ids have ``axes`` axes and at most ``max_length`` positions."""
+    precision = fields.section("precision")
+    plan = Plan(
+        file=fields.plain_name(fields.string("file")),
+        flavour=fields.one_of("flavour", tuple(FLAVOURS)),
+        version=fields.string("version"),
+        precision={name: precision.string(name) for name in precision.data},
+        compute_capabilities=fields.strings("compute_capabilities"),
+        hardware_compatible=fields.boolean("hardware_compatible"),
+        version_compatible=fields.boolean("version_compatible"),
+        profiles=tuple(_parse_profile(profile, axes, max_length) for profile in fields.sections("profiles")),
+        attention=fields.section("attention").data,
+        proof=fields.section("proof").data,
+        build=fields.section("build").data,
+        parity=fields.section("parity").data,
+    )
+    fields.no_others(Plan.__dataclass_fields__)
+    if not plan.compute_capabilities or not all(map(_CAPABILITY.fullmatch, plan.compute_capabilities)):
+        raise _error(
+            fields.path,
+            "key 'plan.compute_capabilities' must be a non-empty list of capabilities such as \"8.9\", "
+            f"got {list(plan.compute_capabilities)}",
+        )
+    return plan
+
+
+def _parse_profile(fields: _Fields, axes: int, max_length: int) -> Profile:
+    shapes = [fields.sizes(key, axes) for key in ("min", "opt", "max")]
+    fields.no_others(Profile.__dataclass_fields__)
+    place = f"key {fields.prefix.rstrip('.')!r}"
+    if not all(low <= opt <= high for low, opt, high in zip(*shapes, strict=True)):
+        raise _error(fields.path, f"{place} must have min <= opt <= max along every axis, got {shapes}")
+    if shapes[2][-1] > max_length:
+        raise _error(fields.path, f"{place} takes {shapes[2][-1]} positions, and the model takes at most {max_length}")
+    return Profile(*shapes)
 
 
 def _check_whole(manifest: Manifest, path: Path) -> None:
     """Check that the keys agree with one another and with the head."""
     if manifest.artifact not in manifest.files:
-        raise artifact_error(path, f"artifact is {manifest.artifact!r}, which files does not list")
+        raise _error(path, f"artifact is {manifest.artifact!r}, which files does not list")
     if manifest.plan is not None:
         _check_plan(manifest, manifest.plan, path)
     for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
-            raise artifact_error(path, f"{kind} lists a name twice: {', '.join(names)}")
+            raise _error(path, f"{kind} lists a name twice: {', '.join(names)}")
     head = HEADS[manifest.head]
     missing = set(head.outputs) - set(head.optional) - {spec.name for spec in manifest.outputs}
     if missing:
-        raise artifact_error(path, f"outputs lacks {', '.join(sorted(missing))} of head {manifest.head!r}")
+        raise _error(path, f"outputs lacks {', '.join(sorted(missing))} of head {manifest.head!r}")
     _check_inputs(manifest, path)
 
 
 def _check_plan(manifest: Manifest, plan: Plan, path: Path) -> None:
     expected = Path(manifest.artifact).with_suffix(".plan").name
     if plan.file != expected:
-        raise artifact_error(
-            path, f"key 'plan.file' must be {expected!r}, beside {manifest.artifact}, got {plan.file!r}"
-        )
+        raise _error(path, f"key 'plan.file' must be {expected!r}, beside {manifest.artifact}, got {plan.file!r}")
     if plan.file not in manifest.files:
-        raise artifact_error(path, f"plan.file is {plan.file!r}, which files does not list")
+        raise _error(path, f"plan.file is {plan.file!r}, which files does not list")
 
 
 def _check_inputs(manifest: Manifest, path: Path) -> None:
@@ -458,17 +573,15 @@ def _check_inputs(manifest: Manifest, path: Path) -> None:
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
     main = shapes.keys() & {"input_ids", "inputs_embeds"}
     if len(main) != 1 or "attention_mask" not in shapes:
-        raise artifact_error(
-            path, f"inputs must be attention_mask and input_ids (or inputs_embeds), got {', '.join(shapes)}"
-        )
+        raise _error(path, f"inputs must be attention_mask and input_ids (or inputs_embeds), got {', '.join(shapes)}")
     rank = len(HEADS[manifest.head].axes)
     ranks = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), rank)
     ranks |= {"inputs_embeds": rank + 1, "head_mask": 2}
     shared = shapes[main.pop()]
     for name, shape in shapes.items():
         if name not in ranks:
-            raise artifact_error(path, f"inputs holds {name!r}, which this version does not know")
+            raise _error(path, f"inputs holds {name!r}, which this version does not know")
         if len(shape) != ranks[name]:
-            raise artifact_error(path, f"input {name} must have {ranks[name]} axes, got {list(shape)}")
+            raise _error(path, f"input {name} must have {ranks[name]} axes, got {list(shape)}")
         if not {axis for axis in shape if isinstance(axis, str)} <= set(shared):
-            raise artifact_error(path, f"input {name} has an axis of its own: {list(shape)} against {list(shared)}")
+            raise _error(path, f"input {name} has an axis of its own: {list(shape)} against {list(shared)}")

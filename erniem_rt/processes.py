@@ -21,19 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from erniem_rt.engines.base import Device
-
-__all__ = [
-    "Terminated",
-    "Workers",
-    "check_gpu",
-    "keep_for_good",
-    "lazy",
-    "no_fork",
-    "note_gpu",
-    "renew_after_fork",
-    "stopped_by_signals",
-]
+    from erniem_rt.engines import Device
 
 
 class Renewed(Protocol):

@@ -7,26 +7,32 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from erniem_rt.batching import LengthBucketing, are_by_row
+from erniem_rt.checks import require_choice, require_flag
 from erniem_rt.engines import (
-    ENGINES,
-    PRECISIONS,
+    Device,
+    EngineName,
+    GraphOptions,
+    PlanOptions,
+    PrecisionName,
+    check_signature,
     check_suffix,
     choose_engine,
     device_for,
+    half_of,
     is_plan,
     open_engine,
     open_plan,
 )
-from erniem_rt.engines.base import Device, Engine, GraphOptions, PlanOptions, check_signature
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
 from erniem_rt.files import as_path
-from erniem_rt.inputs import prepare
 from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.machine import threads_or_default, warn_of_cpu
-from erniem_rt.manifest import Manifest, weights_name
+from erniem_rt.manifest import HEADS, Manifest, weights_name
 from erniem_rt.processes import Workers, check_gpu, renew_after_fork
 
 if TYPE_CHECKING:
@@ -36,13 +42,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from erniem_rt.engines.base import PlanEngine
+    from erniem_rt.engines import Engine
+    from erniem_rt.engines.tensorrt import TensorRTEngine
     from erniem_rt.files import FileRecord
-
-
-__all__ = ["Session", "load_graph", "load_plan"]
+    from erniem_rt.manifest import Limits, TensorSpec
 
 _KINDS = ("an ONNX graph", "a TensorRT plan")
+_USE_TOKENIZER = "Use the tokenizer that was exported with this artifact."
+
+
+class SessionOptions(TypedDict, total=False):
+    """The options of :class:`Session`."""
+
+    engine: str
+    precision: str
+    device: str | None
+    threads: int | None
+    spinning: bool | None
+    shrink_memory: bool | None
+    share_weights: bool
+    cache: str | os.PathLike[str] | bool | None
+    cuda_graphs: bool | None
+    verify: bool
+    trust_plan: bool
+    runtime_cache: str | os.PathLike[str] | None
 
 
 class Session:
@@ -120,23 +143,26 @@ class Session:
         runtime_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         wanted = None if device is None else Device.parse(device)
+        require_choice("engine", engine, EngineName)
+        require_choice("precision", precision, PrecisionName)
         self.threads = threads_or_default(threads)
-        self._path, self.manifest = _locate(find_artifact(path))
-        self.limits, self.packed = self.manifest.limits, self.manifest.packed
-        self._path = self._path.absolute()  # the session may be opened again from another working directory
+        path, self.manifest = _locate(find_artifact(path))
+        self._path = path.absolute()  # the session may be opened again from another working directory
         self._device = device_for(self._path, wanted)
-        self._stamps = self.manifest.stamps(manifest_of(self._path).parent)
-        self._graph_options = GraphOptions(
-            self.threads,
-            share_weights,
-            bool(cuda_graphs),
-            _choice("spinning", spinning),
-            _choice("shrink_memory", shrink_memory),
-            precision=_one_of("precision", precision, PRECISIONS),
+        self._stamps = self._files_now()
+        self.limits, self.packed = self.manifest.limits, self.manifest.packed
+        options = GraphOptions(
+            device=self._device,
+            engine=engine,
+            precision=precision,
+            threads=self.threads,
+            spinning=require_flag("spinning", spinning, optional=True),
+            shrink_memory=require_flag("shrink_memory", shrink_memory, optional=True),
+            share_weights=share_weights,
             cache=_cache_folder(cache),
+            cuda_graphs=bool(cuda_graphs),
             verify=verify,
         )
-        wanted_engine = _one_of("engine", engine, ENGINES)
         if is_plan(self._path):
             _refuse(
                 self._path,
@@ -149,19 +175,24 @@ class Session:
                 shrink_memory=shrink_memory,
             )
             self.engine = "tensorrt"
-            options = PlanOptions(trust_plan, cuda_graphs is not False, runtime_cache)
-            plan = load_plan(self._path, self.manifest, self._device, threads, verify, options)
+            of_plan = PlanOptions(
+                device=self._device,
+                cuda_graphs=cuda_graphs is not False,
+                verify=verify,
+                trust=trust_plan,
+                runtime_cache=runtime_cache,
+            )
+            plan = load_plan(self._path, self.manifest, threads, of_plan)
             self._engine: Engine | None = plan
-            self._describe_plan(plan.max_length)
+            self.limits = replace(self.limits, max_length=min(plan.max_length, self.limits.max_length))
+            self.packed = True
         else:
             _refuse(self._path, "TensorRT plans", trust_plan=trust_plan, runtime_cache=runtime_cache)
             if self._device.kind == "cpu":
                 warn_of_cpu(self.manifest.cpu)
-            if cuda_graphs:
-                _check_capture(self._path, self.manifest, self._device)
-            self.engine = choose_engine(self._path, self.manifest, self._device, wanted_engine, self._graph_options)
-            self._graph_options = replace(self._graph_options, engine=self.engine)
-            self._engine = load_graph(self._path, self.manifest, self._device, self._graph_options, verify)
+            self.engine = choose_engine(self._path, self.manifest, options)
+            self._graph_options = replace(options, engine=self.engine)
+            self._engine = load_graph(self._path, self.manifest, self._graph_options, verify)
         self.precision = _computed_in(self.manifest, self.engine, precision)
         self._opening = Lock()
         self._outputs = [spec.name for spec in self.manifest.outputs]
@@ -169,12 +200,12 @@ class Session:
         self._options: dict[str, Any] = {
             "engine": engine,
             "precision": precision,
-            "cache": self._graph_options.cache,
             "device": device,
             "threads": threads,
-            "share_weights": share_weights,
             "spinning": spinning,
             "shrink_memory": shrink_memory,
+            "share_weights": share_weights,
+            "cache": options.cache,
             "cuda_graphs": cuda_graphs,
             "verify": verify,
             "trust_plan": trust_plan,
@@ -202,7 +233,10 @@ class Session:
 
         Raises :class:`InvalidInputError`, and :class:`EngineError` if the engine fails, for example out of memory.
         """
-        found = self._opened().run(self._feeds(_merged(inputs, named)), self._outputs)
+        given = _merged(inputs, named)
+        self._require_open()
+        feeds = prepare(self.manifest, given, longest=self.limits.max_length)
+        found = self._opened().run(feeds, self._outputs)
         return dict(zip(self._outputs, found, strict=True))
 
     def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -235,7 +269,7 @@ class Session:
             ArtifactError: The files are not those of this session.
         """
         self._require_open()
-        changed = self.manifest.stamps(self._path.parent) != self._stamps
+        changed = self._files_now() != self._stamps
         options = {**self._options, "engine": self.engine, "threads": threads, "verify": changed}
         return _unpickled(type(self), self._path, options, self.manifest.files)
 
@@ -246,18 +280,12 @@ class Session:
             if self._engine is not None:
                 self._engine.close()
 
-    def _describe_plan(self, longest: int) -> None:
-        """Set the attributes to the plan's values instead of the graph's."""
-        self.limits = replace(self.limits, max_length=min(longest, self.limits.max_length))
-        self.packed = True
+    def _files_now(self) -> dict[str, tuple[int, ...] | None]:
+        return self.manifest.stamps(manifest_of(self._path).parent)
 
     def _require_open(self) -> None:
         if self._closed:
             raise InvalidInputError(f"the session on {self._path} is closed; open it again.")
-
-    def _feeds(self, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
-        self._require_open()
-        return prepare(self.manifest, given, longest=self.limits.max_length)
 
     def _opened(self) -> Engine:
         """Return the engine; open it again in a forked child."""
@@ -273,9 +301,9 @@ class Session:
 
     def _open_again(self) -> Engine:
         """Open the graph again; verify its files if they changed since the first time."""
-        changed = self.manifest.stamps(manifest_of(self._path).parent) != self._stamps
+        changed = self._files_now() != self._stamps
         try:
-            return load_graph(self._path, self.manifest, self._device, self._graph_options, verify=changed)
+            return load_graph(self._path, self.manifest, self._graph_options, verify=changed)
         except ArtifactError as error:
             if not changed:
                 raise
@@ -344,16 +372,6 @@ def _artifact_of(manifest: Manifest, path: Path, where: Path) -> Path:
     return path.with_name(manifest.plan.file)
 
 
-def _check_capture(path: Path, manifest: Manifest, device: Device) -> None:
-    if device.kind != "cuda":
-        raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
-    if manifest.packed:
-        raise ArtifactError(
-            f"{path} was exported with --target {manifest.target}, and the work of a packed graph depends on the mask: "
-            "leave out cuda_graphs, or export with --target onnxruntime-cuda."
-        )
-
-
 def _refuse(path: Path, purpose: str, **options: object) -> None:
     for name, value in options.items():
         if value not in (None, False):
@@ -364,9 +382,10 @@ def _computed_in(manifest: Manifest, engine: str, precision: str) -> str:
     """Return a session's floating-point type: the given one, or else the graph's, but fp32 in OpenVINO."""
     if precision != "auto":
         return precision
+    if engine == "openvino":
+        return "fp32"
     facts = manifest.precision if engine != "tensorrt" or manifest.plan is None else manifest.plan.precision
-    weights = facts.get("products", facts.get("weights", "fp32"))
-    return weights if weights in ("fp16", "bf16") and engine != "openvino" else "fp32"
+    return half_of(facts) or "fp32"
 
 
 def _cache_folder(cache: object) -> Path | bool | None:
@@ -385,12 +404,6 @@ def _cache_folder(cache: object) -> Path | bool | None:
     return folder
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise InvalidInputError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-    return value
-
-
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:
     if inputs is None:
         return dict(named)
@@ -405,13 +418,7 @@ def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) ->
     return {**inputs, **named}
 
 
-def _choice(name: str, value: object) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise InvalidInputError(f"{name} must be True, False or None, got {value!r}.")
-    return value
-
-
-def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOptions, verify: bool) -> Engine:
+def load_graph(path: Path, manifest: Manifest, options: GraphOptions, verify: bool) -> Engine:
     """Import and open the engine while another thread verifies the files."""
     # Sizes first: reading past the end of a mapped file that was truncated kills the process.
     others = () if manifest.plan is None else (manifest.plan.file,)
@@ -421,11 +428,15 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
         hashes = pool.submit(manifest.verify, folder, without=others) if verify else None
         try:
             checked = (lambda: None) if hashes is None else hashes.result
-            engine = open_engine(path, manifest, device=device, options=options, checked=checked)
+            engine = open_engine(path, manifest, options, checked)
         except ArtifactError as error:
             if hashes is not None:
                 hashes.result()  # a changed file explains more
-            if device.kind == "cpu" and options.engine == "onnxruntime" and "bf16" in manifest.precision.values():
+            if (
+                options.device.kind == "cpu"
+                and options.engine == "onnxruntime"
+                and "bf16" in manifest.precision.values()
+            ):
                 raise EngineUnavailableError(
                     f"{path} is in bfloat16, and ONNX Runtime has no bfloat16 arithmetic on a CPU: open it with "
                     'device="cuda" or, with pip install "erniem-rt[openvino]", engine="openvino", or export with '
@@ -435,26 +446,167 @@ def load_graph(path: Path, manifest: Manifest, device: Device, options: GraphOpt
         try:
             if hashes is not None:
                 hashes.result()
-            check_signature(path, manifest, engine)
+            check_signature(path, manifest, engine.inputs, engine.outputs)
         except ArtifactError:
             engine.close()
             raise
-    return _divided(engine, manifest) if device.kind == "cpu" else engine
+    if options.device.kind == "cpu" and manifest.packed and are_by_row(manifest):
+        return LengthBucketing(engine, manifest)
+    return engine
 
 
-def _divided(engine: Engine, manifest: Manifest) -> Engine:
-    return LengthBucketing(engine, manifest) if manifest.packed and are_by_row(manifest) else engine
-
-
-def load_plan(
-    path: Path, manifest: Manifest, device: Device, threads: int | None, verify: bool, options: PlanOptions
-) -> PlanEngine:
+def load_plan(path: Path, manifest: Manifest, threads: int | None, options: PlanOptions) -> TensorRTEngine:
     """Open a plan, which verifies its own file; the graph beside it may be missing."""
     if threads is not None:
         raise InvalidInputError(f"threads applies to a CPU only; {path} runs on a GPU. Remove it.")
     graph = {manifest.artifact, weights_name(manifest.artifact)}
     unchecked = {*graph, path.name} if options.trust else graph
     manifest.verify(path.parent, hashes=False, without=unchecked)
-    if verify:
+    if options.verify:
         manifest.verify(path.parent, without={*graph, path.name})
-    return open_plan(path, manifest, device=device, options=options)
+    return open_plan(path, manifest, options)
+
+
+def prepare(manifest: Manifest, given: Mapping[str, object], *, longest: int | None = None) -> dict[str, NDArray[Any]]:
+    """Return C-contiguous arrays for every input of the graph, in its dtypes; never changes the given arrays.
+
+    A value of None counts as missing. ``longest`` is the longest row of a plan, which may be shorter than the model's.
+    Raises :class:`InvalidInputError`.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    specs = {spec.name: spec for spec in manifest.inputs}
+    main = specs["input_ids"] if "input_ids" in specs else specs["inputs_embeds"]
+    _check_names(given, specs, main.name)
+
+    array = _as_array(main.name, given[main.name])
+    if array.size == 0:
+        raise InvalidInputError(
+            f"{main.name} is empty (shape {array.shape}): at least one row of at least one token is needed."
+        )
+    _check_shape(main, array, main.shape)
+    _check_length(manifest, main.name, array, longest)
+    feeds = {main.name: _convert(main, array, manifest.limits)}
+
+    sizes = dict(zip(main.shape, array.shape, strict=True))
+    for name, spec in specs.items():
+        if name == main.name:
+            continue
+        shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
+        if name in given:
+            array = _as_array(name, given[name])
+            _check_shape(spec, array, shape)
+            feeds[name] = _convert(spec, array, manifest.limits)
+        else:
+            feeds[name] = _default(spec, shape, feeds, manifest.limits)
+    return feeds
+
+
+def _check_names(given: Mapping[str, object], specs: Mapping[str, TensorSpec], main: str) -> None:
+    for name in given:
+        if name not in specs:
+            hint = " ErnieM has no token types: leave them out." if name == "token_type_ids" else ""
+            raise InvalidInputError(f"unknown input {name!r}; this artifact takes {', '.join(specs)}.{hint}")
+    if main not in given:
+        raise InvalidInputError(f"input {main!r} is missing; this artifact takes {', '.join(specs)}.")
+
+
+def _as_array(name: str, value: object) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+        if array.dtype == object and array.size:  # nested rows, or Python numbers
+            array = np.array(array.tolist())
+        return array
+    # RuntimeError: a torch tensor that is not on the CPU or requires gradients.
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInputError(
+            f"{name} cannot be read as one array: {reason}. Give a numpy array or nested lists whose rows are "
+            "padded to the same length."
+        ) from error
+
+
+def _check_shape(spec: TensorSpec, array: NDArray[Any], shape: tuple[int | str, ...]) -> None:
+    """Compare the array's shape with ``shape``, where a name matches any size."""
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join(map(str, shape))
+        raise InvalidInputError(
+            f"{spec.name} must have shape ({expected}), got {array.shape}. The graph declares "
+            f"({', '.join(map(str, spec.shape))}); a single row needs all these axes too."
+        )
+
+
+def _check_length(manifest: Manifest, name: str, array: NDArray[Any], longest: int | None) -> None:
+    length = array.shape[len(HEADS[manifest.head].axes) - 1]
+    limit = manifest.limits.max_length
+    who, remedy = "model", ""
+    if longest is not None and longest < limit:
+        who, limit, remedy = "plan", longest, ", or build it with longer profiles (--profile)"
+    if length > limit:
+        raise InvalidInputError(
+            f"{name} has rows of {length} positions, and this {who} takes at most {limit}: truncate or split the "
+            f"text{remedy}."
+        )
+
+
+def _convert(spec: TensorSpec, array: NDArray[Any], limits: Limits) -> NDArray[Any]:
+    """Check the values of the input, then convert to the graph's dtype."""
+    if spec.name == "input_ids":
+        _check_range(spec.name, array, limits.vocab_size, _USE_TOKENIZER)
+    elif spec.name == "position_ids":
+        _check_range(spec.name, array, limits.max_length, "Positions count from 0 in every row.")
+    elif spec.name == "attention_mask":
+        _check_mask(spec.name, array)
+    else:
+        return _to_floats(spec, array)
+    return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+def _check_range(name: str, array: NDArray[Any], stop: int, hint: str) -> None:
+    if array.dtype.kind not in "iu":
+        raise InvalidInputError(f"{name} must be integers, got dtype {array.dtype}. {hint}")
+    # Before conversion, in which a uint64 beyond int64 would become negative or even valid.
+    if array.min() < 0 or array.max() >= stop:
+        where, value = _first(array, (array < 0) | (array >= stop))
+        raise InvalidInputError(f"{name}[{where}] is {value}; it must be from 0 to {stop - 1}. {hint}")
+
+
+def _check_mask(name: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind not in "biuf":
+        raise InvalidInputError(f"{name} must be 0 and 1 as integers, floats or booleans, got dtype {array.dtype}.")
+    bad = (array != 0) & (array != 1)
+    if bad.any():
+        where, value = _first(array, bad)
+        raise InvalidInputError(f"{name}[{where}] is {value}; it must be 1 to attend and 0 to ignore.")
+
+
+def _to_floats(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind not in "biuf":
+        raise InvalidInputError(f"{spec.name} must be real numbers, got dtype {array.dtype}.")
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(array, dtype=spec.dtype)
+    bad = ~np.isfinite(converted)
+    if bad.any():
+        where, value = _first(array, bad)
+        raise InvalidInputError(f"{spec.name}[{where}] is {value}, which is not finite in {spec.dtype}.")
+    return converted
+
+
+def _first(array: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[str, object]:
+    """Return the index, as text, and the value of the first bad element."""
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    return ", ".join(map(str, index)), array[index]
+
+
+def _default(
+    spec: TensorSpec, shape: tuple[int, ...], feeds: Mapping[str, NDArray[Any]], limits: Limits
+) -> NDArray[Any]:
+    """Return the reference model's default of an optional input."""
+    if spec.name == "attention_mask" and "input_ids" in feeds:
+        attended: NDArray[Any] = feeds["input_ids"] != limits.pad_token_id
+        return attended.astype(spec.dtype)
+    if spec.name == "position_ids":
+        return np.ascontiguousarray(np.broadcast_to(np.arange(shape[-1], dtype=spec.dtype), shape))
+    return np.ones(shape, dtype=spec.dtype)

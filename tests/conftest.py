@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,24 +99,26 @@ def sentencepiece_model(once_per_run: Callable[..., Path]) -> bytes:
     return (once_per_run("sentencepiece", _train_sentencepiece) / "sentencepiece.bpe.model").read_bytes()
 
 
-def _train_sentencepiece(folder: Path) -> None:
+@pytest.fixture(scope="session")
+def train_sentencepiece() -> Callable[..., None]:
+    """``train_sentencepiece(folder, lines, **options)`` trains a small ``sentencepiece.bpe.model`` in the folder."""
+    return _train
+
+
+def _train(folder: Path, lines: Iterable[str], **options: Any) -> None:
     import sentencepiece
 
+    with (folder / "sentencepiece.bpe.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, hard_vocab_limit=False, minloglevel=2, **options
+        )
+
+
+def _train_sentencepiece(folder: Path) -> None:
     rng = random.Random(7)
     words = [word for sentence in SENTENCES for word in sentence.split()]
     lines = [" ".join(rng.choices(words, k=8)) for _ in range(1500)]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        vocab_size=900,
-        model_type="unigram",
-        normalization_rule_name="nmt_nfkc",
-        character_coverage=0.99,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    _train(folder, lines, vocab_size=900, normalization_rule_name="nmt_nfkc", character_coverage=0.99)
 
 
 @pytest.fixture(scope="session")

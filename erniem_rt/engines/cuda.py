@@ -13,9 +13,7 @@ from erniem_rt.errors import EngineError, EngineUnavailableError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import Device
-
-__all__ = ["Cuda", "OutOfMemoryError"]
+    from erniem_rt.engines import Device
 
 
 class OutOfMemoryError(EngineError):

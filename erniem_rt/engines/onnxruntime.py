@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import Device, GraphOptions
+    from erniem_rt.engines import Device, GraphOptions
 
     Runner = Callable[[list[str], dict[str, NDArray[Any]]], list[NDArray[Any]]]
 
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 
     Key = tuple[Any, ...]
 
-
-__all__ = [
-    "MOST_GRAPHS",
-    "BoundRuns",
-    "GraphRuns",
-    "OrtEngine",
-    "Shrinking",
-    "ShrinkingRuns",
-    "import_onnxruntime",
-    "version_of",
-]
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -65,26 +54,14 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 class OrtEngine:
     """An ONNX graph in an ``onnxruntime.InferenceSession``."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        device: Device,
-        options: GraphOptions,
-        least: str | None = None,
-    ) -> None:
-        cuda_graphs = options.cuda_graphs
-        if cuda_graphs and device.kind != "cuda":
-            raise InvalidInputError(f"cuda_graphs=True needs device='cuda', got device={str(device)!r}.")
-        for name in ("share_weights", "shrink_memory"):
-            if getattr(options, name) and device.kind != "cpu":
-                raise InvalidInputError(f"{name}=True needs device='cpu', got device={str(device)!r}.")
+    def __init__(self, path: Path, options: GraphOptions, *, least: str | None = None) -> None:
+        device = options.device
         with no_fork():
             ort = import_onnxruntime()
             _require_version(ort, least, path, device)
             if device.kind == "cuda":
                 _require_cuda(ort)
-            session = _create(ort, path, device, _session_options(ort, options), cuda_graphs)
+            session = _create(ort, path, options)
         if device.kind == "cuda" and _CUDA not in session.get_providers():
             raise EngineUnavailableError(
                 f"onnxruntime could not start CUDA on {device} and would have run on the CPU: check the NVIDIA "
@@ -92,7 +69,11 @@ class OrtEngine:
             )
         self.inputs = tuple(map(_spec, session.get_inputs()))
         self.outputs = tuple(map(_spec, session.get_outputs()))
-        self._run: Runner | None = _runner(ort, session, device, options)
+        if device.kind == "cpu":
+            runs: Any = ShrinkingRuns(ort, session, options.shrink_memory)
+        else:
+            runs = (GraphRuns if options.cuda_graphs else BoundRuns)(ort, session, device)
+        self._run: Runner | None = runs.run
         self._device = device
         renew_after_fork(self)
 
@@ -172,8 +153,9 @@ def _session_options(ort: Any, wanted: GraphOptions) -> Any:
     return options
 
 
-def _create(ort: Any, path: Path, device: Device, options: Any, cuda_graphs: bool) -> Any:
+def _create(ort: Any, path: Path, wanted: GraphOptions) -> Any:
     require_utf_8(path)
+    device, cuda_graphs, options = wanted.device, wanted.cuda_graphs, _session_options(ort, wanted)
     providers: list[Any] = [_CPU]
     # On a CPU the fused SkipLayerNormalization takes about 1.5 times as long as Add and LayerNormalization.
     disabled = ["SkipLayerNormFusion"]
@@ -220,13 +202,6 @@ def _about_links(path: Path, version: str) -> str:
         f"{path} and {weights.name} are links into different folders, and onnxruntime {version} opens weights beside "
         f"the graph only: link their whole folder, or {copy}."
     )
-
-
-def _runner(ort: Any, session: Any, device: Device, options: GraphOptions) -> Runner:
-    """Return the function that computes named outputs from feeds."""
-    if device.kind == "cpu":
-        return ShrinkingRuns(ort, session, options.shrink_memory).run
-    return (GraphRuns if options.cuda_graphs else BoundRuns)(ort, session, device).run
 
 
 def _reason(error: Exception) -> str:

@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import GraphOptions
+    from erniem_rt.engines import GraphOptions
     from erniem_rt.manifest import Manifest
 
-__all__ = ["OpenVINOEngine", "import_openvino"]
 
 _HINTS = {"auto": "f32", "fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"

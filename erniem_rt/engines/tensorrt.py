@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import Device, PlanOptions
+    from erniem_rt.engines import PlanOptions
     from erniem_rt.manifest import Manifest
-
-
-__all__ = ["Lane", "LanePool", "TensorRTEngine"]
 
 
 class TensorRTEngine:
@@ -48,12 +45,12 @@ class TensorRTEngine:
         EngineError: See there.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, device: Device, options: PlanOptions) -> None:
+    def __init__(self, path: Path, manifest: Manifest, options: PlanOptions) -> None:
         if not are_by_row(manifest):
             raise ArtifactError(
                 f"{path} has inputs or outputs that cannot be split into rows: open the .onnx file instead."
             )
-        plan = LoadedPlan(path, manifest, device, options)
+        plan = LoadedPlan(path, manifest, options)
         try:
             self._pool = LanePool(plan)
         except BaseException:

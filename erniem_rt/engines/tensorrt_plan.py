@@ -10,7 +10,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from erniem_rt.engines.base import check_signature
+from erniem_rt.engines import check_signature
 from erniem_rt.engines.cuda import Cuda, OutOfMemoryError
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, ErnieMError, InvalidInputError
 from erniem_rt.files import as_path, read_whole, replacing, unreadable
@@ -23,22 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from erniem_rt.engines.base import Device, PlanOptions
+    from erniem_rt.engines import PlanOptions
     from erniem_rt.manifest import Manifest, Plan
 
-
-__all__ = [
-    "LoadedPlan",
-    "RuntimeCache",
-    "check_capability",
-    "check_header",
-    "import_library",
-    "install_command",
-    "listening",
-    "logger_of",
-    "read_plan",
-    "reason",
-]
 
 # TensorRT's names of element types to numpy's.
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
@@ -65,7 +52,7 @@ class LoadedPlan:
         InvalidInputError: Plans of this flavour have no runtime cache.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, device: Device, options: PlanOptions) -> None:
+    def __init__(self, path: Path, manifest: Manifest, options: PlanOptions) -> None:
         plan = manifest.plan
         if plan is None:
             raise ArtifactError(f"{path.with_suffix('.json')} describes no plan: export again with --engine.")
@@ -76,7 +63,7 @@ class LoadedPlan:
             )
         self.path = path
         self._library = import_library(path, plan, trust=options.trust)
-        self.cuda = Cuda(device, install_command(plan))
+        self.cuda = Cuda(options.device, install_command(plan))
         if not options.trust:
             check_capability(path, plan, self.cuda, self._library)
         content = read_plan(path, manifest, trust=options.trust)
@@ -161,7 +148,7 @@ class LoadedPlan:
     def _compare(self, manifest: Manifest, plan: Plan | None) -> None:
         """Compare the engine's inputs, outputs and, unless trusted, profiles with the manifest."""
         self.inputs, self.outputs = self._signature()
-        check_signature(self.path, manifest, self, converted=True)
+        check_signature(self.path, manifest, self.inputs, self.outputs, converted=True)
         self.profiles, self.largest_shapes = self._read_profiles()
         if plan is not None and self.profiles != plan.profiles:
             raise ArtifactError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.locations import find_artifact, manifest_of
@@ -20,7 +20,7 @@ from erniem_rt.pipelines.zero_shot_classification import (
     ZeroShotClassificationSettings,
 )
 from erniem_rt.processes import Workers
-from erniem_rt.session import Session
+from erniem_rt.session import Session, SessionOptions
 from erniem_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -31,33 +31,19 @@ if TYPE_CHECKING:
 
     from erniem_rt.pipelines.base import CommonOptions
 
-    class _SessionOptions(TypedDict, total=False):
-        engine: str
-        precision: str
-        device: str | None
-        threads: int | None
-        spinning: bool | None
-        shrink_memory: bool | None
-        share_weights: bool
-        cache: str | os.PathLike[str] | bool | None
-        cuda_graphs: bool | None
-        verify: bool
-        trust_plan: bool
-        runtime_cache: str | os.PathLike[str] | None
+    class _FeatureExtraction(SessionOptions, FeatureExtractionSettings, total=False): ...
 
-    class _FeatureExtraction(_SessionOptions, FeatureExtractionSettings, total=False): ...
+    class _TextClassification(SessionOptions, TextClassificationSettings, total=False): ...
 
-    class _TextClassification(_SessionOptions, TextClassificationSettings, total=False): ...
+    class _ZeroShotClassification(SessionOptions, ZeroShotClassificationSettings, total=False): ...
 
-    class _ZeroShotClassification(_SessionOptions, ZeroShotClassificationSettings, total=False): ...
+    class _TokenClassification(SessionOptions, TokenClassificationSettings, total=False): ...
 
-    class _TokenClassification(_SessionOptions, TokenClassificationSettings, total=False): ...
+    class _MultipleChoice(SessionOptions, CommonOptions, total=False): ...
 
-    class _MultipleChoice(_SessionOptions, CommonOptions, total=False): ...
+    class _QuestionAnswering(SessionOptions, QuestionAnsweringSettings, total=False): ...
 
-    class _QuestionAnswering(_SessionOptions, QuestionAnsweringSettings, total=False): ...
-
-    class _InformationExtraction(_SessionOptions, InformationExtractionSettings, total=False): ...
+    class _InformationExtraction(SessionOptions, InformationExtractionSettings, total=False): ...
 
 
 __all__ = ["pipeline"]
@@ -141,19 +127,6 @@ def pipeline(
 def pipeline(
     task: str | os.PathLike[str] | Session | None = None,
     model: Model | None = None,
-    *,
-    engine: str = "auto",
-    precision: str = "auto",
-    device: str | None = None,
-    threads: int | None = None,
-    spinning: bool | None = None,
-    shrink_memory: bool | None = None,
-    share_weights: bool = False,
-    cache: str | os.PathLike[str] | bool | None = None,
-    cuda_graphs: bool | None = None,
-    verify: bool = True,
-    trust_plan: bool = False,
-    runtime_cache: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Make a pipeline: ``pipeline("question-answering", "out")``, or ``pipeline("out")`` for the artifact's own task.
@@ -164,10 +137,10 @@ def pipeline(
             ``"multiple-choice"``, ``"information-extraction"`` or ``"feature-extraction"``. Alone, the model.
         model: The exported folder, one of its artifacts, its hub id, or an open :class:`Session`: several pipelines may
             share it and its tokenizer, and closing them leaves it open.
-        engine, precision, device, threads, spinning, shrink_memory, share_weights, cache, cuda_graphs, verify,
-        trust_plan, runtime_cache: See :class:`erniem_rt.Session`.
-        **options: The options of the task's pipeline class, for example ``batch_size`` or, for information extraction,
-            ``schema``. Each can also be passed to a call.
+        **options: The options of :class:`erniem_rt.Session` (``engine``, ``precision``, ``device``, ``threads``,
+            ``spinning``, ``shrink_memory``, ``share_weights``, ``cache``, ``cuda_graphs``, ``verify``, ``trust_plan``,
+            ``runtime_cache``), and those of the task's pipeline class, for example ``batch_size`` or, for information
+            extraction, ``schema``. The latter can also be passed to a call.
 
     Raises:
         ArtifactError: A file is missing or damaged.
@@ -177,20 +150,7 @@ def pipeline(
     """
     task, model = _task_and_model(task, model)
     wanted = None if task is None else _class_of(str(task))
-    session_options = {
-        "engine": engine,
-        "precision": precision,
-        "device": device,
-        "threads": threads,
-        "spinning": spinning,
-        "shrink_memory": shrink_memory,
-        "share_weights": share_weights,
-        "cache": cache,
-        "cuda_graphs": cuda_graphs,
-        "verify": verify,
-        "trust_plan": trust_plan,
-        "runtime_cache": runtime_cache,
-    }
+    session_options: Any = {name: options.pop(name) for name in SessionOptions.__annotations__ if name in options}
     if isinstance(model, Session):
         given = [name for name, value in session_options.items() if value not in (None, "auto", name == "verify")]
         if given:
@@ -202,7 +162,7 @@ def pipeline(
     # In parallel: both run mostly outside of Python. Errors of the artifact are raised first.
     with Workers(1) as pool:
         tokenizer = pool.submit(Tokenizer.from_dir, manifest_of(path).parent, verify=False)  # the session verifies
-        session = Session(path, **session_options)  # type: ignore[arg-type]
+        session = Session(path, **session_options)
         try:
             return _made(wanted, session, tokenizer.result, options)
         except BaseException:

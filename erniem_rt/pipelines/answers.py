@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 else:
     import typing
 
-    def TypeVar(name, default):  # noqa: N802, ARG001 - before Python 3.13 its own takes no default
+    def TypeVar(name, default):  # noqa: N802, ARG001
+        """Python's own takes no default before 3.13."""
         return typing.TypeVar(name)
-
-
-__all__ = ["ChoiceAnswer", "Entity", "Extraction", "LabelScore", "QuestionAnswer", "ZeroShotAnswer"]
 
 
 class QuestionAnswer(TypedDict):

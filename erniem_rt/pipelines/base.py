@@ -25,7 +25,6 @@ Answer = TypeVar("Answer")
 Self = TypeVar("Self", bound="Pipeline[Any]")
 OptionsOfTask = TypeVar("OptionsOfTask", bound="Options")
 
-__all__ = ["CommonOptions", "Job", "Options", "Outputs", "Pipeline", "Progress", "RunOptions", "require_options"]
 
 # Called after each answer with the number of answered inputs and their total (None for a stream).
 Progress = Callable[[int, "int | None"], None]
@@ -123,9 +122,6 @@ class Job(Generic[Answer]):
 
 # Turns inputs into jobs.
 Prepare = Callable[[list[Any]], list[Job[Answer]]]
-
-# Adds the input's index to an error.
-Named = Callable[[int, InvalidInputError], InvalidInputError]
 
 
 class Pipeline(Generic[AnyAnswer]):
@@ -237,10 +233,10 @@ class Pipeline(Generic[AnyAnswer]):
         """Like :meth:`_answer`, with a ``prepare`` that takes many inputs at once, which is faster."""
         many = items_of(self.task, inputs, self.required, self.optional)
         if many is None:
-            (answer,) = self._answers([inputs], 1, prepare, asked, _itself)
+            (answer,) = self._answers([inputs], 1, prepare, asked, alone=True)
             return answer
         items, total = many
-        answers = self._answers(items, total, prepare, asked, _about)
+        answers = self._answers(items, total, prepare, asked, alone=False)
         return answers if total is None else list(answers)
 
     def formed(self, inputs: Any, found: Any, asked: Any) -> Any:  # noqa: ARG002
@@ -253,9 +249,10 @@ class Pipeline(Generic[AnyAnswer]):
         total: int | None,
         prepare: Prepare[Answer],
         run: Options,
-        named: Named,
+        *,
+        alone: bool,
     ) -> Iterator[Answer]:
-        """Yield the answers to ``items``, chunk by chunk; ``named`` adds an item's index to its error."""
+        """Yield the answers to ``items``, chunk by chunk; errors have the item's index unless it is ``alone``."""
         source, done = iter(items), 0
         size = run.chunk_size(stream=total is None)
         failure: Exception | None = None
@@ -270,7 +267,7 @@ class Pipeline(Generic[AnyAnswer]):
             if not chunk:
                 break
             results, broken = self._results(_prepared(prepare, chunk, run), run, report)
-            broken = yield from _settled(results, broken, run, named, done)
+            broken = yield from _settled(results, broken, run, None if alone else done)
             failure = failure if broken is None else broken
             done += len(chunk)
         if failure is not None:
@@ -364,23 +361,17 @@ def _finished(job: Job[Answer], outputs: list[Outputs]) -> Answer | Job[Answer] 
 
 
 def _settled(
-    results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: Options, named: Named, first: int
+    results: dict[int, Answer | InvalidInputError], broken: Exception | None, run: Options, first: int | None
 ) -> Generator[Any, None, Exception | None]:
-    """Yield the results in order; return the error to raise in place of the next one."""
+    """Yield the results in order; return the error to raise in place of the next one.
+
+    It names the index of its input, where results count from ``first``; None if there is only this input.
+    """
     index = 0
     while index in results:
         result = results.pop(index)
         if run.errors == "raise" and isinstance(result, InvalidInputError):
-            return named(first + index, result)
+            return result if first is None else InvalidInputError(f"input {first + index}: {result}")
         yield result
         index += 1
     return broken
-
-
-def _itself(_: int, error: InvalidInputError) -> InvalidInputError:
-    return error
-
-
-def _about(index: int, error: InvalidInputError) -> InvalidInputError:
-    """Return the error with the index of its input."""
-    return InvalidInputError(f"input {index}: {error}")

@@ -11,7 +11,7 @@ import numpy as np
 from erniem_rt.checks import require_choice, require_flag
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Embedding, Embeddings
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import encode_rows, text_of
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column, Text, Vector
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["FeatureExtractionOptions", "FeatureExtractionPipeline", "FeatureExtractionSettings"]
 
 Pooling = Literal["mean", "cls", "pooler", "none"]
 

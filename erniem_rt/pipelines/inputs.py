@@ -213,12 +213,18 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
+def visible(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the range without whitespace at its ends; ``start`` is not before ``end`` if nothing is left."""
+    part = text[start:end]
+    return start + len(part) - len(part.lstrip()), start + len(part.rstrip())
+
+
 def parts(text: str, divider: re.Pattern[str]) -> list[range]:
     """Return the ranges between single-character dividers, without the spaces around them; some may be empty."""
     found = []
     start = 0
     for part in divider.split(text):
-        found.append(range(start + len(part) - len(part.lstrip()), start + len(part.rstrip())))
+        found.append(range(*visible(text, start, start + len(part))))
         start += len(part) + 1
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Choice, ChoiceAnswer, softmax
-from erniem_rt.pipelines.base import CommonOptions, Job, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.base import CommonOptions, Job, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import encode_seconds, pair_rows, require_mapping, require_text, require_tokens, strings
 
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
-
-__all__ = ["MultipleChoiceInput", "MultipleChoicePipeline"]
 
 
 class MultipleChoiceInput(TypedDict):

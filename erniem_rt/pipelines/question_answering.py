@@ -13,7 +13,7 @@ import numpy as np
 from erniem_rt.checks import require_count, require_flag
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Found, QuestionAnswer, softmax
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import require_text, require_tokens, windows
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["QuestionAnsweringOptions", "QuestionAnsweringPipeline", "QuestionAnsweringSettings"]
 
 # The answer to one input in a call with options that change its type.
 _AnyForm: TypeAlias = "Found | QuestionAnswer | list[QuestionAnswer] | InvalidInputError"

@@ -13,8 +13,8 @@ import numpy as np
 from erniem_rt.checks import require_choice, require_count
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Entities, Entity, label_names, softmax
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
-from erniem_rt.pipelines.inputs import best_parts, require_tokens, shared_tokens, strings, text_of, windows
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Pipeline, RunOptions
+from erniem_rt.pipelines.inputs import best_parts, require_tokens, shared_tokens, strings, text_of, visible, windows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
-
-__all__ = ["TokenClassificationOptions", "TokenClassificationPipeline", "TokenClassificationSettings"]
 
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
@@ -306,9 +305,6 @@ def _kind(label: str) -> str:
 
 
 def _joined(text: str, group: Sequence[Labelled]) -> Labelled:
-    start, end = group[0].start, group[-1].end
-    words = text[start:end]
-    start += len(words) - len(words.lstrip())
-    end -= len(words) - len(words.rstrip())
+    start, end = visible(text, group[0].start, group[-1].end)
     score = float(np.mean([entity.score for entity in group]))
     return Labelled(group[0].label.split("-", 1)[-1], score, start, max(start, end))

@@ -10,7 +10,7 @@ import numpy as np
 from erniem_rt.checks import require_flag
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.answers import Ranking, ZeroShotAnswer, label_names, softmax
-from erniem_rt.pipelines.base import CommonOptions, Job, Options, Outputs, Pipeline, RunOptions
+from erniem_rt.pipelines.base import CommonOptions, Job, Options, Pipeline, RunOptions
 from erniem_rt.pipelines.inputs import (
     encode_rows,
     encode_seconds,
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from erniem_rt.batching import Outputs
     from erniem_rt.pipelines.answers import Column, Text
     from erniem_rt.session import Session
     from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["ZeroShotClassificationOptions", "ZeroShotClassificationPipeline", "ZeroShotClassificationSettings"]
 
 _PLACE = "{}"
 

@@ -12,8 +12,10 @@ from erniem_rt.files import check_hash, check_size, refuse_pointer
 from erniem_rt.manifest import HEADS, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from erniem_rt.files import FileRecord
 
 Side = Literal["left", "right"]
 Family = Literal["ernie-m", "xlm-roberta"]
@@ -263,34 +265,19 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_exported(folder: Path, names: Sequence[str]) -> None:
-    """Verify the files of ``names`` that a manifest in ``folder`` lists; a checkpoint's folder has no manifest.
-
-    Raises:
-        ArtifactError: A file is missing, truncated or edited.
-    """
-    listed = {name: record for manifest in _manifests(folder) for name, record in manifest.files.items()}
-    records = {folder / name: listed[name] for name in names if name in listed}
-    for path, record in records.items():
-        check_size(path, record.size)
-    for path, record in records.items():
-        check_hash(path, record)
-
-
-def is_exported(folder: Path, name: str) -> bool:
-    """Return whether a manifest in ``folder`` lists the file ``name``."""
-    return any(name in manifest.files for manifest in _manifests(folder))
-
-
-def was_exported_without(folder: Path, name: str) -> bool:
-    """Return whether ``folder`` is an exported one whose manifests do not list the file ``name``."""
-    manifests = _manifests(folder)
-    return bool(manifests) and all(name not in manifest.files for manifest in manifests)
-
-
-def _manifests(folder: Path) -> list[Manifest]:
+def exported_files(folder: Path) -> dict[str, FileRecord] | None:
+    """Return the records of all files that manifests in ``folder`` list; None in a checkpoint's folder, without any."""
     found = []
     for head in HEADS:
         with contextlib.suppress(ArtifactError):  # missing, or not a manifest
-            found.append(Manifest.load(folder / f"{head}.json"))
-    return found
+            found.append(Manifest.load(folder / f"{head}.json").files)
+    return {name: record for files in found for name, record in files.items()} if found else None
+
+
+def check_exported(folder: Path, listed: Mapping[str, FileRecord]) -> None:
+    """Verify the tokenizer's files in ``folder``; :class:`ArtifactError` if one is missing, truncated or edited."""
+    names = [name for name in (MODEL_FILE, SORTED_FILE, VOCABULARY_FILE, *SETTINGS_FILES) if name in listed]
+    for name in names:
+        check_size(folder / name, listed[name].size)
+    for name in names:
+        check_hash(folder / name, listed[name])

@@ -39,15 +39,13 @@ from erniem_rt.tokenizer.pieces import (
 from erniem_rt.tokenizer.settings import (
     FAST_FILE,
     MODEL_FILE,
-    SETTINGS_FILES,
     SORTED_FILE,
     VOCABULARY_FILE,
     Side,
     TokenizerSettings,
     check_exported,
-    is_exported,
+    exported_files,
     read_settings,
-    was_exported_without,
 )
 from erniem_rt.tokenizer.vocabulary import TokenList, Vocabulary, decode, read_vocabulary
 
@@ -164,9 +162,10 @@ class Tokenizer:
         folder = find_folder(path)
         if not folder.is_dir():
             raise ArtifactError(f"Expected a folder with {MODEL_FILE} at {folder}, but there is no such folder.")
-        if verify:
-            check_exported(folder, (MODEL_FILE, SORTED_FILE, VOCABULARY_FILE, *SETTINGS_FILES))
-        if not (folder / MODEL_FILE).exists() and was_exported_without(folder, MODEL_FILE):
+        listed = exported_files(folder)
+        if verify and listed:
+            check_exported(folder, listed)
+        if not (folder / MODEL_FILE).exists() and listed is not None and MODEL_FILE not in listed:
             raise ArtifactError(
                 f"{folder} has no {MODEL_FILE}: its checkpoint had no tokenizer files when it was exported. Put them "
                 "into the checkpoint's folder and export again, or give ids to a Session."
@@ -178,7 +177,7 @@ class Tokenizer:
         model = folder / MODEL_FILE
         if not vocab_file.exists():
             return cls(model, settings=settings)
-        faster = is_exported(folder, SORTED_FILE)
+        faster = SORTED_FILE in (listed or ())
         made = cls(folder / SORTED_FILE if faster else model, vocab_file, settings=settings)
         made._model.original = model.absolute() if faster else None
         return made

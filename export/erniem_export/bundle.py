@@ -35,8 +35,8 @@ from erniem_export.sources import (
 from erniem_export.tokenizer import in_byte_order
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
-from erniem_rt.files import require_utf_8
-from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, FileRecord, Limits, Manifest, hash_file, weights_name
+from erniem_rt.files import FileRecord, hash_file, require_utf_8
+from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, Limits, Manifest, weights_name
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE
 

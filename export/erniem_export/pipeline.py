@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from erniem_export.progress import Progress
     from erniem_export.tensorrt.builder import Library
     from erniem_export.vocabulary import Vocabulary
-    from erniem_rt.manifest import FileRecord, Plan
+    from erniem_rt.files import FileRecord
+    from erniem_rt.manifest import Plan
 
 __all__ = ["export", "optimize_for", "verify"]
 

@@ -25,7 +25,8 @@ from erniem_export.heads import CLASSES
 from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.onnx_export import write
 from erniem_export.options import GraphOptions
-from erniem_rt.manifest import Manifest, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import Manifest
 
 # The vocabulary holds all ids of the tokenizer that the tests share.
 MICRO = {

@@ -27,7 +27,7 @@ from erniem_export import cli, pipeline
 from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import ExportError
 from erniem_rt import Session
-from erniem_rt.manifest import hash_file
+from erniem_rt.files import hash_file
 
 Write = Callable[..., Path]
 Fails = Callable[..., str]

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from erniem_export.errors import CheckpointError
 from erniem_export.tokenizer import in_byte_order, parse
 from erniem_rt.errors import ArtifactError
-from erniem_rt.manifest import Manifest, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import Manifest
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE
 

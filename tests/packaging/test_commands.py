@@ -54,7 +54,7 @@ def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_make_alone_lists_every_target_with_a_line(root: Path) -> None:
+def test_make_alone_lists_every_target_with_a_line(root):
     result = make(root)
     assert result.returncode == 0, result.stderr
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
@@ -63,12 +63,12 @@ def test_make_alone_lists_every_target_with_a_line(root: Path) -> None:
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_a_target_knows_how_to_make_all_it_needs(target: str, root: Path) -> None:
+def test_a_target_knows_how_to_make_all_it_needs(target, root):
     result = make(root, "--dry-run", "--always-make", target)
     assert result.returncode == 0, result.stderr
 
 
-def test_an_old_python_is_named_in_one_line(root: Path, tmp_path: Path) -> None:
+def test_an_old_python_is_named_in_one_line(root, tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
@@ -81,13 +81,13 @@ def test_an_old_python_is_named_in_one_line(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_make_targets_in_documents_exist(document: str, root: Path) -> None:
+def test_make_targets_in_documents_exist(document, root):
     found = set(MAKE.findall((root / document).read_text(encoding="utf-8")))
     assert found, f"{document} names no make target"
     assert found <= TARGETS
 
 
-def test_ci_runs_targets(root: Path) -> None:
+def test_ci_runs_targets(root):
     steps = re.search(r"for step in ([^;]+); do", (root / ".ci" / "run").read_text())
     assert steps is not None
     assert set(steps[1].split()) <= TARGETS
@@ -112,12 +112,12 @@ sys.exit(f"--help imported {{sorted(loaded)}}" if loaded else status)
 
 
 @pytest.mark.parametrize("function", ["main", "verify_main"])
-def test_help_needs_no_heavy_package(function: str) -> None:
+def test_help_needs_no_heavy_package(function):
     assert "--model" in help_of(function)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/tensorrt.md", "docs/xlm-r.md"])
-def test_options_in_documents_exist(document: str, root: Path) -> None:
+def test_options_in_documents_exist(document, root):
     commands = {"erniem-export": "main", "erniem-verify": "verify_main", "erniem-convert": "convert_main"}
     known = {command: help_of(function) for command, function in commands.items()}
     for command, arguments in CONSOLE.findall((root / document).read_text(encoding="utf-8")):

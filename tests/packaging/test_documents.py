@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```console\n(?P<output>
 SNIPPETS = list(BLOCK.finditer(README))
 
 
-def test_every_task_has_a_section_with_a_snippet_and_its_output() -> None:
+def test_every_task_has_a_section_with_a_snippet_and_its_output():
     sections = {
         title.lower().replace(" ", "-"): BLOCK.search(text)
         for title, text in re.findall(r"^### (.+)\n((?:(?!#).*\n)*)", README, re.MULTILINE)
@@ -34,9 +33,7 @@ def test_every_task_has_a_section_with_a_snippet_and_its_output() -> None:
 @pytest.mark.parametrize(
     "snippet", SNIPPETS, ids=lambda snippet: f"line-{README[: snippet.start()].count(chr(10)) + 1}"
 )
-def test_snippet_prints_what_the_readme_says(
-    snippet: re.Match[str], nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snippet_prints_what_the_readme_says(snippet, nano_artifact, monkeypatch):
     (head,) = (head for head in HEADS if f"out/{head}" in snippet["code"])
     monkeypatch.chdir(nano_artifact(head).parents[2])
     printed = io.StringIO()
@@ -48,7 +45,7 @@ def test_snippet_prints_what_the_readme_says(
     assert rounded(printed.getvalue()) == rounded(snippet["output"])
 
 
-def test_the_layout_names_every_module() -> None:
+def test_the_layout_names_every_module():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (tree,) = re.findall(r"^## Layout\n\n```\n(.*?)^```\n", text, re.MULTILINE | re.DOTALL)
     tasks = {f"{task.replace('-', '_')}.py" for task in _TASKS}  # "one file per task"
@@ -58,7 +55,7 @@ def test_the_layout_names_every_module() -> None:
         assert set(re.findall(r"\w+\.py", shown)) - {"__init__.py"} == modules - tasks
 
 
-def test_the_command_line_prints_what_the_readme_says(nano_artifact: Callable[[str], Path]) -> None:
+def test_the_command_line_prints_what_the_readme_says(nano_artifact):
     (shown,) = re.finditer(
         r"^```bash\n(?P<command>erniem-rt .*?)^```\n\n```console\n(?P<output>.*?)^```\n",
         README,

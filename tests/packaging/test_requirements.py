@@ -39,7 +39,7 @@ def read_pins(path: Path) -> dict[str, Requirement]:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_every_pin_is_exact(name: str, root: Path) -> None:
+def test_every_pin_is_exact(name, root):
     pins = read_pins(root / "requirements" / f"{name}.txt")
     assert pins
     for requirement in pins.values():
@@ -49,7 +49,7 @@ def test_every_pin_is_exact(name: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_pins_meet_the_extras(name: str, root: Path, wheel: Path) -> None:
+def test_pins_meet_the_extras(name, root, wheel):
     pins = read_pins(root / "requirements" / f"{name}.txt")
     distribution = PathDistribution(ZipPath(wheel, f"erniem_rt-{erniem_rt.__version__}.dist-info/"))
     needed = [
@@ -65,7 +65,7 @@ def test_pins_meet_the_extras(name: str, root: Path, wheel: Path) -> None:
         assert requirement.specifier.contains(specifier.version), f"{name}.txt pins {pin}, the extra says {requirement}"
 
 
-def test_the_floor_is_what_the_extras_admit_and_what_artifacts_ask_for(root: Path, wheel: Path) -> None:
+def test_the_floor_is_what_the_extras_admit_and_what_artifacts_ask_for(root, wheel):
     lines = [line for line in (root / "requirements" / "floor.txt").read_text().splitlines() if line[:1].strip("#")]
     pins = [pin for pin in map(Requirement, lines) if pin.marker is None or pin.marker.evaluate()]
     oldest = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
@@ -83,7 +83,7 @@ def test_the_floor_is_what_the_extras_admit_and_what_artifacts_ask_for(root: Pat
     assert oldest["onnxruntime"] == f"{ONNXRUNTIME}.0"
 
 
-def test_the_two_transformers_are_the_last_with_ernie_m_and_a_newer_major(root: Path) -> None:
+def test_the_two_transformers_are_the_last_with_ernie_m_and_a_newer_major(root):
     versions = [
         next(iter(read_pins(root / "requirements" / f"{name}.txt")["transformers"].specifier)).version
         for name in ("dev", "transformers5")

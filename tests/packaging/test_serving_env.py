@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec
 
 LABELS = ("entailment", "neutral", "contradiction")
 VOCABULARY, HIDDEN, MAX_LENGTH = 50, 8, 16
@@ -80,7 +81,7 @@ def artifact(weights: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFa
     return folder / "cls.onnx"
 
 
-def test_the_environment_lacks_what_it_should(serving_environment: Path, tmp_path: Path) -> None:
+def test_the_environment_lacks_what_it_should(serving_environment, tmp_path):
     code = (
         "import importlib.util, json, sys; print(json.dumps([n for n in sys.argv[1:] if importlib.util.find_spec(n)]))"
     )
@@ -90,7 +91,7 @@ def test_the_environment_lacks_what_it_should(serving_environment: Path, tmp_pat
     assert json.loads(run(serving_environment, code, *present, cwd=tmp_path)) == present
 
 
-def test_every_module_of_the_runtime_imports(serving_environment: Path, tmp_path: Path, root: Path) -> None:
+def test_every_module_of_the_runtime_imports(serving_environment, tmp_path, root):
     code = """
 import importlib, json, pkgutil
 import erniem_rt
@@ -105,9 +106,7 @@ print(json.dumps(names))
     assert set(json.loads(run(serving_environment, code, cwd=tmp_path))) == expected
 
 
-def test_a_session_answers(
-    serving_environment: Path, artifact: Path, weights: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_a_session_answers(serving_environment, artifact, weights, tmp_path):
     code = """
 import json, sys
 import erniem_rt
@@ -125,7 +124,7 @@ print(json.dumps([str(logits.dtype), logits.tolist()]))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_a_tokenizer_without_sentencepiece_names_the_extra(serving_environment: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_sentencepiece_names_the_extra(serving_environment, tmp_path):
     (tmp_path / "sentencepiece.bpe.model").touch()
     code = """
 import erniem_rt
@@ -139,7 +138,7 @@ except erniem_rt.EngineUnavailableError as error:
     assert 'pip install "erniem-rt[text]"' in message
 
 
-def test_an_application_without_ray_names_the_extra(serving_environment: Path, tmp_path: Path) -> None:
+def test_an_application_without_ray_names_the_extra(serving_environment, tmp_path):
     code = """
 from erniem_rt import EngineUnavailableError, ray
 try:
@@ -153,14 +152,14 @@ except EngineUnavailableError as error:
 
 
 @pytest.mark.parametrize("command", ["erniem-export", "erniem-verify", "erniem-convert"])
-def test_help_of_the_commands(command: str, serving_environment: Path, tmp_path: Path) -> None:
+def test_help_of_the_commands(command, serving_environment, tmp_path):
     arguments = [str(serving_environment / command), "--help"]
     result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: {command} ")
 
 
-def test_export_without_torch_names_the_extra(serving_environment: Path, tmp_path: Path) -> None:
+def test_export_without_torch_names_the_extra(serving_environment, tmp_path):
     command = [str(serving_environment / "erniem-export"), "--model", "random:tiny", "--head", "cls", "--output", "out"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr

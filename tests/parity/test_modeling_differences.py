@@ -26,7 +26,7 @@ def no_gradients() -> Iterator[None]:
 
 
 class TestInputs:
-    def test_position_ids_are_left_alone(self, head: str, make_pair: MakePair):
+    def test_position_ids_are_left_alone(self, head, make_pair):
         theirs, ours = make_pair(head)
         ids = _ids(head)
         positions = torch.arange(LENGTH).expand(ids.shape).contiguous()
@@ -38,7 +38,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool])
     @pytest.mark.parametrize("shape", [(LENGTH, LENGTH), (1, LENGTH, LENGTH), (4, LENGTH, LENGTH)])
-    def test_masks_per_query_and_per_head_work(self, shape: tuple[int, ...], dtype: torch.dtype, make_pair: MakePair):
+    def test_masks_per_query_and_per_head_work(self, shape, dtype, make_pair):
         """The oracle is the reference's own encoder, handed the additive mask that its model fails to build."""
         theirs, ours = make_pair("base")
         ids = _ids("base")
@@ -56,7 +56,7 @@ class TestInputs:
         torch.testing.assert_close(full.hidden_states, expected.hidden_states, **TOLERANCE)
         torch.testing.assert_close(full.attentions, expected.attentions, **TOLERANCE)
 
-    def test_masks_per_query_reach_every_head(self, head: str, make_pair: MakePair):
+    def test_masks_per_query_reach_every_head(self, head, make_pair):
         theirs, ours = make_pair(head)
         ids = _ids(head)
         row_mask = torch.ones_like(ids).index_fill(-1, torch.tensor([1, 7]), 0)
@@ -66,7 +66,7 @@ class TestInputs:
         expected = theirs(ids, attention_mask=row_mask)
         _assert_equal(ours(ids, attention_mask=query_mask), expected)
 
-    def test_mask_values_above_one_attend(self, make_pair: MakePair):
+    def test_mask_values_above_one_attend(self, make_pair):
         """The reference multiplies 1 - mask by the lowest float: a 2 drowns every other token."""
         theirs, ours = make_pair("base")
         ids = _ids("base")
@@ -76,7 +76,7 @@ class TestInputs:
         torch.testing.assert_close(ours(ids, attention_mask=counts).last_hidden_state, expected, **TOLERANCE)
         assert (theirs(ids, attention_mask=counts).last_hidden_state - expected).abs().max() > 0.1
 
-    def test_inputs_embeds_need_no_mask(self, head: str, make_pair: MakePair):
+    def test_inputs_embeds_need_no_mask(self, head, make_pair):
         theirs, ours = make_pair(head)
         ids = _ids(head)
         embeds = torch.randn(*ids.shape, theirs.config.hidden_size, generator=torch.Generator().manual_seed(1))
@@ -84,14 +84,14 @@ class TestInputs:
             theirs(inputs_embeds=embeds)
         _assert_equal(ours(inputs_embeds=embeds), theirs(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)))
 
-    def test_missing_tokens_are_named(self, head: str, make_pair: MakePair):
+    def test_missing_tokens_are_named(self, head, make_pair):
         theirs, ours = make_pair(head)
         with pytest.raises(AttributeError):
             theirs()
         with pytest.raises(ValueError, match="expected exactly one of input_ids and inputs_embeds"):
             ours()
 
-    def test_a_sequence_over_the_limit_is_named(self, make_pair: MakePair):
+    def test_a_sequence_over_the_limit_is_named(self, make_pair):
         theirs, ours = make_pair("base")
         ids = torch.full((1, 34), 6)
         with pytest.raises(IndexError, match="index out of range in self"):
@@ -100,7 +100,7 @@ class TestInputs:
             ours(ids)
 
     @pytest.mark.parametrize("memory", ["input_ids", "attention_mask", "position_ids"])
-    def test_choices_need_not_be_contiguous(self, memory: str, make_pair: MakePair):
+    def test_choices_need_not_be_contiguous(self, memory, make_pair):
         theirs, ours = make_pair("mc")
         ids = _ids("mc")
         inputs = {
@@ -117,7 +117,7 @@ class TestInputs:
 
 class TestCaches:
     @pytest.mark.parametrize("head", ["base", "cls", "ner"])
-    def test_past_key_values_are_refused(self, head: str, make_pair: MakePair):
+    def test_past_key_values_are_refused(self, head, make_pair):
         theirs, ours = make_pair(head)
         with pytest.raises(AttributeError, match="get_seq_length"):
             theirs(_ids(head), past_key_values=((torch.ones(1), torch.ones(1)),))
@@ -125,14 +125,14 @@ class TestCaches:
             ours(_ids(head), past_key_values=((torch.ones(1), torch.ones(1)),))
 
     @pytest.mark.parametrize("head", ["base", "cls"])
-    def test_use_cache_is_refused_where_it_was_ignored(self, head: str, make_pair: MakePair):
+    def test_use_cache_is_refused_where_it_was_ignored(self, head, make_pair):
         theirs, ours = make_pair(head)
         assert theirs(_ids(head), use_cache=True).keys() == theirs(_ids(head)).keys()
         with pytest.raises(ValueError, match="ErnieM is an encoder and has no key/value cache"):
             ours(_ids(head), use_cache=True)
         _assert_equal(ours(_ids(head), use_cache=False), theirs(_ids(head)))
 
-    def test_is_decoder_changes_nothing(self, make_pair: MakePair):
+    def test_is_decoder_changes_nothing(self, make_pair):
         theirs, ours = make_pair("base", is_decoder=True)
         with pytest.raises(ValueError, match="too many values to unpack"):
             theirs(_ids("base"))
@@ -143,7 +143,7 @@ class TestCaches:
 class TestPrecision:
     @pytest.mark.parametrize("with_mask", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_half_precision_runs(self, dtype: torch.dtype, with_mask: bool, head: str, make_pair: MakePair):
+    def test_half_precision_runs(self, dtype, with_mask, head, make_pair):
         theirs, ours = make_pair(head)
         ids = _ids(head)
         ids[1] = theirs.config.pad_token_id
@@ -163,7 +163,7 @@ class TestPrecision:
 
 
 class TestReturns:
-    def test_information_extraction_returns_tuples(self, make_pair: MakePair):
+    def test_information_extraction_returns_tuples(self, make_pair):
         theirs, ours = make_pair("ie")
         ids = _ids("ie")
         spans = torch.zeros(BATCH, LENGTH)
@@ -174,16 +174,14 @@ class TestReturns:
         _assert_equal(ours(ids, **inputs, return_dict=False), expected.to_tuple())
         _assert_equal(ours(ids, return_dict=False), theirs(ids).to_tuple())
 
-    def test_information_extraction_asks_the_config_when_return_dict_is_none(self, make_pair: MakePair):
+    def test_information_extraction_asks_the_config_when_return_dict_is_none(self, make_pair):
         theirs, ours = make_pair("ie")
         assert theirs.config.return_dict
         assert isinstance(theirs(_ids("ie"), return_dict=None), tuple)
         _assert_equal(ours(_ids("ie"), return_dict=None), theirs(_ids("ie")))
 
     @pytest.mark.parametrize("asked", [False, True])
-    def test_attention_weights_are_computed_only_when_asked_for(
-        self, asked: bool, make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_attention_weights_are_computed_only_when_asked_for(self, asked, make_pair, monkeypatch):
         """The reference's layers default to output_attentions=True, and its encoder does not say otherwise."""
         theirs, ours = make_pair("base")
         shapes = _record_softmax(monkeypatch)
@@ -195,20 +193,20 @@ class TestReturns:
 
 
 class TestConfigurations:
-    def test_question_answering_has_two_labels(self, reference: Any, make_pair: MakePair):
+    def test_question_answering_has_two_labels(self, reference, make_pair):
         theirs = reference.ErnieMForQuestionAnswering(make_pair("cls", num_labels=3)[0].config)
         with pytest.raises(ValueError, match="too many values to unpack"):
             theirs(_ids("qa"))
         with pytest.raises(ValueError, match="question answering has two labels, start and end; num_labels is 3"):
             erniem_modeling.ErnieMForQuestionAnswering(make_pair("cls", num_labels=3)[1].config)
 
-    def test_dropout_is_an_alias_at_construction(self, reference: Any):
+    def test_dropout_is_an_alias_at_construction(self, reference):
         """Both map the attribute dropout to classifier_dropout; the reference's constructor overwrites it."""
         assert reference.ErnieMConfig(dropout=0.3).classifier_dropout is None
         config = erniem_modeling.ErnieMConfig(dropout=0.3)
         assert config.classifier_dropout == config.dropout == 0.3
 
-    def test_relative_positions_are_refused(self, reference: Any, make_pair: MakePair):
+    def test_relative_positions_are_refused(self, reference, make_pair):
         """The reference has code for them that no ErnieM checkpoint uses; here they are not supported."""
         theirs, ours = make_pair("base")
         config = theirs.config
@@ -244,7 +242,7 @@ def _assert_equal(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
-def test_gradient_checkpointing_is_there(make_pair: MakePair):
+def test_gradient_checkpointing_is_there(make_pair):
     theirs, ours = make_pair("base")
     with pytest.raises(ValueError, match="does not support gradient checkpointing"):
         theirs.gradient_checkpointing_enable()

@@ -13,7 +13,7 @@ BATCH, LENGTH, CHOICES = 4, 9, 2
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
-def test_information_extraction_takes_integer_labels(make_pair: MakePair):
+def test_information_extraction_takes_integer_labels(make_pair):
     theirs, ours = make_pair("ie")
     spans = torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 4 // 3
     labels = {"start_positions": spans, "end_positions": spans.flip(0)}
@@ -23,7 +23,7 @@ def test_information_extraction_takes_integer_labels(make_pair: MakePair):
     torch.testing.assert_close(ours(_ids("ie"), **labels).loss, expected, **TOLERANCE)
 
 
-def test_information_extraction_takes_one_token(make_pair: MakePair):
+def test_information_extraction_takes_one_token(make_pair):
     theirs, ours = make_pair("ie")
     ids, spans = _ids("ie")[:, :1], torch.ones(BATCH, 1)
     with pytest.raises(ValueError, match="must be the same as input size"):
@@ -33,7 +33,7 @@ def test_information_extraction_takes_one_token(make_pair: MakePair):
     torch.testing.assert_close(output.loss, expected, **TOLERANCE)
 
 
-def test_several_labels_may_be_integers(make_pair: MakePair):
+def test_several_labels_may_be_integers(make_pair):
     theirs, ours = make_pair("cls", num_labels=3, problem_type="multi_label_classification")
     labels = torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]])
     with pytest.raises(RuntimeError, match="can't be cast"):
@@ -43,7 +43,7 @@ def test_several_labels_may_be_integers(make_pair: MakePair):
 
 
 @pytest.mark.parametrize("head", ["cls", "mc", "ner", "qa"])
-def test_classes_may_be_int32(head: str, make_pair: MakePair):
+def test_classes_may_be_int32(head, make_pair):
     theirs, ours = make_pair(head)
     shape = (BATCH, LENGTH) if head == "ner" else (BATCH,)
     names = ["start_positions", "end_positions"] if head == "qa" else ["labels"]
@@ -54,7 +54,7 @@ def test_classes_may_be_int32(head: str, make_pair: MakePair):
     torch.testing.assert_close(ours(_ids(head), **labels).loss, expected, **TOLERANCE)
 
 
-def test_token_labels_need_not_be_contiguous(make_pair: MakePair):
+def test_token_labels_need_not_be_contiguous(make_pair):
     theirs, ours = make_pair("ner", num_labels=5)
     labels = (torch.arange(LENGTH * BATCH) % 5).reshape(LENGTH, BATCH).T
     with pytest.raises(RuntimeError, match="view size is not compatible"):
@@ -63,7 +63,7 @@ def test_token_labels_need_not_be_contiguous(make_pair: MakePair):
     torch.testing.assert_close(ours(_ids("ner"), labels=labels).loss, expected, **TOLERANCE)
 
 
-def test_the_first_labels_do_not_decide_for_all(make_pair: MakePair):
+def test_the_first_labels_do_not_decide_for_all(make_pair):
     """The reference writes what it infers from one batch's labels into the config, for ever."""
     theirs, ours = make_pair("cls", num_labels=3)
     classes, several = torch.tensor([0, 1, 2, 0]), torch.eye(3)[[0, 1, 2, 0]]

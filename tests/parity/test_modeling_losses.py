@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -79,9 +78,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Labels]] = {
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients_equal_the_reference(
-    name: str, training: bool, make_pair: Callable[..., tuple[nn.Module, nn.Module]]
-):
+def test_loss_and_gradients_equal_the_reference(name, training, make_pair):
     """In train mode with dropouts of 0, as what is random cannot be compared; in eval mode with the weights."""
     head, config, labels = CASES[name]
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -100,7 +97,7 @@ def test_loss_and_gradients_equal_the_reference(
 
 
 @pytest.mark.parametrize("name", [name for name, (head, *_) in CASES.items() if head != "ie"])
-def test_the_loss_comes_first_in_a_tuple(name: str, make_pair: Callable[..., tuple[nn.Module, nn.Module]]):
+def test_the_loss_comes_first_in_a_tuple(name, make_pair):
     head, config, labels = CASES[name]
     theirs, ours = make_pair(head, **config)
     inputs = _inputs(head, theirs.config.vocab_size) | labels
@@ -113,7 +110,7 @@ def test_the_loss_comes_first_in_a_tuple(name: str, make_pair: Callable[..., tup
         torch.testing.assert_close(actual[index], expected[index], rtol=0, atol=LOSS_TOLERANCE)
 
 
-def test_spans_that_are_all_outside_have_a_mean_of_nothing(make_pair: Callable[..., tuple[nn.Module, nn.Module]]):
+def test_spans_that_are_all_outside_have_a_mean_of_nothing(make_pair):
     outside = torch.full((BATCH,), LENGTH)
     for model in make_pair("qa"):
         loss = model(**_inputs("qa", 61), start_positions=outside, end_positions=outside).loss
@@ -122,7 +119,7 @@ def test_spans_that_are_all_outside_have_a_mean_of_nothing(make_pair: Callable[.
 
 @pytest.mark.parametrize("head", ["qa", "ie"])
 @pytest.mark.parametrize("given", ["start_positions", "end_positions"])
-def test_half_a_span_has_no_loss(head: str, given: str, make_pair: Callable[..., tuple[nn.Module, nn.Module]]):
+def test_half_a_span_has_no_loss(head, given, make_pair):
     theirs, ours = make_pair(head)
     inputs = _inputs(head, theirs.config.vocab_size) | {given: torch.ones(BATCH, LENGTH)}
     assert theirs(**inputs).loss is None

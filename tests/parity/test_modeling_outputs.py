@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +88,7 @@ CASES = [(head, name) for head in HEADS for name in SCENARIOS if (head, name) no
 
 
 @pytest.mark.parametrize(("head", "name"), CASES)
-def test_outputs_equal_the_reference(head: str, name: str, make_pair: Callable[..., tuple[nn.Module, nn.Module]]):
+def test_outputs_equal_the_reference(head, name, make_pair):
     scenario = SCENARIOS[name]
     theirs, ours = make_pair(head, **scenario.config)
     inputs = _inputs(scenario, head, theirs)
@@ -100,7 +99,7 @@ def test_outputs_equal_the_reference(head: str, name: str, make_pair: Callable[.
 
 
 @pytest.mark.parametrize("flags", [{}, {"return_dict": False}, {"output_hidden_states": True, "return_dict": False}])
-def test_base_model_without_a_pooler_equals_the_reference(flags: dict[str, bool], make_pair: Callable[..., Any]):
+def test_base_model_without_a_pooler_equals_the_reference(flags, make_pair):
     theirs, ours = make_pair("base", add_pooling_layer=False)
     inputs = _inputs(Scenario(mask="right", flags=flags), "base", theirs)
     with torch.no_grad():
@@ -109,7 +108,7 @@ def test_base_model_without_a_pooler_equals_the_reference(flags: dict[str, bool]
     assert actual[1] is None if "return_dict" in flags else actual.pooler_output is None
 
 
-def test_positional_arguments_follow_the_reference(head: str, make_pair: Callable[..., Any]):
+def test_positional_arguments_follow_the_reference(head, make_pair):
     """The base model takes position_ids second, the heads attention_mask; both as in the reference."""
     theirs, ours = make_pair(head)
     named = _inputs(Scenario(mask="right", position_ids=True), head, theirs)
@@ -124,7 +123,7 @@ def test_positional_arguments_follow_the_reference(head: str, make_pair: Callabl
     _assert_same(actual, by_name)
 
 
-def test_the_weights_used_here_make_attention_sharp(make_pair: Callable[..., Any]):
+def test_the_weights_used_here_make_attention_sharp(make_pair):
     """Parity on near-uniform attention would prove little."""
     theirs, ours = make_pair("base")
     with torch.no_grad():

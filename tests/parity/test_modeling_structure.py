@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,19 +16,19 @@ import erniem_export.modeling as erniem_modeling
 MakePair = Callable[..., tuple[nn.Module, nn.Module]]
 
 
-def test_state_dicts_have_the_same_names_and_shapes(head: str, make_pair: MakePair):
+def test_state_dicts_have_the_same_names_and_shapes(head, make_pair):
     expected, actual = (_shapes(model) for model in make_pair(head))
     assert actual == expected
 
 
 @pytest.mark.parametrize("method", ["__init__", "forward"])
-def test_arguments_have_the_same_names_order_and_defaults(head: str, method: str, make_pair: MakePair):
+def test_arguments_have_the_same_names_order_and_defaults(head, method, make_pair):
     theirs, ours = (inspect.signature(getattr(type(model), method)).parameters for model in make_pair(head))
     expected = [(parameter.name, parameter.default) for parameter in theirs.values()]
     assert [(parameter.name, parameter.default) for parameter in ours.values()] == expected
 
 
-def test_configurations_are_equal(reference: ModuleType):
+def test_configurations_are_equal(reference):
     theirs, ours = reference.ErnieMConfig, erniem_modeling.ErnieMConfig
     assert ours().to_dict() == theirs().to_dict()
     assert ours.attribute_map == theirs.attribute_map
@@ -47,12 +46,12 @@ def test_configurations_are_equal(reference: ModuleType):
     ],
     ids=str,
 )
-def test_dropouts_sit_in_the_same_places(head: str, config: dict[str, float], make_pair: MakePair):
+def test_dropouts_sit_in_the_same_places(head, config, make_pair):
     theirs, ours = make_pair(head, **config)
     assert _dropouts(ours) == _dropouts(theirs)
 
 
-def test_fresh_weights_have_the_same_spread(reference: ModuleType):
+def test_fresh_weights_have_the_same_spread(reference):
     # Large enough that 5 % are six times what the spread of so many numbers varies by.
     options = {"vocab_size": 300, "hidden_size": 128, "num_hidden_layers": 1, "initializer_range": 0.5}
     options |= {"num_attention_heads": 4, "intermediate_size": 160, "max_position_embeddings": 130}
@@ -67,7 +66,7 @@ def test_fresh_weights_have_the_same_spread(reference: ModuleType):
     assert all(row.eq(0).all() for row in padding)
 
 
-def test_each_loads_what_the_other_saved(head: str, make_pair: MakePair, tmp_path: Path):
+def test_each_loads_what_the_other_saved(head, make_pair, tmp_path):
     theirs, ours = make_pair(head)
     theirs.save_pretrained(tmp_path / "theirs")
     ours.save_pretrained(tmp_path / "ours")
@@ -76,7 +75,7 @@ def test_each_loads_what_the_other_saved(head: str, make_pair: MakePair, tmp_pat
     assert actual == expected
 
 
-def test_pruned_models_are_equal_and_each_loads_the_other(make_pair: MakePair, tmp_path: Path):
+def test_pruned_models_are_equal_and_each_loads_the_other(make_pair, tmp_path):
     theirs, ours = make_pair("cls")
     whole = ours(_ids()).logits
     for heads in ({0: [1], 1: [0, 3]}, {0: [0]}):

@@ -5,12 +5,11 @@ Where the two differ on purpose, see ``test_pipeline_differences_*.py``.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.parity.agreement import COMPARISONS, TOLERANCE, Artifact, Comparison, HeldOut
+from tests.parity.agreement import COMPARISONS, TOLERANCE
 
 # transformers hands tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -18,9 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 @pytest.mark.slow
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda comparison: comparison.name)
-def test_pipelines_agree(
-    comparison: Comparison, reference: ModuleType, nano_artifact: Artifact, nano_heldout: HeldOut
-) -> None:
+def test_pipelines_agree(comparison, reference, nano_artifact, nano_heldout):
     def third(task: str, seed: int, count: int, *options: float) -> list[Any]:
         return nano_heldout(task, seed, count // 3, *options)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from erniem_rt import Tokenizer, pipeline
-from tests.parity.agreement import Artifact, HeldOut, texts_and_pairs
+from tests.parity.agreement import texts_and_pairs
 from tests.parity.pipeline_reference import LIMIT, reference_pipeline
 
 
-def test_the_texts_reach_over_the_limit(nano_heldout: HeldOut, nano_artifact: Artifact) -> None:
+def test_the_texts_reach_over_the_limit(nano_heldout, nano_artifact):
     tokenizer = Tokenizer.from_dir(nano_artifact("cls").parent)
     lengths = [len(tokenizer(text)) for _, text in texts_and_pairs(nano_heldout) if isinstance(text, str)]
     assert min(lengths) < 20
@@ -20,9 +19,7 @@ def test_the_texts_reach_over_the_limit(nano_heldout: HeldOut, nano_artifact: Ar
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}], ids=str)
-def test_answers_of_text_classification_have_the_same_shape(
-    reference: ModuleType, nano_artifact: Artifact, options: dict[str, Any]
-) -> None:
+def test_answers_of_text_classification_have_the_same_shape(reference, nano_artifact, options):
     theirs = reference_pipeline("TextClassificationPipeline", "cls")
     pair = {"text": "a", "text_pair": "b"}
     with pipeline(nano_artifact("cls")) as ours:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from erniem_rt import pipeline
-from tests.parity.agreement import TOLERANCE, Artifact, HeldOut, flat
+from tests.parity.agreement import TOLERANCE, Artifact, flat
 from tests.parity.pipeline_reference import LIMIT, Reference
 
 SCHEMA = {"Person": ["Employer", "Birthplace"], "Organization": [{"Founder": "Residence"}, "Headquarters"]}
@@ -37,7 +37,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> int:
     return len(one.what)
 
 
-def test_schemas_over_a_list(ours: Any, theirs: Reference, nano_heldout: HeldOut) -> None:
+def test_schemas_over_a_list(ours, theirs, nano_heldout):
     examples = nano_heldout("ie", 5, 4)
     for schema, chosen in (
         (SCHEMA, examples),
@@ -50,7 +50,7 @@ def test_schemas_over_a_list(ours: Any, theirs: Reference, nano_heldout: HeldOut
         assert any("relations" in answer for answers in found for name in answers for answer in answers[name])
 
 
-def test_texts_over_the_limit(ours: Any, theirs: Reference, nano_heldout: HeldOut) -> None:
+def test_texts_over_the_limit(ours, theirs, nano_heldout):
     examples = nano_heldout("ie", 5, 30)
     for code in ("en", "zh", "ar"):
         text = " ".join(example.text for example in examples if example.language == code)
@@ -68,7 +68,7 @@ CITIES = ("London", "Denver", "Toronto", "Houston", "Galway", "Sydney")
 
 
 @pytest.mark.parametrize("shift", range(4))
-def test_each_name_of_a_text_without_sentences(ours: Any, shift: int) -> None:
+def test_each_name_of_a_text_without_sentences(ours, shift):
     """Two rows, wherever between two words or within a name the first one ends."""
     text = "well " * shift + " and ".join(f"{NAMES[i % 10]} lives in {CITIES[i % 6]}" for i in range(80))
     expected = [found.span() for found in re.finditer("|".join(NAMES), text)]

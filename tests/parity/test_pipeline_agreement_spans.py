@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 
 from erniem_rt import Tokenizer, pipeline
-from tests.parity.agreement import TOLERANCE, Artifact, HeldOut, both_answers, questions, with_long_contexts
+from tests.parity.agreement import TOLERANCE, both_answers, questions, with_long_contexts
 from tests.parity.pipeline_reference import LIMIT, NANO, repaired_question_answering
 
 EACH = 36  # per language
@@ -17,7 +15,7 @@ EACH = 36  # per language
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-def test_question_answering_top_k(reference: ModuleType, nano_heldout: HeldOut, nano_artifact: Artifact) -> None:
+def test_question_answering_top_k(reference, nano_heldout, nano_artifact):
     inputs = [item for _, item in questions(nano_heldout)][::4]
     with (
         pipeline(nano_artifact("qa"), threads=1, align_to_words=True, top_k=3) as ours,
@@ -32,14 +30,14 @@ def test_question_answering_top_k(reference: ModuleType, nano_heldout: HeldOut, 
             assert one.what == other.what
 
 
-def test_contexts_of_each_language_are_over_the_limit(nano_heldout: HeldOut) -> None:
+def test_contexts_of_each_language_are_over_the_limit(nano_heldout):
     tokenizer = Tokenizer.from_dir(NANO / "checkpoints" / "qa")
     inputs = with_long_contexts(questions(nano_heldout))
     long = [language for language, item in inputs if len(tokenizer(item["context"])) > LIMIT]
     assert len(long) == len(set(long)) == 6
 
 
-def test_answers_are_right(nano_heldout: HeldOut, nano_artifact: Artifact) -> None:
+def test_answers_are_right(nano_heldout, nano_artifact):
     """Agreement alone would not show that both are wrong."""
     examples = nano_heldout("qa", 5, EACH)
     with pipeline(nano_artifact("qa"), threads=1, max_answer_len=30) as ours:
@@ -48,7 +46,7 @@ def test_answers_are_right(nano_heldout: HeldOut, nano_artifact: Artifact) -> No
     assert np.mean(right) > 0.7
 
 
-def test_entities_are_right(nano_heldout: HeldOut, nano_artifact: Artifact) -> None:
+def test_entities_are_right(nano_heldout, nano_artifact):
     examples = nano_heldout("ner", 5, EACH)
     with pipeline(nano_artifact("ner"), threads=1, aggregation_strategy="simple") as ours:
         results = ours([example.text for example in examples])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,11 @@ import pytest
 import torch
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.manifest import HEADS, Defaults, Limits, TensorSpec
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
+from tests.runtime.pipelines.conftest import ScriptedSession, make_manifest
 
 HIDDEN, LIMIT = 8, 30
 TEXT = "The lighthouse keeper wrote 3 letters."
-
-
-class ReferenceSession:
-    """What pipelines use of a Session, answered by a model of the reference."""
-
-    threads = 1
-
-    def __init__(self, model: Any) -> None:
-        outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS["base"].outputs.items()]
-        self.limits = limits = Limits(LIMIT, model.config.vocab_size, 1)
-        self.manifest = SimpleNamespace(head="base", labels=None, limits=limits, outputs=outputs, defaults=Defaults())
-        self._model = model
-
-    def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-        return (self.run(**batch) for batch in batches)
-
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            output = self._model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        return {spec.name: output[spec.name].numpy() for spec in self.manifest.outputs}
 
 
 @pytest.fixture
@@ -55,12 +34,18 @@ def both(reference: ModuleType, tokenizer_dir: Path) -> tuple[Any, FeatureExtrac
         max_position_embeddings=LIMIT + 2,
     )
     model = reference.ErnieMModel(config).eval()
-    session: Any = ReferenceSession(model)
+
+    def function(ids: list[int]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            output = model(torch.tensor([ids]))
+        return {name: output[name][0].numpy() for name in ("last_hidden_state", "pooler_output")}
+
+    session: Any = ScriptedSession(make_manifest("base", max_length=LIMIT), function)
     theirs = TheirPipeline(model=model, tokenizer=tokenizer, device="cpu")
     return theirs, FeatureExtractionPipeline(session, Tokenizer.from_dir(tokenizer_dir))
 
 
-def test_a_text_has_one_vector(both: tuple[Any, FeatureExtractionPipeline]) -> None:
+def test_a_text_has_one_vector(both):
     """There it has a list of one list, which has a vector for each token as a list."""
     theirs, ours = both
     [tokens] = theirs(TEXT)
@@ -71,7 +56,7 @@ def test_a_text_has_one_vector(both: tuple[Any, FeatureExtractionPipeline]) -> N
     assert [len(tokens), HIDDEN] == [len(ours.tokenizer(TEXT)), len(tokens[0])]
 
 
-def test_a_long_text_is_cut_without_asking(both: tuple[Any, FeatureExtractionPipeline]) -> None:
+def test_a_long_text_is_cut_without_asking(both):
     theirs, ours = both
     text = "keeper " * LIMIT
     with pytest.raises(IndexError, match="index out of range"):
@@ -82,7 +67,7 @@ def test_a_long_text_is_cut_without_asking(both: tuple[Any, FeatureExtractionPip
 @pytest.mark.parametrize(
     ("text", "message"), [("", "text is empty"), ("\u200b", "text has no tokens left after normalization")]
 )
-def test_a_text_without_text_is_refused(both: tuple[Any, FeatureExtractionPipeline], text: str, message: str) -> None:
+def test_a_text_without_text_is_refused(both, text, message):
     theirs, ours = both
     assert np.shape(theirs(text)) == (1, 2, HIDDEN)
     with pytest.raises(InvalidInputError, match=message):

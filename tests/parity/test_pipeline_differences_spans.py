@@ -6,10 +6,10 @@ transformers' pipelines run a reference model whose ``forward`` is replaced: log
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.manifest import HEADS, Defaults, Limits, TensorSpec
 from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
 from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
+from tests.runtime.pipelines.conftest import ScriptedSession, make_manifest
 
 # transformers hands tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -50,24 +50,13 @@ class ScriptedModel:
         return {"logits": logits, "start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
 
-class ScriptedSession:
-    """What pipelines use of a Session, answered by a :class:`ScriptedModel`."""
+def session_of(scripted: ScriptedModel, head: str) -> Any:
+    """Return what pipelines use of a Session, answered by the model."""
 
-    threads = 1
+    def function(ids: list[int]) -> dict[str, np.ndarray]:
+        return {name: output[0].numpy() for name, output in scripted.model(torch.tensor([ids])).items()}
 
-    def __init__(self, scripted: ScriptedModel, head: str) -> None:
-        outputs = [TensorSpec(name, "float32", axes) for name, axes in HEADS[head].outputs.items()]
-        self.limits = limits = Limits(LIMIT, scripted.model.config.vocab_size, 1)
-        self.manifest = SimpleNamespace(head=head, labels=LABELS, limits=limits, outputs=outputs, defaults=Defaults())
-        self._model = scripted.model
-
-    def run_all(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-        return (self.run(**batch) for batch in batches)
-
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            output = self._model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        return {spec.name: output[spec.name].numpy() for spec in self.manifest.outputs}
+    return ScriptedSession(make_manifest(head, labels=LABELS, max_length=LIMIT), function)
 
 
 @pytest.fixture
@@ -117,7 +106,7 @@ def make_qa(make_scripted, their_tokenizer, tokenizer, monkeypatch):
             "ErnieMForQuestionAnswering", {token: [9.0, 9.0] for token in tokens}, ("start", "end")
         )
         theirs = TheirPipeline(model=scripted.model, tokenizer=their_tokenizer, device="cpu")
-        return theirs, QuestionAnsweringPipeline(ScriptedSession(scripted, "qa"), tokenizer, **options), scripted
+        return theirs, QuestionAnsweringPipeline(session_of(scripted, "qa"), tokenizer, **options), scripted
 
     return make
 
@@ -131,7 +120,7 @@ def make_ner(make_scripted, their_tokenizer, tokenizer):
         rows = {token: [9.0 * (name == label) for name in LABELS] for token, label in wanted.items()}
         scripted = make_scripted("ErnieMForTokenClassification", {**rows}, LABELS)
         theirs = TheirPipeline(model=scripted.model, tokenizer=their_tokenizer, device="cpu")
-        return theirs, TokenClassificationPipeline(ScriptedSession(scripted, "ner"), tokenizer, **options)
+        return theirs, TokenClassificationPipeline(session_of(scripted, "ner"), tokenizer, **options)
 
     return make
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from erniem_rt import Tokenizer, pipeline
 from erniem_rt.manifest import Defaults, Manifest
-from tests.parity.pipeline_reference import TOLERANCE, Artifact, HeldOut, load, repaired_question_answering
+from tests.parity.pipeline_reference import TOLERANCE, Artifact, load, repaired_question_answering
 
 # transformers hands tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -47,7 +46,7 @@ def theirs(name: str, head: str, length: int) -> Any:
 
 
 @pytest.mark.parametrize("length", [64, 128])
-def test_zero_shot(length: int, reference: ModuleType, with_length: With) -> None:
+def test_zero_shot(length, reference, with_length):
     labels = ["politics", "sports", "food"]
     expected = theirs("ZeroShotClassificationPipeline", "cls", length)(SPORT + POLITICS, labels)
     with pipeline("zero-shot-classification", with_length("cls", length)) as ours:
@@ -57,7 +56,7 @@ def test_zero_shot(length: int, reference: ModuleType, with_length: With) -> Non
     assert np.abs(np.subtract(found["scores"], whole["scores"])).max() > 20 * TOLERANCE
 
 
-def test_text_classification(reference: ModuleType, with_length: With) -> None:
+def test_text_classification(reference, with_length):
     given = {"text": SPORT + POLITICS, "text_pair": POLITICS}
     expected = theirs("TextClassificationPipeline", "cls", 64)(given, truncation=True, top_k=None)
     with pipeline(with_length("cls", 64)) as ours:
@@ -66,14 +65,14 @@ def test_text_classification(reference: ModuleType, with_length: With) -> None:
     assert [item["score"] for item in found] == pytest.approx([item["score"] for item in expected], abs=TOLERANCE)
 
 
-def test_features(reference: ModuleType, with_length: With) -> None:
+def test_features(reference, with_length):
     (expected,) = theirs("FeatureExtractionPipeline", "base", 64)(POLITICS, truncation=True)
     with pipeline(with_length("base", 64), pooling="none") as ours:
         np.testing.assert_allclose(ours(POLITICS), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [64, 450])
-def test_question_answering(length: int, reference: ModuleType, with_length: With, nano_heldout: HeldOut) -> None:
+def test_question_answering(length, reference, with_length, nano_heldout):
     examples = nano_heldout("qa", 5, 20)
     context = " ".join(example.context for example in examples[:20])
     with (
@@ -88,7 +87,7 @@ def test_question_answering(length: int, reference: ModuleType, with_length: Wit
             assert found["score"] == pytest.approx(expected["score"], abs=TOLERANCE)
 
 
-def test_multiple_choice(reference: ModuleType, with_length: With) -> None:
+def test_multiple_choice(reference, with_length):
     """transformers has no such pipeline: its model, on rows of which the prompt is cut."""
     path = with_length("mc", 64)
     tokenizer, model = Tokenizer.from_dir(path.parent), load("mc").model

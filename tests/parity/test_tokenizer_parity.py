@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -106,7 +104,7 @@ def known_ids(reference: Any, row: list[int | None]) -> list[int]:
     return [unknown if index is None else index for index in row]
 
 
-def test_vocabularies_are_equal(ours: Tokenizer, reference: Any) -> None:
+def test_vocabularies_are_equal(ours, reference):
     assert ours.get_vocab() == reference.get_vocab()
     assert len(ours) == len(reference)
     assert ours.vocab_size == reference.vocab_size
@@ -115,7 +113,7 @@ def test_vocabularies_are_equal(ours: Tokenizer, reference: Any) -> None:
         assert getattr(ours, f"{name}_token_id") == getattr(reference, f"{name}_token_id")
 
 
-def test_sentences_give_equal_ids(ours: Tokenizer, reference: Any, sentences: tuple[str, ...]) -> None:
+def test_sentences_give_equal_ids(ours, reference, sentences):
     for first, second in pairwise(sentences):
         assert ours(first).input_ids == known_ids(reference, reference(first)["input_ids"])
         assert ours(first, second).input_ids == known_ids(reference, reference(first, second)["input_ids"])
@@ -130,7 +128,7 @@ def test_sentences_give_equal_ids(ours: Tokenizer, reference: Any, sentences: tu
 @example(text="fooxx xx barxx")
 @example(text="<ent>2<ent>")
 @given(text=TEXTS)
-def test_any_text_gives_equal_tokens_and_ids(ours: Tokenizer, reference: Any, text: str) -> None:
+def test_any_text_gives_equal_tokens_and_ids(ours, reference, text):
     assert ours.tokenize(text) == reference.tokenize(text)
     expected = known_ids(reference, reference(text)["input_ids"])
     encoding = ours(text)
@@ -150,9 +148,7 @@ def test_any_text_gives_equal_tokens_and_ids(ours: Tokenizer, reference: Any, te
     max_length=st.integers(4, 24),
     side=st.sampled_from(["left", "right"]),
 )
-def test_truncation_gives_equal_ids(
-    tokenizer_dir: Path, plain: tuple[Tokenizer, Any], text: str, pair: str, strategy: Any, max_length: int, side: Any
-) -> None:
+def test_truncation_gives_equal_ids(tokenizer_dir, plain, text, pair, strategy, max_length, side):
     _, reference = plain
     reference.truncation_side = side
     ours = Tokenizer(
@@ -179,9 +175,7 @@ def test_truncation_gives_equal_ids(
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
 @pytest.mark.parametrize("multiple", [None, 1, 8, 7])
-def test_padding_gives_equal_arrays(
-    plain: tuple[Tokenizer, Any], sentences: tuple[str, ...], side: Any, padding: Any, multiple: int | None
-) -> None:
+def test_padding_gives_equal_arrays(plain, sentences, side, padding, multiple):
     ours, reference = plain
     texts, pairs = list(sentences[:6]), list(sentences[6:12])
     limit = 56 if padding == "max_length" else None
@@ -204,7 +198,7 @@ def test_padding_gives_equal_arrays(
 
 @THOROUGH
 @given(first=st.lists(st.integers(0, 9), max_size=5), second=st.none() | st.lists(st.integers(0, 9), max_size=5))
-def test_row_layouts_are_equal(plain: tuple[Tokenizer, Any], first: list[int], second: list[int] | None) -> None:
+def test_row_layouts_are_equal(plain, first, second):
     ours, reference = plain
     for method in (
         "build_inputs_with_special_tokens",
@@ -220,14 +214,14 @@ def test_row_layouts_are_equal(plain: tuple[Tokenizer, Any], first: list[int], s
     assert ours.num_special_tokens_to_add(pair) == reference.num_special_tokens_to_add(pair)
 
 
-def test_saved_vocabularies_are_equal(ours: Tokenizer, saved: Path, tmp_path: Path) -> None:
+def test_saved_vocabularies_are_equal(ours, saved, tmp_path):
     paths = ours.save_vocabulary(tmp_path)
     assert [Path(path).name for path in paths] == ["vocab.txt", "sentencepiece.bpe.model"]
     for path in paths:
         assert Path(path).read_bytes() == (saved / Path(path).name).read_bytes()
 
 
-def test_files_of_older_transformers_give_equal_ids(saved: Path, tmp_path: Path) -> None:
+def test_files_of_older_transformers_give_equal_ids(saved, tmp_path):
     """Before added_tokens_decoder, special_tokens_map.json and added_tokens.json held the added tokens."""
     folder = tmp_path / "old"
     shutil.copytree(saved, folder)
@@ -241,38 +235,29 @@ def test_files_of_older_transformers_give_equal_ids(saved: Path, tmp_path: Path)
 
 
 class TestWhereTheReferenceFails:
-    def test_lone_surrogates(self, plain: tuple[Tokenizer, Any]) -> None:
+    def test_lone_surrogates(self, plain):
         ours, reference = plain
         with pytest.raises((RuntimeError, TypeError, UnicodeEncodeError)):
             reference("The \ud800 wrote")
         assert ours("The \ud800wrote\udfff").input_ids == reference("The \ufffdwrote\ufffd")["input_ids"]
 
-    def test_a_word_mark_at_the_end(self, sentences: tuple[str, ...], tmp_path: Path) -> None:
+    def test_a_word_mark_at_the_end(self, train_sentencepiece, sentences, tmp_path):
         """`pieces[pi + 1]` runs off the list. Only models that keep extra whitespace can end so; ErnieM's does not."""
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences * 5),
-            model_writer=model,
-            vocab_size=500,
-            normalization_rule_name="nmt_nfkc",
-            remove_extra_whitespaces=False,
-            hard_vocab_limit=False,
-            minloglevel=2,
-        )
-        (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+        options = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": False}
+        train_sentencepiece(tmp_path, sentences * 5, vocab_size=500, **options)
         ours, reference = Tokenizer.from_dir(tmp_path), reference_from(tmp_path)
         with pytest.raises(IndexError):
             reference.tokenize("The ")
         assert ours.tokenize("The ") == [*reference.tokenize("The"), "▁"]
         assert ours(" The ").offsets[-2] == (4, 5)
 
-    def test_unknown_pieces_without_a_vocabulary_file(self, tokenizer_dir: Path, tmp_path: Path) -> None:
+    def test_unknown_pieces_without_a_vocabulary_file(self, tokenizer_dir, tmp_path):
         shutil.copy(tokenizer_dir / "sentencepiece.bpe.model", tmp_path)
         ours, reference = Tokenizer.from_dir(tmp_path), reference_from(tmp_path)
         assert None in reference("𠀀")["input_ids"]
         assert ours("𠀀").input_ids == [ours.cls_token_id, ours.unk_token_id, ours.sep_token_id]
 
-    def test_an_added_token_inside_another(self, tokenizer_dir: Path) -> None:
+    def test_an_added_token_inside_another(self, tokenizer_dir):
         """The reference's search looks past a failed longer match and then splits the text in the wrong place."""
         words = ("<ent>", "ent")
         reference = reference_from(tokenizer_dir, additional_special_tokens=list(words))
@@ -285,13 +270,13 @@ class TestWhereTheReferenceFails:
         assert "ent" in ours.tokenize("<entx>")
         assert ours.tokenize("<ent> ent") == reference.tokenize("<ent> ent")
 
-    def test_a_single_text_cut_to_nothing(self, plain: tuple[Tokenizer, Any]) -> None:
+    def test_a_single_text_cut_to_nothing(self, plain):
         ours, reference = plain
         assert len(reference("The wrote", truncation="longest_first", max_length=2)["input_ids"]) == 4
         row = ours("The wrote", truncation="longest_first", max_length=2)
         assert row.input_ids == [ours.cls_token_id, ours.sep_token_id]
 
-    def test_offsets(self, plain: tuple[Tokenizer, Any]) -> None:
+    def test_offsets(self, plain):
         ours, reference = plain
         with pytest.raises(AttributeError, match="SP_CHAR_MAPPING"):
             reference.get_offset_mapping("The")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,7 @@ def ours(request: pytest.FixtureRequest, folder: Path, without_model: Path) -> T
     return Tokenizer.from_dir(folder if request.param == "sentencepiece" else without_model)
 
 
-def test_ids_and_offsets_are_those_of_transformers(
-    ours: Tokenizer, slow: Any, fast: Any, sentences: tuple[str, ...]
-) -> None:
+def test_ids_and_offsets_are_those_of_transformers(ours, slow, fast, sentences):
     texts = [*sentences, *TEXTS]
     for text, row in zip(texts, ours.batch(texts).encodings, strict=True):
         one, expected = ours(text), fast(text, return_offsets_mapping=True)
@@ -86,15 +83,13 @@ def test_ids_and_offsets_are_those_of_transformers(
 
 @settings(max_examples=200)
 @given(text=RANDOM, pair=RANDOM)
-def test_ids_are_those_of_sentencepiece_whatever_the_text(ours: Tokenizer, slow: Any, text: str, pair: str) -> None:
+def test_ids_are_those_of_sentencepiece_whatever_the_text(ours, slow, text, pair):
     assert ours(text, pair).input_ids == slow(text, pair)["input_ids"]
     offsets = ours(text).offsets
     assert all(0 <= start <= end <= len(text) for start, end in offsets)
 
 
-def test_pairs_are_laid_out_and_cut_as_by_the_fast_tokenizer(
-    ours: Tokenizer, fast: Any, sentences: tuple[str, ...]
-) -> None:
+def test_pairs_are_laid_out_and_cut_as_by_the_fast_tokenizer(ours, fast, sentences):
     for text, pair in pairwise(sentences):
         whole = ours(text, pair).input_ids
         assert whole == fast(text, pair)["input_ids"]
@@ -104,7 +99,7 @@ def test_pairs_are_laid_out_and_cut_as_by_the_fast_tokenizer(
             assert found == fast(text, pair, truncation=strategy, max_length=limit)["input_ids"]
 
 
-def test_vocabulary_and_special_tokens(ours: Tokenizer, slow: Any) -> None:
+def test_vocabulary_and_special_tokens(ours, slow):
     assert ours.get_vocab() == slow.get_vocab()
     assert (len(ours), ours.vocab_size) == (len(slow), slow.vocab_size)
     for name in ("cls", "sep", "pad", "unk", "mask"):
@@ -118,7 +113,7 @@ def test_vocabulary_and_special_tokens(ours: Tokenizer, slow: Any) -> None:
             assert getattr(ours, method)(first, second) == getattr(slow, method)(first, second)
 
 
-def test_what_was_saved_is_read_back(slow: Any, tmp_path: Path) -> None:
+def test_what_was_saved_is_read_back(slow, tmp_path):
     slow.add_tokens(["<ent>"])
     slow.save_pretrained(tmp_path)
     ours = Tokenizer.from_dir(tmp_path)
@@ -136,9 +131,7 @@ def test_what_was_saved_is_read_back(slow: Any, tmp_path: Path) -> None:
         (lambda said: said["model"]["vocab"].reverse(), "another model or order of tokens"),
     ],
 )
-def test_a_tokenizer_json_of_another_kind_is_refused(
-    without_model: Path, tmp_path: Path, edit: Callable[[Any], object], reason: str
-) -> None:
+def test_a_tokenizer_json_of_another_kind_is_refused(without_model, tmp_path, edit, reason):
     said = json.loads((without_model / "tokenizer.json").read_text(encoding="utf-8"))
     edit(said)
     (tmp_path / "tokenizer.json").write_text(json.dumps(said), encoding="utf-8")

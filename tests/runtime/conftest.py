@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import HEADS, Limits, Manifest, TensorSpec
 
 VOCAB, HIDDEN, LABELS, MAX_LENGTH, PAD = 50, 8, 3, 16, 1
 LAYERS, ATTENTION_HEADS = 2, 4

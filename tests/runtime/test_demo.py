@@ -25,7 +25,7 @@ def demo() -> ModuleType:
     return module
 
 
-def test_every_head_is_shown(demo: ModuleType) -> None:
+def test_every_head_is_shown(demo):
     assert demo.SHOWS.keys() == HEADS.keys()
 
 
@@ -86,7 +86,7 @@ def verdicts(demo: ModuleType, cases: list[dict[str, Any]], *found: dict[str, An
     return [given == expected for _, given, expected in shown]
 
 
-def test_extractions_that_are_right_count(demo) -> None:
+def test_extractions_that_are_right_count(demo):
     assert verdicts(demo, CASES, english(), chinese()) == [True, True]
 
 
@@ -108,7 +108,7 @@ def wrong(change: Any) -> dict[str, Any]:
         wrong(lambda found: found["Person"][0].update(relations={"Founder": answers("Houston")})),
     ],
 )
-def test_extractions_that_are_wrong_do_not(demo, found) -> None:
+def test_extractions_that_are_wrong_do_not(demo, found):
     assert verdicts(demo, CASES[:1], found) == [False]
 
 
@@ -116,7 +116,7 @@ def test_extractions_that_are_wrong_do_not(demo, found) -> None:
     ("vector", "right"),
     [(np.ones(8), True), (np.ones(7), False), (np.full(8, np.nan), False), (np.ones((3, 8)), False)],
 )
-def test_vectors_have_the_manifests_size_and_are_finite(demo, vector, right) -> None:
+def test_vectors_have_the_manifests_size_and_are_finite(demo, vector, right):
     class Vectors:
         manifest = SimpleNamespace(
             outputs=[SimpleNamespace(name="last_hidden_state", shape=("batch", "sequence", 8))],

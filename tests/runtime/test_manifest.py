@@ -9,7 +9,8 @@ import pytest
 
 import erniem_rt
 from erniem_rt import ArtifactError
-from erniem_rt.manifest import FORMAT_VERSION, HEADS, Defaults, FileRecord, Limits, Manifest, TensorSpec
+from erniem_rt.files import FileRecord
+from erniem_rt.manifest import FORMAT_VERSION, HEADS, Defaults, Limits, Manifest, TensorSpec
 
 ROWS = ["batch", "sequence"]
 EXAMPLE = {

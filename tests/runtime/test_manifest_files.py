@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 
 from erniem_rt import ArtifactError, files
-from erniem_rt.files import check_hash
-from erniem_rt.manifest import FileRecord, Manifest, hash_file
+from erniem_rt.files import FileRecord, check_hash, hash_file
+from erniem_rt.manifest import Manifest
 
 ROW = 1 << 18
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session, engines, pipeline
-from erniem_rt.engines.base import Device, GraphOptions
+from erniem_rt.engines import GraphOptions
+from erniem_rt.files import FileRecord
 from erniem_rt.machine import cpu_class
-from erniem_rt.manifest import HEADS, FileRecord, Manifest, TensorSpec
+from erniem_rt.manifest import HEADS, Manifest, TensorSpec
 
 pytest.importorskip("openvino")
 
@@ -266,11 +267,11 @@ def test_the_engine_that_is_chosen(heads, monkeypatch, cpu, weights, size, insta
     manifest = replace(manifest, precision={"weights": weights}, files=files)
     monkeypatch.setattr(engines, "cpu_class", lambda: cpu)
     monkeypatch.setattr(engines, "_installed", lambda package: package in installed)
-    found = engines.choose_engine(heads["qa"].path, manifest, Device("cpu"), "auto", GraphOptions(**options))
+    found = engines.choose_engine(heads["qa"].path, manifest, GraphOptions(engine="auto", **options))
     assert found == expected
 
     made_for_it = replace(manifest, target="openvino")
-    found = engines.choose_engine(heads["qa"].path, made_for_it, Device("cpu"), "auto", GraphOptions(**options))
+    found = engines.choose_engine(heads["qa"].path, made_for_it, GraphOptions(engine="auto", **options))
     assert found == ("openvino" if "openvino" in installed and not options else "onnxruntime")
 
 

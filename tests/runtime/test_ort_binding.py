@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from erniem_rt import EngineError, InvalidInputError
-from erniem_rt.engines.base import Device, GraphOptions
+from erniem_rt.engines import Device, GraphOptions
 from erniem_rt.engines.onnxruntime import BoundRuns, GraphRuns, OrtEngine
 
 PLACE = ("cuda", 1)
@@ -105,7 +105,7 @@ def recorder(monkeypatch):
 
 
 def engine(tmp_path, graphs):
-    return OrtEngine(tmp_path / "qa.onnx", device=Device(*PLACE), options=GraphOptions(cuda_graphs=graphs))
+    return OrtEngine(tmp_path / "qa.onnx", GraphOptions(Device(*PLACE), cuda_graphs=graphs))
 
 
 def feeds(rows, length, seed=0):

@@ -80,7 +80,7 @@ def batch(head: str, side: str, seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("side", ["right", "left", "scattered"])
 @pytest.mark.parametrize("head", ["qa", "cls", "ner", "mc", "base"])
-def test_outputs_are_those_of_the_whole_batch(head: str, side: str) -> None:
+def test_outputs_are_those_of_the_whole_batch(head, side):
     manifest = manifest_of(head)
     names = [spec.name for spec in manifest.outputs][::-1]
     model = Model(manifest)
@@ -101,7 +101,7 @@ def test_outputs_are_those_of_the_whole_batch(head: str, side: str) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_what_is_not_by_row_goes_to_every_part() -> None:
+def test_what_is_not_by_row_goes_to_every_part():
     manifest = manifest_of("cls", TensorSpec("head_mask", "float32", (2, 2)))
     feeds = batch("cls", "right") | {"head_mask": np.full((2, 2), 0.5, dtype=np.float32)}
     model = Model(manifest)
@@ -111,7 +111,7 @@ def test_what_is_not_by_row_goes_to_every_part() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[300] * 12, [20] * 6 + [12] * 6, [300]])
-def test_a_batch_runs_whole_where_that_is_less_work(lengths: list[int]) -> None:
+def test_a_batch_runs_whole_where_that_is_less_work(lengths):
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     manifest = manifest_of("cls")
     model = Model(manifest)
@@ -119,14 +119,14 @@ def test_a_batch_runs_whole_where_that_is_less_work(lengths: list[int]) -> None:
     assert model.shapes == [mask.shape]
 
 
-def test_what_is_by_row() -> None:
+def test_what_is_by_row():
     assert are_by_row(manifest_of("mc"))
     states = manifest_of("mc")
     states.outputs.append(TensorSpec("hidden_states.0", "float32", ("rows", "sequence", HIDDEN)))
     assert not are_by_row(states)
 
 
-def test_closing_closes_the_engine() -> None:
+def test_closing_closes_the_engine():
     manifest = manifest_of("cls")
     model = Model(manifest)
     LengthBucketing(model, manifest).close()

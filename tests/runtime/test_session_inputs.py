@@ -50,11 +50,6 @@ def test_object_arrays_of_equal_rows(qa, ids):
         np.testing.assert_array_equal(qa.run(feeds)["end_logits"], qa.run(input_ids=IDS)["end_logits"])
 
 
-@pytest.mark.parametrize("rows", [[[0, 5], [0, 5, 2]], [[0, 5], None]])
-def test_object_arrays_of_other_rows_are_refused(qa, rows):
-    refuses(qa, "input_ids cannot be read as one array", "padded to the same length", input_ids=_column(rows))
-
-
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i8", ">u2"]
 
 
@@ -93,83 +88,80 @@ def test_what_is_given_stays_as_it_was(qa, data, dtype):
         np.testing.assert_array_equal(now, then)
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (-1, "-1"),
-        (50, "50"),
-        (2**40, "1099511627776"),
-        (np.iinfo(np.int64).min, "-9223372036854775808"),
-    ],
-)
-def test_ids_outside_the_vocabulary(qa, value, shown):
-    ids = IDS.copy()
-    ids[1, 2] = value
-    refuses(qa, f"input_ids[1, 2] is {shown}; it must be from 0 to 49.", "Use the tokenizer", input_ids=ids)
-
-
-def test_an_unsigned_id_that_would_wrap_to_a_good_one(qa):
-    ids = IDS.astype(np.uint64)
-    ids[0, 1] = 2**64 - 1
-    refuses(qa, "input_ids[0, 1] is 18446744073709551615;", input_ids=ids)
-
-
 def test_the_bounds_of_the_vocabulary_are_good(qa):
     assert qa.run(input_ids=[[0, 49]])["start_logits"].shape == (1, 2)
 
 
-def test_choices_are_indexed_in_full(mc):
-    ids = np.zeros((2, 3, 4), int)
-    ids[1, 2, 0] = 99
-    refuses(mc, "input_ids[1, 2, 0] is 99;", input_ids=ids)
+def changed(array, index, value):
+    """A copy with another value at this index."""
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+OUTSIDE = "it must be from 0 to 49. Use the tokenizer"
+NO_INTEGERS = "input_ids must be integers, got dtype"
+RAGGED = "input_ids cannot be read as one array", "padded to the same length"
+EMPTY = "at least one row of at least one token"
 
 
 @pytest.mark.parametrize(
-    "ids",
+    ("ids", "fragments"),
     [
-        IDS.astype(float),
-        IDS == 0,
-        IDS.astype(complex),
-        IDS.astype(str),
-        IDS.astype(str).astype(object),
-        [[0, 2.0]],
-        "text",
+        (changed(IDS, (1, 2), -1), (f"input_ids[1, 2] is -1; {OUTSIDE}",)),
+        (changed(IDS, (1, 2), 50), (f"input_ids[1, 2] is 50; {OUTSIDE}",)),
+        (changed(IDS, (1, 2), 2**40), (f"input_ids[1, 2] is 1099511627776; {OUTSIDE}",)),
+        (changed(IDS, (1, 2), -(2**63)), (f"input_ids[1, 2] is -9223372036854775808; {OUTSIDE}",)),
+        # In int64 this one would be -1.
+        (changed(IDS.astype(np.uint64), (0, 1), 2**64 - 1), ("input_ids[0, 1] is 18446744073709551615;",)),
+        *(
+            (ids, (NO_INTEGERS,))
+            for ids in (IDS.astype(float), IDS == 0, IDS.astype(complex), IDS.astype(str), [[0, 2.0]])
+        ),
+        (IDS.astype(str).astype(object), (NO_INTEGERS,)),
+        ("text", ("must have shape (batch, sequence)",)),
+        (np.zeros(4, int), ("input_ids must have shape (batch, sequence), got (4,).",)),
+        (np.zeros((1, 2, 4), int), ("input_ids must have shape (batch, sequence), got (1, 2, 4).",)),
+        (np.zeros((1, 17), int), ("input_ids has rows of 17 positions, and this model takes at most 16: truncate",)),
+        *(
+            (ids, ("input_ids is empty (shape (", EMPTY))
+            for ids in ([], [[]], [[], []], np.zeros((0, 4), int), np.zeros((3, 0), int))
+        ),
+        *((rows, RAGGED) for rows in ([[0, 2], [0, 5, 2]], _column([[0, 5], [0, 5, 2]]), _column([[0, 5], None]))),
     ],
 )
-def test_ids_that_are_not_integers(qa, ids):
-    expected = "must have shape (batch, sequence)" if isinstance(ids, str) else "input_ids must be integers, got dtype"
-    refuses(qa, expected, input_ids=ids)
+def test_bad_ids(qa, ids, fragments):
+    refuses(qa, *fragments, input_ids=ids)
 
 
-def test_rows_over_the_limit(qa):
-    refuses(
-        qa,
-        "input_ids has rows of 17 positions, and this model takes at most 16: truncate",
-        input_ids=np.zeros((1, 17), int),
-    )
+@pytest.mark.parametrize(
+    ("ids", "fragment"),
+    [
+        (changed(np.zeros((2, 3, 4), int), (1, 2, 0), 99), "input_ids[1, 2, 0] is 99;"),
+        (IDS, "input_ids must have shape (batch, choices, sequence), got (2, 4)."),
+        *((np.zeros(shape, int), f"input_ids is empty (shape {shape})") for shape in ((0, 2, 4), (2, 0, 4), (2, 2, 0))),
+    ],
+)
+def test_bad_choices(mc, ids, fragment):
+    refuses(mc, fragment, input_ids=ids)
 
 
-@pytest.mark.parametrize("ids", [[], [[]], [[], []], np.zeros((0, 4), int), np.zeros((3, 0), int)])
-def test_empty_batches_and_rows(qa, ids):
-    refuses(qa, "input_ids is empty (shape (", "at least one row of at least one token", input_ids=ids)
-
-
-@pytest.mark.parametrize("shape", [(0, 2, 4), (2, 0, 4), (2, 2, 0)])
-def test_no_choices(mc, shape):
-    refuses(mc, f"input_ids is empty (shape {shape})", input_ids=np.zeros(shape, int))
-
-
-@pytest.mark.parametrize("shape", [(4,), (1, 2, 4)])
-def test_wrong_rank(qa, shape):
-    refuses(qa, f"input_ids must have shape (batch, sequence), got {shape}.", input_ids=np.zeros(shape, int))
-
-
-def test_wrong_rank_for_choices(mc):
-    refuses(mc, "input_ids must have shape (batch, choices, sequence), got (2, 4).", input_ids=IDS)
-
-
-def test_rows_of_different_lengths(qa):
-    refuses(qa, "input_ids cannot be read as one array", "padded", input_ids=[[0, 2], [0, 5, 2]])
+@pytest.mark.parametrize(
+    ("mask", "fragment"),
+    [
+        *(
+            (np.ones(shape, int), f"attention_mask must have shape (2, 4), got {shape}.")
+            for shape in ((2, 3), (1, 4), (4,), (2, 4, 1), (2, 0))
+        ),
+        *(
+            (changed(np.ones(IDS.shape, type(value)), (0, 3), value), f"attention_mask[0, 3] is {value}; it must be 1")
+            for value in (2, -1, 0.5, np.nan, -np.inf)
+        ),
+        (IDS.astype("U1"), "attention_mask must be 0 and 1 as integers, floats or booleans, got dtype <U1"),
+    ],
+)
+def test_bad_masks(qa, mask, fragment):
+    refuses(qa, fragment, input_ids=IDS, attention_mask=mask)
 
 
 @pytest.mark.parametrize("error", [TypeError, RuntimeError])
@@ -179,27 +171,6 @@ def test_a_tensor_that_numpy_cannot_reach(qa, error):
             raise error("can't convert to numpy")
 
     refuses(qa, "input_ids cannot be read as one array: can't convert to numpy.", input_ids=OnAnotherDevice())
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (1, 4), (4,), (2, 4, 1), (2, 0)])
-def test_a_mask_of_another_shape(qa, shape):
-    refuses(
-        qa,
-        f"attention_mask must have shape (2, 4), got {shape}.",
-        input_ids=IDS,
-        attention_mask=np.ones(shape, int),
-    )
-
-
-@pytest.mark.parametrize(("value", "shown"), [(2, "2"), (-1, "-1"), (0.5, "0.5"), (np.nan, "nan"), (-np.inf, "-inf")])
-def test_masks_are_zeros_and_ones(qa, value, shown):
-    mask = np.ones(IDS.shape, type(value))
-    mask[0, 3] = value
-    refuses(qa, f"attention_mask[0, 3] is {shown}; it must be 1 to attend", input_ids=IDS, attention_mask=mask)
-
-
-def test_a_mask_of_text(qa):
-    refuses(qa, "attention_mask must be 0 and 1", "<U1", input_ids=IDS, attention_mask=IDS.astype("U1"))
 
 
 def test_unknown_names(qa):

@@ -12,8 +12,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Session
-from erniem_rt.engines.base import Device, GraphOptions
-from erniem_rt.engines.onnxruntime import OrtEngine
 from erniem_rt.errors import InvalidInputError
 
 SIZE = 2048  # of a square matrix: 16 MiB of weights
@@ -23,9 +21,9 @@ MEASURE = """
 import sys
 from pathlib import Path
 import numpy as np
-from erniem_rt.engines.base import Device, GraphOptions
+from erniem_rt.engines import GraphOptions
 from erniem_rt.engines.onnxruntime import OrtEngine
-engine = OrtEngine(Path(sys.argv[1]), device=Device("cpu"), options=GraphOptions(share_weights=sys.argv[2] == "shared"))
+engine = OrtEngine(Path(sys.argv[1]), GraphOptions(share_weights=sys.argv[2] == "shared"))
 engine.run({"x": np.ones((4, int(sys.argv[3])), np.float32)}, ["y"])
 lines = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
 print(int(lines["Anonymous"].split()[0]) // 1024)
@@ -45,7 +43,7 @@ def product(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not MEMORY.exists(), reason="only Linux says what memory is a process's own")
-def test_no_copy_of_the_weights_is_made(product: Path) -> None:
+def test_no_copy_of_the_weights_is_made(product):
     def own_memory(how: str) -> int:
         command = [sys.executable, "-c", MEASURE, str(product), how, str(SIZE)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -53,7 +51,7 @@ def test_no_copy_of_the_weights_is_made(product: Path) -> None:
     assert own_memory("copied") - own_memory("shared") >= 12
 
 
-def test_the_answers_are_the_same(heads) -> None:
+def test_the_answers_are_the_same(heads):
     ids = np.array([[0, 5, 9, 7, 2], [0, 6, 2, 1, 1]])
     with Session(heads["qa"].path) as copied, Session(heads["qa"].path, share_weights=True) as shared:
         expected = copied.run(input_ids=ids)
@@ -62,6 +60,6 @@ def test_the_answers_are_the_same(heads) -> None:
                 np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6)
 
 
-def test_on_a_gpu_there_is_nothing_to_share(heads) -> None:
+def test_on_a_gpu_there_is_nothing_to_share(heads):
     with pytest.raises(InvalidInputError, match="share_weights=True needs device='cpu', got device='cuda:1'"):
-        OrtEngine(heads["qa"].path, device=Device("cuda", 1), options=GraphOptions(share_weights=True))
+        Session(heads["qa"].path, device="cuda:1", share_weights=True)

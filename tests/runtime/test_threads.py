@@ -6,8 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -58,9 +56,7 @@ BASE = "sys/fs/cgroup"
         (V1 + "0::/x\n", {"unified/x/cpu.max": "900000 100000\n"}, 9),
     ],
 )
-def test_the_default_keeps_to_the_quota_of_every_cgroup(
-    tmp_path: Path, cgroup: str | None, files: dict[str, str], count: int
-) -> None:
+def test_the_default_keeps_to_the_quota_of_every_cgroup(tmp_path, cgroup, files, count):
     if cgroup is not None:
         files = {"/proc/self/cgroup": cgroup} | files
     for name, content in files.items():
@@ -73,13 +69,11 @@ def test_the_default_keeps_to_the_quota_of_every_cgroup(
 @pytest.mark.parametrize(
     ("value", "count"), [("3", 3), ("200", 64), (" 2 ", 2), ("4,2", 4), ("", 64), ("0", 64), ("-1", 64), ("many", 64)]
 )
-def test_the_default_keeps_to_omp_num_threads(tmp_path: Path, value: str, count: int) -> None:
+def test_the_default_keeps_to_omp_num_threads(tmp_path, value, count):
     assert default_threads(tmp_path, {"OMP_NUM_THREADS": value}) == count
 
 
-def test_sessions_and_tokenizers_take_the_default(
-    heads: Any, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sessions_and_tokenizers_take_the_default(heads, tokenizer_dir, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with Session(heads["qa"].path) as session:
         assert session.threads == 3
@@ -95,9 +89,7 @@ def test_sessions_and_tokenizers_take_the_default(
 
 
 @pytest.mark.parametrize("task", ["feature-extraction", "text-classification", "zero-shot-classification"])
-def test_a_pipeline_cuts_texts_on_as_many_threads_as_its_session_has(
-    nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
+def test_a_pipeline_cuts_texts_on_as_many_threads_as_its_session_has(nano_artifact, monkeypatch, task):
     artifact = nano_artifact("base" if task == "feature-extraction" else "cls")
     with erniem_rt.pipeline(task, artifact, threads=3) as pipe:
         encode, taken = pipe.tokenizer._model.encode, []
@@ -109,7 +101,7 @@ def test_a_pipeline_cuts_texts_on_as_many_threads_as_its_session_has(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity")
-def test_a_process_on_one_cpu_starts_no_thread_of_the_engine(heads: Any) -> None:
+def test_a_process_on_one_cpu_starts_no_thread_of_the_engine(heads):
     code = f"""
 import os
 os.environ.pop("OMP_NUM_THREADS", None)
@@ -133,9 +125,7 @@ with erniem_rt.Session({str(heads["qa"].path)!r}) as session:
         (True, "1.31.1", {}),
     ],
 )
-def test_how_long_threads_without_work_spin(
-    heads: Any, monkeypatch: pytest.MonkeyPatch, spinning: bool | None, version: str, entries: dict[str, str]
-) -> None:
+def test_how_long_threads_without_work_spin(heads, monkeypatch, spinning, version, entries):
     monkeypatch.setattr(onnxruntime, "__version__", version)
     with Session(heads["qa"].path, threads=2, spinning=spinning) as session:
         options, found = engine_options(session), {}
@@ -146,6 +136,6 @@ def test_how_long_threads_without_work_spin(
 
 
 @pytest.mark.parametrize("name", ["spinning", "shrink_memory"])
-def test_options_that_are_neither_true_nor_false(heads: Any, name: str) -> None:
+def test_options_that_are_neither_true_nor_false(heads, name):
     with pytest.raises(InvalidInputError, match=f"{name} must be True, False or None, got 'no'"):
         Session(heads["qa"].path, **{name: "no"})

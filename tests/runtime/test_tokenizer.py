@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
@@ -23,12 +21,17 @@ from erniem_rt.tokenizer import AddedToken, Tokenizer, TokenizerSettings
 CLS, PAD, SEP, UNK = 0, 1, 2, 3
 
 
+def load(folder: Path, **settings: Any) -> Tokenizer:
+    files = folder / "sentencepiece.bpe.model", folder / "vocab.txt"
+    return Tokenizer(*files, settings=TokenizerSettings(**settings))
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_dir: Path) -> Tokenizer:
     return Tokenizer.from_dir(tokenizer_dir)
 
 
-def test_a_row_has_lists_of_one_length(tokenizer: Tokenizer) -> None:
+def test_a_row_has_lists_of_one_length(tokenizer):
     row = tokenizer("The letters", "wrote")
     words = tokenizer.convert_tokens_to_ids(["▁The", "▁letters", "▁wrote"])
     assert row.input_ids == [CLS, *words[:2], SEP, SEP, words[2], SEP]
@@ -39,14 +42,14 @@ def test_a_row_has_lists_of_one_length(tokenizer: Tokenizer) -> None:
         row.input_ids = []  # type: ignore[misc]
 
 
-def test_rows_without_special_tokens(tokenizer: Tokenizer) -> None:
+def test_rows_without_special_tokens(tokenizer):
     row = tokenizer("The letters", "wrote", add_special_tokens=False)
     assert row.sequence_ids == [0, 0, 1]
     assert row.special_tokens_mask == [0, 0, 0]
     assert row.offsets == [(0, 3), (4, 11), (0, 5)]
 
 
-def test_special_tokens_written_in_a_text_are_not_inserted_ones(tokenizer: Tokenizer) -> None:
+def test_special_tokens_written_in_a_text_are_not_inserted_ones(tokenizer):
     row = tokenizer("The [MASK] wrote")
     assert row.input_ids[2] == tokenizer.mask_token_id
     assert row.special_tokens_mask == [1, 0, 0, 0, 1]
@@ -54,25 +57,21 @@ def test_special_tokens_written_in_a_text_are_not_inserted_ones(tokenizer: Token
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\u200b"])
-def test_texts_of_nothing_give_only_special_tokens(tokenizer: Tokenizer, text: str) -> None:
+def test_texts_of_nothing_give_only_special_tokens(tokenizer, text):
     assert tokenizer(text).input_ids == [CLS, SEP]
     assert tokenizer(text, text).input_ids == [CLS, SEP, SEP, SEP]
 
 
 @pytest.mark.parametrize(("side", "kept"), [("right", "The lighthouse"), ("left", "keeper wrote")])
-def test_truncation_keeps_offsets_with_their_tokens(tokenizer_dir: Path, side: Any, kept: str) -> None:
-    tokenizer = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(truncation_side=side, model_max_length=4),
-    )
+def test_truncation_keeps_offsets_with_their_tokens(tokenizer_dir, side, kept):
+    tokenizer = load(tokenizer_dir, truncation_side=side, model_max_length=4)
     text = "The lighthouse keeper wrote"
     row = tokenizer(text, truncation="longest_first")
     assert " ".join(text[start:end] for start, end in row.offsets[1:-1]) == kept
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_batches_are_padded_arrays(tokenizer: Tokenizer, side: Any) -> None:
+def test_batches_are_padded_arrays(tokenizer, side):
     batch = tokenizer.batch(["The lighthouse keeper", "The"], padding_side=side)
     assert batch.input_ids.dtype == batch.attention_mask.dtype == np.int64
     assert batch.input_ids.shape == batch.attention_mask.shape == (2, 5)
@@ -87,21 +86,17 @@ def test_batches_are_padded_arrays(tokenizer: Tokenizer, side: Any) -> None:
     assert len(batch) == 2
 
 
-def test_the_checkpoint_names_padding_side_and_limit(tokenizer_dir: Path) -> None:
-    tokenizer = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(padding_side="left", model_max_length=8),
-    )
+def test_the_checkpoint_names_padding_side_and_limit(tokenizer_dir):
+    tokenizer = load(tokenizer_dir, padding_side="left", model_max_length=8)
     batch = tokenizer.batch(["The"], padding="max_length")
     assert batch.input_ids[0, :5].tolist() == [PAD] * 5
 
 
-def test_without_padding_rows_of_one_length_make_an_array(tokenizer: Tokenizer) -> None:
+def test_without_padding_rows_of_one_length_make_an_array(tokenizer):
     assert tokenizer.batch(["The", "wrote"], padding=None).input_ids.shape == (2, 3)
 
 
-def test_tokens_ids_and_text(tokenizer: Tokenizer) -> None:
+def test_tokens_ids_and_text(tokenizer):
     ids = tokenizer("The lighthouse keeper").input_ids
     assert tokenizer.convert_ids_to_tokens(ids)[1] == "▁The"
     assert tokenizer.convert_ids_to_tokens(np.int64(CLS)) == "[CLS]"
@@ -112,31 +107,26 @@ def test_tokens_ids_and_text(tokenizer: Tokenizer) -> None:
     assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.get_vocab())
 
 
-def test_added_tokens_get_ids_after_the_vocabulary(tokenizer_dir: Path) -> None:
-    tokenizer = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(additional_special_tokens=(AddedToken("<ent>"),)),
-    )
+def test_added_tokens_get_ids_after_the_vocabulary(tokenizer_dir):
+    tokenizer = load(tokenizer_dir, additional_special_tokens=(AddedToken("<ent>"),))
     assert tokenizer.convert_tokens_to_ids("<ent>") == tokenizer.vocab_size == len(tokenizer) - 1
     assert tokenizer.tokenize("The<ent>wrote") == ["▁The", "<ent>", "▁wrote"]
 
 
-def test_decoding_can_tidy_english_punctuation(tokenizer_dir: Path) -> None:
-    model, vocabulary = tokenizer_dir / "sentencepiece.bpe.model", tokenizer_dir / "vocab.txt"
-    tidy = Tokenizer(model, vocabulary, settings=TokenizerSettings(clean_up_tokenization_spaces=True))
+def test_decoding_can_tidy_english_punctuation(tokenizer_dir):
+    tidy = load(tokenizer_dir, clean_up_tokenization_spaces=True)
     ids = tidy("The , ever", add_special_tokens=False).input_ids
     assert tidy.decode(ids) == "The, ever"
-    assert Tokenizer(model, vocabulary).decode(ids) == "The , ever"
+    assert load(tokenizer_dir).decode(ids) == "The , ever"
 
 
-def test_threads_get_the_results_of_one(tokenizer: Tokenizer, sentences: tuple[str, ...]) -> None:
+def test_threads_get_the_results_of_one(tokenizer, sentences):
     expected = [tokenizer(sentence) for sentence in sentences * 4]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(tokenizer, sentences * 4)) == expected
 
 
-def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_saving_needs_a_folder(tokenizer, tmp_path):
     vocabulary, model = tokenizer.save_vocabulary(tmp_path, "tiny")
     assert Path(vocabulary).name == "tiny-vocab.txt"
     assert Tokenizer(model, vocabulary)("The 2021").input_ids == tokenizer("The 2021").input_ids
@@ -198,12 +188,12 @@ def test_saving_needs_a_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (lambda t: t.get_special_tokens_mask([0], [1], already_has_special_tokens=True), "leave token_ids_1 out"),
     ],
 )
-def test_bad_arguments_are_named(tokenizer: Tokenizer, call: Callable[[Any], object], message: str) -> None:
+def test_bad_arguments_are_named(tokenizer, call, message):
     with pytest.raises(InvalidInputError, match=message):
         call(tokenizer)
 
 
-def test_a_missing_sentencepiece_is_named(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sentencepiece_is_named(tokenizer_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(EngineUnavailableError, match=r'pip install "erniem-rt\[text\]"'):
         Tokenizer.from_dir(tokenizer_dir)
@@ -217,11 +207,7 @@ TEXTS = st.lists(st.sampled_from([*AWKWARD, "[MASK]", "The", " wrote "]) | st.ch
 
 @pytest.fixture(scope="module", params=[False, True], ids=["cased", "lower-cased"])
 def either(tokenizer_dir: Path, request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(do_lower_case=request.param),
-    )
+    return load(tokenizer_dir, do_lower_case=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -258,11 +244,11 @@ def sources(either: Tokenizer, text: str) -> list[tuple[str, str]]:
         (" \n\u200b", []),
     ],
 )
-def test_known_spans(tokenizer_dir: Path, text: str, expected: list[tuple[str, int, int]]) -> None:
+def test_known_spans(tokenizer_dir, text, expected):
     assert spans(Tokenizer.from_dir(tokenizer_dir), text) == expected
 
 
-def test_a_lone_word_mark_has_the_first_whitespace_character_of_its_run(tokenizer_dir: Path) -> None:
+def test_a_lone_word_mark_has_the_first_whitespace_character_of_its_run(tokenizer_dir):
     assert sources(Tokenizer.from_dir(tokenizer_dir), "The\t \u0007 ever\u3000ž")[1:] == [
         ("▁ever", "ever"),
         ("▁", "\u3000"),
@@ -270,12 +256,8 @@ def test_a_lone_word_mark_has_the_first_whitespace_character_of_its_run(tokenize
     ]
 
 
-def test_lower_casing_that_adds_code_points_keeps_positions(tokenizer_dir: Path) -> None:
-    lowering = Tokenizer(
-        tokenizer_dir / "sentencepiece.bpe.model",
-        tokenizer_dir / "vocab.txt",
-        settings=TokenizerSettings(do_lower_case=True),
-    )
+def test_lower_casing_that_adds_code_points_keeps_positions(tokenizer_dir):
+    lowering = load(tokenizer_dir, do_lower_case=True)
     text = "İİ ΟΔΟΣ [MASK] WROTE"
     found = sources(lowering, text)
     assert found[-2:] == [("[MASK]", "[MASK]"), ("▁wrote", "WROTE")]
@@ -283,33 +265,22 @@ def test_lower_casing_that_adds_code_points_keeps_positions(tokenizer_dir: Path)
     assert found[0][1] in ("İ", "İİ")
 
 
-def test_added_tokens_that_swallow_whitespace_do_not_shift_their_neighbours(tokenizer_dir: Path) -> None:
-    greedy = TokenizerSettings(additional_special_tokens=(AddedToken("<ent>", lstrip=True, rstrip=True),))
-    either = Tokenizer(tokenizer_dir / "sentencepiece.bpe.model", tokenizer_dir / "vocab.txt", settings=greedy)
-    assert spans(either, "The  <ent>  wrote") == [("▁The", 0, 3), ("<ent>", 5, 10), ("▁wrote", 12, 17)]
+def test_added_tokens_that_swallow_whitespace_do_not_shift_their_neighbours(tokenizer_dir):
+    greedy = load(tokenizer_dir, additional_special_tokens=(AddedToken("<ent>", lstrip=True, rstrip=True),))
+    assert spans(greedy, "The  <ent>  wrote") == [("▁The", 0, 3), ("<ent>", 5, 10), ("▁wrote", 12, 17)]
 
 
-def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(tmp_path: Path) -> None:
+def test_tokens_cut_from_one_rewritten_sequence_share_all_of_it(train_sentencepiece, tmp_path):
     """nmt_nfkc has no rule from several characters to several, but a model's own rules may."""
     rules = tmp_path / "rules.tsv"
     rules.write_text("61 62\t78 79\n", encoding="utf-8")  # "ab" becomes "xy"
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["x y xy q"] * 9),
-        model_writer=model,
-        vocab_size=9,
-        model_type="char",
-        normalization_rule_tsv=str(rules),
-        minloglevel=2,
-        hard_vocab_limit=False,
-    )
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    train_sentencepiece(tmp_path, ["x y xy q"] * 9, vocab_size=9, model_type="char", normalization_rule_tsv=str(rules))
     assert spans(Tokenizer.from_dir(tmp_path), "qabq") == [("q", 0, 1), ("x", 1, 3), ("y", 1, 3), ("q", 3, 4)]
 
 
 @settings(max_examples=200)
 @given(text=TEXTS)
-def test_spans_are_monotone_and_inside_the_text(either: Tokenizer, text: str) -> None:
+def test_spans_are_monotone_and_inside_the_text(either, text):
     found = spans(either, text)
     assert all(0 <= start < end <= len(text) for _, start, end in found)
     for (_, start, end), (_, next_start, next_end) in pairwise(found):
@@ -319,9 +290,7 @@ def test_spans_are_monotone_and_inside_the_text(either: Tokenizer, text: str) ->
 
 @settings(max_examples=200)
 @given(text=TEXTS)
-def test_spans_cover_exactly_what_normalisation_keeps(
-    tokenizer_dir: Path, normalizer: sentencepiece.SentencePieceProcessor, text: str
-) -> None:
+def test_spans_cover_exactly_what_normalisation_keeps(tokenizer_dir, normalizer, text):
     """The slow oracle: normalising what tokens cover spells them; normalising the rest leaves nothing."""
     either = Tokenizer.from_dir(tokenizer_dir)
     found = spans(either, text)
@@ -348,20 +317,20 @@ def clusters(found: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     return joined
 
 
-def test_sentences_are_covered(either: Tokenizer, sentences: tuple[str, ...]) -> None:
+def test_sentences_are_covered(either, sentences):
     for sentence in sentences:
         covered = {i for start, end in either(sentence).offsets for i in range(start, end)}
         assert all(i in covered or char.isspace() or char == "\u200c" for i, char in enumerate(sentence))
 
 
-def test_pairs_have_offsets_of_their_own_text(tokenizer_dir: Path) -> None:
+def test_pairs_have_offsets_of_their_own_text(tokenizer_dir):
     encoding = Tokenizer.from_dir(tokenizer_dir)("The letters", "wrote 3")
     assert encoding.offsets == [(0, 0), (0, 3), (4, 11), (0, 0), (0, 0), (0, 5), (6, 7), (0, 0)]
     assert encoding.sequence_ids == [None, 0, 0, None, None, 1, 1, None]
     assert encoding.special_tokens_mask == [1, 0, 0, 1, 1, 0, 0, 1]
 
 
-def test_a_long_text_takes_time_in_proportion(tokenizer_dir: Path) -> None:
+def test_a_long_text_takes_time_in_proportion(tokenizer_dir):
     """100,000 characters of each awkward kind: anything quadratic would take far longer."""
     either = Tokenizer.from_dir(tokenizer_dir)
     for unit in ("The lighthouse ", " ", "\u0007", "x\u0007", "[MASK]", "[MASK", "🦊"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -39,15 +37,6 @@ def load(folder: Path, options: TokenizerSettings) -> Tokenizer:
 )
 def tokenizer(tokenizer_dir: Path, request: pytest.FixtureRequest) -> Tokenizer:
     return load(tokenizer_dir, request.param)
-
-
-def trained(folder: Path, texts: tuple[str, ...], **options: Any) -> Tokenizer:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts * 5), model_writer=model, hard_vocab_limit=False, minloglevel=2, **options
-    )
-    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
-    return Tokenizer.from_dir(folder)
 
 
 def padded(row: Encoding, length: int, pad_id: int, side: str) -> Encoding:
@@ -99,22 +88,13 @@ def check_batch(tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None,
     strategy=st.sampled_from(["longest_first", "only_first", "only_second"]),
     threads=st.integers(1, 3),
 )
-def test_batches_hold_the_rows_of_their_texts(
-    tokenizer: Tokenizer,
-    rows: list[tuple[str, str]],
-    paired: bool,
-    side: Any,
-    special: bool,
-    limit: int | None,
-    strategy: Any,
-    threads: int,
-) -> None:
+def test_batches_hold_the_rows_of_their_texts(tokenizer, rows, paired, side, special, limit, strategy, threads):
     texts, seconds = map(list, zip(*rows, strict=True))
     options = {"add_special_tokens": special, "max_length": limit, "truncation": strategy if limit else None}
     check_batch(tokenizer, texts, seconds if paired else None, side, threads=threads, **options)
 
 
-def test_the_oracle_and_the_batch_take_different_paths(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_and_the_batch_take_different_paths(tokenizer_dir, monkeypatch):
     """A sentence of known words needs no piece of text; the comparison above would prove little otherwise."""
     tokenizer = Tokenizer.from_dir(tokenizer_dir)
     expected = tokenizer("The lighthouse keeper wrote").input_ids
@@ -124,7 +104,7 @@ def test_the_oracle_and_the_batch_take_different_paths(tokenizer_dir: Path, monk
         tokenizer("The lighthouse keeper wrote")
 
 
-def test_sentences(tokenizer: Tokenizer, sentences: tuple[str, ...]) -> None:
+def test_sentences(tokenizer, sentences):
     for threads in (1, 2, 4):
         check_batch(tokenizer, list(sentences), list(sentences[::-1]), "right", threads=threads)
         check_batch(tokenizer, list(sentences), None, "left", threads=threads)
@@ -142,13 +122,14 @@ def test_sentences(tokenizer: Tokenizer, sentences: tuple[str, ...]) -> None:
     ],
     ids=str,
 )
-def test_models_of_other_kinds(sentences: tuple[str, ...], tmp_path: Path, options: dict[str, Any]) -> None:
-    tokenizer = trained(tmp_path, sentences, vocab_size=600, **options)
+def test_models_of_other_kinds(train_sentencepiece, sentences, tmp_path, options):
+    train_sentencepiece(tmp_path, sentences * 5, vocab_size=600, **options)
+    tokenizer = Tokenizer.from_dir(tmp_path)
     texts = [*sentences, "  The  letters ", "The", " The", "\tThe\u3000", "▁", " ", "1 ▁ 2", "…ﬁ ½", "𠀀", "The"]
     check_batch(tokenizer, texts, texts[::-1], "right")
 
 
-def test_pieces_are_learned_by_many_threads_at_once(tokenizer_dir: Path, sentences: tuple[str, ...]) -> None:
+def test_pieces_are_learned_by_many_threads_at_once(tokenizer_dir, sentences):
     texts = [*sentences, "The [MASK] wrote", "\U000e0001 letters"]
     expected = Tokenizer.from_dir(tokenizer_dir).batch(texts).input_ids
     for _ in range(5):
@@ -160,14 +141,14 @@ def test_pieces_are_learned_by_many_threads_at_once(tokenizer_dir: Path, sentenc
             np.testing.assert_array_equal(np.roll(batch.input_ids, i, axis=0), expected)
 
 
-def test_offsets_and_rows_are_made_once(tokenizer_dir: Path) -> None:
+def test_offsets_and_rows_are_made_once(tokenizer_dir):
     batch = Tokenizer.from_dir(tokenizer_dir).batch(["The", "letters wrote"])
     assert batch.offsets is batch.offsets
     assert batch.encodings is batch.encodings
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True])
-def test_threads_are_counted(tokenizer: Tokenizer, threads: Any) -> None:
+def test_threads_are_counted(tokenizer, threads):
     with pytest.raises(InvalidInputError, match="threads must be a positive integer or None"):
         tokenizer.batch(["The"], threads=threads)
 
@@ -199,9 +180,7 @@ class Work:
 
 
 @pytest.mark.parametrize("unit", ["The lighthouse ", "x\u0007", "🦊", "[MASK] ", "图书馆，", "  "])
-def test_ten_times_the_text_takes_ten_times_the_work(
-    tokenizer: Tokenizer, unit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ten_times_the_text_takes_ten_times_the_work(tokenizer, unit, monkeypatch):
     short, long = (Work(tokenizer, unit * (size // len(unit)), monkeypatch) for size in (2500, 25_000))
     assert long.calls < 11 * short.calls  # were it quadratic: 100 times
     assert long.characters < 11 * short.characters

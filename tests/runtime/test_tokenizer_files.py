@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -39,7 +38,7 @@ def configure(folder: Path, **values: Any) -> Tokenizer:
     return Tokenizer.from_dir(folder)
 
 
-def test_the_model_alone_is_enough(folder: Path) -> None:
+def test_the_model_alone_is_enough(folder):
     (folder / "vocab.txt").unlink()
     tokenizer = Tokenizer.from_dir(folder)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
@@ -48,7 +47,7 @@ def test_the_model_alone_is_enough(folder: Path) -> None:
     assert tokenizer.unk_token_id == tokenizer.vocab_size  # special tokens follow the pieces
 
 
-def test_settings_come_from_the_config(folder: Path) -> None:
+def test_settings_come_from_the_config(folder):
     tokenizer = configure(
         folder,
         do_lower_case=True,
@@ -68,15 +67,15 @@ def test_settings_come_from_the_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 1e30])
-def test_no_limit_is_none(folder: Path, limit: float | None) -> None:
+def test_no_limit_is_none(folder, limit):
     assert configure(folder, model_max_length=limit).settings.model_max_length is None
 
 
-def test_split_special_tokens_reads_them_as_text(folder: Path) -> None:
+def test_split_special_tokens_reads_them_as_text(folder):
     assert "[MASK]" not in configure(folder, split_special_tokens=True).tokenize("The [MASK]")
 
 
-def test_the_vocabulary_s_last_line_needs_no_newline(folder: Path) -> None:
+def test_the_vocabulary_s_last_line_needs_no_newline(folder):
     vocabulary = folder / "vocab.txt"
     expected = Tokenizer.from_dir(folder).get_vocab()
     vocabulary.write_bytes(vocabulary.read_bytes().rstrip(b"\n"))
@@ -84,14 +83,14 @@ def test_the_vocabulary_s_last_line_needs_no_newline(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r"])
-def test_lines_may_end_as_on_other_systems(folder: Path, end: bytes) -> None:
+def test_lines_may_end_as_on_other_systems(folder, end):
     vocabulary = folder / "vocab.txt"
     expected = Tokenizer.from_dir(folder).get_vocab()
     vocabulary.write_bytes(vocabulary.read_bytes().replace(b"\n", end))
     assert Tokenizer.from_dir(folder).get_vocab() == expected
 
 
-def test_a_token_listed_twice_has_its_last_id(folder: Path) -> None:
+def test_a_token_listed_twice_has_its_last_id(folder):
     vocabulary = folder / "vocab.txt"
     size = Tokenizer.from_dir(folder).vocab_size
     vocabulary.write_text(vocabulary.read_text("utf-8") + "▁The\n", "utf-8")
@@ -117,7 +116,7 @@ def test_a_token_listed_twice_has_its_last_id(folder: Path) -> None:
         ("added_tokens.json", b"\xff", "not readable JSON"),
     ],
 )
-def test_damaged_files_are_named(folder: Path, name: str, content: bytes | None, message: str) -> None:
+def test_damaged_files_are_named(folder, name, content, message):
     path = folder / name
     if content is None:
         path.unlink()
@@ -128,14 +127,14 @@ def test_damaged_files_are_named(folder: Path, name: str, content: bytes | None,
     assert str(path) in str(caught.value)
 
 
-def test_a_truncated_model_is_named(folder: Path) -> None:
+def test_a_truncated_model_is_named(folder):
     path = folder / "sentencepiece.bpe.model"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ArtifactError, match="is not a sentencepiece model, or it is damaged: fetch it again"):
         Tokenizer.from_dir(folder)
 
 
-def test_missing_folders_and_named_files(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_missing_folders_and_named_files(tmp_path, tokenizer_dir):
     with pytest.raises(ArtifactError, match="no such folder"):
         Tokenizer.from_dir(tmp_path / "nowhere")
     with pytest.raises(ArtifactError, match=r"other\.txt is not a readable vocabulary"):
@@ -155,37 +154,26 @@ def test_missing_folders_and_named_files(tmp_path: Path, tokenizer_dir: Path) ->
         ({"sp_model_kwargs": {"enable_sampling": True}}, "sp_model_kwargs=.* is not supported"),
     ],
 )
-def test_unusable_settings_are_named(folder: Path, values: dict[str, Any], message: str) -> None:
+def test_unusable_settings_are_named(folder, values, message):
     with pytest.raises(ArtifactError, match=message) as caught:
         configure(folder, **values)
     assert "tokenizer_config.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"byte_fallback": True}, {"treat_whitespace_as_suffix": True}])
-def test_models_that_offsets_cannot_follow_are_refused(
-    sentences: tuple[str, ...], tmp_path: Path, options: dict[str, bool]
-) -> None:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences * 5),
-        model_writer=model,
-        vocab_size=700,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+def test_models_that_offsets_cannot_follow_are_refused(train_sentencepiece, sentences, tmp_path, options):
+    train_sentencepiece(tmp_path, sentences * 5, vocab_size=700, **options)
     with pytest.raises(ArtifactError, match="byte fallback or marks at the end of words"):
         Tokenizer.from_dir(tmp_path)
 
 
-def test_settings_given_in_code_are_checked_too() -> None:
+def test_settings_given_in_code_are_checked_too():
     with pytest.raises(ArtifactError, match="truncation_side"):
         TokenizerSettings(truncation_side="middle")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "BertTokenizer", 3])
-def test_the_tokenizer_of_another_class_is_refused(folder: Path, name: Any) -> None:
+def test_the_tokenizer_of_another_class_is_refused(folder, name):
     """transformers would take that class, whose ids differ."""
     with pytest.raises(ArtifactError) as caught:
         configure(folder, tokenizer_class=name)
@@ -195,11 +183,11 @@ def test_the_tokenizer_of_another_class_is_refused(folder: Path, name: Any) -> N
 
 
 @pytest.mark.parametrize("name", ["ErnieMTokenizer", "ErnieMTokenizerFast", None])
-def test_its_own_class_or_none_is_taken(folder: Path, name: str | None) -> None:
+def test_its_own_class_or_none_is_taken(folder, name):
     assert configure(folder, tokenizer_class=name)("a").input_ids == Tokenizer.from_dir(folder)("a").input_ids
 
 
-def test_the_class_in_the_model_s_config_counts_where_the_tokenizer_s_names_none(folder: Path) -> None:
+def test_the_class_in_the_model_s_config_counts_where_the_tokenizer_s_names_none(folder):
     (folder / "config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"/config.json says tokenizer_class = 'BertTokenizer'"):
         Tokenizer.from_dir(folder)
@@ -222,7 +210,7 @@ def by_dict(tokens: list[str], asked: list[str]) -> list[int | None]:
 
 
 @given(TOKENS, ASKED)
-def test_tokens_are_found_as_in_a_dict(tokens: list[str], asked: list[str]) -> None:
+def test_tokens_are_found_as_in_a_dict(tokens, asked):
     found = TokenList.of(tokens)
     assert found.indices(asked) == by_dict(tokens, asked)
     assert found.indices(tokens) == by_dict(tokens, tokens)
@@ -238,14 +226,14 @@ def test_tokens_are_found_as_in_a_dict(tokens: list[str], asked: list[str]) -> N
 
 @pytest.mark.parametrize("end", ["", "\n"])
 @given(st.lists(st.text(st.sampled_from("ab▁語"), max_size=6), min_size=1, max_size=20))
-def test_lines_are_tokens(end: str, lines: list[str]) -> None:
+def test_lines_are_tokens(end, lines):
     lines.append("last")
     found = TokenList.of_lines(("\n".join(lines) + end).encode())
     assert list(found) == lines
     assert found.indices(lines) == by_dict(lines, lines)
 
 
-def test_tokens_alike_where_keys_look_are_told_apart() -> None:
+def test_tokens_alike_where_keys_look_are_told_apart():
     tokens = ["a" * 12 + str(i) + "b" * 40 for i in (0, 1, 2, 1)]
     found = TokenList.of(tokens)
     assert len(found._sharing) == 3

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_ids_and_offsets_are_paddles(folder: Path) -> None:
+def test_ids_and_offsets_are_paddles(folder):
     tokenizer = pickle.loads(pickle.dumps(Tokenizer.from_dir(folder)))
     batch = tokenizer.batch([one["text"] for one in SENTENCES], padding_side="right")
     for i, one in enumerate(SENTENCES):
@@ -40,7 +40,7 @@ def test_ids_and_offsets_are_paddles(folder: Path) -> None:
     assert sum("offset_error" not in one for one in SENTENCES) == 239
 
 
-def test_nothing_else_differs_from_the_reference(folder: Path) -> None:
+def test_nothing_else_differs_from_the_reference(folder):
     ours, paddle = Tokenizer.from_dir(NANO), Tokenizer.from_dir(folder)
     mark = ours.convert_tokens_to_ids("▁")
     differing = 0
@@ -51,7 +51,7 @@ def test_nothing_else_differs_from_the_reference(folder: Path) -> None:
     assert differing == 132
 
 
-def test_the_setting_is_true_or_false(folder: Path, tmp_path: Path) -> None:
+def test_the_setting_is_true_or_false(folder, tmp_path):
     target = shutil.copytree(folder, tmp_path / "copy")
     (target / "tokenizer_config.json").write_text('{"drop_lone_marks": "yes"}')
     with pytest.raises(ArtifactError, match="drop_lone_marks must be true or false, not 'yes'"):

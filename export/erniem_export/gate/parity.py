@@ -36,9 +36,10 @@ from erniem_export.options import arithmetic_of
 from erniem_export.passes.precision import HALF_TYPES, emulate_half, to_half
 from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
+from erniem_rt.files import hash_file
 from erniem_rt.locations import manifest_of
 from erniem_rt.machine import cpu_class
-from erniem_rt.manifest import HEADS, Manifest, hash_file
+from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
 
 if TYPE_CHECKING:

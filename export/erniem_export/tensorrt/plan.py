@@ -35,7 +35,8 @@ from erniem_export.tensorrt.builder import (
     make_builder,
     parse,
 )
-from erniem_rt.manifest import FileRecord, Manifest, Plan, Profile, hash_file
+from erniem_rt.files import FileRecord, hash_file
+from erniem_rt.manifest import Manifest, Plan, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -21,7 +21,8 @@ from erniem_export.errors import ParityError
 from erniem_export.gate import accuracy as accuracy_module
 from erniem_export.gate.accuracy import FEWEST, Accuracy, AccuracyCheck, figures, task_set_of
 from erniem_rt.errors import InvalidInputError
-from erniem_rt.manifest import Manifest, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import Manifest
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
 

@@ -12,8 +12,8 @@ import pytest
 from erniem_export.gate.cases import TEXTS, Case, build_cases
 from erniem_export.heads import graph_inputs
 from erniem_export.options import GraphOptions
-from erniem_rt.inputs import prepare
 from erniem_rt.manifest import Limits
+from erniem_rt.session import prepare
 from erniem_rt.tokenizer import Tokenizer
 
 LIMITS = {

@@ -22,7 +22,8 @@ from erniem_export.progress import Terminal
 from erniem_export.quantization import quantize
 from erniem_export.quantization.quantize import Quantization, quantize_encoder
 from erniem_rt import Session, machine
-from erniem_rt.manifest import HEADS, Manifest, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import HEADS, Manifest
 
 CHECKPOINTS = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
 

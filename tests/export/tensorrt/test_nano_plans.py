@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from erniem_export.tensorrt.builder import load_library
-from erniem_rt.manifest import HEADS, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import HEADS
 
 NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from erniem_rt import Tokenizer
 from erniem_rt.cli import main
-from erniem_rt.inputs import prepare
-from erniem_rt.manifest import HEADS, Defaults, Limits, Manifest, TensorSpec, hash_file
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import HEADS, Defaults, Limits, Manifest, TensorSpec
+from erniem_rt.session import prepare
 
 HIDDEN, VOCAB, PAD = 4, 2000, 1
 COLUMNS = {"base": HIDDEN, "qa": 2, "ie": 2, "mc": 1}

@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("existing", [None, b"from before\n"])
 @pytest.mark.parametrize("options", [["--stride", "3"], ["--candidate-labels", "a,b"], ["--top-k", "0"]])
-def test_wrong_options_leave_the_output_as_it_is(artifact, source, tmp_path, capsys, options, existing) -> None:
+def test_wrong_options_leave_the_output_as_it_is(artifact, source, tmp_path, capsys, options, existing):
     target = tmp_path / "out.jsonl"
     if existing is not None:
         target.write_bytes(existing)
@@ -54,7 +54,7 @@ def test_wrong_options_leave_the_output_as_it_is(artifact, source, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "./in.jsonl", "link.jsonl"])
-def test_the_input_is_no_output(artifact, source, tmp_path, capsys, name) -> None:
+def test_the_input_is_no_output(artifact, source, tmp_path, capsys, name):
     (tmp_path / "link.jsonl").symlink_to(source)
 
     assert main([str(artifact), "--input", str(source), "--output", f"{tmp_path}/{name}"]) == 1
@@ -64,7 +64,7 @@ def test_the_input_is_no_output(artifact, source, tmp_path, capsys, name) -> Non
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError("disk full"), RuntimeError("a fault of ours")])
-def test_an_output_that_was_not_finished_replaces_nothing(artifact, source, tmp_path, monkeypatch, failure) -> None:
+def test_an_output_that_was_not_finished_replaces_nothing(artifact, source, tmp_path, monkeypatch, failure):
     target = tmp_path / "out.jsonl"
     target.write_text("from before\n")
     before = sorted(tmp_path.iterdir())
@@ -94,12 +94,12 @@ def test_an_output_that_was_not_finished_replaces_nothing(artifact, source, tmp_
         ("a" * 250, "no file can be made in {}: File name too long; choose another."),
     ],
 )
-def test_an_output_that_cannot_be_made(artifact, source, tmp_path, capsys, name, message) -> None:
+def test_an_output_that_cannot_be_made(artifact, source, tmp_path, capsys, name, message):
     assert main([str(artifact), "--input", str(source), "--output", str(tmp_path / name)]) == 1
     assert capsys.readouterr().err == f"error: --output: {message.format(tmp_path.resolve())}\n"
 
 
-def test_an_output_keeps_its_mode_and_its_link(tmp_path) -> None:
+def test_an_output_keeps_its_mode_and_its_link(tmp_path):
     (tmp_path / "real").write_text("from before")
     (tmp_path / "real").chmod(0o600)
     (tmp_path / "link").symlink_to("real")
@@ -111,13 +111,13 @@ def test_an_output_keeps_its_mode_and_its_link(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
 
 
-def test_a_device_stays_one() -> None:
+def test_a_device_stays_one():
     with replaced(Path(os.devnull)) as file:
         file.write(b"x")
     assert Path(os.devnull).is_char_device()
 
 
-def test_a_pipe_is_written_as_it_is() -> None:
+def test_a_pipe_is_written_as_it_is():
     """Such as ``--output /dev/stdout``."""
     reading, writing = os.pipe()
     with replaced(Path(f"/dev/fd/{writing}")) as file:
@@ -127,7 +127,7 @@ def test_a_pipe_is_written_as_it_is() -> None:
         assert source.read() == b"x"
 
 
-def test_a_program_may_wait_for_each_answer(artifact) -> None:
+def test_a_program_may_wait_for_each_answer(artifact):
     """It writes a line, reads the answer, and only then writes the next."""
     command = [sys.executable, "-m", "erniem_rt", str(artifact)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
@@ -146,7 +146,7 @@ def test_a_program_may_wait_for_each_answer(artifact) -> None:
 
 
 @pytest.mark.parametrize("output", ["closed pipe", "/dev/full"])
-def test_an_output_that_takes_nothing_ends_in_one_line(artifact, source, output) -> None:
+def test_an_output_that_takes_nothing_ends_in_one_line(artifact, source, output):
     """As in ``python -m erniem_rt ... | head -1``. Python would try what was not written again, and exit with 120."""
     if output == "closed pipe":
         reading, target = os.pipe()
@@ -163,7 +163,7 @@ def test_an_output_that_takes_nothing_ends_in_one_line(artifact, source, output)
     assert done.stderr.startswith("error: [Errno ")
 
 
-def test_lines_before_a_failure_of_the_source_come_first(monkeypatch) -> None:
+def test_lines_before_a_failure_of_the_source_come_first(monkeypatch):
     """Where a pipe is ready and cannot be read on."""
 
     class Broken(BytesIO):
@@ -182,7 +182,7 @@ def test_lines_before_a_failure_of_the_source_come_first(monkeypatch) -> None:
         next(found)
 
 
-def test_what_has_come_in_is_taken_together() -> None:
+def test_what_has_come_in_is_taken_together():
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source:
         found = chunks(source, 3)
@@ -198,7 +198,7 @@ def test_what_has_come_in_is_taken_together() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"a", b"a\n", b"a\r\n\nb", b"x" * 3_000_000 + b"\ny\n" * 7])
 @pytest.mark.parametrize("in_memory", [True, False])  # of which the system cannot tell whether it is ready
-def test_no_line_is_lost(tmp_path, content, in_memory) -> None:
+def test_no_line_is_lost(tmp_path, content, in_memory):
     (tmp_path / "lines").write_bytes(content)
     expected = [(i, line) for i, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
     with BufferedReader(BytesIO(content)) if in_memory else (tmp_path / "lines").open("rb") as source:
@@ -237,21 +237,21 @@ def assert_reported(text: str) -> None:
     assert total == "error: 1 of 3 lines could not be answered"
 
 
-def test_input_from_a_file_needs_no_standard_input(run) -> None:
+def test_input_from_a_file_needs_no_standard_input(run):
     result = run("<&-", "--input", "in.jsonl")
     assert result.returncode == 1
     assert_answered(result.stdout)
     assert_reported(result.stderr)
 
 
-def test_output_to_a_file_needs_no_standard_output(run, tmp_path) -> None:
+def test_output_to_a_file_needs_no_standard_output(run, tmp_path):
     result = run(">&-", "--output", "out.jsonl")
     assert result.returncode == 1
     assert_answered((tmp_path / "out.jsonl").read_text())
     assert_reported(result.stderr)
 
 
-def test_an_error_needs_no_standard_output(run) -> None:
+def test_an_error_needs_no_standard_output(run):
     result = run(">&-", "--input", "none.jsonl", "--output", "out.jsonl")
     assert (result.returncode, result.stderr) == (1, "error: [Errno 2] No such file or directory: 'none.jsonl'\n")
 
@@ -263,14 +263,14 @@ def test_an_error_needs_no_standard_output(run) -> None:
         pytest.param("2>/dev/full", marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")),
     ],
 )
-def test_answers_need_no_standard_error(run, redirection) -> None:
+def test_answers_need_no_standard_error(run, redirection):
     result = run(redirection)
     assert result.returncode == 1
     assert_answered(result.stdout)
 
 
 @pytest.mark.parametrize(("redirection", "name"), [("<&-", "input"), (">&-", "output")])
-def test_a_stream_that_is_needed_is_named(run, redirection, name) -> None:
+def test_a_stream_that_is_needed_is_named(run, redirection, name):
     result = run(redirection)
     message = f"error: standard {name} is closed: open it, or name a file with --{name}.\n"
     assert (result.returncode, result.stdout, result.stderr) == (1, "", message)
@@ -299,7 +299,7 @@ def terminate() -> None:
 @pytest.mark.parametrize(
     ("number", "before"), [(signal.SIGTERM, None), (signal.SIGTERM, "from before\n"), (signal.SIGHUP, None)]
 )
-def test_no_half_of_an_output_is_left(artifact, tmp_path, number, before) -> None:
+def test_no_half_of_an_output_is_left(artifact, tmp_path, number, before):
     target = tmp_path / "answers" / "out.jsonl"
     target.parent.mkdir()
     if before is not None:
@@ -316,7 +316,7 @@ def test_no_half_of_an_output_is_left(artifact, tmp_path, number, before) -> Non
     assert [file.read_text() for file in target.parent.iterdir()] == ([] if before is None else [before])
 
 
-def test_a_reader_that_has_stopped_holds_nothing_up(artifact, tmp_path) -> None:
+def test_a_reader_that_has_stopped_holds_nothing_up(artifact, tmp_path):
     (tmp_path / "in.jsonl").write_text('"one"\n' * 5000)
     command = [sys.executable, "-m", "erniem_rt", str(artifact), "--input", str(tmp_path / "in.jsonl")]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -333,7 +333,7 @@ def test_a_reader_that_has_stopped_holds_nothing_up(artifact, tmp_path) -> None:
             os.close(writing)
 
 
-def test_another_signal_does_not_interrupt_the_cleaning() -> None:
+def test_another_signal_does_not_interrupt_the_cleaning():
     """``timeout`` sends two: to its child and to the group."""
     cleaned = []
 
@@ -350,7 +350,7 @@ def test_another_signal_does_not_interrupt_the_cleaning() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_handler_that_is_there_stays() -> None:
+def test_a_handler_that_is_there_stays():
     def of_the_host(*_: object) -> None:
         raise LookupError
 
@@ -363,7 +363,7 @@ def test_a_handler_that_is_there_stays() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def test_another_thread_sets_no_handler() -> None:
+def test_another_thread_sets_no_handler():
     def enter() -> None:
         with stopped_by_signals():
             found.append(signal.getsignal(signal.SIGTERM))
@@ -375,7 +375,7 @@ def test_another_thread_sets_no_handler() -> None:
     assert found == [signal.SIG_DFL]
 
 
-def test_main_alone_sets_no_handler(artifact, tmp_path, monkeypatch) -> None:
+def test_main_alone_sets_no_handler(artifact, tmp_path, monkeypatch):
     found: list[object] = []
     monkeypatch.setattr(cli, "_answer_lines", lambda *_: found.append(signal.getsignal(signal.SIGTERM)) or 0)
     assert main([str(artifact), "--input", os.devnull, "--output", str(tmp_path / "out.jsonl")]) == 0

@@ -222,10 +222,25 @@ def test_an_array_of_several_axes_is_refused(call, inputs):
         call(inputs)
 
 
-@pytest.mark.parametrize("inputs", [b"text", bytearray(b"text"), memoryview(b"text"), 3, str])
-def test_what_is_neither_is_one_input_that_is_no_text(call, inputs):
-    with pytest.raises(InvalidInputError, match=r"^text must be str, got "):
-        call(inputs)
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        *((blank, "text is empty: expected text") for blank in ("", " \t\n\u3000", {"text": " "})),
+        *(
+            (text, "text has no tokens left after normalization: expected text")
+            for text in ("\u200b", "\ufeff", "\x01\x02\x7f", "▁", "\ud83d", " \u200b▁\n", {"text": "\u200b"})
+        ),
+        *((value, "text must be str, got ") for value in (b"text", bytearray(b"text"), memoryview(b"text"), 3, str)),
+        ({"text": 3}, "text must be str, got int"),
+        ({"texts": "Ada"}, "'text' is missing; .* takes a mapping with 'text'"),
+        ({"text": "x", "id": 1}, "key 'id' is not known; .* takes a mapping with 'text'"),
+    ],
+)
+def test_an_input_that_is_no_text_is_named(call, bad, message):
+    with pytest.raises(InvalidInputError, match=f"^{message}"):
+        call(bad)
+    with pytest.raises(InvalidInputError, match=f"^input 17: {message}"):
+        call([*["fine"] * 17, bad, "fine"])
 
 
 @pytest.mark.parametrize("make_columns", COLUMNS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from erniem_rt import InvalidInputError, pipeline
+from erniem_rt import InvalidInputError
 from erniem_rt.pipelines.feature_extraction import FeatureExtractionPipeline
 
 LIMIT = 24
@@ -64,18 +64,6 @@ def test_a_vector_of_zeros_stays_one(scripted_session, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"pooling": "max"}, "pooling must be one of mean, cls, pooler, none, got 'max'"),
-        ({"normalize": "yes"}, "normalize must be True or False, got 'yes'"),
-    ],
-)
-def test_options_are_checked(make_pipe, options, message):
-    with pytest.raises(InvalidInputError, match=message):
-        make_pipe(**options)
-
-
-@pytest.mark.parametrize(
     ("defaults", "options", "expected"),
     [
         ({}, {}, ("mean", False)),
@@ -106,32 +94,3 @@ def test_a_model_without_pooler(artifact, scripted_session, tokenizer, pooling):
         "pooling='pooler' needs pooler_output, which base.onnx lacks, because its checkpoint had no pooler: use "
         "pooling='mean' or 'cls'."
     )
-
-
-@pytest.mark.parametrize("flag", [np.True_, np.False_])
-def test_a_flag_may_be_numpys(make_pipe, flag):
-    assert make_pipe(normalize=flag).normalize is bool(flag)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ("", "^text is empty"),
-        (" \t\n", "^text is empty"),
-        (5, "^text must be str, got int"),
-        (b"text", "^text must be str, got bytes"),
-        ({"text": 3}, "^text must be str, got int"),
-        (["a", "b", " "], "^input 2: text is empty"),
-        (["a", "\ufeff"], "^input 1: text has no tokens left after normalization: expected text"),
-        (["a", None], "^input 1: text must be str, got NoneType"),
-    ],
-)
-def test_bad_texts_are_named(make_pipe, inputs, message):
-    with pytest.raises(InvalidInputError, match=message):
-        make_pipe()(inputs)
-
-
-def test_the_real_graph_gives_the_same(artifact, make_pipe, sentences):
-    with pipeline(artifact.path, pooling="mean", normalize=True) as pipe:
-        real = pipe(list(sentences))
-    np.testing.assert_allclose(real, make_pipe(normalize=True)(list(sentences)), rtol=1e-5, atol=1e-6)

@@ -58,7 +58,7 @@ def alive(parts: dict[str, weakref.ref[Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("task", ASKED)
-def test_a_pipeline_that_is_dropped_is_freed_at_once(opened: Any, task: str) -> None:
+def test_a_pipeline_that_is_dropped_is_freed_at_once(opened, task):
     _, good, bad = ASKED[task]
     pipe, options = opened(task)
     pipe(good, **options)
@@ -71,7 +71,7 @@ def test_a_pipeline_that_is_dropped_is_freed_at_once(opened: Any, task: str) -> 
 
 
 @pytest.mark.parametrize("task", ASKED)
-def test_closing_lets_go_of_the_tokenizer_too(opened: Any, task: str) -> None:
+def test_closing_lets_go_of_the_tokenizer_too(opened, task):
     _, good, _ = ASKED[task]
     pipe, options = opened(task)
     pipe(good, **options)
@@ -83,7 +83,7 @@ def test_closing_lets_go_of_the_tokenizer_too(opened: Any, task: str) -> None:
         pipe(good, **options)
 
 
-def test_a_tokenizer_that_is_dropped_is_freed_at_once(tokenizer_dir: Path) -> None:
+def test_a_tokenizer_that_is_dropped_is_freed_at_once(tokenizer_dir):
     tokenizer = Tokenizer.from_dir(tokenizer_dir)
     found = tokenizer.batch(["The ﬁrst ofﬁce\u200b", "[MASK]"])
     assert found.offsets is not None
@@ -94,7 +94,7 @@ def test_a_tokenizer_that_is_dropped_is_freed_at_once(tokenizer_dir: Path) -> No
 
 
 @pytest.mark.parametrize("good", [0, 1, 3])
-def test_a_source_that_fails_keeps_no_session_alive(make_text_artifact: Callable[..., Any], good: int) -> None:
+def test_a_source_that_fails_keeps_no_session_alive(make_text_artifact, good):
     session = erniem_rt.Session(make_text_artifact("qa").path, threads=2)
 
     def source() -> Iterator[dict[str, Any]]:
@@ -108,7 +108,7 @@ def test_a_source_that_fails_keeps_no_session_alive(make_text_artifact: Callable
     assert alive(parts) == []
 
 
-def test_the_pipelines_of_a_session_share_a_tokenizer_and_let_go_of_it(make_text_artifact: Callable[..., Any]) -> None:
+def test_the_pipelines_of_a_session_share_a_tokenizer_and_let_go_of_it(make_text_artifact):
     with erniem_rt.Session(make_text_artifact("cls", labels=LABELS).path) as session:
         classify = erniem_rt.pipeline("text-classification", session)
         zero_shot = erniem_rt.pipeline("zero-shot-classification", session)

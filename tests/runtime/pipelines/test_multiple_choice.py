@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from erniem_rt import InvalidInputError, pipeline
+from erniem_rt import InvalidInputError
 from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
 
 PROMPT = "Gestern haben wir auf dem Straßenfest viele Nachbarn getroffen."
@@ -103,13 +103,3 @@ def test_bad_inputs_are_named(make_pipe, item, message):
         make_pipe()(item)
     with pytest.raises(InvalidInputError, match=f"^input 0: {message}"):
         make_pipe()([item])
-
-
-def test_the_real_graph_gives_the_same(make_text_artifact, make_pipe, sentences):
-    artifact = make_text_artifact("mc")
-    inputs = [{"prompt": text, "choices": CHOICES} for text in sentences]
-    with pipeline(artifact.path) as pipe:
-        real = pipe(inputs)
-    for one, other in zip(real, make_pipe(artifact.function)(inputs), strict=True):
-        assert one["index"] == other["index"]
-        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)

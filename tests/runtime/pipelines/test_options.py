@@ -109,29 +109,73 @@ def test_the_call_goes_over_the_pipeline(make_text_artifact):
         assert len(classify({"text": TEXT}, top_k=None)) == len(NLI)
 
 
-@pytest.mark.parametrize(
-    ("task", "head", "options", "message"),
-    [
-        ("text-classification", "cls", {"top_k": 0}, "top_k must be a positive integer, None or 'best', got 0"),
-        ("text-classification", "cls", {"function_to_apply": "tanh"}, "function_to_apply must be one of sigmoid"),
-        ("zero-shot-classification", "cls", {"candidate_labels": []}, "candidate_labels is empty"),
-        ("zero-shot-classification", "cls", {"hypothesis_template": "no"}, "hypothesis_template must be text with"),
-        ("zero-shot-classification", "cls", {"multi_label": 1}, "multi_label must be True or False"),
-        ("token-classification", "ner", {"stride": 500}, "stride is 500; it must be less than"),
-        ("token-classification", "ner", {"stride": -1}, "stride must be an integer of at least 0"),
-        ("information-extraction", "ie", {"threshold": 1}, "threshold must be a number from 0 to below 1"),
-        ("information-extraction", "ie", {"schema_lang": "de"}, "schema_lang must be one of auto, zh, en"),
-        ("feature-extraction", "base", {"pooling": "max"}, "pooling must be one of mean"),
-        ("question-answering", "qa", {"top_k": 0}, "top_k must be an integer of at least 1"),
-        ("question-answering", "qa", {"doc_stride": 0}, "doc_stride must be an integer of at least 1"),
-    ],
-)
-def test_a_wrong_value_is_refused_in_both_places(make_text_artifact, task, head, options, message):
-    path = artifact(make_text_artifact, head)
+CLASSES = {
+    "base": FeatureExtractionPipeline,
+    "cls": TextClassificationPipeline,
+    "zero-shot": ZeroShotClassificationPipeline,
+    "ner": TokenClassificationPipeline,
+    "qa": QuestionAnsweringPipeline,
+    "ie": InformationExtractionPipeline,
+}
+BAD_COUNTS = [0, -1, 1.5, True, "3", np.int64(0), np.float32(2), np.True_, np.array([1, 2])]
+NO_FRACTIONS = [1, float("nan"), True, np.True_, np.float32(1), 10**400]
+# Of a row of 64 tokens.
+BAD = [
+    *(
+        ("qa", {name: value}, f"{name} must be an integer of at least 1, got ")
+        for name in ("top_k", "max_answer_len", "doc_stride", "max_seq_len", "batch_size", "read_ahead")
+        for value in BAD_COUNTS
+    ),
+    ("qa", {"handle_impossible_answer": np.int64(1)}, "handle_impossible_answer must be True or False, got "),
+    ("qa", {"align_to_words": "yes"}, "align_to_words must be True or False, got 'yes'"),
+    ("qa", {"max_seq_len": 65}, "max_seq_len is 65; the model takes at most 64 tokens"),
+    ("qa", {"max_seq_len": 40, "doc_stride": 41}, "doc_stride is 41, more than the 40 tokens of a row"),
+    ("qa", {"errors": "ignore"}, "errors must be one of raise, return, got 'ignore'"),
+    ("qa", {"max_characters": 0}, "max_characters must be an integer of at least 1, got 0"),
+    *(
+        ("cls", {"top_k": value}, "top_k must be a positive integer, None or 'best', got ")
+        for value in (0, True, np.True_, np.int64(0), np.array([1, 2]), "all")
+    ),
+    ("cls", {"function_to_apply": "relu"}, "function_to_apply must be one of sigmoid, softmax, none, got 'relu'"),
+    ("cls", {"function_to_apply": np.array(["none", "none"])}, "function_to_apply must be one of sigmoid"),
+    ("zero-shot", {"candidate_labels": []}, "candidate_labels is empty"),
+    *(
+        (
+            "zero-shot",
+            {"hypothesis_template": value},
+            r"hypothesis_template must be text with \{\} where the label goes",
+        )
+        for value in ("This example is.", "{0}", "", 3)
+    ),
+    ("zero-shot", {"multi_label": "no"}, "multi_label must be True or False, got 'no'"),
+    ("ner", {"aggregation_strategy": "fist"}, "one of none, simple, first, average, max, got 'fist'"),
+    ("ner", {"aggregation_strategy": ["max"]}, r"one of none, simple, first, average, max, got \['max'\]"),
+    ("ner", {"ignore_labels": "O"}, "ignore_labels must be a list of labels, got str"),
+    ("ner", {"ignore_labels": [0]}, r"ignore_labels must be a list of labels, got \[0\]"),
+    *(("ner", {"stride": value}, "stride must be an integer of at least 0, got ") for value in (-1, np.int64(-1), 2.5)),
+    ("ner", {"stride": 62}, "stride is 62; it must be less than the 62 tokens of a window"),
+    *(("ie", {"threshold": value}, "threshold must be a number from 0 to below 1, got ") for value in NO_FRACTIONS),
+    ("ie", {"schema_lang": "ch"}, "schema_lang must be one of auto, zh, en, got 'ch'"),
+    ("ie", {"schema": []}, "schema is empty"),
+    ("ie", {"schema": 3}, "schema must be a name, a list or a dict, got int"),
+    ("ie", {"schema": "5" * 70}, r"the prompt '555\d*…' takes \d+ tokens; the limit is 64"),
+    ("base", {"pooling": "max"}, "pooling must be one of mean, cls, pooler, none, got 'max'"),
+    ("base", {"normalize": "yes"}, "normalize must be True or False, got 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), BAD)
+def test_a_wrong_value_is_refused_in_both_places(scripted_session, tokenizer, kind, options, message):
+    cls = CLASSES[kind]
+    session = scripted_session(cls.head, dict, labels=LABELS.get(cls.head))
     with pytest.raises(InvalidInputError, match=message):
-        pipeline(task, path, **options)
-    with pipeline(task, path, **NEEDED.get(task, {})) as made, pytest.raises(InvalidInputError, match=message):
-        made([], **options)
+        cls(session, tokenizer, **options)
+    needed = {"schema": "Ort"} if kind == "ie" else {}
+    if kind == "zero-shot" and "candidate_labels" not in options:
+        needed = {"candidate_labels": ["Tag"]}
+    with pytest.raises(InvalidInputError, match=message):
+        cls(session, tokenizer, **needed)(iter(["text"]), **options)
+    assert session.batches == []
 
 
 def test_zero_shot_classification_without_labels_says_where_to_give_them(make_text_artifact):

@@ -23,7 +23,7 @@ NLI = ("entailment", "neutral", "contradiction")
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("max_length", [6, 16, 512])
-def test_rows_are_those_of_each_text_alone(tokenizer_dir, sentences, side, special, paired, max_length) -> None:
+def test_rows_are_those_of_each_text_alone(tokenizer_dir, sentences, side, special, paired, max_length):
     tokenizer = Tokenizer.from_dir(tokenizer_dir)
     tokenizer.settings = replace(tokenizer.settings, truncation_side=side, padding_side=side)
     texts = ["x", *sentences, "x"]
@@ -73,7 +73,7 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
-def test_a_list_is_encoded_together_and_answered_as_each_text_alone(make, calls, sentences, kind) -> None:
+def test_a_list_is_encoded_together_and_answered_as_each_text_alone(make, calls, sentences, kind):
     pipe = make(kind)
     texts = list(sentences)[:16]
     together = pipe(texts)
@@ -82,39 +82,21 @@ def test_a_list_is_encoded_together_and_answered_as_each_text_alone(make, calls,
     np.testing.assert_equal(together, alone)
 
 
-@pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
-def test_a_text_at_fault_is_still_named(make, kind) -> None:
-    pipe = make(kind)
-    with pytest.raises(InvalidInputError, match=r"^input 17: text is empty: "):
-        pipe([*["fine"] * 17, " ", "fine"])
-
-
-@pytest.mark.parametrize("text", ["\u200b", "\ufeff", "\x01\x02\x7f", "▁", "\ud83d", " \u200b▁\n"])
-@pytest.mark.parametrize("kind", ["base", "cls", "zero-shot"])
-def test_a_text_without_tokens_is_named_as_an_empty_one_is(make, kind, text) -> None:
-    pipe = make(kind)
-    message = r"text has no tokens left after normalization: expected text\.$"
-    with pytest.raises(InvalidInputError, match=f"^{message}"):
-        pipe(text)
-    with pytest.raises(InvalidInputError, match=f"^input 17: {message}"):
-        pipe([*["fine"] * 17, text, "fine"])
-
-
 @pytest.mark.parametrize("item", [("\u200b", "[SEP]"), ("[SEP]", "\u200b"), ("\u200b", "x"), ("x y z", "\u200b")])
-def test_the_text_of_a_pair_that_has_no_tokens_is_named(make, item) -> None:
+def test_the_text_of_a_pair_that_has_no_tokens_is_named(make, item):
     name = "text" if item[0] == "\u200b" else "text_pair"
     inputs = [{"text": text, "text_pair": pair} for text, pair in (("x", "y"), item)]
     with pytest.raises(InvalidInputError, match=f"^input 1: {name} has no tokens left after normalization"):
         make("cls")(inputs)
 
 
-def test_a_text_that_is_cut_to_nothing_is_not_one_without_tokens(tokenizer) -> None:
+def test_a_text_that_is_cut_to_nothing_is_not_one_without_tokens(tokenizer):
     expected = tokenizer("x", "y", truncation="longest_first", max_length=5).input_ids
     assert len(expected) == 5
     assert encode_rows(tokenizer, ["x"], ["y"], max_length=5, threads=1) == [expected]
 
 
-def test_texts_and_pairs_may_be_mixed(make, calls) -> None:
+def test_texts_and_pairs_may_be_mixed(make, calls):
     pipe = make("cls")
     pairs = [{"text": "one", "text_pair": "two"}, {"text": "three and four", "text_pair": "five"}]
     expected = [pipe([item])[0] for item in [*pairs, "six", {"text": "seven", "text_pair": None}]]

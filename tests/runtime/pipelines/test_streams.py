@@ -249,22 +249,6 @@ def test_an_error_keeps_no_inputs_in_memory(doubles, errors, many):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"errors": "ignore"}, "errors must be one of raise, return, got 'ignore'"),
-        ({"read_ahead": 0}, "read_ahead must be an integer of at least 1, got 0"),
-        ({"max_characters": 0}, "max_characters must be an integer of at least 1, got 0"),
-        ({"batch_size": "4"}, "batch_size must be an integer of at least 1, got '4'"),
-        ({"batchsize": 4}, "takes no option 'batchsize'; expected one of (.*, )?batch_size, read_ahead, errors"),
-    ],
-)
-def test_options_are_checked_in_every_place(make, options, message):
-    for refused in (lambda: make(**options), lambda: make()([], **options), lambda: make()(iter(()), **options)):
-        with pytest.raises(InvalidInputError, match=message):
-            refused()
-
-
-@pytest.mark.parametrize(
     ("head", "options", "item", "size"),
     [
         ("cls", {"labels": ("a", "b")}, {"text": "three", "text_pair": "four"}, 9),

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erniem_rt import ArtifactError, InvalidInputError, pipeline
 from erniem_rt.pipelines.token_classification import Token, TokenClassificationPipeline, entities_of_words
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -172,83 +171,6 @@ def test_lists_and_streams_in_order_with_progress(make):
     assert [*pipe(iter(texts))] == found
     assert pipe([]) == []
     assert pipe(texts[:1]) == found[:1]
-
-
-def test_from_an_exported_folder(make_text_artifact):
-    artifact = make_text_artifact("ner", labels=LABELS)
-    with pipeline(artifact.path, ignore_labels=[]) as pipe:
-        assert [entity["word"] for entity in pipe(TEXT)] == [
-            "The",
-            "lighthouse",
-            "keeper",
-            "wrote",
-            "3",
-            "letters",
-            ".",
-        ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "text is empty"),
-        (" \n", "text is empty"),
-        ("\u200b", "text has no tokens left after normalization: expected text"),
-        ("▁", "text has no tokens left after normalization: expected text"),
-        (None, "text must be str, got NoneType"),
-        (b"x", "text must be str, got bytes"),
-        ({"text": "x", "id": 1}, "key 'id' is not known; token-classification takes a mapping with 'text'"),
-    ],
-)
-def test_an_input_that_is_no_text(make, text, message):
-    with pytest.raises(InvalidInputError, match=message):
-        make({})(text)
-
-
-def test_the_input_at_fault_is_named(make):
-    with pytest.raises(InvalidInputError, match="input 1: text is empty"):
-        make({})(["x", ""])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"aggregation_strategy": "fist"}, "one of none, simple, first, average, max, got 'fist'"),
-        ({"aggregation_strategy": ["max"]}, r"one of none, simple, first, average, max, got \['max'\]"),
-        ({"ignore_labels": "O"}, "ignore_labels must be a list of labels, got str"),
-        ({"ignore_labels": [0]}, r"ignore_labels must be a list of labels, got \[0\]"),
-    ],
-)
-def test_options_are_checked(make, options, message):
-    with pytest.raises(InvalidInputError, match=message):
-        make({}, **options)
-    with pytest.raises(InvalidInputError, match=message):
-        make({})(TEXT, **options)
-
-
-@pytest.mark.parametrize(
-    ("stride", "message"),
-    [
-        (-1, "stride must be an integer of at least 0, got -1"),
-        (np.int64(-1), "stride must be an integer of at least 0, got "),
-        (2.5, "stride must be an integer of at least 0, got 2.5"),
-        (62, "stride is 62; it must be less than the 62 tokens of a window"),
-    ],
-)
-def test_an_overlap_that_cannot_be(make, stride, message):
-    with pytest.raises(InvalidInputError, match=message):
-        make({}, stride=stride)
-
-
-def test_an_overlap_may_be_a_numpy_integer(make):
-    text = "keeper " * 100
-    scalar, plain = make({"▁keeper": "I-PER"}, stride=np.int64(20)), make({"▁keeper": "I-PER"}, stride=20)
-    assert scalar(text) == plain(text)
-
-
-def test_a_manifest_without_labels(scripted_session, tokenizer):
-    with pytest.raises(ArtifactError, match=r"ner.onnx names 0 labels .* Export again"):
-        TokenClassificationPipeline(scripted_session("ner", dict), tokenizer)
 
 
 WORD_LABELS = ("x",)

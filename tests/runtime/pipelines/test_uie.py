@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erniem_rt import InvalidInputError, Tokenizer
-from erniem_rt.pipelines.inputs import shared_tokens
-from erniem_rt.pipelines.uie import (
+from erniem_rt.pipelines.information_extraction import (
     EncodedText,
     Node,
     Prompter,
-    SchemaLanguage,
     Span,
     choose_option,
     cut_answers,
@@ -31,6 +27,7 @@ from erniem_rt.pipelines.uie import (
     parse_schema,
     split,
 )
+from erniem_rt.pipelines.inputs import shared_tokens
 from erniem_rt.tokenizer.settings import AddedToken, TokenizerSettings
 
 
@@ -56,11 +53,11 @@ def tree(nodes: tuple[Node, ...]) -> dict[str, Any]:
         ({"Person": ["Person"]}, {"Person": {"Person": {}}}),
     ],
 )
-def test_every_form_of_a_schema(schema: Any, expected: dict[str, Any]) -> None:
+def test_every_form_of_a_schema(schema, expected):
     assert tree(parse_schema(schema)) == expected
 
 
-def test_a_part_may_be_used_in_two_places() -> None:
+def test_a_part_may_be_used_in_two_places():
     place = ["City", "Country"]
     assert tree(parse_schema({"Birth": place, "Death": place})) == {
         "Birth": {"City": {}, "Country": {}},
@@ -94,7 +91,7 @@ def test_a_part_may_be_used_in_two_places() -> None:
         ("Person [of old] age", "Person [of old] age", []),
     ],
 )
-def test_options_at_the_end_of_a_name(name: str, label: str, options: list[str]) -> None:
+def test_options_at_the_end_of_a_name(name, label, options):
     (node,) = parse_schema(name)
     assert node.name == name
     assert node.label == label
@@ -105,7 +102,7 @@ def test_options_at_the_end_of_a_name(name: str, label: str, options: list[str])
     ("name", "text_first"),
     [("Speed [km/h]", True), ("Mood[good/bad]", True), ("Mood[good,bad]", False), ("Mood[a/b,c]", False)],
 )
-def test_options_between_slashes_may_be_a_unit(name: str, text_first: bool) -> None:
+def test_options_between_slashes_may_be_a_unit(name, text_first):
     (node,) = parse_schema(name)
     assert node.text_first is text_first
 
@@ -159,12 +156,12 @@ def nested(levels: int) -> Any:
         (nested(33), "nested deeper than 32 levels"),
     ],
 )
-def test_what_is_no_schema_is_named(schema: Any, message: str) -> None:
+def test_what_is_no_schema_is_named(schema, message):
     with pytest.raises(InvalidInputError, match=message):
         parse_schema(schema)
 
 
-def test_the_deepest_schema() -> None:
+def test_the_deepest_schema():
     depth, nodes = 0, parse_schema(nested(32))
     while nodes:
         depth, nodes = depth + 1, nodes[0].children
@@ -190,24 +187,22 @@ def test_the_deepest_schema() -> None:
         ("auto", "价格[元]", "手机", "手机的价格[元]"),
     ],
 )
-def test_text_of_a_prompt(
-    tokenizer: Tokenizer, language: SchemaLanguage, name: str, answer: str | None, text: str
-) -> None:
+def test_text_of_a_prompt(tokenizer, language, name, answer, text):
     (node,) = parse_schema(name)
-    prompt = Prompter(tokenizer)(node, answer, max_length=64, language=language)
+    prompt = Prompter()(tokenizer, node, answer, max_length=64, language=language)
     assert prompt.text == text
     assert [text[o.start : o.stop] for o in prompt.options] == [node.bracket[o.start : o.stop] for o in node.options]
 
 
-def test_a_prompt_is_read_half_width(tokenizer: Tokenizer) -> None:
-    ask = partial(Prompter(tokenizer), max_length=64, language="auto")
+def test_a_prompt_is_read_half_width(tokenizer):
+    ask = partial(Prompter(), tokenizer, max_length=64, language="auto")
     wide, narrow = (ask(*parse_schema(name)) for name in ("情感［ＯＫ，负］", "情感[OK,负]"))
     assert wide.encoded.ids == narrow.encoded.ids
     assert wide.options == narrow.options
 
 
-def test_a_prompt_that_leaves_no_room(tokenizer: Tokenizer) -> None:
-    (node,), ask = parse_schema("12345678"), partial(Prompter(tokenizer), language="auto")
+def test_a_prompt_that_leaves_no_room(tokenizer):
+    (node,), ask = parse_schema("12345678"), partial(Prompter(), tokenizer, language="auto")
     assert len(ask(node, max_length=13).encoded.ids) == 8 - 1  # "12" is one token
     with pytest.raises(
         InvalidInputError, match="the prompt '12345678' takes 7 tokens; the limit is 11, of which 4 are"
@@ -217,9 +212,9 @@ def test_a_prompt_that_leaves_no_room(tokenizer: Tokenizer) -> None:
         ask(*parse_schema("Age"), answer="3" * 80, max_length=64)
 
 
-def test_a_prompt_without_tokens(tokenizer: Tokenizer) -> None:
+def test_a_prompt_without_tokens(tokenizer):
     with pytest.raises(InvalidInputError, match=r"the prompt .* has no tokens left after normalization"):
-        Prompter(tokenizer)(*parse_schema("\u200b"), max_length=64, language="auto")
+        Prompter()(tokenizer, *parse_schema("\u200b"), max_length=64, language="auto")
 
 
 def by_character(text: str) -> EncodedText:
@@ -234,7 +229,7 @@ def parts(text: str, room: int) -> list[str]:
 
 
 @given(st.text(alphabet="ab 。”!.\n", min_size=1, max_size=60), st.integers(1, 12))
-def test_pieces_fit_and_cover_the_text_in_order(text: str, room: int) -> None:
+def test_pieces_fit_and_cover_the_text_in_order(text, room):
     encoded = by_character(text)
     pieces = split(encoded, room)
     assert {i for piece in pieces for i in piece} == set(range(len(encoded.ids)))
@@ -246,7 +241,7 @@ def test_pieces_fit_and_cover_the_text_in_order(text: str, room: int) -> None:
 
 
 @given(st.text(alphabet="ab 。”!.\n", min_size=1, max_size=60), st.integers(1, 12))
-def test_no_more_than_two_pieces_share_a_token(text: str, room: int) -> None:
+def test_no_more_than_two_pieces_share_a_token(text, room):
     pieces = split(by_character(text), room)
     assert all(left.stop <= right.start for left, right in zip(pieces, pieces[2:], strict=False))
 
@@ -273,12 +268,12 @@ def test_no_more_than_two_pieces_share_a_token(text: str, room: int) -> None:
         ("一二三四五六七", 4, ["一二三四", "三四五六", "五六七"]),
     ],
 )
-def test_where_a_text_is_cut(text: str, room: int, expected: list[str]) -> None:
+def test_where_a_text_is_cut(text, room, expected):
     assert parts(text, room) == expected
 
 
 @given(st.text(alphabet="ab 。\n", min_size=1, max_size=60), st.integers(1, 12), st.integers(1, 12))
-def test_pieces_have_no_more_characters_than_they_may(text: str, room: int, most: int) -> None:
+def test_pieces_have_no_more_characters_than_they_may(text, room, most):
     encoded = by_character(text)
     pieces = split(encoded, room, most)
     assert {i for piece in pieces for i in piece} == set(range(len(encoded.ids)))
@@ -289,7 +284,7 @@ def test_pieces_have_no_more_characters_than_they_may(text: str, room: int, most
 
 
 @pytest.mark.parametrize("unit", [".", "。", "”", ".”", "\n", "\n ", "a", "a ", "a. "])
-def test_time_is_linear_in_the_text(unit: str) -> None:
+def test_time_is_linear_in_the_text(unit):
     encoded = by_character(unit * (100_000 // len(unit)) + "x" * 100)
     start = time.perf_counter()
     split(encoded, 20)
@@ -297,18 +292,18 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
 
 
 @given(st.text())
-def test_half_width_moves_no_position(text: str) -> None:
+def test_half_width_moves_no_position(text):
     narrow = half_width(text)
     assert len(narrow) == len(text)
     assert all(a == b or ord(a) - ord(b) == 0xFEE0 for a, b in zip(text, narrow, strict=True))
 
 
-def test_half_width_of_ascii() -> None:
+def test_half_width_of_ascii():
     ascii_characters = "".join(map(chr, range(0x21, 0x7F)))
     assert half_width("".join(chr(ord(char) + 0xFEE0) for char in ascii_characters)) == ascii_characters
 
 
-def test_a_text_keeps_its_characters_and_their_places(tokenizer: Tokenizer) -> None:
+def test_a_text_keeps_its_characters_and_their_places(tokenizer):
     wide, narrow = encode(tokenizer, "９点　ＡＢ。", "text"), encode(tokenizer, "9点　AB。", "text")
     assert wide.text == "９点　ＡＢ。"
     assert (wide.ids, wide.offsets) == (narrow.ids, narrow.offsets)
@@ -317,7 +312,7 @@ def test_a_text_keeps_its_characters_and_their_places(tokenizer: Tokenizer) -> N
 @pytest.mark.parametrize(
     "wide", ["［MASK］", "［ＭＡＳＫ］", "[ＳＥＰ]", "［CLS］", "［ＵＮＫ]", "［PAD］", "x［［SEP］］"]
 )
-def test_a_special_token_is_never_spelled_by_halving_widths(tokenizer: Tokenizer, wide: str) -> None:
+def test_a_special_token_is_never_spelled_by_halving_widths(tokenizer, wide):
     special = {tokenizer.convert_tokens_to_ids(t.content) for t in tokenizer.settings.all_special_tokens}
     special.discard(tokenizer.unk_token_id)  # what the vocabulary lacks has this one
     text = f"Ａ {wide} b"
@@ -328,7 +323,7 @@ def test_a_special_token_is_never_spelled_by_halving_widths(tokenizer: Tokenizer
 
 
 @pytest.mark.parametrize("written", ["[MASK]", "[SEP]"])
-def test_what_is_written_as_a_special_token_is_one(tokenizer: Tokenizer, written: str) -> None:
+def test_what_is_written_as_a_special_token_is_one(tokenizer, written):
     encoded = encode(tokenizer, f"（{written}）", "text")
     assert tokenizer.convert_tokens_to_ids(written) in encoded.ids
 
@@ -343,9 +338,7 @@ def test_what_is_written_as_a_special_token_is_one(tokenizer: Tokenizer, written
         ({"do_lower_case": True}, "the ＃ＴＡＧ", False),
     ],
 )
-def test_tokens_that_a_checkpoint_added_are_those_of_the_text_as_it_is_written(
-    tokenizer_dir: Path, settings: dict[str, Any], text: str, is_added: bool
-) -> None:
+def test_tokens_that_a_checkpoint_added_are_those_of_the_text_as_it_is_written(tokenizer_dir, settings, text, is_added):
     added = {5000: AddedToken("#tag"), 5001: AddedToken("＠tag")}
     own = Tokenizer(
         tokenizer_dir / "sentencepiece.bpe.model",
@@ -355,7 +348,7 @@ def test_tokens_that_a_checkpoint_added_are_those_of_the_text_as_it_is_written(
     assert any(i in added for i in encode(own, text, "text").ids) is is_added
 
 
-def test_a_text_without_tokens(tokenizer: Tokenizer) -> None:
+def test_a_text_without_tokens(tokenizer):
     with pytest.raises(InvalidInputError, match="text has no tokens left after normalization"):
         encode(tokenizer, "\u200b\ufeff", "text")
 
@@ -395,7 +388,7 @@ def two_pointers(start: list[float], end: list[float], threshold: float) -> set[
 
 
 @given(ROWS, THRESHOLDS)
-def test_spans_are_those_of_the_plain_decoders(row: list[tuple[float, float]], threshold: float) -> None:
+def test_spans_are_those_of_the_plain_decoders(row, threshold):
     start, end = [s for s, _ in row], [e for _, e in row]
     found = find_spans(np.array(start), np.array(end), threshold)
     assert set(found) == plain_spans(start, end, threshold) == two_pointers(start, end, threshold)
@@ -403,9 +396,7 @@ def test_spans_are_those_of_the_plain_decoders(row: list[tuple[float, float]], t
 
 
 @given(ROWS.filter(lambda row: len(row) >= 6), st.data())
-def test_a_part_of_a_row_by_itself_is_the_row_without_what_straddles(
-    row: list[tuple[float, float]], data: st.DataObject
-) -> None:
+def test_a_part_of_a_row_by_itself_is_the_row_without_what_straddles(row, data):
     """Why it is enough to decode the prompt and the text apart, though the rule pairs over the whole row."""
     begin = data.draw(st.integers(0, len(row) - 1))
     stop = data.draw(st.integers(begin, len(row)))
@@ -427,7 +418,7 @@ def test_a_part_of_a_row_by_itself_is_the_row_without_what_straddles(
         ([], [], []),
     ],
 )
-def test_the_pairing_rule(start: list[float], end: list[float], expected: list[tuple[int, int]]) -> None:
+def test_the_pairing_rule(start, end, expected):
     spans = find_spans(np.array(start, float), np.array(end, float), 0.5)
     assert [(span.first, span.last) for span in spans] == expected
     assert all(span.probability == start[span.first] * end[span.last] for span in spans)
@@ -450,9 +441,7 @@ def marked_texts(draw: st.DrawFn) -> tuple[EncodedText, list[tuple[int, int]], i
 
 
 @given(marked_texts(), st.booleans())
-def test_what_a_piece_shows_whole_is_found_once(
-    marked: tuple[EncodedText, list[tuple[int, int]], int], marks_parts: bool
-) -> None:
+def test_what_a_piece_shows_whole_is_found_once(marked, marks_parts):
     """The model marks names that a piece holds whole and, if so drawn, what an edge of the piece leaves of others."""
     text, names, room = marked
     pieces = split(text, room)
@@ -468,9 +457,7 @@ NOISY = st.lists(st.tuples(PROBABILITIES, PROBABILITIES), min_size=10, max_size=
 
 
 @given(NOISY, st.integers(2, 30), st.randoms(use_true_random=False))
-def test_joined_spans_are_some_of_those_found_in_order_and_apart(
-    row: list[tuple[float, float]], room: int, random: Random
-) -> None:
+def test_joined_spans_are_some_of_those_found_in_order_and_apart(row, room, random):
     """Whatever a model marks, which may be something else in each piece."""
     pieces = split(EncodedText("a" * len(row), [7] * len(row), [(i, i + 1) for i in range(len(row))]), room)
     found = []
@@ -498,14 +485,14 @@ def test_joined_spans_are_some_of_those_found_in_order_and_apart(
         ([(6, 13)], [(13, 18)], [(6, 13)]),  # no place to cut
     ],
 )
-def test_what_two_pieces_share(left: list[Any], right: list[Any], expected: list[Any]) -> None:
+def test_what_two_pieces_share(left, right, expected):
     """Tokens 10 to 15 are in both."""
     spans = [[Span(*place, 0.9) for place in places] for places in (left, right)]
     joined = join_spans([range(16), range(10, 26)], spans)
     assert [(span.first, span.last) for span in joined] == expected
 
 
-def test_answers_are_cut_from_the_text_in_its_order() -> None:
+def test_answers_are_cut_from_the_text_in_its_order():
     text = EncodedText("Ｓteve met ㍿", [1] * 5, [(0, 5), (5, 6), (6, 9), (10, 11), (10, 11)])
     spans = [Span(3, 3, 0.6), Span(4, 4, 0.8), Span(1, 2, 0.9), Span(0, 0, 0.7), Span(1, 1, 0.99)]
     assert cut_answers(text, spans) == [
@@ -525,13 +512,13 @@ def votes(*pieces: list[tuple[int, float]]) -> list[tuple[str, float]]:
     return [(answer["text"], answer["probability"]) for answer in choose_option(PROMPT, OPTIONS, spans)]
 
 
-def test_one_option_is_chosen() -> None:
+def test_one_option_is_chosen():
     assert votes([(GOOD, 0.75)]) == [("good", 0.75)]
     assert votes([(GOOD, 0.75), (BAD, 0.875)]) == [("bad", 0.875)]
     assert votes([], []) == []
 
 
-def test_most_pieces_decide_then_the_sum_and_the_mean_is_reported() -> None:
+def test_most_pieces_decide_then_the_sum_and_the_mean_is_reported():
     assert votes([(GOOD, 0.625)], [(BAD, 0.99)], [], [(GOOD, 0.875)]) == [("good", 0.75)]
     assert votes([(GOOD, 0.25)], [(BAD, 0.99)], [(GOOD, 0.25)]) == [("good", 0.25)]
     assert votes([(GOOD, 0.75)], [(BAD, 0.875)]) == [("bad", 0.875)]
@@ -566,14 +553,14 @@ def plain_votes(pieces: list[list[Span]]) -> set[tuple[str, float]]:
 
 
 @given(PIECES)
-def test_votes_are_those_of_the_plain_count(pieces: list[list[Span]]) -> None:
+def test_votes_are_those_of_the_plain_count(pieces):
     found = choose_option(THREE, [*OPTIONS, range(14, 17)], pieces)
     expected = plain_votes(pieces)
     assert {(answer["text"], answer["probability"]) for answer in found} <= expected
     assert len(found) == min(len(expected), 1)
 
 
-def test_a_span_that_is_not_of_one_option_counts_for_nothing() -> None:
+def test_a_span_that_is_not_of_one_option_counts_for_nothing():
     label, both = Span(0, 1, 0.9), Span(GOOD, BAD, 0.9)
     assert choose_option(PROMPT, OPTIONS, [[label, both]]) == []
     assert choose_option(PROMPT, OPTIONS, [[Span(BAD, BAD + 1, 0.9)]]) == [{"text": "bad", "probability": 0.9}]

@@ -3,10 +3,9 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from erniem_rt import InvalidInputError, Tokenizer, pipeline
+from erniem_rt import InvalidInputError, Tokenizer
 from erniem_rt.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -135,12 +134,6 @@ def test_extreme_logits_make_plain_scores(scripted_session, tokenizer):
     assert ZeroShotClassificationPipeline(session, tokenizer)(TEXT, ["a", "b"])["scores"] == [0.5, 0.5]
 
 
-def test_lists_and_streams(make_pipe, sentences):
-    answers = ask(make_pipe(), list(sentences[:3]))
-    assert [answer["sequence"] for answer in answers] == list(sentences[:3])
-    assert list(ask(make_pipe(), iter(sentences[:3]))) == answers
-
-
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_only_the_text_is_cut(make_pipe, tokenizer, tokenizer_dir, sentences, side):
     limit, text = 24, " ".join(sentences)
@@ -196,40 +189,11 @@ def test_bad_labels_are_named_before_anything_runs(make_pipe, labels, message):
         make_pipe()(iter([TEXT]), labels)
 
 
-@pytest.mark.parametrize("template", ["This example is.", "{0}", "", 3])
-def test_a_template_without_a_place_for_the_label_is_refused(make_pipe, template):
-    with pytest.raises(
-        InvalidInputError, match=r"hypothesis_template must be text with \{\} where the label goes, got"
-    ):
-        make_pipe()(TEXT, ["a"], hypothesis_template=template)
-
-
-def test_multi_label_is_a_flag(make_pipe):
-    with pytest.raises(InvalidInputError, match="multi_label must be True or False, got 'no'"):
-        ask(make_pipe(), multi_label="no")
-    assert ask(make_pipe(), multi_label=np.True_) == ask(make_pipe(), multi_label=True)
-    assert ask(make_pipe(), multi_label=np.False_) == ask(make_pipe())
-
-
 @pytest.mark.parametrize("name", ["{", "a {} b", "{0.__class__}"])
 def test_braces_in_a_label_are_text(scripted_session, tokenizer, name):
     session = scripted_session("cls", lambda ids: {"logits": [1, 2, 3]}, labels=NLI)
     ZeroShotClassificationPipeline(session, tokenizer)(TEXT, [name])
     assert session.batches[0][0].tolist() == tokenizer(TEXT, f"This example is {name}.").input_ids
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ("", "^text is empty"),
-        ([TEXT, "\n"], "^input 1: text is empty"),
-        ([TEXT, "\u200b"], "^input 1: text has no tokens left after normalization: expected text"),
-        ({"text": ["a", 3]}, "^input 1: text must be str, got int"),
-    ],
-)
-def test_bad_texts_are_named(make_pipe, inputs, message):
-    with pytest.raises(InvalidInputError, match=message):
-        ask(make_pipe(), inputs)
 
 
 @pytest.mark.parametrize("labels", [("positive", "negative"), ("LABEL_0", "LABEL_1", "LABEL_2"), ("entail", "entails")])
@@ -245,14 +209,3 @@ def test_contradiction_is_needed_only_where_labels_are_scored_by_themselves(make
         ask(pipe, multi_label=True)
     with pytest.raises(InvalidInputError, match="name one that starts with 'contra'"):
         ask(pipe, labels=["book"])
-
-
-def test_the_real_graph_gives_the_same(make_text_artifact, scripted_session, tokenizer, sentences):
-    artifact = make_text_artifact("cls", labels=NLI, max_length=128)
-    session = scripted_session("cls", artifact.function, labels=NLI, max_length=128)
-    scripted = ZeroShotClassificationPipeline(session, tokenizer)(list(sentences), "book,März")
-    with pipeline("zero-shot-classification", artifact.path) as pipe:
-        real = pipe(list(sentences), "book,März")
-    for one, other in zip(real, scripted, strict=True):
-        assert (one["sequence"], one["labels"]) == (other["sequence"], other["labels"])
-        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from erniem_rt.manifest import hash_file
+from erniem_rt.files import hash_file
 
 from .fake_tensorrt import write_plan
 from .support import PLAN, Machine, install

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from erniem_rt import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError, Session
 from erniem_rt.engines.cuda import OutOfMemoryError
-from erniem_rt.manifest import hash_file
+from erniem_rt.files import hash_file
 
 from .fake_cuda import FakeRuntime, cudaError_t
 from .fake_tensorrt import write_plan

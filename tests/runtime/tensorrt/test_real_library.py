@@ -11,7 +11,7 @@ import pytest
 
 from erniem_rt import ArtifactError, EngineUnavailableError, Session
 from erniem_rt.engines.tensorrt_plan import check_header, logger_of, reason
-from erniem_rt.manifest import hash_file
+from erniem_rt.files import hash_file
 
 trt = pytest.importorskip("tensorrt_rtx")
 runtime = pytest.importorskip("cuda.bindings.runtime")
