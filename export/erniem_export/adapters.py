@@ -26,6 +26,7 @@ from erniem_export.sources import (
     find_folder,
     holds_weights,
     is_adapter,
+    read_object,
     what_is_there,
 )
 from erniem_export.weights import Shapes, check_floats, read_shapes, read_tensors
@@ -158,7 +159,7 @@ def find_adapter(folder: Path, base: str | None) -> Adapter | None:
         if base is not None:
             raise CheckpointError(f"--base is for adapters, and {folder} has no {ADAPTER_FILE}: leave it out")
         return None
-    said = _read(path)
+    said = read_object(path)
     _check_numbers(path, said)
     kind = said.get("peft_type")
     if not isinstance(kind, str):
@@ -255,16 +256,6 @@ def _names_of(base: Path, count: int) -> list[str] | None:
 
 def _unnamed(count: int) -> str:
     return "LABEL_0" if count == 1 else f"LABEL_0 to LABEL_{count - 1}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return content
 
 
 def _check_numbers(path: Path, said: dict[str, Any]) -> None:

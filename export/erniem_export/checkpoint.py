@@ -23,9 +23,9 @@ from erniem_export.config_file import (
     without_paths,
 )
 from erniem_export.configuration import ErnieMConfig
-from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
+from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.paddle import is_paddle, names_as_pytorch, shape_as_pytorch, tensor_as_pytorch
 from erniem_export.sentence_folder import SentenceFolder, read_sentence_folder, unread_modules
 from erniem_export.sources import (

@@ -16,7 +16,15 @@ from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import CLASSES, LABELLED
 from erniem_export.mask_mode import UIE_M
-from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, MODULES_FILE, TOKENIZER_FILES, find_folder
+from erniem_export.sources import (
+    CONFIG_FILE,
+    FAST_TOKENIZER,
+    MODULES_FILE,
+    TOKENIZER_FILES,
+    as_json,
+    find_folder,
+    read_text,
+)
 from erniem_export.tokenizer import with_pieces
 from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
 from erniem_export.xlm_roberta import ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from erniem_export.checkpoint import Checkpoint
-    from erniem_export.progress import Progress
+    from erniem_export.progress import Terminal
 
 __all__ = ["ERNIE_M", "TARGETS", "Conversion", "convert"]
 
@@ -75,7 +83,7 @@ class Conversion:
     other_ids: int | None = None
 
 
-def convert(model: str, output: Path, to: str, head: str, text: Path | None, progress: Progress) -> Conversion:
+def convert(model: str, output: Path, to: str, head: str, text: Path | None, progress: Terminal) -> Conversion:
     """Write a checkpoint to ``output`` as one of :data:`TARGETS`, completely or not at all.
 
     Raises:
@@ -113,7 +121,7 @@ def _write_paddle(model: str, checkpoint: Checkpoint, stage: Path) -> list[str]:
     dtypes, head = stored_dtypes(model, checkpoint), checkpoint.head
     copy_companions(checkpoint, stage, drop_lone_marks=True)
     (stage / SORTED_FILE).unlink(missing_ok=True)  # of artifacts
-    (stage / CONFIG_FILE).write_text(_written(_config_of_paddle(checkpoint)), encoding="utf-8")
+    (stage / CONFIG_FILE).write_text(as_json(_config_of_paddle(checkpoint)), encoding="utf-8")
     state = checkpoint.model.state_dict()
     _save({name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}, stage)
     if load_checkpoint(str(stage)).identity() != checkpoint.identity():
@@ -144,10 +152,6 @@ def _labels(checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
     names = {str(number): label for number, label in sorted(checkpoint.config.id2label.items())}
     return {"id2label": names, "label2id": {str(label): int(number) for number, label in names.items()}}
-
-
-def _written(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
 
 def _save(state: dict[str, Tensor], stage: Path) -> None:
@@ -183,7 +187,7 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
     """Write config and weights; return the largest difference of the two models on a few rows."""
     dtypes, state = stored_dtypes(model, checkpoint), checkpoint.model.state_dict()
     head, config = checkpoint.head, _config(checkpoint, to)
-    text = _written(config)
+    text = as_json(config)
     (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
     stored = {name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}
     original = checkpoint.original
@@ -299,17 +303,11 @@ def _settings(tokenizer: Tokenizer, to: str, size: int, extra: dict[int, AddedTo
     }
     if to == ERNIE_M and settings.do_lower_case:
         content["do_lower_case"] = True
-    given = {key: value for key, value in content.items() if value not in (None, [])}
-    return json.dumps(given, ensure_ascii=False, indent=2) + "\n"
+    return as_json({key: value for key, value in content.items() if value not in (None, [])})
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ExportError(f"the text {path} cannot be read: {reason}") from error
-    texts = [line for line in lines if line.strip()]
+    texts = [line for line in read_text(path, "text").splitlines() if line.strip()]
     if not texts:
         raise ExportError(f"the text {path} is empty: give texts like those to be served, one a line")
     return texts

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import ExportError
+from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.passes.rewriter import Rewriter
 from erniem_rt.manifest import MASK_MODES
 

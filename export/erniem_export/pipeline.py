@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from erniem_export.gate.accuracy import TaskSet
     from erniem_export.gate.cases import Case
     from erniem_export.options import ExportOptions
-    from erniem_export.progress import Progress
+    from erniem_export.progress import Terminal
     from erniem_export.tensorrt.builder import Library
     from erniem_export.vocabulary import Vocabulary
     from erniem_rt.manifest import FileRecord, Plan
@@ -74,7 +74,7 @@ _KEPT = (0.5, 0.75, 0.9)
 _SHORT = 64
 
 
-def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
+def export(options: ExportOptions, progress: Terminal) -> tuple[Path, Manifest]:
     """Export a checkpoint; return the path of the artifact and its manifest, with the parity report.
 
     Raises:
@@ -130,7 +130,7 @@ def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str |
 def verify(
     artifact: str | os.PathLike[str],
     model: str,
-    progress: Progress,
+    progress: Terminal,
     task_set: Path | None = None,
     *,
     base: str | None = None,
@@ -181,7 +181,7 @@ def _drops_lone_marks(checkpoint: Checkpoint, mask_mode: str) -> bool:
     return checkpoint.paddle or mask_mode == UIE_M
 
 
-def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Progress) -> Library | None:
+def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Terminal) -> Library | None:
     """Return ``library`` if plans support the mask, else None."""
     if library is None or options.graph.mask_mode != UIE_M:
         return library
@@ -189,7 +189,7 @@ def _builder_for_mask(library: Library | None, options: ExportOptions, progress:
     return None
 
 
-def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyCheck | None:
+def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Terminal) -> AccuracyCheck | None:
     if task_set is None or checkpoint.tokenizer_dir is None:
         return None
     return AccuracyCheck(task_set, checkpoint.model, checkpoint.tokenizer_dir, progress.phase)
@@ -216,7 +216,7 @@ def _builder(options: ExportOptions) -> Library | None:
 
 
 def _builder_for(
-    manifest: Manifest, library: Library | None, options: ExportOptions, progress: Progress
+    manifest: Manifest, library: Library | None, options: ExportOptions, progress: Terminal
 ) -> Library | None:
     """Return ``library`` if a session can run its plan, whose outputs must be by row; else None."""
     if library is None or are_by_row(manifest):
@@ -240,7 +240,7 @@ class _Writer:
     vocabulary: Vocabulary | None
     options: ExportOptions
     library: Library | None
-    progress: Progress
+    progress: Terminal
     accuracy: AccuracyCheck | None
 
     def keep_until_passed(self, manifest: Manifest) -> Manifest:

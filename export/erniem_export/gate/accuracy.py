@@ -19,6 +19,7 @@ import torch
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.heads import LABELLED
 from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.sources import read_text
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
 from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
@@ -466,23 +467,15 @@ def read_task_set(path: Path, task: Task) -> TaskSet:
             f"the task set {path} cannot be used: no metric is defined for {task.problem_type} with "
             f"{len(task.labels)} outputs; leave it out"
         )
-    examples = [_example(path, number, line, task) for number, line in _lines(path) if line.strip()]
+    # Not splitlines(): it also splits at characters that JSON allows within a string.
+    lines = read_text(path, "task set").split("\n")
+    examples = [_example(path, number, line, task) for number, line in enumerate(lines, start=1) if line.strip()]
     if len(examples) < FEWEST:
         raise ExportError(
             f"the task set {path} is too small: half a point cannot be seen in fewer than {FEWEST} examples, and it "
             f"holds {len(examples)}; add some, or leave it out"
         )
     return TaskSet(path.name, task, tuple(examples))
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        # Not splitlines(): it also splits at characters that JSON allows within a string.
-        return list(enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1))
-    except OSError as error:
-        raise ExportError(f"the task set {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(f"the task set {path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _example(path: Path, number: int, line: str, task: Task) -> Example:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import FusionError
 from erniem_export.mask_mode import cut_padding_key, uncut
+from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.passes.rewriter import (
     Rewriter,
     forget_shapes,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from erniem_export.options import EngineOptions
-    from erniem_export.progress import Progress
+    from erniem_export.progress import Terminal
 
 __all__ = [
     "AUTO",
@@ -206,7 +206,7 @@ def add_profiles(library: Library, builder: Any, config: Any, manifest: Manifest
 
 
 def build(
-    library: Library, builder: Any, network: Any, config: Any, options: EngineOptions, progress: Progress
+    library: Library, builder: Any, network: Any, config: Any, options: EngineOptions, progress: Terminal
 ) -> memoryview:
     """Build and return the plan.
 
@@ -328,7 +328,7 @@ class _Monitor(Protocol):
         """Remove the progress display."""
 
 
-def _monitor_for(module: Any, progress: Progress) -> _Monitor | None:
+def _monitor_for(module: Any, progress: Terminal) -> _Monitor | None:
     """Return an ``IProgressMonitor`` that shows the build's phase on ``progress``; None if the library has none.
 
     An exception must not leave a callback of the library, so an interruption returns False, which stops the build.

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from erniem_export.checkpoint import Checkpoint
     from erniem_export.options import EngineOptions
-    from erniem_export.progress import Progress
+    from erniem_export.progress import Terminal
     from erniem_export.tensorrt.builder import Library
 
 __all__ = ["ATTENTION", "add_plan", "choose_attention", "inspect", "prove"]
@@ -64,7 +64,7 @@ def add_plan(
     checkpoint: Checkpoint,
     library: Library,
     options: EngineOptions,
-    progress: Progress,
+    progress: Terminal,
 ) -> tuple[Plan, FileRecord]:
     """Build ``HEAD.plan`` in ``stage``; return its description and its file's record.
 
@@ -129,7 +129,7 @@ def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict
 
 
 def _compare(
-    scratch: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Path, progress: Progress
+    scratch: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Path, progress: Terminal
 ) -> dict[str, Any]:
     progress.step("comparing the graph for TensorRT with PyTorch")
     files = {file.name: hash_file(file) for file in sorted(scratch.iterdir())}
@@ -151,7 +151,7 @@ def _built(
     options: EngineOptions,
     profiles: tuple[Profile, ...],
     graph: tuple[dict[str, ir.Node], int],
-    progress: Progress,
+    progress: Terminal,
 ) -> tuple[memoryview, dict[str, Any]]:
     """Parse, prove and build; ``graph`` has the matmuls by name and the number of layers."""
     products, layers = graph
@@ -202,7 +202,7 @@ class _Trial:
     profiles: Sequence[Profile]
     heads: tuple[int, int]
     dtype: ir.DataType
-    progress: Progress
+    progress: Terminal
 
 
 def choose_attention(
@@ -211,7 +211,7 @@ def choose_attention(
     profiles: Sequence[Profile],
     heads: tuple[int, int],
     dtype: ir.DataType,
-    progress: Progress,
+    progress: Terminal,
 ) -> dict[str, Any]:
     """Return the form of attention and the reason, for the manifest; ``packed`` says if it could run without padding.
 
