@@ -7,15 +7,18 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from erniem_export.config_file import HEAD_OF_CLASS, are_unnamed, name_labels, read_config
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.sentence_folder import read_sentence_folder
 from erniem_export.sources import (
     ADAPTER_FILE,
@@ -31,12 +34,6 @@ from erniem_export.sources import (
 )
 from erniem_export.weights import Shapes, check_floats, read_shapes, read_tensors
 from erniem_rt.manifest import HEADS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from erniem_export.configuration import ErnieMConfig
-    from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["Adapter", "find_adapter", "merge"]
 

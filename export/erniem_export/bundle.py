@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 
 import erniem_rt
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.config_file import without_paths
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
 from erniem_export.modeling import POSITION_OFFSET
@@ -40,10 +41,6 @@ from erniem_rt.files import require_utf_8
 from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, FileRecord, Limits, Manifest, hash_file, weights_name
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE
-
-if TYPE_CHECKING:
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.configuration import ErnieMConfig
 
 __all__ = [
     "build_manifest",

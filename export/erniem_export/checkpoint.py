@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from erniem_export.config_file import (
 from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
-from erniem_export.modeling import POSITION_OFFSET
+from erniem_export.modeling import POSITION_OFFSET, ErnieMPreTrainedModel
 from erniem_export.paddle import is_paddle, names_as_pytorch, shape_as_pytorch, tensor_as_pytorch
 from erniem_export.sentence_folder import SentenceFolder, read_sentence_folder, unread_modules
 from erniem_export.sources import (
@@ -73,11 +74,6 @@ from erniem_export.xlm_roberta import (
 )
 from erniem_rt.manifest import Defaults
 from erniem_rt.tokenizer.settings import read_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["SIZES", "Checkpoint", "load_checkpoint", "random_config", "randomize", "stored_dtypes"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from transformers import activations
@@ -20,10 +21,6 @@ from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, as_json, what
 from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
 from erniem_export.xlm_roberta import config_as_ernie_m
 from erniem_rt.checks import is_count
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
 __all__ = [
     "HEAD_OF_CLASS",

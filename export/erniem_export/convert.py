@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from erniem_export.bundle import copy_companions, install_files, staging
-from erniem_export.checkpoint import load_checkpoint, stored_dtypes
+from erniem_export.checkpoint import Checkpoint, load_checkpoint, stored_dtypes
 from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import CLASSES, LABELLED
 from erniem_export.mask_mode import UIE_M
+from erniem_export.progress import Terminal
 from erniem_export.sources import (
     CONFIG_FILE,
     FAST_TOKENIZER,
@@ -31,14 +34,6 @@ from erniem_export.xlm_roberta import ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, T
 from erniem_export.xlm_roberta import as_xlm_roberta as named
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE, AddedToken
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.progress import Terminal
 
 __all__ = ["ERNIE_M", "TARGETS", "Conversion", "convert"]
 

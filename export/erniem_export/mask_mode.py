@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from erniem_export.checkpoint import Checkpoint
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import ExportError
 from erniem_export.modeling import POSITION_OFFSET
+from erniem_export.options import ExportOptions
 from erniem_export.passes.rewriter import Rewriter
 from erniem_rt.manifest import MASK_MODES
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.configuration import ErnieMConfig
-    from erniem_export.options import ExportOptions
 
 __all__ = ["PADDING", "UIE_M", "at_full_width", "bias_keys", "mask_mode_of", "note_of_mask", "with_padding_key"]
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from erniem_export.errors import EngineBuildError, OptionError
-from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES, Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from erniem_rt.manifest import Manifest, TensorSpec
+from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES, Manifest, Profile, TensorSpec
 
 __all__ = [
     "CPUS",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from erniem_export.bundle import (
@@ -21,45 +24,40 @@ from erniem_export.bundle import (
     note_of_settings,
     staging,
 )
-from erniem_export.checkpoint import load_checkpoint
+from erniem_export.checkpoint import Checkpoint, load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, FusionError, ParityError, PrecisionError
-from erniem_export.gate.accuracy import AccuracyCheck, task_set_of
-from erniem_export.gate.cases import build_cases
+from erniem_export.gate.accuracy import AccuracyCheck, TaskSet, task_set_of
+from erniem_export.gate.cases import Case, build_cases
 from erniem_export.gate.diagnosis import sensitive_parts
 from erniem_export.gate.measures import thresholds_of
 from erniem_export.gate.parity import judge, with_bf16
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
-from erniem_export.options import HALVES, OPTIMUM, PORTABLE, GraphOptions, Precision, flag_of, resolve_profiles
+from erniem_export.options import (
+    HALVES,
+    OPTIMUM,
+    PORTABLE,
+    ExportOptions,
+    GraphOptions,
+    Precision,
+    flag_of,
+    resolve_profiles,
+)
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.padding import align_rows, keep_first_tokens, pack_tokens
 from erniem_export.passes.precision import apply_precision, bytes_of_row
+from erniem_export.progress import Terminal
 from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
 from erniem_export.sources import tokenizer_files
-from erniem_export.tensorrt.builder import AUTO, load_library
+from erniem_export.tensorrt.builder import AUTO, Library, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tokenizer import check_tokenizer
-from erniem_export.vocabulary import prune, prune_like
+from erniem_export.vocabulary import Vocabulary, prune, prune_like
 from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
 from erniem_rt.locations import find_artifact, manifest_of
-from erniem_rt.manifest import OPTIMUM_GRAPH, Limits, Manifest, TensorSpec
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    import onnx_ir as ir
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.gate.accuracy import TaskSet
-    from erniem_export.gate.cases import Case
-    from erniem_export.options import ExportOptions
-    from erniem_export.progress import Terminal
-    from erniem_export.tensorrt.builder import Library
-    from erniem_export.vocabulary import Vocabulary
-    from erniem_rt.manifest import FileRecord, Plan
+from erniem_rt.manifest import OPTIMUM_GRAPH, FileRecord, Limits, Manifest, Plan, TensorSpec
 
 __all__ = ["export", "optimize_for", "verify"]
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from erniem_export.errors import CheckpointError, ExportError, listed
 from erniem_rt.files import is_lfs_pointer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "ADAPTER_FILE",
@@ -337,7 +335,10 @@ def _shards(index: Path) -> list[Path]:
 
 def _read_index(index: Path) -> dict[str, str]:
     """Return the file of each tensor."""
-    places = read_object(index).get("weight_map")
+    try:
+        places = read_object(index).get("weight_map")
+    except CheckpointError as error:
+        raise CheckpointError(f"{index} is not an index of weight files: {error}") from error
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(
             f'{index} is not an index of weight files; expected {{"weight_map": {{"NAME": "FILE"}}}}: fetch it again'

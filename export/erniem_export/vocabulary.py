@@ -13,13 +13,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import string
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
 import torch
 from torch import nn
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import CheckpointError
 from erniem_export.languages import ALPHABET, LANGUAGES, WORDS, rule_for, texts_of, why_alphabet
 from erniem_export.options import Keep
@@ -29,12 +32,6 @@ from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.pieces import split_piece
 from erniem_rt.tokenizer.settings import read_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from erniem_export.checkpoint import Checkpoint
 
 __all__ = ["Vocabulary", "original_ids", "pieces_at_the_ends", "prune", "prune_like", "select", "write_part"]
 

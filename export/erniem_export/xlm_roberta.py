@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from erniem_export.errors import CheckpointError
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.sources import XLM_ROBERTA
 from erniem_export.weights import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = [
     "CLASSES",

@@ -10,17 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from string import punctuation
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.heads import LABELLED
 from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.sources import read_text
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.manifest import Manifest
+from erniem_rt.pipelines.base import Progress
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
 from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
 from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
@@ -28,16 +34,6 @@ from erniem_rt.pipelines.text_classification import TextClassificationPipeline
 from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.modeling import ErnieMPreTrainedModel
-    from erniem_rt.manifest import Manifest
-    from erniem_rt.pipelines.base import Progress
 
 __all__ = [
     "FEWEST",

@@ -7,14 +7,19 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from erniem_export.errors import ParityError, PrecisionError
+from erniem_export.gate.accuracy import AccuracyCheck
 from erniem_export.gate.cases import Case, build_cases
 from erniem_export.gate.diagnosis import Rounding, diagnose, holding, remedy, without_rounding
 from erniem_export.gate.measures import (
@@ -31,6 +36,7 @@ from erniem_export.gate.measures import (
 )
 from erniem_export.gate.weights import compare_weights, stored_parameters
 from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of
 from erniem_export.passes.precision import HALF_TYPES, emulate_half, to_half
@@ -40,16 +46,6 @@ from erniem_rt.locations import manifest_of
 from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import HEADS, Manifest, hash_file
 from erniem_rt.session import Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from contextlib import AbstractContextManager
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from erniem_export.gate.accuracy import AccuracyCheck
-    from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["Reference", "check_parity", "judge", "reference_outputs", "with_bf16"]
 

@@ -7,28 +7,23 @@ the keys' biases, cancel out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from erniem_export.gate.measures import Weights
-from erniem_export.modeling import ErnieMForInformationExtraction
+from erniem_export.modeling import ErnieMForInformationExtraction, ErnieMPreTrainedModel
 from erniem_export.onnx_export import read
 from erniem_export.options import arithmetic_of
 from erniem_export.passes.precision import HALF_TYPES
 from erniem_export.passes.rewriter import uncast
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
 
 __all__ = ["WORDS", "compare_weights", "stored_parameters"]
 

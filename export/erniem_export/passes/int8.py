@@ -20,21 +20,17 @@ matmuls keep their types.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.errors import FusionError
 from erniem_export.passes.rewriter import CONTRIB, Rewriter, fused_attentions, matmul_of, producer, single_use, store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from erniem_export.quantization.products import Int8Product
+from erniem_export.quantization.products import Int8Product
 
 __all__ = ["int8_products", "int8_weights", "to_int8", "to_int8_openvino"]
 

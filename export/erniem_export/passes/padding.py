@@ -17,8 +17,8 @@ masked, and their queries are not read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
@@ -36,9 +36,6 @@ from erniem_export.passes.rewriter import (
     single_use,
     width_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Order", "align_rows", "keep_first_tokens", "mask_by_length", "order_tokens", "pack_tokens"]
 

@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from erniem_export.errors import ExportError
+from erniem_export.gate.cases import Case
 from erniem_export.onnx_export import open_session, write
-from erniem_export.options import HALVES
+from erniem_export.options import HALVES, Precision
 from erniem_export.passes.rewriter import Rewriter, cast_uses, fused_attentions, store
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-    from erniem_export.gate.cases import Case
-    from erniem_export.options import Precision
 
 __all__ = [
     "EMBEDDING_TYPES",

@@ -6,35 +6,29 @@ Each layer is quantized on the outputs of the quantized layers before it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import ExportError
 from erniem_export.mask_mode import PADDING, with_padding_key
-from erniem_export.modeling import ErnieMModel
-from erniem_export.options import ON_OPENVINO
+from erniem_export.modeling import ErnieMEncoderLayer, ErnieMModel, ErnieMPreTrainedModel
+from erniem_export.options import ON_OPENVINO, Int8
 from erniem_export.passes.int8 import int8_products, int8_weights, to_int8, to_int8_openvino
+from erniem_export.progress import Terminal
 from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
 from erniem_export.sources import FAST_TOKENIZER, read_text, tokenizer_files
 from erniem_rt.machine import cpu_flags, has_vnni, is_arm
+from erniem_rt.manifest import Limits
 from erniem_rt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    import onnx_ir as ir
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.modeling import ErnieMEncoderLayer, ErnieMPreTrainedModel
-    from erniem_export.options import Int8
-    from erniem_export.progress import Terminal
-    from erniem_rt.manifest import Limits
 
 __all__ = [
     "DRAWN",

@@ -11,22 +11,18 @@ import ctypes
 import importlib
 import re
 import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from erniem_export.errors import EngineBuildError, ExportError
-from erniem_export.options import input_shapes
+from erniem_export.options import EngineOptions, input_shapes
+from erniem_export.progress import Terminal
 from erniem_rt.engines.tensorrt_plan import listening, logger_of
 from erniem_rt.files import replacing
 from erniem_rt.manifest import FLAVOURS, HEADS, Manifest, Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from erniem_export.options import EngineOptions
-    from erniem_export.progress import Terminal
 
 __all__ = [
     "AUTO",

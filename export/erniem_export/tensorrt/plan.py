@@ -14,19 +14,23 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import EngineBuildError
 from erniem_export.gate.parity import judge
 from erniem_export.onnx_export import read, write
-from erniem_export.options import arithmetic_of, resolve_profiles
+from erniem_export.options import EngineOptions, arithmetic_of, resolve_profiles
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.precision import HALF_TYPES
 from erniem_export.passes.rewriter import Rewriter, name_products
+from erniem_export.progress import Terminal
 from erniem_export.tensorrt.builder import (
+    Library,
     add_profiles,
     build,
     configure,
@@ -36,14 +40,6 @@ from erniem_export.tensorrt.builder import (
     parse,
 )
 from erniem_rt.manifest import FileRecord, Manifest, Plan, Profile, hash_file
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.options import EngineOptions
-    from erniem_export.progress import Terminal
-    from erniem_export.tensorrt.builder import Library
 
 __all__ = ["ATTENTION", "add_plan", "choose_attention", "inspect", "prove"]
 
