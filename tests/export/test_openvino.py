@@ -1,7 +1,5 @@
 """Every form of artifact in OpenVINO: the numbers of PyTorch, and of the gate in bf16."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The rewrites for TensorRT: how often each fires, that the numbers stay, and what is refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime

@@ -1,18 +1,12 @@
 """Small graphs in every precision, run as they are or as a GPU would round them."""
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from erniem_export.checkpoint import randomize
 from erniem_export.configuration import ErnieMConfig
@@ -29,16 +23,13 @@ SMALL = {
     "intermediate_size": 48,
 }
 
-Feeds = dict[str, NDArray[Any]]
-Outputs = dict[str, NDArray[Any]]
-
 
 @pytest.fixture(scope="session")
-def small_model() -> Callable[..., Any]:
+def small_model():
     """A small random model of a head, the same each time; ``edit`` changed its parameters, by name."""
 
     @functools.cache
-    def build(head: str = "base", edit: Callable[[dict[str, torch.Tensor]], None] | None = None) -> Any:
+    def build(head="base", edit=None):
         model = CLASSES[head](ErnieMConfig(**SMALL, num_labels=2 if head == "qa" else 3))
         randomize(model)
         if edit is not None:
@@ -50,16 +41,16 @@ def small_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def graph_of(trace_once: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
+def graph_of(trace_once):
     """The graph of a model; each caller edits one of its own."""
     return lambda model, head="base", **flags: trace_once(model, head, GraphOptions(**flags))
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Outputs]:
+def run(tmp_path):
     """Run a graph in onnxruntime; ``rounded`` runs what it computes on a GPU."""
 
-    def run_graph(model: ir.Model, feeds: Mapping[str, NDArray[Any]], *, rounded: bool = False) -> Outputs:
+    def run_graph(model, feeds, *, rounded=False):
         path = tmp_path / "graph.onnx"
         write(model, path)
         if rounded:
@@ -77,7 +68,7 @@ def run(tmp_path: Path) -> Callable[..., Outputs]:
 
 
 @pytest.fixture(scope="session")
-def feeds() -> Feeds:
+def feeds():
     """Four rows: full, padded on the right, padded in between, all padding."""
     ids = np.random.default_rng(5).integers(2, SMALL["vocab_size"], (4, 12))
     mask = np.ones_like(ids)
@@ -86,10 +77,10 @@ def feeds() -> Feeds:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., Outputs]:
+def reference():
     """Run the PyTorch model."""
 
-    def forward(model: Any, feeds: Feeds, **flags: bool) -> Outputs:
+    def forward(model, feeds, **flags):
         with torch.no_grad():
             result = model(
                 **{name: torch.from_numpy(array) for name, array in feeds.items()}, return_dict=True, **flags

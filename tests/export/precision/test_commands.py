@@ -1,12 +1,8 @@
 """The options of ``erniem-export`` on size and precision, and ``erniem-verify`` on what they made."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +15,12 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_export.heads import CLASSES
 from erniem_rt.tokenizer import Tokenizer
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Command:
+def call(capsys):
     """Run a command in this process: exit code, output, errors."""
 
-    def run(command: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+    def run(command, *arguments):
         try:
             code = command([str(argument) for argument in arguments])
         except SystemExit as end:
@@ -37,7 +31,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture(scope="module")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+def checkpoint_dir(tmp_path_factory, tokenizer_dir):
     """A checkpoint with a tokenizer."""
     folder = shutil.copytree(tokenizer_dir, tmp_path_factory.mktemp("checkpoint") / "model")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -56,9 +50,7 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_size_with_all_tokens_is_what_it_would_be(
-    precision: str, checkpoint_dir: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_with_all_tokens_is_what_it_would_be(precision, checkpoint_dir, tmp_path, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     weights = () if precision == "fp32" else (f"--{precision}",)
     options = ("--model", checkpoint_dir, "--engine", "none", *weights)
@@ -74,9 +66,7 @@ def test_the_size_with_all_tokens_is_what_it_would_be(
     assert size - vocabulary["bytes_after"] > 10_000
 
 
-def test_fp16_with_int8_embeddings_of_two_languages(
-    checkpoint_dir: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fp16_with_int8_embeddings_of_two_languages(checkpoint_dir, tmp_path, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     output = tmp_path / "out"
     options = ("--fp16", "--embedding", "int8", "--languages", "de,en")
@@ -106,7 +96,7 @@ def test_fp16_with_int8_embeddings_of_two_languages(
     assert "fp16, embedding int8, against PyTorch" in printed
 
 
-def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
+def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir, tmp_path, call):
     code, _, log = call(main, "--model", checkpoint_dir, "--output", tmp_path / "out", "--bf16")
     assert code == 0, log
     manifest = json.loads((tmp_path / "out" / "cls.json").read_text())
@@ -125,7 +115,7 @@ def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir: Path, tm
         (("--embedding", "int4"), "argument --embedding: invalid choice: 'int4'"),
     ],
 )
-def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Command) -> None:
+def test_usage(options, message, tmp_path, call):
     code, _, log = call(main, "--model", "random:tiny", "--output", tmp_path / "out", *options)
     assert code == 2
     assert message in log
@@ -138,16 +128,14 @@ def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Com
         (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes inputs_embeds and has no word embeddings"),
     ],
 )
-def test_what_cannot_be_done_leaves_nothing(
-    options: tuple[str, ...], message: str, tmp_path: Path, call: Command
-) -> None:
+def test_what_cannot_be_done_leaves_nothing(options, message, tmp_path, call):
     code, _, log = call(main, "--model", "random:tiny", "--output", tmp_path / "out", *options)
     assert code == 1
     assert f"error: {message}" in log
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_text_leaves_nothing(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
+def test_a_missing_text_leaves_nothing(checkpoint_dir, tmp_path, call):
     code, _, log = call(
         main, "--model", checkpoint_dir, "--output", tmp_path / "out", "--keep-tokens", tmp_path / "none.txt"
     )

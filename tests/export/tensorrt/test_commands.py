@@ -1,7 +1,5 @@
 """What a user can ask of ``erniem-export`` about plans, and what mistakes are answered with."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from pathlib import Path

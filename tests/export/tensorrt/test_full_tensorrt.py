@@ -1,7 +1,5 @@
 """The same code on full TensorRT 10 and 11, which a fake stands for: what it is asked, and what comes of it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Plans of every head of nano, built by TensorRT for RTX without a GPU: what is in them and in their manifests."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
