@@ -43,6 +43,11 @@ class Result:
     out: str
     err: str
 
+    def ok(self):
+        """Return the result of a command that must succeed."""
+        assert self.code == 0, self.err
+        return self
+
 
 def run(command, *arguments):
     if command is cli.main and "--engine" not in arguments:

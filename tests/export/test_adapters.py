@@ -246,15 +246,15 @@ def test_an_adapter_of_nano_from_folder_to_artifact(tmp_path, erniem_verify, cap
         assert str(tmp_path) not in file.read_text()
     assert manifest.labels == ("entailment", "neutral", "contradiction")
     assert (tmp_path / "out" / "sentencepiece.bpe.model").is_file()
-    assert erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter").code == 0
-    assert erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter", "--base", NANO / "cls").code == 0
+    erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter").ok()
+    erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter", "--base", NANO / "cls").ok()
     assert erniem_verify(tmp_path / "out", "--model", NANO / "cls").code == 1
 
 
 @pytest.mark.usefixtures("quick_trace", "quick_gate")
 def test_in_an_adapter_s_folder(adapter, base, monkeypatch, erniem_export):
     monkeypatch.chdir(adapter)
-    assert erniem_export("--base", base).code == 0
+    erniem_export("--base", base).ok()
     assert (adapter / "out" / "cls.onnx").is_file()
     assert not (adapter / "config.json").exists()
 

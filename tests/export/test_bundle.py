@@ -37,8 +37,7 @@ def original(tmp_path_factory, write_checkpoint, tokenizer_dir):
 def original_export(original, erniem_export):
     """An artifact that passed the gate, to be copied."""
     output = original.parent / "exported"
-    result = erniem_export("--model", original, "--output", output)
-    assert result.code == 0, result.err
+    erniem_export("--model", original, "--output", output).ok()
     return output
 
 
@@ -201,7 +200,7 @@ def test_no_path_of_this_machine_is_anywhere(tmp_path, checkpoint, erniem_export
         path = checkpoint / name
         path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **secrets}))
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({**secrets, "do_lower_case": False}))
-    assert erniem_export("--model", checkpoint, "--output", tmp_path / "out").code == 0
+    erniem_export("--model", checkpoint, "--output", tmp_path / "out").ok()
     for file in (tmp_path / "out").iterdir():
         for secret in (str(tmp_path), str(Path.home()) + "/", "/home/", str(Path.cwd()), ".venv", "site-packages"):
             assert secret.encode() not in file.read_bytes(), f"{file.name} holds {secret}"
@@ -218,7 +217,7 @@ def test_export_again_replaces_and_leaves_nothing_stale(tmp_path, exported, chec
     (exported / "notes.txt").write_text("mine")
     (exported / "cls.onnx.data").write_bytes(b"damaged since")
     with (exported / "cls.onnx.data").open("rb") as served:  # as a process has it mapped
-        assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+        erniem_export("--model", checkpoint, "--output", exported).ok()
         assert served.read() == b"damaged since"
     # A vocabulary of the old checkpoint beside the new model would give wrong ids.
     assert not (exported / "vocab.txt").exists()
@@ -244,7 +243,7 @@ def other_head(exported):
 def test_export_into_the_checkpoint_itself(checkpoint, erniem_export):
     before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     for _ in range(2):
-        assert erniem_export("--model", checkpoint, "--output", checkpoint).code == 0
+        erniem_export("--model", checkpoint, "--output", checkpoint).ok()
     after = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {"cls.json", "cls.onnx", "cls.onnx.data", "sentencepiece.sorted.model"}
@@ -274,7 +273,7 @@ def test_files_of_others_stay(name, tmp_path, checkpoint, export_fails):
 @pytest.mark.usefixtures("quick_gate")
 def test_another_head_of_the_same_checkpoint_may_stay(exported, checkpoint, erniem_export):
     other_head(exported)
-    assert erniem_export("--model", checkpoint, "--output", exported).code == 0
+    erniem_export("--model", checkpoint, "--output", exported).ok()
     for head in ("ner", "cls"):
         Manifest.load(exported / f"{head}.json").verify(exported)
 
@@ -314,7 +313,7 @@ def test_what_may_not_go_there_is_said_before_the_work(
 def test_what_is_no_manifest_of_ours_is_no_obstacle(text, tmp_path, checkpoint, erniem_export):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "qa.json").write_text(text)
-    assert erniem_export("--model", checkpoint, "--output", tmp_path / "out").code == 0
+    erniem_export("--model", checkpoint, "--output", tmp_path / "out").ok()
     assert (tmp_path / "out" / "qa.json").read_text() == text
 
 
@@ -357,8 +356,7 @@ OPTIMUM = {"onnx/model.onnx", "onnx/model.onnx_data"}
 
 @pytest.fixture
 def for_optimum(checkpoint, erniem_export, quick_gate):
-    result = erniem_export("--model", checkpoint, "--layout", "optimum", "--output", checkpoint.parent / "out")
-    assert result.code == 0, result.err
+    erniem_export("--model", checkpoint, "--layout", "optimum", "--output", checkpoint.parent / "out").ok()
     return checkpoint.parent / "out"
 
 
@@ -386,8 +384,7 @@ def test_the_layout_of_optimum(for_optimum, exported, monkeypatch):
 
 def test_verify_and_damage_in_the_layout_of_optimum(for_optimum, checkpoint, erniem_verify):
     for path in (for_optimum, for_optimum / "onnx" / "model.onnx"):
-        result = erniem_verify(path, "--model", checkpoint)
-        assert result.code == 0, result.err
+        erniem_verify(path, "--model", checkpoint).ok()
     weights = for_optimum / "onnx" / "model.onnx_data"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match=r"onnx/model\.onnx_data was changed after export"):
@@ -401,9 +398,9 @@ def test_verify_and_damage_in_the_layout_of_optimum(for_optimum, checkpoint, ern
 
 
 def test_a_folder_changes_its_layout(for_optimum, checkpoint, erniem_export):
-    assert erniem_export("--model", checkpoint, "--output", for_optimum).code == 0
+    erniem_export("--model", checkpoint, "--output", for_optimum).ok()
     assert not (for_optimum / "onnx").exists()
-    assert erniem_export("--model", checkpoint, "--layout", "optimum", "--output", for_optimum).code == 0
+    erniem_export("--model", checkpoint, "--layout", "optimum", "--output", for_optimum).ok()
     assert not (for_optimum / "cls.onnx").exists()
     result = erniem_export("--model", checkpoint, "--head", "base", "--output", for_optimum)
     assert result.code == 0, "another head may lie beside it"
@@ -441,14 +438,12 @@ def test_the_layout_of_optimum_in_the_checkpoint_itself(checkpoint, erniem_expor
     before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     for _ in range(2):
         arguments = ("--model", checkpoint, "--head", "base", "--layout", "optimum", "--output", checkpoint)
-        result = erniem_export(*arguments)
-        assert result.code == 0, result.err
+        result = erniem_export(*arguments).ok()
         assert "so optimum finds no attention_mask: add" in result.err
         assert {name: (checkpoint / name).read_bytes() for name in before} == before
     settings = json.dumps({"model_input_names": ["input_ids", "attention_mask"]})
     (checkpoint / "tokenizer_config.json").write_text(settings)
-    result = erniem_export(*arguments)
-    assert result.code == 0, result.err
+    result = erniem_export(*arguments).ok()
     assert "attention_mask" not in result.err
 
 

@@ -83,8 +83,7 @@ def test_a_random_model_leaves_no_path_of_this_machine(exported):
 
 
 def test_verify_passes(exported, erniem_verify):
-    result = erniem_verify(exported[0] / "qa.onnx", "--model", "random:tiny")
-    assert result.code == 0, result.err
+    result = erniem_verify(exported[0] / "qa.onnx", "--model", "random:tiny").ok()
     assert result.out.splitlines()[-1].endswith("passed")
     assert "comparing qa.onnx with PyTorch" in result.err
     assert "comparing qa.onnx with PyTorch" in erniem_verify(exported[0] / "qa.json", "--model", "random:tiny").err
@@ -103,8 +102,7 @@ def test_verify_through_links(kind, exported, erniem_verify, tmp_path):
             (folder / file.name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
         else:
             (folder / file.name).hardlink_to(blob)
-    result = erniem_verify(folder / "qa.onnx", "--model", "random:tiny")
-    assert result.code == 0, result.err
+    result = erniem_verify(folder / "qa.onnx", "--model", "random:tiny").ok()
     assert "weights the same" in result.out.splitlines()[-1]
 
 
@@ -158,7 +156,7 @@ def test_verify_against_other_labels(erniem_export, erniem_verify, tmp_path, wri
     three = write_checkpoint(tmp_path / "three")
     labels = {str(i): f"label {i}" for i in range(4)}
     four = write_checkpoint(tmp_path / "four", edit=wider, id2label=labels)
-    assert erniem_export("--model", three, "--output", tmp_path / "out").code == 0
+    erniem_export("--model", three, "--output", tmp_path / "out").ok()
     artifact = tmp_path / "out" / "cls.onnx"
     assert erniem_verify(artifact, "--model", four).err.splitlines()[-1] == (
         f"error: {artifact} was exported from another checkpoint: its outputs are logits (batch, 3), "
@@ -197,8 +195,7 @@ def test_verify_an_edited_artifact(exported, tmp_path, erniem_verify):
 def test_half_precision_gives_the_same_artifact_as_its_upcast(half, tmp_path, erniem_export):
     """And the base of the same checkpoint goes into the same folder."""
     for head in ("auto", "base"):
-        result = erniem_export("--model", half, "--head", head, "--output", tmp_path / "out")
-        assert result.code == 0, result.err
+        erniem_export("--model", half, "--head", head, "--output", tmp_path / "out").ok()
     weights = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out" / "cls.onnx").graph.initializer}
     for name, tensor in load_checkpoint(str(half)).model.state_dict().items():
         stored = weights.get(name) or weights[f"{name}.T"]
@@ -212,8 +209,7 @@ def test_half_precision_gives_the_same_artifact_as_its_upcast(half, tmp_path, er
 
 def test_optional_inputs_and_outputs(tmp_path, write_checkpoint, erniem_export):
     folder = write_checkpoint(tmp_path / "model", "mc")
-    result = erniem_export("--model", folder, "--output", tmp_path / "out", *OPTIONAL)
-    assert result.code == 0, result.err
+    erniem_export("--model", folder, "--output", tmp_path / "out", *OPTIONAL).ok()
     with Session(tmp_path / "out" / "mc.onnx") as session:
         assert {spec.name: spec.shape for spec in session.manifest.inputs} == {
             "input_ids": ("batch", "choices", "sequence"),
@@ -232,8 +228,7 @@ def test_optional_inputs_and_outputs(tmp_path, write_checkpoint, erniem_export):
 
 def test_embeddings_instead_of_ids(tmp_path, write_checkpoint, erniem_export):
     folder = write_checkpoint(tmp_path / "model", "base")
-    result = erniem_export("--model", folder, "--output", tmp_path / "out", "--with-inputs-embeds")
-    assert result.code == 0, result.err
+    erniem_export("--model", folder, "--output", tmp_path / "out", "--with-inputs-embeds").ok()
     with Session(tmp_path / "out" / "base.onnx") as session:
         assert [spec.name for spec in session.manifest.inputs] == ["inputs_embeds", "attention_mask"]
         found = session.run(inputs_embeds=np.ones((2, 5, 16)))
@@ -246,16 +241,14 @@ def test_embeddings_instead_of_ids(tmp_path, write_checkpoint, erniem_export):
 @pytest.mark.parametrize("options", [[], ["--fp16", "--target", "portable"], ["--int8"]], ids=" ".join)
 def test_the_base_of_a_head_without_pooler(options, tmp_path, write_checkpoint, erniem_export, erniem_verify):
     folder = write_checkpoint(tmp_path / "model", "ner")
-    result = erniem_export("--model", folder, "--head", "base", "--output", tmp_path / "out", *options)
-    assert result.code == 0, result.err
+    result = erniem_export("--model", folder, "--head", "base", "--output", tmp_path / "out", *options).ok()
     assert "the weights have no pooler: the graph has no pooler_output" in result.err
     artifact = tmp_path / "out" / "base.onnx"
     with Session(artifact) as session:
         assert {name: array.shape for name, array in session.run(input_ids=[[0, 5, 6, 2]]).items()} == {
             "last_hidden_state": (1, 4, 16)
         }
-    verified = erniem_verify(artifact, "--model", folder)
-    assert verified.code == 0, verified.err
+    verified = erniem_verify(artifact, "--model", folder).ok()
     assert "pooler_output" not in verified.out
     with_pooler = erniem_verify(artifact, "--model", write_checkpoint(tmp_path / "other", "base"))
     assert "was exported from another checkpoint: its outputs are last_hidden_state" in with_pooler.err
@@ -304,11 +297,10 @@ def test_the_checkpoint_in_this_folder_is_the_default(
     folder = write_checkpoint(tmp_path / "model", "qa")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.chdir(folder)
-    result = erniem_export("--head", "qa")
-    assert result.code == 0, result.err
+    result = erniem_export("--head", "qa").ok()
     assert {path.name for path in folder.iterdir()} == {*before, "qa.json", "qa.onnx", "qa.onnx.data"}
     assert all((folder / name).read_bytes() == content for name, content in before.items())
-    assert erniem_verify("qa.onnx").code == 0
+    erniem_verify("qa.onnx").ok()
     monkeypatch.chdir(tmp_path)
     result = erniem_export()
     assert result.code == 2

@@ -51,8 +51,7 @@ def exported(tmp_path_factory, erniem_export):
         key = (str(model), *options)
         if key not in done:
             folder = tmp_path_factory.mktemp("artifact")
-            result = erniem_export("--model", model, "--output", folder, *options)
-            assert result.code == 0, result.err
+            result = erniem_export("--model", model, "--output", folder, *options).ok()
             assert "rows are computed as PaddleNLP's Taskflow does it for uie-m (--mask uie-m)" in result.err
             done[key] = folder
         return done[key]
@@ -134,7 +133,7 @@ def test_the_config_and_the_tokenizer_pad_with_the_same_id():
 
 def test_the_gate_catches_a_mask_of_padding(exported, tmp_path, erniem_export, erniem_verify):
     folder = shutil.copytree(exported("--target", "portable"), tmp_path / "copy")
-    assert erniem_verify(folder, "--model", IE).code == 0
+    erniem_verify(folder, "--model", IE).ok()
     manifest = json.loads((folder / "ie.json").read_text())
     del manifest["mask_mode"]
     (folder / "ie.json").write_text(json.dumps(manifest))
@@ -143,8 +142,7 @@ def test_the_gate_catches_a_mask_of_padding(exported, tmp_path, erniem_export, e
 
 
 def test_padding_can_be_asked_for(tmp_path, erniem_export):
-    result = erniem_export("--model", IE, "--output", tmp_path / "out", "--mask", "padding", "--target", "portable")
-    assert result.code == 0, result.err
+    erniem_export("--model", IE, "--output", tmp_path / "out", "--mask", "padding", "--target", "portable").ok()
     assert "mask_mode" not in json.loads((tmp_path / "out" / "ie.json").read_text())
 
 

@@ -76,7 +76,7 @@ def test_what_is_exported(with_vocabulary, content, tokenizer_dir, tmp_path, wri
     (checkpoint / MODEL).write_bytes(content)
     if with_vocabulary:
         shutil.copy(tokenizer_dir / "vocab.txt", checkpoint)
-    assert erniem_export("--model", checkpoint, "--output", output).code == 0
+    erniem_export("--model", checkpoint, "--output", output).ok()
     assert (output / MODEL).read_bytes() == content
     assert (output / SORTED_FILE).exists() == with_vocabulary
     if with_vocabulary:
@@ -89,8 +89,7 @@ def test_what_is_exported(with_vocabulary, content, tokenizer_dir, tmp_path, wri
 def exported_folder(tokenizer_dir, tmp_path, write_checkpoint, erniem_export, quick_gate):
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     shutil.copytree(tokenizer_dir, checkpoint, dirs_exist_ok=True)
-    result = erniem_export("--model", checkpoint, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    erniem_export("--model", checkpoint, "--output", tmp_path / "out").ok()
     return tmp_path / "out"
 
 
@@ -147,7 +146,7 @@ def test_an_older_artifact(exported_folder, content, tokenizer_dir, erniem_expor
     checkpoint, output = exported_folder.parent / "checkpoint", exported_folder
     result = erniem_export("--model", checkpoint, "--head", "base", "--output", output)
     assert "holds head cls of another checkpoint or from an older version, with its own sentencepiece.b" in result.err
-    assert erniem_export("--model", checkpoint, "--output", output).code == 0
+    erniem_export("--model", checkpoint, "--output", output).ok()
     assert (output / MODEL).read_bytes() == content
     assert json.loads((output / SETTINGS).read_text())["model_input_names"] == ["input_ids", "attention_mask"]
 
@@ -162,8 +161,7 @@ def test_a_model_that_lies_there_already_stays(content, tokenizer_dir, tmp_path,
         for name in (MODEL, "vocab.txt"):
             shutil.copy(tokenizer_dir / name, folder)
     for head in ("cls", "base"):
-        result = erniem_export("--model", checkpoint, "--head", head, "--output", output)
-        assert result.code == 0, result.err
+        erniem_export("--model", checkpoint, "--head", head, "--output", output).ok()
         for name in (MODEL, SETTINGS):
             assert (output / name).read_bytes() == (checkpoint / name).read_bytes()
 

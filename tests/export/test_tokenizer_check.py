@@ -121,14 +121,12 @@ def bare(tmp_path, write_checkpoint):
 
 @pytest.mark.usefixtures("quick_trace")
 def test_a_tokenizer_from_elsewhere(bare, tokenizer_dir, tmp_path, erniem_export, erniem_verify):
-    result = erniem_export("--model", bare, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    result = erniem_export("--model", bare, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out").ok()
     assert "no tokenizer" not in result.err
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == (tokenizer_dir / "vocab.txt").read_bytes()
     assert pipeline_of(tmp_path / "out")("ein Text")[0]["label"]
     for given in ([], ["--tokenizer", tokenizer_dir]):
-        report = erniem_verify(tmp_path / "out", "--model", bare, *given)
-        assert report.code == 0, report.err
+        report = erniem_verify(tmp_path / "out", "--model", bare, *given).ok()
         assert report.out.splitlines()[0] == result.out.splitlines()[0]  # as many cases, those of text among them
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from erniem_export.cli import verify_main
 from erniem_export.errors import ParityError
 from erniem_export.gate import diagnosis, parity
 from erniem_export.gate.measures import THRESHOLDS
@@ -554,16 +553,3 @@ def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(exp
     assert (report.precision, report.limits.largest) == ("fp16", THRESHOLDS["fp16"].largest)
     assert asked == [artifact.manifest.precision]
     assert artifact.manifest.precision["weights"] == "fp32"
-
-
-def test_verify_passes_and_fails_from_the_command_line(exported, damaged, tmp_path, capsys):
-    artifact = exported("qa")
-    artifact.model.save_pretrained(tmp_path / "checkpoint")
-    capsys.readouterr()
-    assert verify_main([str(artifact.path), "--model", str(tmp_path / "checkpoint")]) == 0
-    assert "passed" in capsys.readouterr().out
-    path = damaged(artifact, swap_outputs)
-    assert verify_main([str(path), "--model", str(tmp_path / "checkpoint")]) == 1
-    out, err = capsys.readouterr()
-    assert "FAILED" in out
-    assert "the outputs are swapped" in err.splitlines()[-1]

@@ -21,8 +21,7 @@ FAR = 3  # the channel of ``outlying_model`` that its norms let reach far
 @pytest.mark.parametrize("cpu", ["auto", "avx2"])
 def test_an_export_passes_the_gate_and_says_what_was_done(write_checkpoint, erniem_export, tmp_path, cpu):
     model = write_checkpoint(tmp_path / "model", "ner")
-    result = erniem_export("--model", model, "--int8", "--cpu", cpu, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    result = erniem_export("--model", model, "--int8", "--cpu", cpu, "--output", tmp_path / "out").ok()
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
     assert manifest["precision"] == {"weights": "int8", "embedding": "int8"}
     assert manifest["target"] == "onnxruntime-cpu"
@@ -46,8 +45,7 @@ def test_an_export_for_openvino_passes_the_gate(write_checkpoint, erniem_export,
     if machine.has_vnni() is False:
         pytest.skip("this CPU has no VNNI")
     model = write_checkpoint(tmp_path / "model", head)
-    result = erniem_export("--model", model, "--int8", "--target", "openvino", "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    erniem_export("--model", model, "--int8", "--target", "openvino", "--output", tmp_path / "out").ok()
     manifest = json.loads((tmp_path / "out" / f"{head}.json").read_text())
     assert manifest["target"] == manifest["engine"]["name"] == "openvino"
     assert manifest["packed"]
@@ -67,8 +65,7 @@ def test_a_part_of_the_vocabulary_is_calibrated_on_the_checkpoint_s_own_text(
     shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
     (model / "calibration.txt").write_text("Guten Morgen, Herr Schneider.\nGood morning.\nWie geht es Ihnen?\n")
     options = ("--int8", "--keep-tokens", model / "calibration.txt", "--output", tmp_path / "out")
-    result = erniem_export("--model", model, *options)
-    assert result.code == 0, result.err
+    erniem_export("--model", model, *options).ok()
     manifest = json.loads((tmp_path / "out" / "ner.json").read_text())
     assert manifest["checkpoint"]["vocabulary"]["kept"] < 1000
     assert manifest["engine"]["int8"]["calibration"] == "calibration.txt, 3 lines"
@@ -88,22 +85,6 @@ def test_what_was_decided_for_each_product_is_told(outlying_model, trace_once, t
     line = "12 matmuls in int8, 12 of them with outlier channels in fp32; "
     assert cli._int8_line(done)[0].startswith(f"{line}relative L2 {done['relative_l2']:.1e}, random ids")
     assert cli._int8_line({"weights_only": 12}) == cli._int8_line({}) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--int8", "--fp16"], "not allowed with argument"),
-        (["--cpu", "avx2"], "--cpu and --calibration are for --int8"),
-        (["--calibration", "x"], "--cpu and --calibration are for --int8"),
-        (["--int8", "--with-head-mask"], "leave out --with-head-mask"),
-        (["--int8", "--cpu", "sse2"], "invalid choice"),
-    ],
-)
-def test_what_contradicts_itself_is_a_usage_error(erniem_export, arguments, message):
-    result = erniem_export("--model", "random:tiny", *arguments)
-    assert result.code == 2
-    assert message in result.err
 
 
 @pytest.mark.parametrize(

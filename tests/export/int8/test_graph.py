@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
 from erniem_export.errors import FusionError
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import open_session, write
 from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8, to_int8_openvino
 from erniem_export.pipeline import optimize_for
@@ -50,8 +49,7 @@ def graph_for(model, quantization, trace_once):
 
 def run(graph, folder, ids, mask):
     write(graph, folder / "graph.onnx")
-    session = onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
-    return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    return open_session(folder / "graph.onnx").run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
 
 def batch():

@@ -1,11 +1,10 @@
 """Canonical graphs of a small random model, a fresh copy for each caller, and batches with any kind of padding."""
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import open_session, write
 from erniem_export.options import GraphOptions
 
 
@@ -28,7 +27,7 @@ def session_of(tmp_path):
 
     def load(graph):
         write(graph, tmp_path / "graph.onnx")
-        return onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+        return open_session(tmp_path / "graph.onnx")
 
     return load
 

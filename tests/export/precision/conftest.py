@@ -4,38 +4,25 @@ import functools
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
-from erniem_export.checkpoint import randomize
-from erniem_export.configuration import ErnieMConfig
-from erniem_export.heads import CLASSES
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import open_session, write
 from erniem_export.options import GraphOptions
 from erniem_export.passes.precision import emulate_half
 
-SMALL = {
-    "vocab_size": 211,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-}
-
 
 @pytest.fixture(scope="session")
-def small_model():
+def small_model(make_model):
     """A small random model of a head, the same each time; ``edit`` changed its parameters, by name."""
 
     @functools.cache
     def build(head="base", edit=None):
-        model = CLASSES[head](ErnieMConfig(**SMALL, num_labels=2 if head == "qa" else 3))
-        randomize(model)
+        model = make_model(head)
         if edit is not None:
             with torch.no_grad():
                 edit(dict(model.named_parameters()))
-        return model.eval()
+        return model
 
     return build
 
@@ -58,9 +45,7 @@ def run(tmp_path):
             assert emulate_half(model)
             write(model, tmp_path / "rounded.onnx")
             path = tmp_path / "rounded.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
@@ -70,7 +55,7 @@ def run(tmp_path):
 @pytest.fixture(scope="session")
 def feeds():
     """Four rows: full, padded on the right, padded in between, all padding."""
-    ids = np.random.default_rng(5).integers(2, SMALL["vocab_size"], (4, 12))
+    ids = np.random.default_rng(5).integers(2, 211, (4, 12))
     mask = np.ones_like(ids)
     mask[1, 7:] = mask[2, 3:6] = mask[3] = 0
     return {"input_ids": ids, "attention_mask": mask}

@@ -177,8 +177,7 @@ def test_an_export_keeps_parts_in_fp32_until_the_gate_holds(write_checkpoint, er
 
     monkeypatch.setattr(pipeline, "judge", strict)
     model = write_checkpoint(tmp_path / "model", "ner")
-    result = erniem_export("--model", model, "--fp16", "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    result = erniem_export("--model", model, "--fp16", "--output", tmp_path / "out").ok()
     assert len(tried) == 3
     kept = pipeline.Manifest.load(tmp_path / "out" / "ner.json").precision["kept_in_fp32"].split(", ")
     assert result.err.count("is too far from the PyTorch model: logits; so these stay in fp32: encoder.layers.") == 2
