@@ -35,6 +35,7 @@ from erniem_export.sources import (
     SENTENCE_FILE,
     TASK_SET_FILE,
     TOKENIZER_FILES,
+    XLM_ROBERTA,
     check_layout,
     find_folder,
     find_tokenizer,
@@ -57,13 +58,12 @@ from erniem_export.weights import (
     wrapper_of,
     wrapper_of_all,
 )
-from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
-from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
-from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
 from erniem_export.xlm_roberta import (
     POSITIONS,
     ROBERTA,
     TOKEN_TYPES,
+    XLM_ROBERTA_CLASSES,
+    XLM_ROBERTA_HEADS,
     Original,
     bare,
     head_of_weights,

@@ -17,8 +17,7 @@ from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
 from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.paddle import LAYER_NORM_EPS, flat_config
-from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, as_json, what_is_there
-from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
+from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, XLM_ROBERTA, as_json, what_is_there
 from erniem_export.xlm_roberta import config_as_ernie_m
 from erniem_rt.checks import is_count
 

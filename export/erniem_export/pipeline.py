@@ -88,7 +88,6 @@ def export(options: ExportOptions, progress: Terminal) -> tuple[Path, Manifest]:
         checkpoint = load_checkpoint(options.model, options.head, base=options.base, tokenizer=options.tokenizer)
         options = options.with_mask(mask_mode_of(options, checkpoint))
         _refuse_early(checkpoint, options, flavour)
-        library = _builder_for_mask(library, options, progress)
         about_tokenizer = check_tokenizer(checkpoint, pads_matter=options.graph.mask_mode == UIE_M)
         for note in (*checkpoint.notes, about_tokenizer, note_of_mask(options, checkpoint)):
             if note:
@@ -179,14 +178,6 @@ def _drops_lone_marks(checkpoint: Checkpoint, mask_mode: str) -> bool:
     return checkpoint.paddle or mask_mode == UIE_M
 
 
-def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Terminal) -> Library | None:
-    """Return ``library`` if plans support the mask, else None."""
-    if library is None or options.graph.mask_mode != UIE_M:
-        return library
-    progress.note(f"no TensorRT plan: plans do not support --mask {UIE_M}")
-    return None
-
-
 def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Terminal) -> AccuracyCheck | None:
     if task_set is None or checkpoint.tokenizer_dir is None:
         return None
@@ -216,13 +207,18 @@ def _builder(options: ExportOptions) -> Library | None:
 def _builder_for(
     manifest: Manifest, library: Library | None, options: ExportOptions, progress: Terminal
 ) -> Library | None:
-    """Return ``library`` if a session can run its plan, whose outputs must be by row; else None."""
-    if library is None or are_by_row(manifest):
+    """Return ``library`` if a session can run its plan, which masks padding and gives outputs by row; else None."""
+    if library is None:
+        return None
+    if manifest.mask_mode == UIE_M:
+        reason = f"plans do not support --mask {UIE_M}"
+    elif not are_by_row(manifest):
+        reason = (
+            f"the hidden states and attentions of head {manifest.head} are not by row, and a plan runs rows: leave out "
+            "--with-hidden-states and --with-attentions"
+        )
+    else:
         return library
-    reason = (
-        f"the hidden states and attentions of head {manifest.head} are not by row, and a plan runs rows: leave out "
-        "--with-hidden-states and --with-attentions"
-    )
     if options.engine.engine != AUTO:
         raise EngineBuildError(f"--engine {options.engine.engine}: {reason}")
     progress.note(f"no TensorRT plan: {reason}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from string import punctuation
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -170,7 +170,7 @@ class AccuracyCheck:
             may_fall=FALLS["fp32" if _is_fp32(manifest) else "other"],
         )
 
-    def _answers(self, who: str, session: Runs) -> list[Any]:
+    def _answers(self, who: str, session: Session | ReferenceSession) -> list[Any]:
         total = len(self._task_set.examples)
         try:
             found = answers(
@@ -194,16 +194,6 @@ def _remedy(manifest: Manifest) -> str:
     if manifest.precision.get("weights") == "int8":
         return "Calibrate on text like what will be served (--calibration FILE), or take a higher precision."
     return "Take a higher precision."
-
-
-class Runs(Protocol):
-    """The part of a session that pipelines use."""
-
-    manifest: Manifest
-    threads: int
-
-    def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """See :meth:`erniem_rt.Session.run_all`."""
 
 
 class ReferenceSession:
@@ -240,7 +230,10 @@ class ReferenceSession:
 
 
 def answers(
-    task_set: TaskSet, runs: Runs, tokenizer: Tokenizer, report_progress: ReportProgress = lambda _: None
+    task_set: TaskSet,
+    runs: Session | ReferenceSession,
+    tokenizer: Tokenizer,
+    report_progress: ReportProgress = lambda _: None,
 ) -> list[Any]:
     """Return the answer to each example, of the type of ``Example.wanted`` (one text for ``qa``)."""
     session = cast("Session", runs)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from erniem_export.bundle import files_of
 from erniem_export.errors import ParityError, PrecisionError
 from erniem_export.gate.accuracy import AccuracyCheck
 from erniem_export.gate.cases import Case, build_cases
@@ -44,7 +45,7 @@ from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
 from erniem_rt.locations import manifest_of
 from erniem_rt.machine import cpu_class
-from erniem_rt.manifest import HEADS, Manifest, hash_file
+from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
 
 __all__ = ["Reference", "check_parity", "judge", "reference_outputs", "with_bf16"]
@@ -462,9 +463,8 @@ def _write_like(artifact: Path, graph: ir.Model, folder: Path, **precision: str)
     """Write ``graph``, derived from the artifact, into ``folder`` with its manifest; ``precision`` updates that."""
     path = folder / artifact.name
     write(graph, path)
-    files = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
     manifest = Manifest.load(manifest_of(artifact))
     precision = {**manifest.precision, **precision}
-    manifest = dataclasses.replace(manifest, artifact=path.name, files=files, plan=None, precision=precision)
+    manifest = dataclasses.replace(manifest, artifact=path.name, files=files_of(folder), plan=None, precision=precision)
     manifest.save(path.with_suffix(".json"))
     return path

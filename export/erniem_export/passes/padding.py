@@ -221,8 +221,6 @@ _LAID = {"ScatterND": 2, "Gather": 0}
 
 _ROLES = ("query", "key", "value")
 
-_BOOL, _INT32, _INT64 = int(ir.DataType.BOOL), int(ir.DataType.INT32), int(ir.DataType.INT64)
-
 
 @dataclass(frozen=True)
 class _Layout:
