@@ -35,8 +35,6 @@ from erniem_export.sources import (
 from erniem_export.weights import Shapes, check_floats, read_shapes, read_tensors
 from erniem_rt.manifest import HEADS
 
-__all__ = ["Adapter", "find_adapter", "merge"]
-
 # Each peft task's head.
 _HEAD_OF_TASK = {"SEQ_CLS": "cls", "TOKEN_CLS": "ner", "QUESTION_ANS": "qa", "FEATURE_EXTRACTION": "base"}
 # Types that cannot be merged: they add rows, layers or a choice by text. peft itself refuses others of this kind.

@@ -13,8 +13,6 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_rt.tokenizer import AddedToken as OurToken
 from erniem_rt.tokenizer import Tokenizer, TokenizerSettings
 
-__all__ = ["ErnieMTokenizer", "register"]
-
 _NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _NOWHERE = (0, 0)
 _MODELS = {

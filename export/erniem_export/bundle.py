@@ -42,19 +42,6 @@ from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, FileRecord, Limits, Manifes
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE
 
-__all__ = [
-    "build_manifest",
-    "check_room",
-    "copy_companions",
-    "files_of",
-    "install",
-    "install_files",
-    "lay_out_for_optimum",
-    "limits_of",
-    "note_of_settings",
-    "staging",
-]
-
 _ELSE = "choose another --output"
 # The disk or the user's share of it.
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -75,8 +75,6 @@ from erniem_export.xlm_roberta import (
 from erniem_rt.manifest import Defaults
 from erniem_rt.tokenizer.settings import read_settings
 
-__all__ = ["SIZES", "Checkpoint", "load_checkpoint", "random_config", "randomize", "stored_dtypes"]
-
 _RANDOM = "random:"
 # Heads with a classifier.
 _CLASSIFYING = ("cls", "ner", "mc")

@@ -41,8 +41,6 @@ from erniem_rt.locations import manifest_of
 from erniem_rt.manifest import HEADS, Manifest, Plan, Profile
 from erniem_rt.processes import Terminated, stopped_by_signals
 
-__all__ = ["convert_main", "main", "verify_main"]
-
 _MODEL_HELP = "folder of a checkpoint or an adapter, hub id, or random:tiny, random:base, random:large"
 
 # What shells expect after Ctrl-C: 128 and SIGINT's number.

@@ -21,17 +21,6 @@ from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, XLM_ROBERTA, 
 from erniem_export.xlm_roberta import config_as_ernie_m
 from erniem_rt.checks import is_count
 
-__all__ = [
-    "HEAD_OF_CLASS",
-    "are_unnamed",
-    "as_paddle_reads",
-    "config_file",
-    "name_labels",
-    "read_config",
-    "with_values",
-    "without_paths",
-]
-
 _KIND = "ernie_m"
 _KINDS = (_KIND, XLM_ROBERTA)
 HEAD_OF_CLASS = {cls.__name__: head for head, cls in CLASSES.items()}

@@ -41,8 +41,6 @@ from erniem_export.xlm_roberta import (
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE, AddedToken
 
-__all__ = ["ERNIE_M", "TARGETS", "Conversion", "convert"]
-
 ERNIE_M = "ernie-m"
 TARGETS = (XLM_ROBERTA, ERNIE_M)
 _WEIGHTS = "model.safetensors"

@@ -13,8 +13,6 @@ from erniem_export.errors import ExportError
 from erniem_export.options import GraphOptions
 from erniem_rt.manifest import HEADS, TensorSpec
 
-__all__ = ["CLASSES", "LABELLED", "POOLER_OPTIONAL", "graph_inputs", "graph_outputs", "make_model"]
-
 CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "base": modeling.ErnieMModel,
     "cls": modeling.ErnieMForSequenceClassification,

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ALPHABET", "LANGUAGES", "WORDS", "Language", "rule_for", "texts_of", "why_alphabet"]
-
 
 @dataclass(frozen=True)
 class Language:

@@ -25,8 +25,6 @@ from erniem_export.options import ExportOptions
 from erniem_export.passes.rewriter import Rewriter
 from erniem_rt.manifest import MASK_MODES
 
-__all__ = ["PADDING", "UIE_M", "at_full_width", "bias_keys", "mask_mode_of", "note_of_mask", "with_padding_key"]
-
 PADDING, UIE_M = MASK_MODES
 # Paddle masks this id if it gets no mask.
 _MASKED_ID = 0

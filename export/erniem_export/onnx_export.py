@@ -30,8 +30,6 @@ from erniem_rt.manifest import TensorSpec, weights_name
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["ONNXRUNTIME", "OPSET", "open_session", "read", "trace", "write"]
-
 ort = import_onnxruntime()  # here, so that an export without it fails at once
 
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"

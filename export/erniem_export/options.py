@@ -11,32 +11,6 @@ from typing import Any
 from erniem_export.errors import EngineBuildError, OptionError
 from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES, Manifest, Profile, TensorSpec
 
-__all__ = [
-    "CPUS",
-    "EMBEDDINGS",
-    "ENGINES",
-    "HALVES",
-    "LAYOUTS",
-    "MASKS",
-    "OLD_TARGETS",
-    "ON_OPENVINO",
-    "OPTIMUM",
-    "PORTABLE",
-    "PRECISIONS",
-    "TARGETS",
-    "EngineOptions",
-    "ExportOptions",
-    "GraphOptions",
-    "Int8",
-    "Keep",
-    "Precision",
-    "arithmetic_of",
-    "flag_of",
-    "input_shapes",
-    "parse_profile",
-    "resolve_profiles",
-]
-
 # Half types by their option.
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 

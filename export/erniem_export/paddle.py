@@ -23,18 +23,6 @@ from torch import Tensor
 
 from erniem_export.errors import CheckpointError, some
 
-__all__ = [
-    "IE_CLASS",
-    "LAYER_NORM_EPS",
-    "SUFFIX",
-    "flat_config",
-    "is_paddle",
-    "names_as_pytorch",
-    "read_arrays",
-    "shape_as_pytorch",
-    "tensor_as_pytorch",
-]
-
 SUFFIX = ".pdparams"
 # PaddleNLP's name of the class for information extraction.
 IE_CLASS = "UIEM"

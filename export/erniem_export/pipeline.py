@@ -59,8 +59,6 @@ from erniem_rt.errors import ArtifactError
 from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.manifest import OPTIMUM_GRAPH, FileRecord, Limits, Manifest, Plan, TensorSpec
 
-__all__ = ["export", "optimize_for", "verify"]
-
 # Differs from the gate's seed: calibration and gate must not use the same inputs.
 _CALIBRATION_SEED = 1
 # The type of TensorRT's operations other than int8 matmuls.

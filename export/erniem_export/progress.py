@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-__all__ = ["Terminal"]
-
 Item = TypeVar("Item")
 
 _WIDTH = 78

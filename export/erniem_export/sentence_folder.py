@@ -10,8 +10,6 @@ from erniem_export.errors import CheckpointError
 from erniem_export.sources import MODULE_FOLDERS, MODULES_FILE, PROMPTS_FILE, SENTENCE_FILE, read_json, read_object
 from erniem_rt.manifest import Defaults
 
-__all__ = ["SentenceFolder", "modules_of", "read_sentence_folder", "unread_modules"]
-
 _PACKAGE = "sentence_transformers."
 # Modules without effect in inference.
 _IDLE = ("Dropout",)

@@ -12,37 +12,6 @@ from typing import Any
 from erniem_export.errors import CheckpointError, ExportError, listed
 from erniem_rt.files import is_lfs_pointer
 
-__all__ = [
-    "ADAPTER_FILE",
-    "ADAPTER_WEIGHTS",
-    "CALIBRATION_FILE",
-    "CONFIG_FILE",
-    "FAST_TOKENIZER",
-    "MODULES_FILE",
-    "MODULE_FOLDERS",
-    "PADDLE_CONFIG_FILE",
-    "PROMPTS_FILE",
-    "SENTENCE_FILE",
-    "TASK_SET_FILE",
-    "TOKENIZER_FILES",
-    "XLM_ROBERTA",
-    "adapter_weights",
-    "check_layout",
-    "find_folder",
-    "find_tokenizer",
-    "has_own_config",
-    "holds_weights",
-    "is_adapter",
-    "is_checkpoint",
-    "is_xlm_roberta",
-    "listed_by",
-    "paddle_files",
-    "pickled_files",
-    "tokenizer_files",
-    "weight_files",
-    "what_is_there",
-]
-
 CONFIG_FILE = "config.json"
 # PaddleNLP's equivalent up to 2.4.
 PADDLE_CONFIG_FILE = "model_config.json"

@@ -13,8 +13,6 @@ from erniem_export.gate.cases import TEXTS
 from erniem_export.sources import FAST_TOKENIZER, TOKENIZER_FILES
 from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["check_tokenizer", "in_byte_order", "parse", "with_pieces"]
-
 _MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
 _WITHOUT = (
     f"the checkpoint has no {_MODEL} and so no tokenizer: the artifact takes ids, and no pipeline reads "

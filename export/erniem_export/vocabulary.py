@@ -33,8 +33,6 @@ from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.pieces import split_piece
 from erniem_rt.tokenizer.settings import read_settings
 
-__all__ = ["Vocabulary", "original_ids", "pieces_at_the_ends", "prune", "prune_like", "select", "write_part"]
-
 _WORD_START = "▁"
 _LATIN = "Latin"
 # Digits, punctuation, symbols, emoji and combining marks belong to no language.

@@ -20,23 +20,6 @@ from erniem_export.paddle import SUFFIX, read_arrays
 from erniem_export.sources import CONFIG_FILE, listed_by
 from erniem_rt.files import is_lfs_pointer
 
-__all__ = [
-    "PREFIX",
-    "Fit",
-    "Shapes",
-    "check_finite",
-    "check_floats",
-    "check_weights",
-    "expected_shapes",
-    "from_uie_pytorch",
-    "is_left_over",
-    "is_uie_pytorch",
-    "read_shapes",
-    "read_tensors",
-    "wrapper_of",
-    "wrapper_of_all",
-]
-
 Shapes = dict[str, tuple[int, ...]]
 
 # The types of weights; those with fewer bits need a scale.

@@ -16,24 +16,6 @@ from erniem_export.errors import CheckpointError
 from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.weights import PREFIX
 
-__all__ = [
-    "POSITIONS",
-    "ROBERTA",
-    "TOKEN_TYPES",
-    "XLM_ROBERTA_CLASSES",
-    "XLM_ROBERTA_HEADS",
-    "Original",
-    "as_ernie_m",
-    "as_xlm_roberta",
-    "bare",
-    "config_as_ernie_m",
-    "head_of_weights",
-    "in_own_names",
-    "names_as_ernie_m",
-    "unused",
-    "with_token_type",
-]
-
 ROBERTA = "roberta."
 # XLM-R's classes and the heads that both models have.
 XLM_ROBERTA_CLASSES = {

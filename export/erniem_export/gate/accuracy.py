@@ -35,20 +35,6 @@ from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
 
-__all__ = [
-    "FEWEST",
-    "Accuracy",
-    "AccuracyCheck",
-    "Example",
-    "ReferenceSession",
-    "Task",
-    "TaskSet",
-    "answers",
-    "figures",
-    "read_task_set",
-    "task_set_of",
-]
-
 # Allowed fall of a metric, in points of 100. In fp32 the answers are the same; 0.05 allows one changed answer in 2,000,
 # where two candidates' scores differ by less than rounding.
 FALLS = {"fp32": 0.05, "other": 0.5}

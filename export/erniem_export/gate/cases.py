@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.tokenizer import Tokenizer
 
-__all__ = ["Case", "build_cases"]
-
 _CHOICES = 3
 
 # Ten languages in eight scripts; the pairs serve as question and context, premise and hypothesis, prompt and text.

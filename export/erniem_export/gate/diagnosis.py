@@ -29,8 +29,6 @@ from erniem_export.passes.rewriter import Rewriter, store, uncast
 from erniem_export.quantization.quantize import DRAWN
 from erniem_rt.manifest import Manifest
 
-__all__ = ["Rounding", "diagnose", "holding", "remedy", "sensitive_parts", "without_rounding"]
-
 _PART = re.compile(r"(encoder\.layers\.\d+\.(?:self_attn|linear))[\w.]*\.weight$")
 _COMPUTE = frozenset({"linear", "matmul", "softmax", "gelu", "relu", "silu", "tanh", "truediv", "div"})
 _STEPS = 127

@@ -15,22 +15,6 @@ from erniem_export.errors import listed
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import Manifest
 
-__all__ = [
-    "EMBEDDING_THRESHOLDS",
-    "THRESHOLDS",
-    "Agreement",
-    "Difference",
-    "Report",
-    "Thresholds",
-    "Weights",
-    "compare_decisions",
-    "format_report",
-    "is_judged_by_rounding",
-    "measure",
-    "thresholds_of",
-    "widened",
-]
-
 
 @dataclass(frozen=True)
 class Thresholds:

@@ -48,8 +48,6 @@ from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
 
-__all__ = ["Reference", "check_parity", "judge", "reference_outputs", "with_bf16"]
-
 # The case whose rows also run one by one: with right padding, positions do not depend on the padding.
 _INVARIANCE_CASE = "padding on the right"
 _opened = partial(Session, engine="onnxruntime")

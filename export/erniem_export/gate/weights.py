@@ -25,8 +25,6 @@ from erniem_export.options import arithmetic_of
 from erniem_export.passes.precision import HALF_TYPES
 from erniem_export.passes.rewriter import uncast
 
-__all__ = ["WORDS", "compare_weights", "stored_parameters"]
-
 WORDS = "word_embeddings.weight"
 # A parameter that is read in both half and full precision is stored in both.
 _COPIES = ("", ".float16", ".bfloat16")

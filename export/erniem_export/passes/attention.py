@@ -18,8 +18,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from erniem_export.errors import FusionError
 from erniem_export.passes.rewriter import CONTRIB, Rewriter, producer, single_use, uncast
 
-__all__ = ["ATTENTION_OPSET", "Attention", "fuse_attention", "keep_masks_alive", "to_attention"]
-
 ATTENTION_OPSET = 23
 
 _MASK_NAME, _BIAS_NAME = "key_padding_mask", "attention_bias"

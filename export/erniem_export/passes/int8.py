@@ -32,8 +32,6 @@ from erniem_export.errors import FusionError
 from erniem_export.passes.rewriter import CONTRIB, Rewriter, fused_attentions, matmul_of, producer, single_use, store
 from erniem_export.quantization.products import Int8Product
 
-__all__ = ["int8_products", "int8_weights", "to_int8", "to_int8_openvino"]
-
 _T = TypeVar("_T")
 _WEIGHT = re.compile(r"(?P<name>(?:ernie_m\.)?encoder\.layers\.\d+\..+)\.weight\.T(\.float16|\.bfloat16)?$")
 _STEPS = 127

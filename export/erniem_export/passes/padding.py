@@ -37,8 +37,6 @@ from erniem_export.passes.rewriter import (
     width_of,
 )
 
-__all__ = ["Order", "align_rows", "keep_first_tokens", "mask_by_length", "order_tokens", "pack_tokens"]
-
 _BOOL, _FLOAT = int(ir.DataType.BOOL), int(ir.DataType.FLOAT)
 _INT32, _INT64 = int(ir.DataType.INT32), int(ir.DataType.INT64)
 

@@ -28,19 +28,6 @@ from erniem_export.onnx_export import open_session, write
 from erniem_export.options import HALVES, Precision
 from erniem_export.passes.rewriter import Rewriter, cast_uses, fused_attentions, store
 
-__all__ = [
-    "EMBEDDING_TYPES",
-    "HALF_TYPES",
-    "LARGEST",
-    "apply_precision",
-    "bytes_of_row",
-    "emulate_half",
-    "measure_ranges",
-    "quantize_rows",
-    "store_embedding",
-    "to_half",
-]
-
 
 def apply_precision(
     model: ir.Model, precision: Precision, cases: Iterable[Case], scratch: Path, keep: Collection[str] = ()

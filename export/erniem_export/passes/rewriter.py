@@ -12,22 +12,6 @@ from numpy.typing import NDArray
 
 from erniem_export.errors import FusionError
 
-__all__ = [
-    "CONTRIB",
-    "Rewriter",
-    "cast_uses",
-    "forget_shapes",
-    "fused_attentions",
-    "matmul_of",
-    "name_products",
-    "producer",
-    "residual_of",
-    "single_use",
-    "store",
-    "uncast",
-    "width_of",
-]
-
 # The domain of ONNX Runtime's contrib operators.
 CONTRIB = "com.microsoft"
 

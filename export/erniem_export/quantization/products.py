@@ -24,18 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = [
-    "INPUT_STEPS",
-    "MIDDLE",
-    "Form",
-    "Int8Linear",
-    "Int8Product",
-    "QuantizedInput",
-    "choose_input",
-    "round_against",
-    "round_product",
-]
-
 _TINY = torch.finfo(torch.float32).tiny
 
 # Inputs are uint8, weights int8 without -128.

@@ -30,19 +30,6 @@ from erniem_rt.machine import cpu_flags, has_vnni, is_arm
 from erniem_rt.manifest import Limits
 from erniem_rt.tokenizer import Tokenizer
 
-__all__ = [
-    "DRAWN",
-    "Calibration",
-    "Quantization",
-    "calibration_for",
-    "check_int8",
-    "cpu_for",
-    "quantize",
-    "quantize_encoder",
-    "quantize_for_engine",
-    "read_texts",
-]
-
 # The flavour with int8 weights but no int8 matmuls, which needs no calibration.
 _WEIGHTS_ONLY = "tensorrt-rtx"
 

@@ -24,19 +24,6 @@ from erniem_rt.engines.tensorrt_plan import listening, logger_of
 from erniem_rt.files import replacing
 from erniem_rt.manifest import FLAVOURS, HEADS, Manifest, Profile
 
-__all__ = [
-    "AUTO",
-    "Library",
-    "add_profiles",
-    "build",
-    "configure",
-    "gpu_capability",
-    "layers_of",
-    "load_library",
-    "make_builder",
-    "parse",
-]
-
 AUTO = "auto"
 _NEEDS_GPU = "tensorrt"
 _CU_MAJOR, _CU_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR} of cuda.h

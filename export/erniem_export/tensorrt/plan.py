@@ -43,8 +43,6 @@ from erniem_export.tensorrt.builder import (
 )
 from erniem_rt.manifest import FileRecord, Manifest, Plan, Profile, hash_file
 
-__all__ = ["ATTENTION", "add_plan", "choose_attention", "inspect", "prove"]
-
 ATTENTION, PRIMITIVES = "Attention", "MatMul-Softmax-MatMul"
 _IR_VERSION = 10
 _QKV = ("query", "key", "value")
