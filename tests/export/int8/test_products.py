@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from erniem_export.quantization.products import (
-    Int8Linear,
-    choose_input,
-    round_against,
-    round_product,
-)
+from erniem_export.quantization.products import Int8Linear, choose_input, round_against, round_product
 
 TOKENS, WIDTH, OUT = 600, 48, 32
 
