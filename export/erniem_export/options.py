@@ -157,15 +157,9 @@ def flag_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The choices of one ``erniem-export``.
+    """The choices of one ``erniem-export``, as :func:`erniem_export.export` describes them.
 
-    ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
-    that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
-    in; ``keep`` the part of the vocabulary to keep; ``target`` what the graph is made for, one of :data:`TARGETS`;
-    ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own;
-    ``mask`` one of :data:`MASKS`; ``base`` the base of an adapter and ``tokenizer`` where the tokenizer is, if not what
-    the checkpoint says; ``layout`` one of :data:`LAYOUTS`. ``chose_target`` says that ``target`` was ``auto`` before
-    :meth:`resolved`.
+    ``chose_target`` says that ``target`` was ``auto`` before :meth:`resolved`.
     """
 
     model: str

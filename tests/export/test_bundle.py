@@ -317,14 +317,10 @@ def test_what_is_no_manifest_of_ours_is_no_obstacle(text, tmp_path, checkpoint, 
     assert (tmp_path / "out" / "qa.json").read_text() == text
 
 
-def test_a_damaged_tokenizer(tmp_path, checkpoint, export_fails):
-    (checkpoint / "sentencepiece.bpe.model").write_bytes(b"\x00\x01 no model")
-    assert "sentencepiece.bpe.model" in export_fails(checkpoint)
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("sentencepiece.bpe.model", b"\x00\x01 no model"),
         ("tokenizer_config.json", b"\xff\xfe\x00"),
         ("tokenizer_config.json", b'{"x": '),
         ("special_tokens_map.json", b"[]"),

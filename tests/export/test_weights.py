@@ -295,17 +295,9 @@ def test_an_encoder_in_a_class_of_one_s_own(tmp_path, write_checkpoint):
     assert (found.head, found.identity()) == ("ie", expected.identity())
 
 
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        (
-            renamed("q_proj.", "q_proj.base_layer."),
-            "the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self",
-        ),
-    ],
-)
-def test_other_layouts_are_recognised(edit, said, tmp_path, write_checkpoint, export_fails):
-    assert export_fails(write_checkpoint(tmp_path / "model", "ie", edit=edit)).startswith(said)
+def test_the_tensors_of_an_adapter_are_recognised(tmp_path, write_checkpoint, export_fails):
+    folder = write_checkpoint(tmp_path / "model", "ie", edit=renamed("q_proj.", "q_proj.base_layer."))
+    assert export_fails(folder).startswith("the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self")
 
 
 @pytest.mark.parametrize(

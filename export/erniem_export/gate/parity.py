@@ -319,25 +319,22 @@ def judge(
         ErnieMError: See :func:`check_parity` and :meth:`AccuracyCheck.compare`.
     """
     facts = Manifest.load(manifest_of(artifact)).precision
-    precision, reference = arithmetic_of(facts), Reference(model, original)
+    precision = arithmetic_of(facts)
+    check = partial(
+        check_parity,
+        model=model,
+        tokenizer_dir=tokenizer_dir,
+        progress=progress,
+        reference=Reference(model, original),
+    )
     if {facts.get("weights"), facts.get("embedding")} == {"fp32"}:
-        report = check_parity(
-            artifact, model, tokenizer_dir=tokenizer_dir, progress=progress, reference=reference
-        ).to_json()
+        report = check(artifact).to_json()
         return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}
     extra: dict[str, Any] = {}
     separable = "products" not in facts  # int8 for TensorRT rounds inside Q/DQ pairs
 
     def compare(path: Path) -> dict[str, Any]:
-        report = check_parity(
-            path,
-            model,
-            tokenizer_dir=tokenizer_dir,
-            progress=progress,
-            reference=reference,
-            weights=weights,
-            unrounded=False if separable else None,
-        ).to_json()
+        report = check(path, weights=weights, unrounded=False if separable else None).to_json()
         try:
             report = report if accuracy is None else accuracy.compare(path, report)
         except ParityError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -341,10 +341,6 @@ class Calibration:
     drawn: bool = False
 
 
-class _Encode(Protocol):
-    def __call__(self, text: str, pair: str | None = None) -> Sequence[int]: ...
-
-
 def calibration_for(text: Path | None, folder: Path | None, limits: Limits, own: Path | None = None) -> Calibration:
     """Return the calibration inputs.
 
@@ -394,7 +390,7 @@ def _arranged(texts: list[str]) -> list[tuple[str, str | None]]:
     return [*alone, *pairs, *joined]
 
 
-def _tokenizer(folder: Path | None, longest: int) -> _Encode | None:
+def _tokenizer(folder: Path | None, longest: int) -> Callable[..., Sequence[int]] | None:
     if folder is None:
         return None
     if tokenizer_files(folder):
