@@ -22,7 +22,7 @@ from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import ExportError
 from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.options import ExportOptions
-from erniem_export.passes.rewriter import Rewriter
+from erniem_export.passes.rewriter import Rewriter, producer_if
 from erniem_rt.manifest import MASK_MODES
 
 PADDING, UIE_M = MASK_MODES
@@ -132,8 +132,8 @@ def bias_keys(graph: ir.Graph) -> None:
     bias = graph.outputs.pop()
     bias.name = _BIAS_NAME
     for layer, softmax in enumerate([node for node in graph if node.op_type == "Softmax"]):
-        masked = softmax.inputs[0].producer() if softmax.inputs[0] is not None else None
-        if masked is None or masked.op_type != "Where" or masked.inputs[2] is None:
+        masked = producer_if(softmax.inputs[0], "Where")
+        if masked is None or masked.inputs[2] is None:
             raise ExportError(f"attention of layer {layer} is not as it was traced: it has no mask")
         scores, rewriter = masked.inputs[2], Rewriter(graph)
         biased = rewriter.op("Add", scores, bias, name=f"encoder.layers.{layer}.{_BIAS_NAME}")

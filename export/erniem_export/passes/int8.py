@@ -29,7 +29,16 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, fused_attentions, matmul_of, producer, single_use, store
+from erniem_export.passes.rewriter import (
+    CONTRIB,
+    Rewriter,
+    fused_attentions,
+    matmul_of,
+    producer,
+    producer_if,
+    single_use,
+    store,
+)
 from erniem_export.quantization.products import Int8Product
 
 _T = TypeVar("_T")
@@ -425,18 +434,13 @@ def _unfuse_attention(graph: ir.Graph) -> None:
 
 def _packed(value: ir.Value | None, place: str) -> ir.Value:
     """Return queries, keys or values before the scatter into slots; queries of first tokens alone have no scatter."""
-    if _is_of_first(value):
-        packed = producer(value, "Unsqueeze", place).inputs[0]
+    if (first := producer_if(value, "Unsqueeze")) is not None:
+        packed = first.inputs[0]
     else:
         packed = producer(producer(value, "Reshape", place).inputs[0], "ScatterND", place).inputs[2]
     if packed is None:
         raise FusionError(f"{place}: its inputs are not laid out as packing does it")
     return packed
-
-
-def _is_of_first(value: ir.Value | None) -> bool:
-    node = None if value is None else value.producer()
-    return node is not None and node.op_type == "Unsqueeze"
 
 
 def _grid(graph: ir.Graph, attention: ir.Node, heads: int) -> _Grid:
@@ -490,7 +494,7 @@ def _with_bias(graph: ir.Graph, attention: ir.Node, grid: _Grid) -> _Grid:
 def _unfuse(graph: ir.Graph, attention: ir.Node, packed: list[ir.Value], sizes: tuple[int, int], grid: _Grid) -> None:
     """Replace one attention; ``packed``: queries, keys, values; ``sizes``: the number of heads and the size of each."""
     rewriter, name, (heads, size) = Rewriter(graph), str(attention.name), sizes
-    of_first = _is_of_first(attention.inputs[0])
+    of_first = producer_if(attention.inputs[0], "Unsqueeze") is not None
 
     def by_head(rows: ir.Value | None, role: str) -> ir.Value:
         split = rewriter.op("Reshape", rows, rewriter.int64([0, 0, heads, size]), name=f"{name}.{role}.split")

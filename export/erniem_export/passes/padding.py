@@ -32,6 +32,7 @@ from erniem_export.passes.rewriter import (
     fused_attentions,
     matmul_of,
     producer,
+    producer_if,
     residual_of,
     single_use,
     width_of,
@@ -488,10 +489,7 @@ def _products_between(graph: ir.Graph, start: ir.Node, end: ir.Value) -> int:
 
 def _query(attention: ir.Node) -> tuple[ir.Node, ir.Value]:
     """Return the node that reads the padded queries as its first input, and the packed queries."""
-    reader = attention
-    scaled = attention.inputs[0].producer() if attention.inputs[0] is not None else None
-    if scaled is not None and scaled.op_type == "Mul":  # masked by key lengths
-        reader = scaled
+    reader = producer_if(attention.inputs[0], "Mul") or attention  # multiplied if masked by key lengths
     laid = producer(reader.inputs[0], "Reshape", "last query").inputs[0]
     node = laid.producer() if laid is not None else None
     query = node.inputs[_LAID[node.op_type]] if node is not None and node.op_type in _LAID else None
