@@ -246,12 +246,18 @@ def _dequantize_weight(
     graph: ir.Graph, node: ir.Node, name: str, steps: NDArray[np.int8], scales: NDArray[Any]
 ) -> None:
     rewriter = Rewriter(graph)
-    stored = store(graph, f"{name}.weight.int8", steps)
-    scale = store(graph, f"{name}.weight.scale", scales)
-    weight = rewriter.op("DequantizeLinear", stored, scale, name=f"{name}.weight.dequantized", axis=1)
-    weight.type, weight.shape = ir.TensorType(ir.DataType.from_numpy(scales.dtype)), ir.Shape(steps.shape)
+    weight = _dequantized(rewriter, name, steps, scales)
+    weight.shape = ir.Shape(steps.shape)
     rewriter.insert_before(node)
     node.replace_input_with(1, weight)
+
+
+def _dequantized(rewriter: Rewriter, name: str, steps: NDArray[np.int8], scales: NDArray[Any]) -> ir.Value:
+    stored = store(rewriter.graph, f"{name}.weight.int8", steps)
+    scale = store(rewriter.graph, f"{name}.weight.scale", scales)
+    weight = rewriter.op("DequantizeLinear", stored, scale, name=f"{name}.weight.dequantized", axis=1)
+    weight.type = ir.TensorType(ir.DataType.from_numpy(scales.dtype))
+    return weight
 
 
 def _round_input(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product) -> ir.Value:
@@ -342,14 +348,7 @@ def _norm_in_steps(
 
 def _multiply_in_openvino(rewriter: Rewriter, entry: _Entry, product: Int8Product) -> ir.Value:
     name, graph = product.name, rewriter.graph
-    weight = rewriter.op(
-        "DequantizeLinear",
-        store(graph, f"{name}.weight.int8", product.weight.numpy()),
-        store(graph, f"{name}.weight.scale", product.scales.numpy()),
-        name=f"{name}.weight.dequantized",
-        axis=1,
-    )
-    weight.type = _FLOAT
+    weight = _dequantized(rewriter, name, product.weight.numpy(), product.scales.numpy())
     result = rewriter.op("MatMul", entry.values, weight, name=f"{name}.int8")
     bias = store(graph, f"{name}.bias.int8", product.bias.numpy())
     return rewriter.op("Add", result, bias, name=f"{name}.with_bias")
