@@ -1,10 +1,11 @@
 """Soak a server for an hour: clients with mixed tasks and bad requests; every answer is compared with the pipeline's.
 
 ``python -m benchmarks.soak serve qa=DIR cls=DIR nli=DIR …`` starts ``erniem-rt serve``; with ``gunicorn`` it starts two
-workers with a ``Batcher`` per model and kills one every five minutes. With ``--url`` it asks a server that already
-runs, whose memory it samples with ``--pid``, and ``--kill COMMAND`` kills one of its workers. The name of a model
-chooses its requests: qa, cls, nli, ner, ie, mc or base, of nano. A client tries again if a connection breaks or the
-server answers with 5xx; a request that still has no answer after ``--patience`` seconds is lost.
+workers with a ``Batcher`` per model, and with ``ray`` a local cluster with an application per model, and kills a worker
+or a replica every five minutes. With ``--url`` it asks a server that already runs, whose memory it samples with
+``--pid``, and ``--kill COMMAND`` kills one of its workers. The name of a model chooses its requests: qa, cls, nli, ner,
+ie, mc or base, of nano. A client tries again if a connection breaks or the server answers with 5xx; a request that
+still has no answer after ``--patience`` seconds is lost.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import numpy as np
 import erniem_rt
 from benchmarks.documents import ROOT
 from benchmarks.machine import describe_machine
-from benchmarks.serving import children, cpu_seconds, family, process, versions, write
+from benchmarks.serving import children, cpu_seconds, family, free_port, process, versions, write
 
 NANO = ROOT / "examples" / "nano" / "checkpoints"
 PER_MODEL = 60
@@ -60,6 +61,7 @@ class Asked:
     """A request of one model; ``expected`` is the pipeline's answer, or None if the server must refuse it."""
 
     model: str
+    path: str
     body: bytes
     expected: Any
 
@@ -105,7 +107,7 @@ class Counts:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("server", choices=("serve", "gunicorn", "url"))
+    parser.add_argument("server", choices=("serve", "gunicorn", "ray", "url"))
     parser.add_argument("models", nargs="+", metavar="NAME=DIR")
     parser.add_argument("--url", help="of a server that already runs")
     parser.add_argument("--pid", type=int, help="its process, whose memory is sampled with its children's")
@@ -120,7 +122,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the figures, every minute and at the end")
     arguments = parser.parse_args()
     models = dict(model.split("=", 1) for model in arguments.models)
-    requests = [request for name, path in models.items() for request in requests_of(name, Path(path))]
+    requests = [
+        request
+        for name, path in models.items()
+        for request in requests_of(name, Path(path), f"/{name}" if arguments.server == "ray" else "")
+    ]
     with started(arguments, models) as (url, pid):
         found = soak(arguments, requests, url, pid)
     print(json.dumps({name: found[name] for name in ("counts", "kills", "memory", "load")}, indent=1))
@@ -128,8 +134,9 @@ def main() -> int:
     return int(bool(counts["lost"] or counts["wrong"] or counts["not_refused"]))
 
 
-def requests_of(name: str, folder: Path) -> list[Asked]:
+def requests_of(name: str, folder: Path, prefix: str) -> list[Asked]:
     """Return seeded requests of one to four rows, with the pipeline's answers, and some that are bad."""
+    path = f"{prefix}/v2/models/{name}/infer"
     source, columns, parameters, options = MODELS[name]
     lines = (NANO / source / "task_set.jsonl").read_text("utf-8").splitlines()
     rng = random.Random(name)
@@ -142,10 +149,11 @@ def requests_of(name: str, folder: Path) -> list[Asked]:
                 items = [item for item in items if len(item["choices"]) == len(items[0]["choices"])]
             answers = pipeline(items, **options)
             expected = answers.tolist() if isinstance(answers, np.ndarray) else json.loads(json.dumps(answers))
-            requests.append(Asked(name, body(items, columns, parameters), expected))
+            requests.append(Asked(name, path, body(items, columns, parameters), expected))
     for bad in bad_bodies(rows[:1], columns, parameters):
-        requests.append(Asked(name, bad, None))
-    requests.append(Asked("unknown", body(rows[:1], columns, parameters), None))
+        requests.append(Asked(name, path, bad, None))
+    unknown = f"{prefix}/v2/models/unknown/infer"
+    requests.append(Asked("unknown", unknown, body(rows[:1], columns, parameters), None))
     return requests
 
 
@@ -176,6 +184,10 @@ def started(arguments: argparse.Namespace, models: dict[str, str]) -> Iterator[t
     if arguments.server == "url":
         yield arguments.url, arguments.pid
         return
+    if arguments.server == "ray":
+        with on_ray(models) as found:
+            yield found
+        return
     named = [f"{name}={Path(path).resolve()}" for name, path in models.items()]
     if arguments.server == "serve":
         options = json.dumps({"nli": {"task": "zero-shot-classification"}} if "nli" in models else {})
@@ -189,6 +201,37 @@ def started(arguments: argparse.Namespace, models: dict[str, str]) -> Iterator[t
     print(shlex.join(command), file=sys.stderr)
     with process(command, ready) as (port, pid):
         yield f"http://127.0.0.1:{port}", pid
+
+
+@contextlib.contextmanager
+def on_ray(models: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Yield the address of Ray Serve with an application per model, and the process that starts the replicas."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve
+
+    from erniem_rt.ray import application as on_serve
+
+    # Ray only counts CPUs: the replicas share those of the machine.
+    ray.init(num_cpus=len(models) + 1, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        for name, path in models.items():
+            task = "zero-shot-classification" if name == "nli" else None
+            serve.run(on_serve(path, task, name=name), name=name, route_prefix=f"/{name}")
+        (raylet,) = [pid for pid in children(os.getpid()) if command_of(pid).partition(" ")[0].endswith("raylet")]
+        yield f"http://127.0.0.1:{port}", raylet
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
 
 
 def application(*models: str) -> Any:
@@ -392,8 +435,7 @@ def connect(url: str) -> http.client.HTTPConnection:
 
 
 def post(connection: http.client.HTTPConnection, request: Asked) -> tuple[int, bytes]:
-    path = f"/v2/models/{request.model}/infer"
-    connection.request("POST", path, request.body, {"content-type": "application/json"})
+    connection.request("POST", request.path, request.body, {"content-type": "application/json"})
     response = connection.getresponse()
     return response.status, response.read()
 
@@ -402,7 +444,9 @@ def kill_one(arguments: argparse.Namespace, pid: int | None) -> int:
     """Kill one worker, where the server has any; return how many died."""
     if arguments.kill:
         return int(subprocess.run(arguments.kill, shell=True, check=False).returncode == 0)
-    workers = children(pid) if arguments.server == "gunicorn" and pid is not None else []
+    workers = children(pid) if arguments.server in ("gunicorn", "ray") and pid is not None else []
+    if arguments.server == "ray":
+        workers = [one for one in workers if command_of(one).startswith("ray::ServeReplica")]
     if not workers:
         return 0
     os.kill(random.choice(workers), signal.SIGKILL)

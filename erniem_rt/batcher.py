@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -75,7 +76,7 @@ class _Request:
 class Batcher:
     """Answers requests of many threads or coroutines with one pipeline; a context manager.
 
-    Call it like the pipeline, with one input or a list. A free worker takes requests from the queue and answers them in
+    Call it like the pipeline, with one input or a list. A free worker takes its share of the queue and answers it in
     one call of the pipeline. No request waits for a batch to fill. A request that runs alone gets all threads of the
     pipeline's session. If several batches run at a time, each has one thread; for that, the batcher opens a second
     session, with a second copy of the weights in memory. With ``workers=1``, for a pipeline with ``threads=1``, and for
@@ -323,13 +324,17 @@ class Batcher:
             self._settle(request, result, error)
 
     def _next_batch(self) -> list[_Request]:
-        """Take the first request, and others with the same options."""
+        """Take the first request, and others with the same options: at most this worker's share of the queue.
+
+        If it took all, they would wait for the whole batch while other workers have nothing to do.
+        """
         batch: list[_Request] = []
         left: deque[_Request] = deque()
         size = 0
-        while self._queue and size < self.max_batch:
+        most = min(self.max_batch, math.ceil(self._waiting / self.workers))
+        while self._queue and size < most:
             request = self._queue.popleft()
-            if batch and (request.key != batch[0].key or size + request.size > self.max_batch):
+            if batch and (request.key != batch[0].key or size + request.size > most):
                 left.append(request)
                 continue
             self._waiting -= request.size

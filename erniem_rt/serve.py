@@ -29,7 +29,7 @@ from erniem_rt.pipelines.base import Options
 from erniem_rt.pipelines.inputs import split_at_commas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -409,7 +409,7 @@ class _Server:
         collector = _Collector(self._models)
         REGISTRY.register(collector)
         try:
-            until = asyncio.run(self._run())
+            until = _run_loop()(self._run())
         finally:
             REGISTRY.unregister(collector)
         closing = [threading.Thread(target=model.batcher.close, daemon=True) for model in self._models]
@@ -505,6 +505,16 @@ class _Server:
     async def _stop_grpc(self, server: Any) -> None:
         if self._grpc is not None:
             await self._grpc.stop(0 if server.force_exit else self._arguments.timeout)
+
+
+def _run_loop() -> Callable[[Coroutine[Any, Any, float]], float]:
+    """Return the function that runs a coroutine on uvloop, which takes less CPU time, or on asyncio without it."""
+    try:
+        import uvloop
+    except ImportError:  # not for Windows
+        return asyncio.run
+    run: Callable[[Coroutine[Any, Any, float]], float] = uvloop.run
+    return run
 
 
 @contextlib.contextmanager

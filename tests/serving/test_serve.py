@@ -376,7 +376,7 @@ def test_a_full_queue_is_503_and_a_client_that_goes_away_disturbs_nobody(start_s
 
 
 def test_sigterm_answers_what_was_taken_and_ends(start_server, nano_artifact):
-    server = start_server(nano_artifact("ner").parent, "--threads", 1)
+    server = start_server(nano_artifact("ner").parent, "--threads", 1, "--timeout", 120)
     with ThreadPoolExecutor(3) as pool:
         long = [pool.submit(ask, server, "ner", {"text": [LONG]}, aggregation_strategy="simple") for _ in range(2)]
         idle = socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])))

@@ -94,13 +94,27 @@ def test_a_request_alone_gets_all_threads_and_several_get_one_each():
         gated.has_run()
         futures.append(batcher.submit("beside"))
         gated.has_run()
-        futures += [batcher.submit(text) for text in ("then", "more")]
+        futures.append(batcher.submit("then"))
         gated.gate.release(9)
         for future in futures:
             future.result(WAIT)
         assert batcher("again") == "AGAIN"
     assert [threads for threads, _, _ in gated.runs] == [2, 1, 1, 2]
-    assert gated.batches == [["alone"], ["beside"], ["then", "more"], ["again"]]
+    assert gated.batches == [["alone"], ["beside"], ["then"], ["again"]]
+
+
+def test_a_worker_takes_its_share_of_the_queue_and_leaves_the_rest_to_the_others():
+    gated = Gated(threads=2)
+    with Batcher(gated, max_batch=4) as batcher:
+        futures = [batcher.submit("a"), batcher.submit("b")]
+        gated.has_run(2)
+        futures += [batcher.submit(text) for text in "cdefghijkl"]
+        for _ in range(4):  # one worker after the other is free
+            gated.gate.release()
+            gated.has_run()
+        gated.gate.release(9)
+        assert [future.result(WAIT) for future in futures] == [*"ABCDEFGHIJKL"]
+    assert gated.batches == [["a"], ["b"], [*"cdef"], [*"ghi"], [*"jk"], ["l"]]
 
 
 def test_one_client_has_all_threads_in_each_request():
