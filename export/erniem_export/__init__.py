@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import os
-
     from erniem_export.convert import Conversion
     from erniem_rt.manifest import Manifest
 

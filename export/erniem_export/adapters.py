@@ -7,15 +7,18 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from erniem_export.config_file import HEAD_OF_CLASS, are_unnamed, name_labels, read_config
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.sentence_folder import read_sentence_folder
 from erniem_export.sources import (
     ADAPTER_FILE,
@@ -26,18 +29,11 @@ from erniem_export.sources import (
     find_folder,
     holds_weights,
     is_adapter,
+    read_object,
     what_is_there,
 )
 from erniem_export.weights import Shapes, check_floats, read_shapes, read_tensors
 from erniem_rt.manifest import HEADS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from erniem_export.configuration import ErnieMConfig
-    from erniem_export.modeling import ErnieMPreTrainedModel
-
-__all__ = ["Adapter", "find_adapter", "merge"]
 
 # Each peft task's head.
 _HEAD_OF_TASK = {"SEQ_CLS": "cls", "TOKEN_CLS": "ner", "QUESTION_ANS": "qa", "FEATURE_EXTRACTION": "base"}
@@ -158,7 +154,7 @@ def find_adapter(folder: Path, base: str | None) -> Adapter | None:
         if base is not None:
             raise CheckpointError(f"--base is for adapters, and {folder} has no {ADAPTER_FILE}: leave it out")
         return None
-    said = _read(path)
+    said = read_object(path)
     _check_numbers(path, said)
     kind = said.get("peft_type")
     if not isinstance(kind, str):
@@ -255,16 +251,6 @@ def _names_of(base: Path, count: int) -> list[str] | None:
 
 def _unnamed(count: int) -> str:
     return "LABEL_0" if count == 1 else f"LABEL_0 to LABEL_{count - 1}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return content
 
 
 def _check_numbers(path: Path, said: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import transformers
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
@@ -11,11 +12,6 @@ from erniem_export import modeling
 from erniem_export.configuration import ErnieMConfig
 from erniem_rt.tokenizer import AddedToken as OurToken
 from erniem_rt.tokenizer import Tokenizer, TokenizerSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["ErnieMTokenizer", "register"]
 
 _NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _NOWHERE = (0, 0)

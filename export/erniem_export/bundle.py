@@ -7,20 +7,20 @@ import dataclasses
 import errno
 import filecmp
 import importlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 
 import erniem_rt
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.config_file import without_paths
-from erniem_export.encoder import POSITION_OFFSET
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError, ExportError
 from erniem_export.heads import LABELLED, graph_inputs, graph_outputs
+from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.onnx_export import ONNXRUNTIME, OPSET
 from erniem_export.options import PORTABLE, GraphOptions
 from erniem_export.sentence_folder import modules_of
@@ -29,7 +29,9 @@ from erniem_export.sources import (
     FAST_TOKENIZER,
     MODULES_FILE,
     TOKENIZER_FILES,
+    as_json,
     holds_weights,
+    read_object,
     tokenizer_files,
 )
 from erniem_export.tokenizer import in_byte_order
@@ -39,23 +41,6 @@ from erniem_rt.files import FileRecord, hash_file, require_utf_8
 from erniem_rt.manifest import HEADS, OPTIMUM_GRAPH, Limits, Manifest, weights_name
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE
-
-if TYPE_CHECKING:
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.configuration import ErnieMConfig
-
-__all__ = [
-    "build_manifest",
-    "check_room",
-    "copy_companions",
-    "files_of",
-    "install",
-    "install_files",
-    "lay_out_for_optimum",
-    "limits_of",
-    "note_of_settings",
-    "staging",
-]
 
 _ELSE = "choose another --output"
 # The disk or the user's share of it.
@@ -154,8 +139,7 @@ def _write_model(checkpoint: Checkpoint, stage: Path) -> None:
 
 
 def _set(settings: Path, **given: object) -> None:
-    content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    settings.write_text(json.dumps({**content, **given}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    settings.write_text(as_json({**read_object(settings), **given}), encoding="utf-8")
 
 
 def build_manifest(checkpoint: Checkpoint, graph: GraphOptions, stage: Path) -> Manifest:
@@ -200,9 +184,8 @@ def files_of(stage: Path) -> dict[str, FileRecord]:
 
 def note_of_settings(stage: Path) -> str | None:
     """Return what to say if the settings stayed as they were and do not name ``attention_mask``."""
-    settings = stage / _SETTINGS
-    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    if "attention_mask" in (said.get("model_input_names") or ()) or not (stage / _MODEL).is_file():
+    names = read_object(stage / _SETTINGS).get("model_input_names") or ()
+    if "attention_mask" in names or not (stage / _MODEL).is_file():
         return None
     return (
         f"{_SETTINGS} is the checkpoint's own and stays as it is, so optimum finds no attention_mask: add "
@@ -248,7 +231,7 @@ def lay_out_for_optimum(stage: Path, manifest: Manifest) -> Manifest:
         hidden = next(int(spec.shape[-1]) for spec in manifest.outputs if spec.name == "last_hidden_state")
         for name, written in modules_of(manifest.defaults, manifest.limits.max_length, hidden).items():
             (stage / name).parent.mkdir(exist_ok=True)
-            (stage / name).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+            (stage / name).write_text(as_json(written), encoding="utf-8")
             files[name] = hash_file(stage / name)
     return dataclasses.replace(manifest, artifact=OPTIMUM_GRAPH, files=files)
 

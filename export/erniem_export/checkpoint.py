@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +24,9 @@ from erniem_export.config_file import (
     without_paths,
 )
 from erniem_export.configuration import ErnieMConfig
-from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import CLASSES, LABELLED, make_model
+from erniem_export.modeling import POSITION_OFFSET, ErnieMPreTrainedModel
 from erniem_export.paddle import is_paddle, names_as_pytorch, shape_as_pytorch, tensor_as_pytorch
 from erniem_export.sentence_folder import SentenceFolder, read_sentence_folder, unread_modules
 from erniem_export.sources import (
@@ -34,6 +35,7 @@ from erniem_export.sources import (
     SENTENCE_FILE,
     TASK_SET_FILE,
     TOKENIZER_FILES,
+    XLM_ROBERTA,
     check_layout,
     find_folder,
     find_tokenizer,
@@ -56,13 +58,12 @@ from erniem_export.weights import (
     wrapper_of,
     wrapper_of_all,
 )
-from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
-from erniem_export.xlm_roberta import HEADS as XLM_ROBERTA_HEADS
-from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
 from erniem_export.xlm_roberta import (
     POSITIONS,
     ROBERTA,
     TOKEN_TYPES,
+    XLM_ROBERTA_CLASSES,
+    XLM_ROBERTA_HEADS,
     Original,
     bare,
     head_of_weights,
@@ -73,13 +74,6 @@ from erniem_export.xlm_roberta import (
 )
 from erniem_rt.manifest import Defaults
 from erniem_rt.tokenizer.settings import read_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
-
-__all__ = ["SIZES", "Checkpoint", "load_checkpoint", "random_config", "randomize", "stored_dtypes"]
 
 _RANDOM = "random:"
 # Heads with a classifier.

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.languages import LANGUAGES
@@ -38,13 +38,8 @@ from erniem_export.sources import has_own_config, is_checkpoint
 from erniem_rt import __version__
 from erniem_rt.errors import ErnieMError
 from erniem_rt.locations import manifest_of
-from erniem_rt.manifest import HEADS, Profile
+from erniem_rt.manifest import HEADS, Manifest, Plan, Profile
 from erniem_rt.processes import Terminated, stopped_by_signals
-
-if TYPE_CHECKING:
-    from erniem_rt.manifest import Manifest, Plan
-
-__all__ = ["convert_main", "main", "verify_main"]
 
 _MODEL_HELP = "folder of a checkpoint or an adapter, hub id, or random:tiny, random:base, random:large"
 

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from transformers import activations
 
 from erniem_export.configuration import ErnieMConfig
-from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import CheckpointError
 from erniem_export.heads import CLASSES
+from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.paddle import LAYER_NORM_EPS, flat_config
-from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, what_is_there
-from erniem_export.xlm_roberta import KIND as XLM_ROBERTA
+from erniem_export.sources import CONFIG_FILE, PADDLE_CONFIG_FILE, XLM_ROBERTA, as_json, what_is_there
 from erniem_export.xlm_roberta import config_as_ernie_m
 from erniem_rt.checks import is_count
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
-
-__all__ = [
-    "HEAD_OF_CLASS",
-    "are_unnamed",
-    "as_paddle_reads",
-    "config_file",
-    "name_labels",
-    "read_config",
-    "with_values",
-    "without_paths",
-]
 
 _KIND = "ernie_m"
 _KINDS = (_KIND, XLM_ROBERTA)
@@ -82,7 +67,7 @@ def read_config(folder: Path) -> tuple[str, ErnieMConfig]:
     if (flat := flat_config(content)) != content:
         _check_kind(path, flat)
         _check_init_args(path, content, flat)
-        content, text = flat, _written(flat)
+        content, text = flat, as_json(flat)
     _check_kind(path, content)
     if content.get("model_type") == XLM_ROBERTA:
         content = config_as_ernie_m(path, content)
@@ -116,11 +101,7 @@ def with_values(path: Path, text: str, given: Mapping[str, Any]) -> tuple[str, E
     """
     content = json.loads(text) | dict(given)
     content = {key: value for key, value in content.items() if key not in given or value is not None}
-    return _written(content), _configured(path, content)
-
-
-def _written(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    return as_json(content), _configured(path, content)
 
 
 def _configured(path: Path, content: dict[str, Any]) -> ErnieMConfig:
@@ -182,7 +163,7 @@ def without_paths(text: str) -> str:
     if not isinstance(content, dict):
         return text
     kept = {key: value for key, value in content.items() if not (key.endswith(_PATH_KEYS) and _is_path(value))}
-    return text if len(kept) == len(content) else json.dumps(kept, ensure_ascii=False, indent=2) + "\n"
+    return text if len(kept) == len(content) else as_json(kept)
 
 
 def _is_path(value: Any) -> bool:

@@ -6,8 +6,6 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-__all__ = ["ErnieMConfig"]
-
 
 class ErnieMConfig(PretrainedConfig):
     """Configuration of an ErnieM model; the defaults are those of ``ernie-m-base``.

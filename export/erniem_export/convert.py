@@ -4,41 +4,48 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from erniem_export.bundle import copy_companions, install_files, staging
-from erniem_export.checkpoint import load_checkpoint, stored_dtypes
+from erniem_export.checkpoint import Checkpoint, load_checkpoint, stored_dtypes
 from erniem_export.config_file import read_config
 from erniem_export.errors import ExportError, OptionError, ParityError
 from erniem_export.heads import CLASSES, LABELLED
 from erniem_export.mask_mode import UIE_M
-from erniem_export.sources import CONFIG_FILE, FAST_TOKENIZER, MODULES_FILE, TOKENIZER_FILES, find_folder
+from erniem_export.progress import Terminal
+from erniem_export.sources import (
+    CONFIG_FILE,
+    FAST_TOKENIZER,
+    MODULES_FILE,
+    TOKENIZER_FILES,
+    XLM_ROBERTA,
+    as_json,
+    find_folder,
+    read_text,
+)
 from erniem_export.tokenizer import with_pieces
-from erniem_export.xlm_roberta import CLASSES as XLM_ROBERTA_CLASSES
-from erniem_export.xlm_roberta import ERNIE_M_CLASSES, HEADS, KIND, POSITIONS, TOKEN_TYPES, Original
-from erniem_export.xlm_roberta import as_xlm_roberta as named
+from erniem_export.xlm_roberta import (
+    POSITIONS,
+    TOKEN_TYPES,
+    XLM_ROBERTA_CLASSES,
+    XLM_ROBERTA_HEADS,
+    Original,
+    as_xlm_roberta,
+)
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.settings import SORTED_FILE, AddedToken
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.progress import Progress
-
-__all__ = ["ERNIE_M", "TARGETS", "Conversion", "convert"]
-
 ERNIE_M = "ernie-m"
-TARGETS = (KIND, ERNIE_M)
+TARGETS = (XLM_ROBERTA, ERNIE_M)
 _WEIGHTS = "model.safetensors"
 _MODEL, _VOCABULARY, _SETTINGS, *_ = TOKENIZER_FILES
-_NAMES = {KIND: "XLM-R", ERNIE_M: "ErnieM"}
+_NAMES = {XLM_ROBERTA: "XLM-R", ERNIE_M: "ErnieM"}
 _FIRST = ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
 _LAST = "[MASK]"
 # Keys with the same meaning in both configs.
@@ -75,7 +82,7 @@ class Conversion:
     other_ids: int | None = None
 
 
-def convert(model: str, output: Path, to: str, head: str, text: Path | None, progress: Progress) -> Conversion:
+def convert(model: str, output: Path, to: str, head: str, text: Path | None, progress: Terminal) -> Conversion:
     """Write a checkpoint to ``output`` as one of :data:`TARGETS`, completely or not at all.
 
     Raises:
@@ -113,7 +120,7 @@ def _write_paddle(model: str, checkpoint: Checkpoint, stage: Path) -> list[str]:
     dtypes, head = stored_dtypes(model, checkpoint), checkpoint.head
     copy_companions(checkpoint, stage, drop_lone_marks=True)
     (stage / SORTED_FILE).unlink(missing_ok=True)  # of artifacts
-    (stage / CONFIG_FILE).write_text(_written(_config_of_paddle(checkpoint)), encoding="utf-8")
+    (stage / CONFIG_FILE).write_text(as_json(_config_of_paddle(checkpoint)), encoding="utf-8")
     state = checkpoint.model.state_dict()
     _save({name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}, stage)
     if load_checkpoint(str(stage)).identity() != checkpoint.identity():
@@ -146,10 +153,6 @@ def _labels(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"id2label": names, "label2id": {str(label): int(number) for number, label in names.items()}}
 
 
-def _written(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-
-
 def _save(state: dict[str, Tensor], stage: Path) -> None:
     try:
         save_file(state, stage / _WEIGHTS, metadata={"format": "pt"})
@@ -167,12 +170,14 @@ def _refuse_others(stage: Path, output: Path) -> None:
 
 
 def _check(checkpoint: Checkpoint, to: str) -> None:
-    if (ERNIE_M if checkpoint.original is None else KIND) == to:
+    if (ERNIE_M if checkpoint.original is None else XLM_ROBERTA) == to:
         raise ExportError(f"{checkpoint.source} is {_NAMES[to]} already: expected the other one")
     if checkpoint.is_random:
         raise ExportError(f"{checkpoint.source} is not a checkpoint: expected a folder or a hub id")
-    if checkpoint.head not in HEADS:
-        raise ExportError(f"head {checkpoint.head} is not supported for XLM-R; expected one of {', '.join(HEADS)}")
+    if checkpoint.head not in XLM_ROBERTA_HEADS:
+        raise ExportError(
+            f"head {checkpoint.head} is not supported for XLM-R; expected one of {', '.join(XLM_ROBERTA_HEADS)}"
+        )
     if checkpoint.config.pad_token_id != _PAD:
         raise ExportError(f"pad_token_id is {checkpoint.config.pad_token_id}, and XLM-R's positions need {_PAD}")
     if checkpoint.config.pruned_heads:
@@ -183,12 +188,12 @@ def _write_weights(model: str, checkpoint: Checkpoint, to: str, stage: Path) -> 
     """Write config and weights; return the largest difference of the two models on a few rows."""
     dtypes, state = stored_dtypes(model, checkpoint), checkpoint.model.state_dict()
     head, config = checkpoint.head, _config(checkpoint, to)
-    text = _written(config)
+    text = as_json(config)
     (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
     stored = {name: _as_stored(tensor, dtypes[name]) for name, tensor in state.items()}
     original = checkpoint.original
     if original is None:
-        stored = {named(name, head): tensor for name, tensor in stored.items()}
+        stored = {as_xlm_roberta(name, head): tensor for name, tensor in stored.items()}
         prefix = next(name for name in stored if name.endswith(POSITIONS)).removesuffix(POSITIONS)
         types = torch.zeros_like(stored[prefix + POSITIONS][:1])
         stored[prefix + TOKEN_TYPES] = types
@@ -212,13 +217,13 @@ def _config(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     config, head = checkpoint.config, checkpoint.head
     xlm_roberta = {"type_vocab_size": 1, "position_embedding_type": "absolute", "bos_token_id": 0, "eos_token_id": 2}
     dtype = given.get("dtype", given.get("torch_dtype"))
-    classes = {its: name for name, its in XLM_ROBERTA_CLASSES.items()} if to == KIND else ERNIE_M_CLASSES
+    theirs = next(name for name, its in XLM_ROBERTA_CLASSES.items() if its == head)
     return {
-        "architectures": [classes[head]],
-        "model_type": KIND if to == KIND else "ernie_m",
+        "architectures": [theirs if to == XLM_ROBERTA else CLASSES[head].__name__],
+        "model_type": XLM_ROBERTA if to == XLM_ROBERTA else "ernie_m",
         **{key: value for key in _SHARED_KEYS if (value := given.get(key, getattr(config, key, None))) is not None},
         **_labels(checkpoint),
-        **(xlm_roberta if to == KIND else {}),
+        **(xlm_roberta if to == XLM_ROBERTA else {}),
         **({"torch_dtype": dtype} if dtype else {}),
     }
 
@@ -266,7 +271,7 @@ def _write_tokenizer(checkpoint: Checkpoint, to: str, stage: Path) -> list[str]:
         ]
     tokenizer.save_vocabulary(stage)
     content = (stage / _MODEL).read_bytes()
-    if to == KIND:
+    if to == XLM_ROBERTA:
         (stage / _VOCABULARY).unlink()
         content = with_pieces(content, pieces)
     else:
@@ -275,19 +280,19 @@ def _write_tokenizer(checkpoint: Checkpoint, to: str, stage: Path) -> list[str]:
     (stage / _MODEL).write_bytes(content)
     extra = {index: token for index, token in tokenizer.settings.added_tokens.items() if index >= len(tokens)}
     (stage / _SETTINGS).write_text(_settings(tokenizer, to, len(tokens), extra), encoding="utf-8")
-    lowered = tokenizer.settings.do_lower_case and to == KIND
+    lowered = tokenizer.settings.do_lower_case and to == XLM_ROBERTA
     return ["the tokenizer reads in lower case, and XLM-R's does not: lower the case of texts yourself"] * lowered
 
 
 def _settings(tokenizer: Tokenizer, to: str, size: int, extra: dict[int, AddedToken]) -> str:
     settings = tokenizer.settings
-    first, last = (("<s>", "<pad>", "</s>", "<unk>"), "<mask>") if to == KIND else (_FIRST, _LAST)
+    first, last = (("<s>", "<pad>", "</s>", "<unk>"), "<mask>") if to == XLM_ROBERTA else (_FIRST, _LAST)
     special = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token"), first, strict=True)) | {"mask_token": last}
-    if to == KIND:
+    if to == XLM_ROBERTA:
         special |= {"bos_token": first[0], "eos_token": first[2]}
-    tokens = {**dict(enumerate(map(AddedToken, first))), size - 1: AddedToken(last, lstrip=to == KIND), **extra}
+    tokens = {**dict(enumerate(map(AddedToken, first))), size - 1: AddedToken(last, lstrip=to == XLM_ROBERTA), **extra}
     content = {
-        "tokenizer_class": "XLMRobertaTokenizer" if to == KIND else "ErnieMTokenizer",
+        "tokenizer_class": "XLMRobertaTokenizer" if to == XLM_ROBERTA else "ErnieMTokenizer",
         **special,
         "added_tokens_decoder": {str(index): vars(token) for index, token in tokens.items()},
         "additional_special_tokens": [token.content for token in settings.additional_special_tokens],
@@ -299,17 +304,11 @@ def _settings(tokenizer: Tokenizer, to: str, size: int, extra: dict[int, AddedTo
     }
     if to == ERNIE_M and settings.do_lower_case:
         content["do_lower_case"] = True
-    given = {key: value for key, value in content.items() if value not in (None, [])}
-    return json.dumps(given, ensure_ascii=False, indent=2) + "\n"
+    return as_json({key: value for key, value in content.items() if value not in (None, [])})
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ExportError(f"the text {path} cannot be read: {reason}") from error
-    texts = [line for line in lines if line.strip()]
+    texts = [line for line in read_text(path, "text").splitlines() if line.strip()]
     if not texts:
         raise ExportError(f"the text {path} is empty: give texts like those to be served, one a line")
     return texts
@@ -326,7 +325,7 @@ def _count(checkpoint: Checkpoint, stage: Path, lines: list[str] | None) -> tupl
 
 
 def _what_differs(to: str, difference: float, *, counted: bool) -> list[str]:
-    other = _NAMES[ERNIE_M if to == KIND else KIND]
+    other = _NAMES[ERNIE_M if to == XLM_ROBERTA else XLM_ROBERTA]
     ask = "" if counted else "; --text FILE counts for how many of your texts they differ"
     return [
         f"both models on the same rows: the largest difference is {difference:.1e}",

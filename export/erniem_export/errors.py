@@ -7,18 +7,6 @@ from typing import Any
 
 from erniem_rt.errors import ErnieMError
 
-__all__ = [
-    "CheckpointError",
-    "EngineBuildError",
-    "ExportError",
-    "FusionError",
-    "OptionError",
-    "ParityError",
-    "PrecisionError",
-    "listed",
-    "some",
-]
-
 
 class CheckpointError(ErnieMError):
     """A checkpoint is missing, damaged, not ErnieM, or contradicts its config."""

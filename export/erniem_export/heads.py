@@ -5,19 +5,13 @@ Names and axes come from :data:`erniem_rt.manifest.HEADS`, the table that the ru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from erniem_export import modeling
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import ExportError
+from erniem_export.options import GraphOptions
 from erniem_rt.manifest import HEADS, TensorSpec
-
-if TYPE_CHECKING:
-    from erniem_export.configuration import ErnieMConfig
-    from erniem_export.options import GraphOptions
-
-__all__ = ["CLASSES", "LABELLED", "POOLER_OPTIONAL", "graph_inputs", "graph_outputs", "make_model"]
 
 CLASSES: dict[str, type[modeling.ErnieMPreTrainedModel]] = {
     "base": modeling.ErnieMModel,

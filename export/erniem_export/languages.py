@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["ALPHABET", "LANGUAGES", "WORDS", "Language", "rule_for", "texts_of", "why_alphabet"]
+from typing import Any
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from erniem_export.encoder import POSITION_OFFSET
+from erniem_export.checkpoint import Checkpoint
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import ExportError
-from erniem_export.passes.rewriter import Rewriter
+from erniem_export.modeling import POSITION_OFFSET
+from erniem_export.options import ExportOptions
+from erniem_export.passes.rewriter import Rewriter, producer_if
 from erniem_rt.manifest import MASK_MODES
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.configuration import ErnieMConfig
-    from erniem_export.options import ExportOptions
-
-__all__ = ["PADDING", "UIE_M", "at_full_width", "bias_keys", "mask_mode_of", "note_of_mask", "with_padding_key"]
 
 PADDING, UIE_M = MASK_MODES
 # Paddle masks this id if it gets no mask.
@@ -137,8 +132,8 @@ def bias_keys(graph: ir.Graph) -> None:
     bias = graph.outputs.pop()
     bias.name = _BIAS_NAME
     for layer, softmax in enumerate([node for node in graph if node.op_type == "Softmax"]):
-        masked = softmax.inputs[0].producer() if softmax.inputs[0] is not None else None
-        if masked is None or masked.op_type != "Where" or masked.inputs[2] is None:
+        masked = producer_if(softmax.inputs[0], "Where")
+        if masked is None or masked.inputs[2] is None:
             raise ExportError(f"attention of layer {layer} is not as it was traced: it has no mask")
         scores, rewriter = masked.inputs[2], Rewriter(graph)
         biased = rewriter.op("Add", scores, bias, name=f"encoder.layers.{layer}.{_BIAS_NAME}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from erniem_export.errors import ExportError
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, bias_keys, with_padding_key
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.options import GraphOptions
 from erniem_export.passes.rewriter import store
 from erniem_rt.engines.onnxruntime import import_onnxruntime
@@ -25,14 +28,7 @@ from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import TensorSpec, weights_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
     import onnxruntime
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
-
-__all__ = ["ONNXRUNTIME", "OPSET", "open_session", "read", "trace", "write"]
 
 ort = import_onnxruntime()  # here, so that an export without it fails at once
 

@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from erniem_export.errors import EngineBuildError, OptionError
-from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES, Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from erniem_rt.manifest import Manifest, TensorSpec
-
-__all__ = [
-    "CPUS",
-    "EMBEDDINGS",
-    "ENGINES",
-    "HALVES",
-    "LAYOUTS",
-    "MASKS",
-    "OLD_TARGETS",
-    "ON_OPENVINO",
-    "OPTIMUM",
-    "PORTABLE",
-    "PRECISIONS",
-    "TARGETS",
-    "EngineOptions",
-    "ExportOptions",
-    "GraphOptions",
-    "Int8",
-    "Keep",
-    "Precision",
-    "arithmetic_of",
-    "flag_of",
-    "input_shapes",
-    "parse_profile",
-    "resolve_profiles",
-]
+from erniem_rt.manifest import FLAVOURS, HEADS, MASK_MODES, Manifest, Profile, TensorSpec
 
 # Half types by their option.
 HALVES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -187,15 +157,9 @@ def flag_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The choices of one ``erniem-export``.
+    """The choices of one ``erniem-export``, as :func:`erniem_export.export` describes them.
 
-    ``model`` is a folder, a hub id or ``random:SIZE``; ``head`` one of the six or ``auto``; ``output`` the folder
-    that receives the artifact; ``graph`` the optional inputs and outputs; ``precision`` the types to compute and store
-    in; ``keep`` the part of the vocabulary to keep; ``target`` what the graph is made for, one of :data:`TARGETS`;
-    ``int8`` and ``engine`` how to make those; ``task_set`` a file of labelled examples, if not the checkpoint's own;
-    ``mask`` one of :data:`MASKS`; ``base`` the base of an adapter and ``tokenizer`` where the tokenizer is, if not what
-    the checkpoint says; ``layout`` one of :data:`LAYOUTS`. ``chose_target`` says that ``target`` was ``auto`` before
-    :meth:`resolved`.
+    ``chose_target`` says that ``target`` was ``auto`` before :meth:`resolved`.
     """
 
     model: str

@@ -8,33 +8,20 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import pickletools
 import re
-import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from erniem_export.errors import CheckpointError, some
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
-    from pathlib import Path
-
-    from torch import Tensor
-
-__all__ = [
-    "IE_CLASS",
-    "LAYER_NORM_EPS",
-    "SUFFIX",
-    "flat_config",
-    "is_paddle",
-    "names_as_pytorch",
-    "read_arrays",
-    "shape_as_pytorch",
-    "tensor_as_pytorch",
-]
 
 SUFFIX = ".pdparams"
 # PaddleNLP's name of the class for information extraction.
@@ -60,8 +47,9 @@ _SLICES = "UnpackBigParamInfor@@"
 
 # numpy's codes of the weights' dtypes; bfloat16 is stored as u2.
 _DTYPES = {"f2": "<f2", "f4": "<f4", "f8": "<f8", "u2": "<u2", "i8": "<i8", "i4": "<i4"}
-_PROTOCOLS = (2, 3, 4)
-_LONGEST_LINE = 200
+# A pickle of protocol 2, 3 or 4.
+_BEGINNINGS = (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+_LONGEST_COPY = 4096
 
 
 def flat_config(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +161,11 @@ def read_arrays(file: Path) -> dict[str, Array]:
     """
     try:
         with file.open("rb") as opened:
-            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            content = _Mapped(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:  # an empty file cannot be mapped
         raise CheckpointError(f"{file} is empty: fetch it again") from error
     try:
-        found = _Walk(memoryview(content)).walk()
+        found = _Walk().walk(content)
     except _UnexpectedError as error:
         raise CheckpointError(
             f"{file} is not a state dict that Paddle saved ({error}): fetch it again, or save the model with "
@@ -208,9 +196,23 @@ class _UnexpectedError(Exception):
     """The file has content that Paddle does not write."""
 
 
-@dataclass(frozen=True)
-class _Global:
-    name: str
+class _Mapped(mmap.mmap):
+    """A file for :func:`pickletools.genops`; arrays are not copied from it."""
+
+    def read(self, size: int | None = None) -> Any:
+        """Return the next bytes, as a view if there are many."""
+        if size is None or size <= _LONGEST_COPY:
+            return super().read(size)
+        start = self.tell()
+        view = memoryview(self)[start : start + size]
+        self.seek(len(view), os.SEEK_CUR)
+        return view
+
+
+class _Global(Enum):
+    """What a pickle may name."""
+
+    RECONSTRUCT, ARRAY, DTYPE, ENCODE, TUPLE, DICT = range(6)
 
 
 @dataclass(frozen=True)
@@ -218,67 +220,42 @@ class _Dtype:
     code: str
 
 
-_RECONSTRUCT, _ARRAY, _DTYPE = _Global("_reconstruct"), _Global("ndarray"), _Global("dtype")
-_ENCODE, _TUPLE, _DICT = _Global("encode"), _Global("tuple"), _Global("OrderedDict")
 _KNOWN = {
-    "numpy.core.multiarray._reconstruct": _RECONSTRUCT,  # numpy 1
-    "numpy._core.multiarray._reconstruct": _RECONSTRUCT,  # numpy 2
-    "numpy.ndarray": _ARRAY,
-    "numpy.dtype": _DTYPE,
-    "_codecs.encode": _ENCODE,  # bytes in protocol 2
-    "builtins.tuple": _TUPLE,
-    "collections.OrderedDict": _DICT,
+    "numpy.core.multiarray._reconstruct": _Global.RECONSTRUCT,  # numpy 1
+    "numpy._core.multiarray._reconstruct": _Global.RECONSTRUCT,  # numpy 2
+    "numpy.ndarray": _Global.ARRAY,
+    "numpy.dtype": _Global.DTYPE,
+    "_codecs.encode": _Global.ENCODE,  # bytes in protocol 2
+    "builtins.tuple": _Global.TUPLE,
+    "collections.OrderedDict": _Global.DICT,
 }
 
 
 class _Walk:
     """Interprets the opcodes that Paddle writes, with a stack of plain data."""
 
-    def __init__(self, content: memoryview) -> None:
-        self._content = content
-        self._at = 0
+    def __init__(self) -> None:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
-    def walk(self) -> object:
+    def walk(self, content: _Mapped) -> object:
         """Return the file's object."""
-        if bytes(self._take(1)) != b"\x80" or self._take(1)[0] not in _PROTOCOLS:
+        if content[:2] not in _BEGINNINGS:
             raise _UnexpectedError("it does not begin as a pickle of protocol 2, 3 or 4")
-        while (code := bytes(self._take(1))) != b".":
-            step = _STEPS.get(code)
+        for opcode, argument, at in _opcodes(content):
+            if opcode.name == "STOP" or at == 0:
+                continue
+            step = _STEPS.get(opcode.name)
             if step is None:
-                raise _UnexpectedError(f"opcode {code!r}")
-            step(self)
+                raise _UnexpectedError(f"opcode {opcode.code.encode('latin-1')!r}")
+            step(self, argument)
         found = self._pop()
         if self._stack or self._marks:
             raise _UnexpectedError("it holds more than one object")
-        if after := len(self._content) - self._at:
+        if after := len(content) - content.tell():
             raise _UnexpectedError(f"{after} bytes follow its end; expected none")
         return found
-
-    def _take(self, count: int) -> memoryview:
-        if self._at + count > len(self._content):
-            raise _UnexpectedError("it is truncated")
-        self._at += count
-        return self._content[self._at - count : self._at]
-
-    def _number(self, kind: str) -> int:
-        return int(struct.unpack(kind, self._take(struct.calcsize(kind)))[0])
-
-    def _text(self, size: int) -> str:
-        try:
-            return bytes(self._take(size)).decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError as error:
-            raise _UnexpectedError("a text that is not UTF-8") from error
-
-    def _line(self) -> str:
-        rest = bytes(self._content[self._at : self._at + _LONGEST_LINE])
-        line, end, _ = rest.partition(b"\n")
-        if not end:
-            raise _UnexpectedError("a name without an end")
-        self._at += len(line) + 1
-        return line.decode("ascii", "backslashreplace")
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -304,38 +281,26 @@ class _Walk:
     def mark(self) -> None:
         self._marks.append(len(self._stack))
 
-    def skip_frame(self) -> None:
-        self._take(8)
+    def put(self, index: int | None) -> None:
+        self._memo[len(self._memo) if index is None else index] = self._top()
 
-    def put(self, kind: str | None) -> None:
-        self._memo[len(self._memo) if kind is None else self._number(kind)] = self._top()
-
-    def get(self, kind: str) -> None:
-        index = self._number(kind)
+    def get(self, index: int) -> None:
         if index not in self._memo:
             raise _UnexpectedError("a reference to nothing")
         self.push(self._memo[index])
-
-    def number(self, kind: str) -> None:
-        self.push(self._number(kind))
-
-    def text(self, kind: str) -> None:
-        self.push(self._text(self._number(kind)))
-
-    def data(self, kind: str) -> None:
-        self.push(self._take(self._number(kind)))
 
     def tuple_of(self, count: int | None) -> None:
         values = self._to_mark() if count is None else [self._pop() for _ in range(count)][::-1]
         self.push(tuple(values))
 
-    def global_in_lines(self) -> None:
-        module = self._line()
-        self.push(_global(module, self._line()))
+    def name(self, name: str) -> None:
+        if name not in _KNOWN:
+            raise _UnexpectedError(f"it names {name}, which is not weights and could run code")
+        self.push(_KNOWN[name])
 
-    def global_on_stack(self) -> None:
+    def name_on_stack(self) -> None:
         name, module = self._pop(), self._pop()
-        self.push(_global(module, name))
+        self.name(f"{module}.{name}")
 
     def call(self) -> None:
         arguments, function = self._pop(), self._pop()
@@ -359,25 +324,25 @@ class _Walk:
             target[name] = value
 
 
-def _global(module: object, name: object) -> _Global:
-    known = _KNOWN.get(f"{module}.{name}")
-    if known is None:
-        raise _UnexpectedError(f"it names {module}.{name}, which is not weights and could run code")
-    return known
+def _opcodes(content: Any) -> Iterator[tuple[Any, Any, int | None]]:
+    try:
+        yield from pickletools.genops(content)
+    except ValueError as error:
+        raise _UnexpectedError(f"it is truncated or damaged: {error}") from error
 
 
 def _called(function: object, arguments: object) -> Any:
     if isinstance(arguments, tuple):
         match (function, *arguments):
-            case (f, a, _, _) if f is _RECONSTRUCT and a is _ARRAY:
+            case (_Global.RECONSTRUCT, _Global.ARRAY, _, _):
                 return Array()
-            case (f, str(code), *_) if f is _DTYPE and code in _DTYPES:
+            case (_Global.DTYPE, str(code), *_) if code in _DTYPES:
                 return _Dtype(code)
-            case (f, str(text), "latin1") if f is _ENCODE:
+            case (_Global.ENCODE, str(text), "latin1"):
                 return _latin1(text)
-            case (f,) if f is _DICT:
+            case (_Global.DICT,):
                 return {}
-            case (f, tuple(items)) if f is _TUPLE:
+            case (_Global.TUPLE, tuple(items)):
                 return items
     raise _UnexpectedError("a call that makes no array")
 
@@ -389,35 +354,26 @@ def _latin1(text: str) -> bytes:
         raise _UnexpectedError("bytes that are none") from error
 
 
-_STEPS: dict[bytes, Callable[[_Walk], None]] = {  # Paddle's opcodes; all others are refused
-    b"\x95": _Walk.skip_frame,
-    b"}": lambda walk: walk.push({}),
-    b")": lambda walk: walk.push(()),
-    b"N": lambda walk: walk.push(None),
-    b"\x88": lambda walk: walk.push(True),
-    b"\x89": lambda walk: walk.push(False),
-    b"\x94": lambda walk: walk.put(None),
-    b"q": lambda walk: walk.put("<B"),
-    b"r": lambda walk: walk.put("<I"),
-    b"h": lambda walk: walk.get("<B"),
-    b"j": lambda walk: walk.get("<I"),
-    b"(": _Walk.mark,
-    b"\x8c": lambda walk: walk.text("<B"),
-    b"X": lambda walk: walk.text("<I"),
-    b"C": lambda walk: walk.data("<B"),
-    b"B": lambda walk: walk.data("<I"),
-    b"\x8e": lambda walk: walk.data("<Q"),
-    b"K": lambda walk: walk.number("<B"),
-    b"M": lambda walk: walk.number("<H"),
-    b"J": lambda walk: walk.number("<i"),
-    b"\x85": lambda walk: walk.tuple_of(1),
-    b"\x86": lambda walk: walk.tuple_of(2),
-    b"\x87": lambda walk: walk.tuple_of(3),
-    b"t": lambda walk: walk.tuple_of(None),
-    b"c": _Walk.global_in_lines,
-    b"\x93": _Walk.global_on_stack,
-    b"R": _Walk.call,
-    b"b": _Walk.build,
-    b"s": lambda walk: walk.items(one=True),
-    b"u": lambda walk: walk.items(one=False),
+_VALUES = ("BININT", "BININT1", "BININT2", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_STEPS: dict[str, Callable[[_Walk, Any], None]] = {  # Paddle's opcodes, with their argument; all others are refused
+    "FRAME": lambda *_: None,
+    "EMPTY_DICT": lambda walk, _: walk.push({}),
+    "EMPTY_TUPLE": lambda walk, _: walk.push(()),
+    "NONE": lambda walk, _: walk.push(None),
+    "NEWTRUE": lambda walk, _: walk.push(True),
+    "NEWFALSE": lambda walk, _: walk.push(False),
+    **dict.fromkeys(_VALUES, _Walk.push),
+    **dict.fromkeys(("MEMOIZE", "BINPUT", "LONG_BINPUT"), _Walk.put),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Walk.get),
+    "MARK": lambda walk, _: walk.mark(),
+    "TUPLE1": lambda walk, _: walk.tuple_of(1),
+    "TUPLE2": lambda walk, _: walk.tuple_of(2),
+    "TUPLE3": lambda walk, _: walk.tuple_of(3),
+    "TUPLE": lambda walk, _: walk.tuple_of(None),
+    "GLOBAL": lambda walk, name: walk.name(name.replace(" ", ".")),
+    "STACK_GLOBAL": lambda walk, _: walk.name_on_stack(),
+    "REDUCE": lambda walk, _: walk.call(),
+    "BUILD": lambda walk, _: walk.build(),
+    "SETITEM": lambda walk, _: walk.items(one=True),
+    "SETITEMS": lambda walk, _: walk.items(one=False),
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from erniem_export.bundle import (
@@ -21,48 +24,41 @@ from erniem_export.bundle import (
     note_of_settings,
     staging,
 )
-from erniem_export.checkpoint import load_checkpoint
+from erniem_export.checkpoint import Checkpoint, load_checkpoint
 from erniem_export.errors import EngineBuildError, ExportError, FusionError, ParityError, PrecisionError
-from erniem_export.gate.accuracy import AccuracyCheck, task_set_of
-from erniem_export.gate.cases import build_cases
+from erniem_export.gate.accuracy import AccuracyCheck, TaskSet, task_set_of
+from erniem_export.gate.cases import Case, build_cases
 from erniem_export.gate.diagnosis import sensitive_parts
 from erniem_export.gate.measures import thresholds_of
 from erniem_export.gate.parity import judge, with_bf16
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
 from erniem_export.onnx_export import trace, write
-from erniem_export.options import HALVES, OPTIMUM, PORTABLE, GraphOptions, Precision, flag_of, resolve_profiles
+from erniem_export.options import (
+    HALVES,
+    OPTIMUM,
+    PORTABLE,
+    ExportOptions,
+    GraphOptions,
+    Precision,
+    flag_of,
+    resolve_profiles,
+)
 from erniem_export.passes.attention import fuse_attention
 from erniem_export.passes.padding import align_rows, keep_first_tokens, pack_tokens
 from erniem_export.passes.precision import apply_precision, bytes_of_row
+from erniem_export.progress import Terminal
 from erniem_export.quantization.quantize import check_int8, quantize, quantize_for_engine
 from erniem_export.sources import tokenizer_files
-from erniem_export.tensorrt.builder import AUTO, load_library
+from erniem_export.tensorrt.builder import AUTO, Library, load_library
 from erniem_export.tensorrt.plan import add_plan
 from erniem_export.tokenizer import check_tokenizer
-from erniem_export.vocabulary import prune, prune_like
+from erniem_export.vocabulary import Vocabulary, prune, prune_like
 from erniem_rt.batching import are_by_row
 from erniem_rt.errors import ArtifactError
+from erniem_rt.files import FileRecord
 from erniem_rt.locations import find_artifact, manifest_of
-from erniem_rt.manifest import OPTIMUM_GRAPH, Limits, Manifest, TensorSpec
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    import onnx_ir as ir
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.gate.accuracy import TaskSet
-    from erniem_export.gate.cases import Case
-    from erniem_export.options import ExportOptions
-    from erniem_export.progress import Progress
-    from erniem_export.tensorrt.builder import Library
-    from erniem_export.vocabulary import Vocabulary
-    from erniem_rt.files import FileRecord
-    from erniem_rt.manifest import Plan
-
-__all__ = ["export", "optimize_for", "verify"]
+from erniem_rt.manifest import OPTIMUM_GRAPH, Limits, Manifest, Plan, TensorSpec
 
 # Differs from the gate's seed: calibration and gate must not use the same inputs.
 _CALIBRATION_SEED = 1
@@ -75,7 +71,7 @@ _KEPT = (0.5, 0.75, 0.9)
 _SHORT = 64
 
 
-def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
+def export(options: ExportOptions, progress: Terminal) -> tuple[Path, Manifest]:
     """Export a checkpoint; return the path of the artifact and its manifest, with the parity report.
 
     Raises:
@@ -91,7 +87,6 @@ def export(options: ExportOptions, progress: Progress) -> tuple[Path, Manifest]:
         checkpoint = load_checkpoint(options.model, options.head, base=options.base, tokenizer=options.tokenizer)
         options = options.with_mask(mask_mode_of(options, checkpoint))
         _refuse_early(checkpoint, options, flavour)
-        library = _builder_for_mask(library, options, progress)
         about_tokenizer = check_tokenizer(checkpoint, pads_matter=options.graph.mask_mode == UIE_M)
         for note in (*checkpoint.notes, about_tokenizer, note_of_mask(options, checkpoint)):
             if note:
@@ -131,7 +126,7 @@ def _refuse_early(checkpoint: Checkpoint, options: ExportOptions, flavour: str |
 def verify(
     artifact: str | os.PathLike[str],
     model: str,
-    progress: Progress,
+    progress: Terminal,
     task_set: Path | None = None,
     *,
     base: str | None = None,
@@ -182,15 +177,7 @@ def _drops_lone_marks(checkpoint: Checkpoint, mask_mode: str) -> bool:
     return checkpoint.paddle or mask_mode == UIE_M
 
 
-def _builder_for_mask(library: Library | None, options: ExportOptions, progress: Progress) -> Library | None:
-    """Return ``library`` if plans support the mask, else None."""
-    if library is None or options.graph.mask_mode != UIE_M:
-        return library
-    progress.note(f"no TensorRT plan: plans do not support --mask {UIE_M}")
-    return None
-
-
-def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Progress) -> AccuracyCheck | None:
+def _accuracy(task_set: TaskSet | None, checkpoint: Checkpoint, progress: Terminal) -> AccuracyCheck | None:
     if task_set is None or checkpoint.tokenizer_dir is None:
         return None
     return AccuracyCheck(task_set, checkpoint.model, checkpoint.tokenizer_dir, progress.phase)
@@ -217,15 +204,20 @@ def _builder(options: ExportOptions) -> Library | None:
 
 
 def _builder_for(
-    manifest: Manifest, library: Library | None, options: ExportOptions, progress: Progress
+    manifest: Manifest, library: Library | None, options: ExportOptions, progress: Terminal
 ) -> Library | None:
-    """Return ``library`` if a session can run its plan, whose outputs must be by row; else None."""
-    if library is None or are_by_row(manifest):
+    """Return ``library`` if a session can run its plan, which masks padding and gives outputs by row; else None."""
+    if library is None:
+        return None
+    if manifest.mask_mode == UIE_M:
+        reason = f"plans do not support --mask {UIE_M}"
+    elif not are_by_row(manifest):
+        reason = (
+            f"the hidden states and attentions of head {manifest.head} are not by row, and a plan runs rows: leave out "
+            "--with-hidden-states and --with-attentions"
+        )
+    else:
         return library
-    reason = (
-        f"the hidden states and attentions of head {manifest.head} are not by row, and a plan runs rows: leave out "
-        "--with-hidden-states and --with-attentions"
-    )
     if options.engine.engine != AUTO:
         raise EngineBuildError(f"--engine {options.engine.engine}: {reason}")
     progress.note(f"no TensorRT plan: {reason}")
@@ -241,7 +233,7 @@ class _Writer:
     vocabulary: Vocabulary | None
     options: ExportOptions
     library: Library | None
-    progress: Progress
+    progress: Terminal
     accuracy: AccuracyCheck | None
 
     def keep_until_passed(self, manifest: Manifest) -> Manifest:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erniem_export.errors import CheckpointError
-from erniem_export.sources import MODULE_FOLDERS, MODULES_FILE, PROMPTS_FILE, SENTENCE_FILE
+from erniem_export.sources import MODULE_FOLDERS, MODULES_FILE, PROMPTS_FILE, SENTENCE_FILE, read_json, read_object
 from erniem_rt.manifest import Defaults
-
-__all__ = ["SentenceFolder", "modules_of", "read_sentence_folder", "unread_modules"]
 
 _PACKAGE = "sentence_transformers."
 # Modules without effect in inference.
@@ -66,7 +63,7 @@ class SentenceFolder:
                 f"Normalize, which an artifact supports{_REMEDY}"
             )
         pooling = next(folder for name, folder in self.modules if name == "Pooling")
-        said = _read(self.model / SENTENCE_FILE)
+        said = read_object(self.model / SENTENCE_FILE)
         _check_states(self.model / SENTENCE_FILE, said)
         length = said.get("max_seq_length")
         if not (length is None or (type(length) is int and length > 0)):
@@ -74,15 +71,16 @@ class SentenceFolder:
                 f"{self.model / SENTENCE_FILE} says max_seq_length = {length!r}, expected a positive integer or null"
             )
         found = Defaults(length, _pooling_of(self.root / pooling / "config.json"), "Normalize" in names)
-        unread = [f"{SENTENCE_FILE} says {key} = {said[key]!r}, which is not read" for key in _unknown(said)]
+        unknown = [key for key, value in said.items() if key not in _KNOWN and value]
+        unread = [f"{SENTENCE_FILE} says {key} = {said[key]!r}, which is not read" for key in unknown]
         return found, [*unread, *self._prompts()]
 
     def lower_case(self) -> bool:
         """Whether texts are lower-cased, even if the tokenizer's own file says otherwise."""
-        return bool(_read(self.model / SENTENCE_FILE).get("do_lower_case"))
+        return bool(read_object(self.model / SENTENCE_FILE).get("do_lower_case"))
 
     def _prompts(self) -> list[str]:
-        said = _read(self.root / PROMPTS_FILE)
+        said = read_object(self.root / PROMPTS_FILE)
         prompts = said.get("prompts") or {}
         written = {name: text for name, text in prompts.items() if text} if isinstance(prompts, dict) else {}
         if said.get("default_prompt_name") in written:
@@ -102,7 +100,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     path = folder / MODULES_FILE
     if not path.is_file():
         return None
-    content = _load(path)
+    content = read_json(path)
     if not isinstance(content, list) or not content or not all(map(_is_module, content)):
         raise CheckpointError(f"{path} must be a list of modules, each with type and path")
     modules = tuple((_name(entry["type"]), entry["path"]) for entry in content)
@@ -161,7 +159,7 @@ def _name(kind: str) -> str:
 
 
 def _pooling_of(path: Path) -> str:
-    said = _read(path)
+    said = read_object(path)
     found = said.get("pooling_mode", [mode for key, mode in _MODES.items() if said.get(key)] or ["mean"])
     modes = found if isinstance(found, list) else [found]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
@@ -180,22 +178,3 @@ def _check_states(path: Path, said: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path} reads {output} for {task}, expected last_hidden_state for feature-extraction{_REMEDY}"
         )
-
-
-def _unknown(said: dict[str, Any]) -> list[str]:
-    return [key for key, value in said.items() if key not in _KNOWN and value]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON file's content; an empty dict without the file."""
-    content = _load(path) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return content
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error

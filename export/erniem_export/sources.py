@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import Any
 
-from erniem_export.errors import CheckpointError, listed
+from erniem_export.errors import CheckpointError, ExportError, listed
 from erniem_rt.files import is_lfs_pointer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = [
-    "ADAPTER_FILE",
-    "ADAPTER_WEIGHTS",
-    "CALIBRATION_FILE",
-    "CONFIG_FILE",
-    "FAST_TOKENIZER",
-    "MODULES_FILE",
-    "MODULE_FOLDERS",
-    "PADDLE_CONFIG_FILE",
-    "PROMPTS_FILE",
-    "SENTENCE_FILE",
-    "TASK_SET_FILE",
-    "TOKENIZER_FILES",
-    "XLM_ROBERTA",
-    "adapter_weights",
-    "check_layout",
-    "find_folder",
-    "find_tokenizer",
-    "has_own_config",
-    "holds_weights",
-    "is_adapter",
-    "is_checkpoint",
-    "is_xlm_roberta",
-    "listed_by",
-    "paddle_files",
-    "pickled_files",
-    "tokenizer_files",
-    "weight_files",
-    "what_is_there",
-]
 
 CONFIG_FILE = "config.json"
 # PaddleNLP's equivalent up to 2.4.
@@ -244,16 +211,9 @@ def is_checkpoint(folder: Path) -> bool:
     """Return whether ``folder`` has an ErnieM or XLM-R model (weights and its config) or an adapter."""
     if is_adapter(folder):
         return True
-    name = CONFIG_FILE if (folder / CONFIG_FILE).is_file() else PADDLE_CONFIG_FILE
-    try:
-        config = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(config, dict) or not holds_weights(folder):
-        return False
-    return config.get("model_type") in ("ernie_m", XLM_ROBERTA) or str(config.get("init_class")).startswith(
-        _PADDLE_CLASSES
-    )
+    config = _said(folder, CONFIG_FILE if (folder / CONFIG_FILE).is_file() else PADDLE_CONFIG_FILE)
+    known = config.get("model_type") in ("ernie_m", XLM_ROBERTA)
+    return holds_weights(folder) and (known or str(config.get("init_class")).startswith(_PADDLE_CLASSES))
 
 
 def has_own_config(folder: Path) -> bool:
@@ -279,10 +239,50 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def is_xlm_roberta(folder: Path) -> bool:
     """Return whether ``folder`` has the config of an XLM-R model."""
+    return bool(_said(folder, CONFIG_FILE).get("model_type") == XLM_ROBERTA)
+
+
+def _said(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a config says; nothing if it cannot be read."""
     try:
-        return bool(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_type"] == XLM_ROBERTA)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return read_object(folder / name)
+    except CheckpointError:
+        return {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one without the file.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds something else.
+    """
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; :class:`CheckpointError` if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file with this content."""
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the text in a user's file; :class:`ExportError`, which says ``what`` it is, if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ExportError(f"the {what} {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"the {what} {path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _shards(index: Path) -> list[Path]:
@@ -305,10 +305,9 @@ def _shards(index: Path) -> list[Path]:
 def _read_index(index: Path) -> dict[str, str]:
     """Return the file of each tensor."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        places = read_object(index).get("weight_map")
+    except CheckpointError as error:
         raise CheckpointError(f"{index} is not an index of weight files: {error}") from error
-    places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(
             f'{index} is not an index of weight files; expected {{"weight_map": {{"NAME": "FILE"}}}}: fetch it again'

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import CheckpointError
 from erniem_export.gate.cases import TEXTS
 from erniem_export.sources import FAST_TOKENIZER, TOKENIZER_FILES
 from erniem_rt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from erniem_export.checkpoint import Checkpoint
-
-__all__ = ["check_tokenizer", "in_byte_order", "parse", "with_pieces"]
 
 _MODEL, _VOCABULARY, *_ = TOKENIZER_FILES
 _WITHOUT = (

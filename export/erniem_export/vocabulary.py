@@ -13,30 +13,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import string
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
 import torch
 from torch import nn
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import CheckpointError
 from erniem_export.languages import ALPHABET, LANGUAGES, WORDS, rule_for, texts_of, why_alphabet
 from erniem_export.options import Keep
-from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, tokenizer_files
+from erniem_export.sources import CONFIG_FILE, TOKENIZER_FILES, as_json, read_object, tokenizer_files
 from erniem_export.tokenizer import parse, with_pieces
 from erniem_rt.errors import InvalidInputError
 from erniem_rt.tokenizer import Tokenizer
 from erniem_rt.tokenizer.pieces import split_piece
 from erniem_rt.tokenizer.settings import read_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from erniem_export.checkpoint import Checkpoint
-
-__all__ = ["Vocabulary", "original_ids", "pieces_at_the_ends", "prune", "prune_like", "select", "write_part"]
 
 _WORD_START = "▁"
 _LATIN = "Latin"
@@ -250,7 +245,7 @@ def _with_rows(checkpoint: Checkpoint, kept: Sequence[int]) -> Checkpoint:
     content: dict[str, Any] = json.loads(checkpoint.config_text)
     content |= {key: new_ids.get(content[key]) for key in _ID_KEYS if key in content}
     content |= {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
-    return dataclasses.replace(checkpoint, config_text=_text(content))
+    return dataclasses.replace(checkpoint, config_text=as_json(content))
 
 
 def _require_single_ids(checkpoint: Checkpoint) -> None:
@@ -326,8 +321,8 @@ def _keep_pieces(tokenizer: Tokenizer, kept: Sequence[int], target: Path) -> Non
     names = tokenizer.convert_ids_to_tokens([index for index in kept if first < index < mask])
     model = target / _MODEL
     model.write_bytes(with_pieces(model.read_bytes(), list(names)))
-    content = json.loads((target / _CONFIG).read_text(encoding="utf-8")) if (target / _CONFIG).is_file() else {}
-    (target / _CONFIG).write_text(_text({"tokenizer_class": "XLMRobertaTokenizer", **content}), encoding="utf-8")
+    content = {"tokenizer_class": "XLMRobertaTokenizer", **read_object(target / _CONFIG)}
+    (target / _CONFIG).write_text(as_json(content), encoding="utf-8")
 
 
 def _drop_pieces(path: Path, lost: set[str]) -> None:
@@ -346,14 +341,10 @@ def _renumber(path: Path, new_ids: dict[int, int]) -> None:
     """Renumber the added tokens: ``added_tokens_decoder`` has ids as keys, ``added_tokens.json`` as values."""
     if not path.is_file():
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path)
     if path.name == _ADDED:
         content = {token: new_ids[index] for token, index in content.items()}
     elif "added_tokens_decoder" in content:
         decoder = content["added_tokens_decoder"]
         content["added_tokens_decoder"] = {str(new_ids[int(index)]): token for index, token in decoder.items()}
-    path.write_text(_text(content), encoding="utf-8")
-
-
-def _text(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    path.write_text(as_json(content), encoding="utf-8")

@@ -5,40 +5,20 @@ from __future__ import annotations
 import copy
 import re
 import zipfile
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from erniem_export.configuration import ErnieMConfig
 from erniem_export.errors import CheckpointError, some
 from erniem_export.heads import POOLER_OPTIONAL, make_model
 from erniem_export.paddle import SUFFIX, read_arrays
 from erniem_export.sources import CONFIG_FILE, listed_by
 from erniem_rt.files import is_lfs_pointer
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
-
-    from erniem_export.configuration import ErnieMConfig
-
-__all__ = [
-    "PREFIX",
-    "Fit",
-    "Shapes",
-    "check_finite",
-    "check_floats",
-    "check_weights",
-    "expected_shapes",
-    "from_uie_pytorch",
-    "is_left_over",
-    "is_uie_pytorch",
-    "read_shapes",
-    "read_tensors",
-    "wrapper_of",
-    "wrapper_of_all",
-]
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -4,61 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from erniem_export import heads
 from erniem_export.errors import CheckpointError
-from erniem_export.sources import XLM_ROBERTA
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.weights import PREFIX
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
-
-__all__ = [
-    "CLASSES",
-    "ERNIE_M_CLASSES",
-    "HEADS",
-    "KIND",
-    "POSITIONS",
-    "ROBERTA",
-    "TOKEN_TYPES",
-    "Original",
-    "as_ernie_m",
-    "as_xlm_roberta",
-    "bare",
-    "config_as_ernie_m",
-    "head_of_weights",
-    "in_own_names",
-    "names_as_ernie_m",
-    "unused",
-    "with_token_type",
-]
-
-KIND = XLM_ROBERTA
 ROBERTA = "roberta."
 # XLM-R's classes and the heads that both models have.
-CLASSES = {
+XLM_ROBERTA_CLASSES = {
     "XLMRobertaModel": "base",
     "XLMRobertaForSequenceClassification": "cls",
     "XLMRobertaForTokenClassification": "ner",
     "XLMRobertaForQuestionAnswering": "qa",
 }
-HEADS = tuple(CLASSES.values())
+XLM_ROBERTA_HEADS = tuple(XLM_ROBERTA_CLASSES.values())
 POSITIONS = "embeddings.position_embeddings.weight"
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 
-ERNIE_M_CLASSES = {
-    "base": "ErnieMModel",
-    "cls": "ErnieMForSequenceClassification",
-    "ner": "ErnieMForTokenClassification",
-    "qa": "ErnieMForQuestionAnswering",
-}
 # XLMRobertaConfig's defaults that differ from ErnieMConfig's.
 _DEFAULTS = {"vocab_size": 30522, "max_position_embeddings": 512, "layer_norm_eps": 1e-12}
 _PAD = 1
@@ -109,7 +78,9 @@ def config_as_ernie_m(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     given = {**_DEFAULTS, **content, "model_type": "ernie_m", "positions_skip_padding": True}
     if isinstance(given.get("architectures"), list):
         names = given["architectures"]
-        given["architectures"] = [ERNIE_M_CLASSES[CLASSES[name]] if name in CLASSES else name for name in names]
+        given["architectures"] = [
+            heads.CLASSES[XLM_ROBERTA_CLASSES[name]].__name__ if name in XLM_ROBERTA_CLASSES else name for name in names
+        ]
     return given
 
 
@@ -181,14 +152,14 @@ class Original:
     """transformers' own class with a checkpoint's weights, with which the gate compares an artifact.
 
     Args:
-        head: One of :data:`HEADS`.
+        head: One of :data:`XLM_ROBERTA_HEADS`.
         config_text: The content of config.json.
         model: The ErnieM model with the same weights, in shared memory.
         tables: XLM-R's own tables of positions and token types, by their names without prefix.
     """
 
     def __init__(self, head: str, config_text: str, model: ErnieMPreTrainedModel, tables: Mapping[str, Tensor]) -> None:
-        self.name = next(name for name, its in CLASSES.items() if its == head)
+        self.name = next(name for name, its in XLM_ROBERTA_CLASSES.items() if its == head)
         self._head, self._content, self.model = head, json.loads(config_text), model
         self.tables = tables
         self._made: dict[str, Any] = {}

@@ -7,12 +7,9 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -38,8 +35,6 @@ MICRO = {
     "max_position_embeddings": 130,
 }
 
-State = dict[str, torch.Tensor]
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -49,8 +44,13 @@ class Result:
     out: str
     err: str
 
+    def ok(self):
+        """Return the result of a command that must succeed."""
+        assert self.code == 0, self.err
+        return self
 
-def run(command: Callable[[list[str]], int], *arguments: Any) -> Result:
+
+def run(command, *arguments):
     if command is cli.main and "--engine" not in arguments:
         arguments = (*arguments, "--engine", "none")  # where plans are not the subject, none is built
     out, err = io.StringIO(), io.StringIO()
@@ -62,7 +62,7 @@ def run(command: Callable[[list[str]], int], *arguments: Any) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def contents(folder: Path) -> dict[str, bytes] | None:
+def contents(folder):
     """Every file below a folder, or None without the folder."""
     if not folder.exists():
         return None
@@ -70,10 +70,10 @@ def contents(folder: Path) -> dict[str, bytes] | None:
 
 
 @pytest.fixture(scope="session")
-def micro_model() -> Callable[..., Any]:
+def micro_model():
     """Build a small random model of a head; further arguments go to its config."""
 
-    def build(head: str = "cls", seed: int = 0, **config: Any) -> Any:
+    def build(head="cls", seed=0, **config):
         config = {**MICRO, "num_labels": 2 if head == "qa" else 3, "architectures": [CLASSES[head].__name__], **config}
         model = CLASSES[head](ErnieMConfig(**config)).eval()
         randomize(model, seed)
@@ -83,18 +83,10 @@ def micro_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def write_checkpoint(micro_model: Callable[..., Any]) -> Callable[..., Path]:
+def write_checkpoint(micro_model):
     """Write a checkpoint as a user has it: ``edit`` changes its weights, ``config`` its config.json (None removes)."""
 
-    def write(
-        folder: Path,
-        head: str = "cls",
-        *,
-        edit: Callable[[State], State] = dict,
-        pickled: bool = False,
-        seed: int = 0,
-        **config: Any,
-    ) -> Path:
+    def write(folder, head="cls", *, edit=dict, pickled=False, seed=0, **config):
         folder.mkdir(parents=True, exist_ok=True)
         model = micro_model(head, seed)
         state = edit({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -111,31 +103,31 @@ def write_checkpoint(micro_model: Callable[..., Any]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def erniem_export() -> Callable[..., Result]:
+def erniem_export():
     """``erniem-export`` with the given arguments."""
     return lambda *arguments: run(cli.main, *arguments)
 
 
 @pytest.fixture(scope="session")
-def erniem_verify() -> Callable[..., Result]:
+def erniem_verify():
     """``erniem-verify`` with the given arguments."""
     return lambda *arguments: run(cli.verify_main, *arguments)
 
 
 @pytest.fixture(scope="session")
-def files_in() -> Callable[[Path], dict[str, bytes] | None]:
+def files_in():
     """Every file below a folder with its content; None if there is no folder."""
     return contents
 
 
 @pytest.fixture
-def export_fails(tmp_path: Path) -> Callable[..., str]:
+def export_fails(tmp_path):
     """Run an export that must fail as a user's mistake does; return the one line that it says.
 
     Whatever is in the output folder must be the same afterwards; if it was not there, it must not be there.
     """
 
-    def fail(model: object, *arguments: Any, output: Path = tmp_path / "new" / "out", code: int = 1) -> str:
+    def fail(model, *arguments, output=tmp_path / "new" / "out", code=1):
         before = contents(output), (tmp_path / "new").exists()
         result = run(cli.main, "--model", model, "--output", output, *arguments)
         assert (contents(output), (tmp_path / "new").exists()) == before
@@ -150,7 +142,7 @@ def export_fails(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def exports_trace_once(trace_once: Callable[..., ir.Model]) -> Iterator[None]:
+def exports_trace_once(trace_once):
     """Exports too; that tracing twice gives the same is what ``graph/test_onnx_contract.py`` tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "trace", trace_once)
@@ -158,13 +150,13 @@ def exports_trace_once(trace_once: Callable[..., ir.Model]) -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_trace(monkeypatch: pytest.MonkeyPatch, micro_model: Callable[..., Any], trace_once: Any) -> None:
+def quick_trace(monkeypatch, micro_model, trace_once):
     """Replace the slowest step of an export: every graph is that of ``micro_model()``, whatever the weights."""
     monkeypatch.setattr(pipeline, "trace", lambda *_: trace_once(micro_model(), "cls", GraphOptions()))
 
 
 @pytest.fixture
-def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_gate(monkeypatch):
     """Let everything pass, for tests of what comes before and after the gate."""
     monkeypatch.setattr(pipeline, "judge", lambda artifact, *_, **__: {artifact.name: {"passed": True}})
     monkeypatch.setattr(pipeline, "with_bf16", lambda manifest, *_, **__: manifest)
@@ -193,24 +185,24 @@ class Exported:
     folder: Path
 
     @property
-    def path(self) -> Path:
+    def path(self):
         return self.folder / f"{self.head}.onnx"
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self):
         return Manifest.load(self.folder / f"{self.head}.json")
 
 
 @pytest.fixture(params=["base", "cls", "ner", "mc", "qa", "ie"])
-def head(request: pytest.FixtureRequest) -> str:
+def head(request):
     return request.param
 
 
 @pytest.fixture(scope="session")
-def export_model(trace_once: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+def export_model(trace_once, tmp_path_factory):
     """Return a function that traces a model into a fresh folder."""
 
-    def export(head: str, model: ErnieMPreTrainedModel, **flags: bool) -> Exported:
+    def export(head, model, **flags):
         folder, options = tmp_path_factory.mktemp(head), GraphOptions(**flags)
         write(trace_once(model.eval(), head, options), folder / f"{head}.onnx")
         checkpoint = Checkpoint(model, head, "test", model.config.to_json_string(use_diff=False), None)
@@ -221,10 +213,10 @@ def export_model(trace_once: Callable[..., Any], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., ErnieMPreTrainedModel]:
+def make_model():
     """Return a function that builds a small random model; keywords override its config."""
 
-    def make(head: str, **overrides: Any) -> ErnieMPreTrainedModel:
+    def make(head, **overrides):
         labels = 2 if head == "qa" else 3
         model = CLASSES[head](ErnieMConfig(**TINY | {"num_labels": labels} | overrides))
         randomize(model)
@@ -234,11 +226,11 @@ def make_model() -> Callable[..., ErnieMPreTrainedModel]:
 
 
 @pytest.fixture(scope="session")
-def exported(export_model: Callable[..., Exported], make_model: Callable[..., Any]) -> Callable[..., Exported]:
+def exported(export_model, make_model):
     """Return a function that gives the artifact of a head, traced once for all tests: do not change it."""
-    cache: dict[tuple[Any, ...], Exported] = {}
+    cache = {}
 
-    def get(head: str, **flags: bool) -> Exported:
+    def get(head, **flags):
         key = (head, *sorted(flags.items()))
         if key not in cache:
             cache[key] = export_model(head, make_model(head), **flags)
@@ -248,10 +240,10 @@ def exported(export_model: Callable[..., Exported], make_model: Callable[..., An
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Callable[..., Path]:
+def damaged(tmp_path):
     """Return a function that copies an artifact, edits the graph of the copy and signs it anew."""
 
-    def damage(artifact: Exported, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    def damage(artifact, edit):
         folder = tmp_path / "damaged"
         shutil.copytree(artifact.folder, folder)
         path = folder / artifact.path.name
@@ -267,11 +259,11 @@ def damaged(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def case_inputs() -> Callable[..., dict[str, Any]]:
+def case_inputs():
     """Return a function that draws inputs for an artifact, right-padded, at the given sizes."""
     generator = torch.Generator().manual_seed(3)
 
-    def draw(artifact: Exported, **sizes: int) -> dict[str, Any]:
+    def draw(artifact, **sizes):
         feeds = {}
         for spec in artifact.manifest.inputs:
             shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]

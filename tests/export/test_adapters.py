@@ -1,13 +1,9 @@
 """Adapters of peft: found with their base, merged as peft merges them, exported."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -21,8 +17,6 @@ from erniem_export.heads import CLASSES
 
 # What peft asks of transformers 5 in training.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-Write = Callable[..., Path]
-Fails = Callable[..., str]
 NANO = Path(__file__).parents[2] / "examples" / "nano" / "checkpoints"
 ATTENTION = ["q_proj", "v_proj"]
 TASKS = {
@@ -48,18 +42,18 @@ TYPES = {
 }
 
 
-def rows(head: str = "cls") -> dict[str, torch.Tensor]:
+def rows(head="cls"):
     """Ids that have every token of the types above."""
     ids = torch.tensor([[0, 5, 6, 7, 9, 2], [0, 900, 7, 5, 44, 2]])
     return {"input_ids": ids[None] if head == "mc" else ids}
 
 
-def outputs(model: Any, head: str = "cls") -> torch.Tensor:
+def outputs(model, head="cls"):
     with torch.no_grad():
         return model(**rows(head))[0]
 
 
-def train(base: Path, folder: Path, head: str = "cls", kind: str = "LORA", *, rows: int = 0, **given: Any) -> Any:
+def train(base, folder, head="cls", kind="LORA", *, rows=0, **given):
     """Save an adapter of ``base`` whose every part is random; return the adapted model."""
     peft = pytest.importorskip("peft", reason="adapters need peft")
     labels = {"num_labels": given.pop("num_labels", 2 if head == "qa" else 3)}
@@ -77,19 +71,19 @@ def train(base: Path, folder: Path, head: str = "cls", kind: str = "LORA", *, ro
     return adapted
 
 
-def edited(adapter: Path, **values: Any) -> None:
+def edited(adapter, **values):
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.fixture
-def base(tmp_path: Path, write_checkpoint: Write) -> Path:
+def base(tmp_path, write_checkpoint):
     """A model that is not trained for any task."""
     return write_checkpoint(tmp_path / "bases" / "small", "base")
 
 
 @pytest.fixture
-def adapter(tmp_path: Path, base: Path) -> Path:
+def adapter(tmp_path, base):
     """For three labels."""
     train(base, tmp_path / "adapter")
     return tmp_path / "adapter"
@@ -97,9 +91,7 @@ def adapter(tmp_path: Path, base: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning", "ignore:Sparse invariant:UserWarning")
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_type_that_can_be_merged_is_merged_as_peft_does(
-    kind: str, tmp_path: Path, write_checkpoint: Write
-) -> None:
+def test_every_type_that_can_be_merged_is_merged_as_peft_does(kind, tmp_path, write_checkpoint):
     base = write_checkpoint(tmp_path / "small")
     expected = outputs(train(base, tmp_path / "adapter", kind=kind))
     found = load_checkpoint(str(tmp_path / "adapter"))
@@ -112,7 +104,7 @@ def test_every_type_that_can_be_merged_is_merged_as_peft_does(
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_an_adapter_tells_its_head_and_brings_what_its_base_lacks(head: str, base: Path, tmp_path: Path) -> None:
+def test_an_adapter_tells_its_head_and_brings_what_its_base_lacks(head, base, tmp_path):
     modules = {"mc": ["classifier"], "ie": ["linear_start", "linear_end"]}.get(head)
     expected = outputs(train(base, tmp_path / "adapter", head, modules_to_save=modules), head)
     found = load_checkpoint(str(tmp_path / "adapter"))
@@ -121,7 +113,7 @@ def test_an_adapter_tells_its_head_and_brings_what_its_base_lacks(head: str, bas
     assert json.loads(found.config_text)["architectures"] == [CLASSES[head].__name__]
 
 
-def test_an_adapter_that_does_not_tell_its_head(adapter: Path, tmp_path: Path, write_checkpoint: Write) -> None:
+def test_an_adapter_that_does_not_tell_its_head(adapter, tmp_path, write_checkpoint):
     """As transformers' own save_pretrained writes it: the base tells, or the user."""
     edited(adapter, task_type=None, auto_mapping=None)
     with pytest.raises(CheckpointError, match="neither the adapter nor its base tells which head: pass --head"):
@@ -131,7 +123,7 @@ def test_an_adapter_that_does_not_tell_its_head(adapter: Path, tmp_path: Path, w
     assert load_checkpoint(str(adapter), base=str(write_checkpoint(tmp_path / "other", "cls"))).head == "cls"
 
 
-def test_the_encoder_of_an_adapted_classifier(base: Path, tmp_path: Path) -> None:
+def test_the_encoder_of_an_adapted_classifier(base, tmp_path):
     adapted = train(base, tmp_path / "adapter")
     found = load_checkpoint(str(tmp_path / "adapter"), "base")
     with torch.no_grad():
@@ -140,14 +132,14 @@ def test_the_encoder_of_an_adapted_classifier(base: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(outputs(found.model), expected, rtol=1e-4, atol=1e-4)
 
 
-def about_labels(notes: tuple[str, ...]) -> list[str]:
+def about_labels(notes):
     return [note for note in notes if "label" in note]
 
 
 TO_NAME = "save the trained model's config.json, with its id2label, beside the adapter to name them"
 
 
-def test_labels_come_from_the_config_beside_the_adapter(adapter: Path, base: Path) -> None:
+def test_labels_come_from_the_config_beside_the_adapter(adapter, base):
     found = load_checkpoint(str(adapter))
     assert found.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     assert about_labels(found.notes) == [
@@ -161,9 +153,7 @@ def test_labels_come_from_the_config_beside_the_adapter(adapter: Path, base: Pat
     assert not about_labels(found.notes)
 
 
-def test_labels_where_the_config_beside_the_adapter_names_others(
-    adapter: Path, base: Path, tmp_path: Path, write_checkpoint: Write
-) -> None:
+def test_labels_where_the_config_beside_the_adapter_names_others(adapter, base, tmp_path, write_checkpoint):
     said = {**json.loads((base / "config.json").read_text()), "id2label": {"0": "no", "1": "yes"}, "num_labels": None}
     (adapter / "config.json").write_text(json.dumps(said))
     differs = "the adapter's classifier has 3 labels, and config.json beside the adapter 2"
@@ -178,7 +168,7 @@ def test_labels_where_the_config_beside_the_adapter_names_others(
 
 
 @pytest.mark.parametrize("labels", [2, 5])
-def test_another_number_of_labels_than_the_base_has(labels: int, tmp_path: Path, write_checkpoint: Write) -> None:
+def test_another_number_of_labels_than_the_base_has(labels, tmp_path, write_checkpoint):
     base = write_checkpoint(tmp_path / "base", "cls", id2label={"0": "a", "1": "b", "2": "c"})
     bare = write_checkpoint(tmp_path / "bare", "base")
     expected = outputs(train(bare, tmp_path / "adapter", num_labels=labels))
@@ -193,7 +183,7 @@ def test_another_number_of_labels_than_the_base_has(labels: int, tmp_path: Path,
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
-def test_a_vocabulary_that_grew(base: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_grew(base, tmp_path):
     expected = outputs(train(base, tmp_path / "adapter", rows=1003))
     found = load_checkpoint(str(tmp_path / "adapter"))
     assert found.config.vocab_size == json.loads(found.config_text)["vocab_size"] == 1003
@@ -201,7 +191,7 @@ def test_a_vocabulary_that_grew(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["absolute", "from here", "from the adapter", "hub"])
-def test_where_the_base_is(named: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_base_is(named, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"absolute": base, "from here": "bases/small", "from the adapter": "../../bases/small", "hub": "some/small"}
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(base))
@@ -213,7 +203,7 @@ def test_where_the_base_is(named: str, base: Path, tmp_path: Path, monkeypatch: 
     assert found.source == "me"
 
 
-def test_another_base(adapter: Path, base: Path, tmp_path: Path, write_checkpoint: Write) -> None:
+def test_another_base(adapter, base, tmp_path, write_checkpoint):
     other = write_checkpoint(tmp_path / "other", "base", seed=7)
     named, given = (load_checkpoint(str(adapter), base=where) for where in (None, str(other)))
     assert given.adapter["base"] == "other"
@@ -223,13 +213,13 @@ def test_another_base(adapter: Path, base: Path, tmp_path: Path, write_checkpoin
 
 
 @pytest.mark.parametrize("pickled", [True, False])
-def test_an_adapter_from_the_hub(pickled: bool, adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_from_the_hub(pickled, adapter, base, monkeypatch):
     if pickled:
         torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
         (adapter / "adapter_model.safetensors").unlink()
     asked = {}
 
-    def download(name: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
+    def download(name, *, allow_patterns, revision=None):
         asked[name] = revision, allow_patterns
         return str({"some/adapter": adapter, "some/base": base}[name])
 
@@ -245,7 +235,7 @@ def test_an_adapter_from_the_hub(pickled: bool, adapter: Path, base: Path, monke
     assert {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"} <= set(asked["some/adapter"][1])
 
 
-def test_an_adapter_of_nano_from_folder_to_artifact(tmp_path: Path, erniem_verify: Any, capsys: Any) -> None:
+def test_an_adapter_of_nano_from_folder_to_artifact(tmp_path, erniem_verify, capsys):
     train(NANO / "cls", tmp_path / "my-adapter", init_lora_weights=True)
     _, manifest = export(tmp_path / "my-adapter", tmp_path / "out", base=NANO / "cls", tokenizer=NANO / "qa")
     assert "an adapter of type LORA: merged into cls" in capsys.readouterr().err
@@ -256,15 +246,15 @@ def test_an_adapter_of_nano_from_folder_to_artifact(tmp_path: Path, erniem_verif
         assert str(tmp_path) not in file.read_text()
     assert manifest.labels == ("entailment", "neutral", "contradiction")
     assert (tmp_path / "out" / "sentencepiece.bpe.model").is_file()
-    assert erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter").code == 0
-    assert erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter", "--base", NANO / "cls").code == 0
+    erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter").ok()
+    erniem_verify(tmp_path / "out", "--model", tmp_path / "my-adapter", "--base", NANO / "cls").ok()
     assert erniem_verify(tmp_path / "out", "--model", NANO / "cls").code == 1
 
 
 @pytest.mark.usefixtures("quick_trace", "quick_gate")
-def test_in_an_adapter_s_folder(adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch, erniem_export: Any) -> None:
+def test_in_an_adapter_s_folder(adapter, base, monkeypatch, erniem_export):
     monkeypatch.chdir(adapter)
-    assert erniem_export("--base", base).code == 0
+    erniem_export("--base", base).ok()
     assert (adapter / "out" / "cls.onnx").is_file()
     assert not (adapter / "config.json").exists()
 
@@ -275,9 +265,7 @@ BESIDE = (
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_an_adapter_beside_weights(
-    installed: bool, tmp_path: Path, write_checkpoint: Write, export_fails: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_beside_weights(installed, tmp_path, write_checkpoint, export_fails, monkeypatch):
     """With peft installed, transformers would load it into the model, and without it not."""
     if not installed:
         monkeypatch.setitem(sys.modules, "peft", None)
@@ -287,13 +275,13 @@ def test_an_adapter_beside_weights(
     assert export_fails(folder) == (f"{folder} {BESIDE} already, or else name the adapter's base, as --base {folder}")
 
 
-def test_an_adapter_beside_its_base(tmp_path: Path, write_checkpoint: Write) -> None:
+def test_an_adapter_beside_its_base(tmp_path, write_checkpoint):
     folder = write_checkpoint(tmp_path / "model")
     expected = outputs(train(folder, folder))
     torch.testing.assert_close(outputs(load_checkpoint(str(folder), base=str(folder)).model), expected)
 
 
-def test_without_peft(adapter: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft(adapter, export_fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     assert export_fails(adapter) == 'adapters need the package peft: pip install "erniem-rt[adapters]"'
 
@@ -315,7 +303,7 @@ def test_without_peft(adapter: Path, export_fails: Fails, monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_adapters_that_say_too_little(said: str, expected: str, tmp_path: Path, export_fails: Fails) -> None:
+def test_adapters_that_say_too_little(said, expected, tmp_path, export_fails):
     """All of them without peft."""
     folder = tmp_path / "adapter"
     folder.mkdir()
@@ -324,7 +312,7 @@ def test_adapters_that_say_too_little(said: str, expected: str, tmp_path: Path, 
     assert export_fails(folder).startswith(f"{folder}{expected}")
 
 
-def test_an_adapter_without_weights(adapter: Path, export_fails: Fails) -> None:
+def test_an_adapter_without_weights(adapter, export_fails):
     (adapter / "adapter_model.safetensors").unlink()
     expected = (
         f"{adapter} has adapter_config.json but no weights: expected adapter_model.safetensors or adapter_model.bin"
@@ -342,16 +330,14 @@ def test_an_adapter_without_weights(adapter: Path, export_fails: Fails) -> None:
         ),
     ],
 )
-def test_a_base_that_is_no_ernie_m(
-    config: dict[str, Any], said: str, adapter: Path, base: Path, export_fails: Fails
-) -> None:
+def test_a_base_that_is_no_ernie_m(config, said, adapter, base, export_fails):
     (base / "config.json").write_text(json.dumps(config))
     message = export_fails(adapter)
     assert message.startswith(f"{adapter} is an adapter of small: ")
     assert said in message
 
 
-def test_a_base_that_is_an_adapter(adapter: Path, tmp_path: Path, base: Path, export_fails: Fails) -> None:
+def test_a_base_that_is_an_adapter(adapter, tmp_path, base, export_fails):
     shutil.copytree(adapter, tmp_path / "other")
     assert export_fails(adapter, "--base", tmp_path / "other") == (
         f"{adapter} is an adapter of {tmp_path / 'other'}, which holds an adapter too: merge that one first, with "
@@ -360,7 +346,7 @@ def test_a_base_that_is_an_adapter(adapter: Path, tmp_path: Path, base: Path, ex
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_base_of_other_shapes(adapter: Path, tmp_path: Path, export_fails: Fails) -> None:
+def test_a_base_of_other_shapes(adapter, tmp_path, export_fails):
     model = CLASSES["base"](CLASSES["base"].config_class(
         vocab_size=1000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=130,
@@ -375,7 +361,7 @@ def test_a_base_of_other_shapes(adapter: Path, tmp_path: Path, export_fails: Fai
     assert "into small: size mismatch for base_model.model." in message
 
 
-def test_a_base_of_fewer_layers(adapter: Path, tmp_path: Path, base: Path, export_fails: Fails) -> None:
+def test_a_base_of_fewer_layers(adapter, tmp_path, base, export_fails):
     state = load_file(base / "model.safetensors")
     save_file({k: v for k, v in state.items() if "layers.1." not in k}, base / "model.safetensors", {"format": "pt"})
     said = json.loads((base / "config.json").read_text())
@@ -385,7 +371,7 @@ def test_a_base_of_fewer_layers(adapter: Path, tmp_path: Path, base: Path, expor
     )
 
 
-def test_an_adapter_with_a_tensor_less(adapter: Path, export_fails: Fails) -> None:
+def test_an_adapter_with_a_tensor_less(adapter, export_fails):
     state = load_file(adapter / "adapter_model.safetensors")
     gone = next(name for name in state if "lora_B" in name)
     save_file({name: value for name, value in state.items() if name != gone}, adapter / "adapter_model.safetensors")
@@ -394,7 +380,7 @@ def test_an_adapter_with_a_tensor_less(adapter: Path, export_fails: Fails) -> No
     )
 
 
-def test_neither_has_the_head(adapter: Path, export_fails: Fails) -> None:
+def test_neither_has_the_head(adapter, export_fails):
     state = load_file(adapter / "adapter_model.safetensors")
     state = {name: value for name, value in state.items() if "classifier" not in name}
     save_file(state, adapter / "adapter_model.safetensors")
@@ -404,7 +390,7 @@ def test_neither_has_the_head(adapter: Path, export_fails: Fails) -> None:
     )
 
 
-def test_another_head_than_it_was_trained_with(adapter: Path, export_fails: Fails) -> None:
+def test_another_head_than_it_was_trained_with(adapter, export_fails):
     assert export_fails(adapter, "--head", "ner") == (
         f"{adapter} is an adapter of small: --head ner contradicts the adapter, which was trained with head cls"
     )
@@ -414,31 +400,31 @@ def test_another_head_than_it_was_trained_with(adapter: Path, export_fails: Fail
     ("kind", "said"),
     [("NEWTUNING", "holds an adapter of type NEWTUNING, which peft "), ("LILY", " of type LILY, into small: ")],
 )
-def test_types_that_this_peft_cannot_merge(kind: str, said: str, adapter: Path, export_fails: Fails) -> None:
+def test_types_that_this_peft_cannot_merge(kind, said, adapter, export_fails):
     edited(adapter, peft_type=kind)
     assert said in export_fails(adapter)
 
 
-def test_what_peft_does_not_know_is_passed_on(adapter: Path) -> None:
+def test_what_peft_does_not_know_is_passed_on(adapter):
     edited(adapter, new_way=True)
     assert any("peft warns: " in note and "new_way" in note for note in load_checkpoint(str(adapter)).notes)
 
 
 @pytest.mark.parametrize("model", ["random:tiny", "a checkpoint"])
-def test_a_base_without_an_adapter(model: str, base: Path, export_fails: Fails) -> None:
+def test_a_base_without_an_adapter(model, base, export_fails):
     given = str(base) if model == "a checkpoint" else model
     assert export_fails(given, "--base", base).startswith("--base is for adapters, and ")
 
 
 @pytest.mark.parametrize("where", ["the adapter", "its base"])
-def test_the_tokenizer_of_an_adapter(where: str, adapter: Path, base: Path, tokenizer_dir: Path) -> None:
+def test_the_tokenizer_of_an_adapter(where, adapter, base, tokenizer_dir):
     folder = adapter if where == "the adapter" else base
     shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
     assert load_checkpoint(str(adapter)).tokenizer_dir == folder
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_adapter_of_nan(value: float, adapter: Path, export_fails: Fails) -> None:
+def test_an_adapter_of_nan(value, adapter, export_fails):
     pytest.importorskip("peft")
     state = load_file(adapter / "adapter_model.safetensors")
     next(iter(state.values())).fill_(value)
@@ -447,14 +433,14 @@ def test_an_adapter_of_nan(value: float, adapter: Path, export_fails: Fails) -> 
     assert "NaN or infinite values" in said or "cannot merge" in said
 
 
-def stored(adapter: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+def stored(adapter, change):
     state = {name: change(name, value) for name, value in load_file(adapter / "adapter_model.safetensors").items()}
     save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("part", ["lora_A", "classifier"])
-def test_an_adapter_in_other_types(part: str, dtype: torch.dtype, adapter: Path, export_fails: Fails) -> None:
+def test_an_adapter_in_other_types(part, dtype, adapter, export_fails):
     stored(adapter, lambda name, value: value.to(dtype) if part in name else value)
     said = export_fails(adapter)
     assert said.startswith(f"{adapter}/adapter_model.safetensors stores base_model.model.")
@@ -462,14 +448,14 @@ def test_an_adapter_in_other_types(part: str, dtype: torch.dtype, adapter: Path,
     assert part in said
 
 
-def test_an_adapter_without_tensors(adapter: Path, export_fails: Fails) -> None:
+def test_an_adapter_without_tensors(adapter, export_fails):
     save_file({}, adapter / "adapter_model.safetensors")
     said = f"{adapter}/adapter_model.safetensors holds no tensors: fetch it again, or save the model again"
     assert export_fails(adapter) == said
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_alpha_that_is_no_number(value: float, adapter: Path, export_fails: Fails) -> None:
+def test_an_alpha_that_is_no_number(value, adapter, export_fails):
     said = f"{adapter}/adapter_config.json says %s = {value}; expected a finite number: save the adapter again"
     edited(adapter, alpha_pattern={"q_proj": value})
     assert export_fails(adapter) == said % "alpha_pattern.q_proj"
@@ -479,13 +465,13 @@ def test_an_alpha_that_is_no_number(value: float, adapter: Path, export_fails: F
     assert "says lora_alpha = 'x'; expected a number" in export_fails(adapter)
 
 
-def test_an_alpha_of_zero_changes_nothing_and_that_is_said(adapter: Path) -> None:
+def test_an_alpha_of_zero_changes_nothing_and_that_is_said(adapter):
     edited(adapter, lora_alpha=0)
     said = "adapter_config.json says lora_alpha = 0: the matrices of the adapter change nothing"
     assert said in load_checkpoint(str(adapter)).notes
 
 
-def test_another_rank_than_the_config_says(adapter: Path, export_fails: Fails) -> None:
+def test_another_rank_than_the_config_says(adapter, export_fails):
     edited(adapter, r=5)
     assert export_fails(adapter).endswith(
         "adapter_model.safetensors is not of the training that adapter_config.json describes (r, target_modules), or "
@@ -494,9 +480,7 @@ def test_another_rank_than_the_config_says(adapter: Path, export_fails: Fails) -
 
 
 @pytest.mark.parametrize("named", [".", "itself"])
-def test_an_adapter_that_names_itself(
-    named: str, adapter: Path, export_fails: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_names_itself(named, adapter, export_fails, monkeypatch):
     monkeypatch.chdir(adapter)
     edited(adapter, base_model_name_or_path=named.replace("itself", str(adapter)))
     assert export_fails(adapter) == (
@@ -505,7 +489,7 @@ def test_an_adapter_that_names_itself(
     )
 
 
-def test_merging_that_changes_the_outputs_is_noticed(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_that_changes_the_outputs_is_noticed(adapter, monkeypatch):
     peft = pytest.importorskip("peft")
     monkeypatch.setattr(peft.tuners.lora.layer.Linear, "merge", lambda *_, **__: None)
     with pytest.raises(CheckpointError, match="which cannot be merged: the merged model has other outputs"):

@@ -1,12 +1,9 @@
 """ErnieM in the auto classes of transformers 5, its tokenizer there, and training."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -41,25 +38,25 @@ AUTO = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
+def tokenizer():
     erniem_export.register()
     return transformers.AutoTokenizer.from_pretrained(NANO / "cls")
 
 
 @pytest.fixture(scope="module")
-def ours() -> Tokenizer:
+def ours():
     return Tokenizer.from_dir(NANO / "cls")
 
 
 @pytest.mark.skipif(not HAS_ERNIEM, reason="transformers 5 has no ErnieM")
-def test_where_transformers_has_ernie_m_its_classes_stay() -> None:
+def test_where_transformers_has_ernie_m_its_classes_stay():
     erniem_export.register()
     assert type(transformers.AutoConfig.from_pretrained(NANO / "cls")).__module__.startswith("transformers.")
 
 
 @on_5
 @pytest.mark.parametrize("head", AUTO)
-def test_auto_classes_load_each_head(head: str, tokenizer: Any) -> None:
+def test_auto_classes_load_each_head(head, tokenizer):
     erniem_export.register()  # again, which changes nothing
     model = getattr(transformers, AUTO[head]).from_pretrained(NANO / head).eval()
     assert type(model).__module__ == "erniem_export.modeling"
@@ -73,7 +70,7 @@ def test_auto_classes_load_each_head(head: str, tokenizer: Any) -> None:
 
 
 @on_5
-def test_pipelines_of_transformers_answer_as_the_model_does(tokenizer: Any) -> None:
+def test_pipelines_of_transformers_answer_as_the_model_does(tokenizer):
     pair = {"text": "Die Katze schläft.", "text_pair": "Ein Tier schläft."}
     found = transformers.pipeline("text-classification", model=str(NANO / "cls"))(pair, top_k=None)
     model = modeling.ErnieMForSequenceClassification.from_pretrained(NANO / "cls").eval()
@@ -85,7 +82,7 @@ def test_pipelines_of_transformers_answer_as_the_model_does(tokenizer: Any) -> N
 
 @on_5
 @pytest.mark.parametrize("pair", [None, "noch eins: [UNK] 12ab"])
-def test_ids_and_offsets_are_those_of_the_reference(tokenizer: Any, ours: Tokenizer, pair: str | None) -> None:
+def test_ids_and_offsets_are_those_of_the_reference(tokenizer, ours, pair):
     for text in TEXTS:
         found, expected = tokenizer(text, pair, return_offsets_mapping=True), ours(text, pair)
         assert found["input_ids"] == list(expected.input_ids)
@@ -98,9 +95,7 @@ def test_ids_and_offsets_are_those_of_the_reference(tokenizer: Any, ours: Tokeni
 @on_5
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("truncation", ["longest_first", "only_first"])
-def test_rows_are_cut_and_padded_with_their_offsets(
-    tokenizer: Any, ours: Tokenizer, truncation: Any, side: Any
-) -> None:
+def test_rows_are_cut_and_padded_with_their_offsets(tokenizer, ours, truncation, side):
     texts, pairs = [TEXTS[0], "kurz"], ["Wo wurde Johanna Keller geboren?", "ein wenig länger als kurz"]
     options = {"truncation": truncation, "max_length": 16, "padding": "max_length"}
     found = tokenizer(texts, pairs, return_offsets_mapping=True, return_tensors="np", padding_side=side, **options)
@@ -111,7 +106,7 @@ def test_rows_are_cut_and_padded_with_their_offsets(
 
 
 @on_5
-def test_words_are_cut_one_by_one(tokenizer: Any, ours: Tokenizer) -> None:
+def test_words_are_cut_one_by_one(tokenizer, ours):
     words = ["Johanna", "wohnt", "in", "北京"]
     found = tokenizer(words, is_split_into_words=True, return_offsets_mapping=True)
     rows = [ours(word, add_special_tokens=False) for word in words]
@@ -120,7 +115,7 @@ def test_words_are_cut_one_by_one(tokenizer: Any, ours: Tokenizer) -> None:
 
 
 @on_5
-def test_lone_marks_are_dropped_where_the_files_say_so(tmp_path: Path) -> None:
+def test_lone_marks_are_dropped_where_the_files_say_so(tmp_path):
     erniem_export.register()
     shutil.copytree(NANO / "cls", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -132,7 +127,7 @@ def test_lone_marks_are_dropped_where_the_files_say_so(tmp_path: Path) -> None:
 
 
 @on_5
-def test_a_saved_tokenizer_is_the_same_and_ours_reads_it(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_the_same_and_ours_reads_it(tokenizer, tmp_path):
     copy = pickle.loads(pickle.dumps(tokenizer))
     copy.add_tokens(["Kuckuck"])
     assert copy.tokenize("ein Kuckuck") == ["▁ein", "Kuckuck"]
@@ -146,7 +141,7 @@ def test_a_saved_tokenizer_is_the_same_and_ours_reads_it(tokenizer: Any, tmp_pat
         assert again.decode(ids) == copy.decode(ids)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+def test_gradient_checkpointing_gives_the_same_gradients():
     config = ErnieMConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
@@ -156,7 +151,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     model.train()
     batch = {"input_ids": torch.arange(12).view(2, 6), "labels": torch.tensor([0, 2])}
 
-    def gradients() -> dict[str, torch.Tensor]:
+    def gradients():
         model.zero_grad()
         model(**batch).loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -177,7 +172,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 @on_5
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_trained_model_is_exported(tokenizer: Any, tmp_path: Path, dtype: str) -> None:
+def test_a_trained_model_is_exported(tokenizer, tmp_path, dtype):
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(NANO / "cls", dtype=dtype)
     rows = [

@@ -1,11 +1,7 @@
 """ErnieM checkpoints as XLM-R's and back, to the bit."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,12 +23,12 @@ CLASSES = {
 }
 
 
-def bits(tensor: torch.Tensor) -> bytes:
+def bits(tensor):
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_there_and_back_weights_are_equal_to_the_bit(head: str, tmp_path: Path, files_in: Any) -> None:
+def test_there_and_back_weights_are_equal_to_the_bit(head, tmp_path, files_in):
     there = convert(NANO / head, tmp_path / "xlm-r", quiet=True)
     assert there.head == head
     back = convert(tmp_path / "xlm-r", tmp_path / "back", to="ernie-m", quiet=True)
@@ -50,7 +46,7 @@ def test_there_and_back_weights_are_equal_to_the_bit(head: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_transformers_reads_it_and_computes_the_same(head: str, tmp_path: Path) -> None:
+def test_transformers_reads_it_and_computes_the_same(head, tmp_path):
     convert(NANO / head, tmp_path / "out", quiet=True)
     theirs = getattr(transformers, CLASSES[head]).from_pretrained(tmp_path / "out").eval()
     ours = load_checkpoint(str(NANO / head)).model
@@ -68,7 +64,7 @@ def test_transformers_reads_it_and_computes_the_same(head: str, tmp_path: Path) 
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
-def test_the_tokenizer_has_the_same_vocabulary_and_transformers_reads_it(tmp_path: Path) -> None:
+def test_the_tokenizer_has_the_same_vocabulary_and_transformers_reads_it(tmp_path):
     convert(NANO / "cls", tmp_path / "out", quiet=True)
     ours, theirs = Tokenizer.from_dir(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     own = Tokenizer.from_dir(NANO / "cls")
@@ -78,7 +74,7 @@ def test_the_tokenizer_has_the_same_vocabulary_and_transformers_reads_it(tmp_pat
         assert ours(text).input_ids == theirs(text)["input_ids"]
 
 
-def test_rows_with_other_ids_are_counted(tmp_path: Path) -> None:
+def test_rows_with_other_ids_are_counted(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Das Haus ist in Köln\n\n公司成立于1998年，总部设在上海\n公司在上海。\n", encoding="utf-8")
     done = convert(NANO / "cls", tmp_path / "out", text=text, quiet=True)
@@ -86,7 +82,7 @@ def test_rows_with_other_ids_are_counted(tmp_path: Path) -> None:
     assert not any("--text" in note for note in done.notes)
 
 
-def test_half_precision_stays_as_it_is(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_half_precision_stays_as_it_is(write_checkpoint, tmp_path):
     checkpoint = write_checkpoint(tmp_path / "half", "cls", edit=lambda state: {k: v.half() for k, v in state.items()})
     convert(checkpoint, tmp_path / "xlm-r", quiet=True)
     convert(tmp_path / "xlm-r", tmp_path / "back", to="ernie-m", quiet=True)
@@ -96,8 +92,8 @@ def test_half_precision_stays_as_it_is(write_checkpoint: Callable[..., Path], tm
     assert all(bits(after[name]) == bits(tensor) for name, tensor in before.items())
 
 
-def test_a_negative_zero_stays_one(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    def edit(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def test_a_negative_zero_stays_one(write_checkpoint, tmp_path):
+    def edit(state):
         state["ernie_m.embeddings.position_embeddings.weight"][5] = -0.0
         return state
 
@@ -108,7 +104,7 @@ def test_a_negative_zero_stays_one(write_checkpoint: Callable[..., Path], tmp_pa
     assert torch.signbit(load_file(tmp_path / "back" / "model.safetensors")[name][5]).all()
 
 
-def test_an_xlm_r_model_becomes_ernie_m(xlm_roberta: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_xlm_r_model_becomes_ernie_m(xlm_roberta, tmp_path):
     """With its token type in the positions; its ids follow from the pieces, which ErnieM cuts further."""
     source = xlm_roberta("cls", type_vocab_size=2)
     done = convert(source, tmp_path / "out", to="ernie-m", quiet=True)
@@ -117,9 +113,7 @@ def test_an_xlm_r_model_becomes_ernie_m(xlm_roberta: Callable[..., Path], tmp_pa
     assert Tokenizer.from_dir(tmp_path / "out").settings.family == "ernie-m"
 
 
-def test_half_precision_does_not_round_the_sum_of_positions_and_token_type(
-    xlm_roberta: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_half_precision_does_not_round_the_sum_of_positions_and_token_type(xlm_roberta, tmp_path):
     source = tmp_path / "half"
     shutil.copytree(xlm_roberta("cls", type_vocab_size=2), source)
     state = load_file(source / "model.safetensors")
@@ -132,7 +126,7 @@ def test_half_precision_does_not_round_the_sum_of_positions_and_token_type(
     ]
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path, capsys):
     code = cli.convert_main([str(NANO / "cls"), "--to", "xlm-roberta", "--output", str(tmp_path / "out")])
     out = capsys.readouterr().out.splitlines()
     assert code == 0
@@ -151,15 +145,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("cls", {"text": "nothing.txt"}, "the text nothing.txt cannot be read"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing(
-    head: str, options: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_converted_leaves_nothing(head, options, reason, tmp_path):
     with pytest.raises(ErnieMError, match=reason):
         convert(NANO / head, tmp_path / "new" / "out", quiet=True, **options)
     assert not (tmp_path / "new").exists()
 
 
-def test_neither_model_is_refused(tmp_path: Path) -> None:
+def test_neither_model_is_refused(tmp_path):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     save_file({"x": torch.zeros(1)}, tmp_path / "bert" / "model.safetensors")
@@ -170,7 +162,7 @@ def test_neither_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_file_of_the_user_is_lost(tmp_path: Path, files_in: Any) -> None:
+def test_no_file_of_the_user_is_lost(tmp_path, files_in):
     folder = tmp_path / "out"
     shutil.copytree(NANO / "cls", folder)
     before = files_in(folder)
@@ -182,7 +174,7 @@ def test_no_file_of_the_user_is_lost(tmp_path: Path, files_in: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json", "vocab.txt"])
-def test_another_tokenizer_s_files_are_not_read_with_the_new_ones(name: str, tmp_path: Path, files_in: Any) -> None:
+def test_another_tokenizer_s_files_are_not_read_with_the_new_ones(name, tmp_path, files_in):
     """transformers would take the ids from tokenizer.json, and the special tokens from their map."""
     (tmp_path / name).write_text("{}")
     before = files_in(tmp_path)

@@ -1,14 +1,10 @@
 """Calls as the documentation writes them, wrong calls, and what is computed under way; on transformers 4.57 and 5."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from erniem_export import encoder, modeling
+from erniem_export import modeling
 
 TINY = {
     "vocab_size": 61,
@@ -94,20 +90,18 @@ class TestComputation:
         ],
     )
     @pytest.mark.parametrize("training", [False, True])
-    def test_attention_is_fused_unless_the_weights_are_needed(
-        self, options: dict[str, Any], fused: bool, training: bool, monkeypatch: pytest.MonkeyPatch
-    ):
-        calls: list[str] = []
+    def test_attention_is_fused_unless_the_weights_are_needed(self, options, fused, training, monkeypatch):
+        calls = []
         for name in ("scaled_dot_product_attention", "softmax"):
-            monkeypatch.setattr(encoder.functional, name, _recording(name, calls))
+            monkeypatch.setattr(modeling.functional, name, _recording(name, calls))
         _model("ErnieMModel").train(training)(torch.arange(6, 23)[None], **options)
         assert calls == ["scaled_dot_product_attention" if fused else "softmax"] * 2
 
     @pytest.mark.parametrize("asked", [False, True])
-    def test_weights_are_not_kept_for_the_backward_pass_either(self, asked: bool):
-        shapes: list[torch.Size] = []
+    def test_weights_are_not_kept_for_the_backward_pass_either(self, asked):
+        shapes = []
 
-        def keep(tensor: Tensor) -> Tensor:
+        def keep(tensor):
             shapes.append(tensor.shape)
             return tensor
 
@@ -141,7 +135,7 @@ class TestErrors:
         "cache", [{"past_key_values": ((torch.ones(1), torch.ones(1)),)}, {"use_cache": True}], ids=["values", "use"]
     )
     @pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForSequenceClassification"])
-    def test_caches(self, name: str, cache: dict[str, Any]):
+    def test_caches(self, name, cache):
         with pytest.raises(ValueError) as caught:
             _model(name)(self.ids, **cache)
         assert str(caught.value) == (
@@ -157,7 +151,7 @@ class TestErrors:
             model(inputs_embeds=torch.zeros(1, 34, 24))
 
     @pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForMultipleChoice", "ErnieMForInformationExtraction"])
-    def test_both_or_neither_of_ids_and_embeddings(self, name: str):
+    def test_both_or_neither_of_ids_and_embeddings(self, name):
         choices = (1,) if name == "ErnieMForMultipleChoice" else ()
         ids, embeds = self.ids.reshape(1, *choices, 9), torch.zeros(1, *choices, 9, 24)
         for given in ({}, {"input_ids": ids, "inputs_embeds": embeds}):
@@ -165,7 +159,7 @@ class TestErrors:
                 _model(name)(**given)
 
     @pytest.mark.parametrize("shape", [(9,), (1, 1, 1, 9, 9)])
-    def test_masks_of_other_ranks(self, shape: tuple[int, ...]):
+    def test_masks_of_other_ranks(self, shape):
         with pytest.raises(ValueError, match=f"attention_mask must have 2, 3 or 4 dimensions, not {len(shape)}"):
             _model("ErnieMModel")(self.ids, attention_mask=torch.ones(shape))
 
@@ -183,7 +177,7 @@ class TestErrors:
             ),
         ],
     )
-    def test_configurations(self, config: dict[str, Any], message: str):
+    def test_configurations(self, config, message):
         with pytest.raises(ValueError, match=rf"^{message}$"):
             _model("ErnieMModel", **config)
 
@@ -198,7 +192,7 @@ class TestErrors:
             model(self.ids, labels=torch.tensor([1]))
 
 
-def _model(name: str, **config: Any) -> Any:
+def _model(name, **config):
     torch.manual_seed(0)
     model = getattr(modeling, name)(modeling.ErnieMConfig(**TINY | config)).eval()
     with torch.no_grad():
@@ -207,10 +201,10 @@ def _model(name: str, **config: Any) -> Any:
     return model
 
 
-def _recording(name: str, calls: list[str]) -> Any:
+def _recording(name, calls):
     original = getattr(nn.functional, name)
 
-    def recording(*args: Any, **kwargs: Any) -> Tensor:
+    def recording(*args, **kwargs):
         calls.append(name)
         return original(*args, **kwargs)
 

@@ -1,11 +1,6 @@
 """What comes from transformers' base classes: saving, loading, resizing, pruning, initialisation; on 4.57 and 5."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -66,30 +61,30 @@ STATE = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_grad() -> Iterator[None]:
+def no_grad():
     with torch.no_grad():
         yield
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_state_dict_names_and_shapes(name: str):
+def test_state_dict_names_and_shapes(name):
     inner, outer = STATE.get(name, ("", ENCODER + POOLER))
     lines = [f"ernie_m.{line}" for line in inner.split("\n") if line] + outer.split("\n")
     expected = {line.split()[0]: tuple(map(int, line.split()[1:])) for line in lines if line}
     assert {key: tuple(value.shape) for key, value in _model(name).state_dict().items()} == expected
 
 
-def _save_whole(model: Any, folder: Path) -> str:
+def _save_whole(model, folder):
     model.save_pretrained(folder)
     return "model.safetensors"
 
 
-def _save_shards(model: Any, folder: Path) -> str:
+def _save_shards(model, folder):
     model.save_pretrained(folder, max_shard_size="10KB")
     return "model.safetensors.index.json"
 
 
-def _save_pickled(model: Any, folder: Path) -> str:
+def _save_pickled(model, folder):
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return "pytorch_model.bin"
@@ -97,7 +92,7 @@ def _save_pickled(model: Any, folder: Path) -> str:
 
 @pytest.mark.parametrize("save", [_save_whole, _save_shards, _save_pickled])
 @pytest.mark.parametrize("name", CLASSES)
-def test_saved_models_load_again(name: str, save: Callable[[Any, Path], str], tmp_path: Path):
+def test_saved_models_load_again(name, save, tmp_path):
     model = _model(name)
     assert (tmp_path / save(model, tmp_path)).is_file()
     loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
@@ -107,12 +102,12 @@ def test_saved_models_load_again(name: str, save: Callable[[Any, Path], str], tm
     _assert_same_numbers(_numbers(loaded(ids)), _numbers(model(ids)))
 
 
-def test_sharded_files_are_several(tmp_path: Path):
+def test_sharded_files_are_several(tmp_path):
     _save_shards(_model("ErnieMModel"), tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
 
 
-def test_configuration_survives_saving(tmp_path: Path):
+def test_configuration_survives_saving(tmp_path):
     config = modeling.ErnieMConfig(**TINY, act_dropout=None, classifier_dropout=0.3, id2label={0: "a", 1: "b", 2: "c"})
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "ernie_m"
@@ -132,7 +127,7 @@ def test_defaults_are_those_of_the_base_checkpoint():
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "ErnieMModel"])
-def test_a_base_checkpoint_loads_into_every_head(name: str, tmp_path: Path):
+def test_a_base_checkpoint_loads_into_every_head(name, tmp_path):
     base = _model("ErnieMModel")
     base.save_pretrained(tmp_path)
     loaded, report = getattr(modeling, name).from_pretrained(tmp_path, output_loading_info=True)
@@ -149,7 +144,7 @@ def test_a_base_checkpoint_loads_into_every_head(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["ErnieMForSequenceClassification", "ErnieMForQuestionAnswering"])
-def test_a_head_checkpoint_loads_into_the_base_model(name: str, tmp_path: Path):
+def test_a_head_checkpoint_loads_into_the_base_model(name, tmp_path):
     head = _model(name)
     head.save_pretrained(tmp_path)
     loaded, report = modeling.ErnieMModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -160,14 +155,14 @@ def test_a_head_checkpoint_loads_into_the_base_model(name: str, tmp_path: Path):
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
-def test_the_number_of_labels_may_be_given_on_loading(tmp_path: Path):
+def test_the_number_of_labels_may_be_given_on_loading(tmp_path):
     _model("ErnieMModel").save_pretrained(tmp_path)
     loaded = modeling.ErnieMForTokenClassification.from_pretrained(tmp_path, num_labels=7)
     assert loaded(_ids("ErnieMModel")).logits.shape == (2, 9, 7)
 
 
 @pytest.mark.parametrize("deviation", [0.02, 0.5])
-def test_fresh_weights(deviation: float):
+def test_fresh_weights(deviation):
     torch.manual_seed(0)
     options = TINY | {"vocab_size": 800, "max_position_embeddings": 200, "hidden_size": 64, "intermediate_size": 128}
     config = modeling.ErnieMConfig(**options, initializer_range=deviation)
@@ -185,7 +180,7 @@ def test_fresh_weights(deviation: float):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_input_embeddings_are_the_word_embedding(name: str):
+def test_input_embeddings_are_the_word_embedding(name):
     model = _model(name)
     words = getattr(model, "ernie_m", model).embeddings.word_embeddings
     assert model.get_input_embeddings() is words
@@ -196,7 +191,7 @@ def test_input_embeddings_are_the_word_embedding(name: str):
 
 @pytest.mark.parametrize("size", [70, 40])
 @pytest.mark.parametrize("name", ["ErnieMModel", "ErnieMForTokenClassification"])
-def test_token_embeddings_can_be_resized(name: str, size: int, tmp_path: Path):
+def test_token_embeddings_can_be_resized(name, size, tmp_path):
     model = _model(name)
     ids = torch.arange(6, 24).reshape(2, 9)
     before, old = _numbers(model(ids)), model.get_input_embeddings().weight.clone()
@@ -211,7 +206,7 @@ def test_token_embeddings_can_be_resized(name: str, size: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_pruned_model_is_the_whole_one_under_a_head_mask(name: str, tmp_path: Path):
+def test_a_pruned_model_is_the_whole_one_under_a_head_mask(name, tmp_path):
     model, ids = _model(name), _ids(name)
     head_mask = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
     expected = model(ids, head_mask=head_mask).to_tuple()
@@ -235,7 +230,7 @@ def test_a_layer_keeps_at_least_one_head():
     _assert_same_numbers(_numbers(model(_ids("ErnieMModel"))), before)
 
 
-def _model(name: str) -> Any:
+def _model(name):
     torch.manual_seed(0)
     model = getattr(modeling, name)(modeling.ErnieMConfig(**TINY)).eval()
     for parameter in model.parameters():
@@ -243,21 +238,21 @@ def _model(name: str) -> Any:
     return model
 
 
-def _ids(name: str) -> Tensor:
+def _ids(name):
     shape = (2, 2, 9) if name == "ErnieMForMultipleChoice" else (2, 9)
     return torch.randint(6, 61, shape, generator=torch.Generator().manual_seed(1))
 
 
-def _assert_same_state(actual: nn.Module, expected: nn.Module) -> None:
+def _assert_same_state(actual, expected):
     assert actual.state_dict().keys() == expected.state_dict().keys()
     for key, value in expected.state_dict().items():
         assert torch.equal(actual.state_dict()[key], value), key
 
 
-def _numbers(output: Any) -> list[Tensor]:
+def _numbers(output):
     return [tensor for tensor in output.values() if isinstance(tensor, Tensor)]
 
 
-def _assert_same_numbers(found: list[Tensor], expected: list[Tensor]) -> None:
+def _assert_same_numbers(found, expected):
     """Equal but for the last bits, which in a product may depend on where its operands lie in memory."""
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -3,15 +3,10 @@
 Independent of transformers' version: where the reference no longer exists this is what proves the numbers.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from erniem_export import modeling
 
@@ -30,20 +25,20 @@ TOLERANCE = {"rtol": 0, "atol": 1e-5}
 class Oracle:
     """ErnieM over a state dict: ``mask`` is bool ``(batch, heads, query, key)``, True = attend."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         self.weights = {name.removeprefix("ernie_m."): value.double() for name, value in model.state_dict().items()}
         self.layers = 1 + max(int(name.split(".")[2]) for name in self.weights if name.startswith("encoder.layers."))
-        self.attentions: list[Tensor] = []
+        self.attentions = []
 
-    def linear(self, states: Tensor, name: str) -> Tensor:
+    def linear(self, states, name):
         return states @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
-    def norm(self, states: Tensor, name: str) -> Tensor:
+    def norm(self, states, name):
         centred = states - states.mean(-1, keepdim=True)
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
-    def hidden_states(self, words: Tensor, mask: Tensor, positions: Tensor, head_mask: Tensor) -> list[Tensor]:
+    def hidden_states(self, words, mask, positions, head_mask):
         """Return the embeddings and every layer's output; ``words`` are embeddings, ``positions`` start at 0."""
         places = self.weights["embeddings.position_embeddings.weight"][positions + 2]
         states = [self.norm(words.double() + places, "embeddings.layer_norm")]
@@ -58,7 +53,7 @@ class Oracle:
             states.append(self.norm(middle + self.linear(gelu, f"{layer}.linear2"), f"{layer}.norm2"))
         return states
 
-    def attend(self, states: Tensor, mask: Tensor, head_factors: Tensor, layer: str) -> Tensor:
+    def attend(self, states, mask, head_factors, layer):
         query, key, value = (self.linear(states, f"{layer}.self_attn.self_attn.{name}_proj") for name in "qkv")
         context, size = torch.zeros_like(query), query.shape[-1] // HEADS
         weights = torch.zeros(*mask.shape, dtype=torch.float64)
@@ -77,12 +72,12 @@ class Oracle:
         self.attentions.append(weights)
         return context
 
-    def pooled(self, states: Tensor) -> Tensor:
+    def pooled(self, states):
         return torch.tanh(self.linear(states[:, 0], "pooler.dense"))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_grad() -> Iterator[None]:
+def no_grad():
     with torch.no_grad():
         yield
 
@@ -92,7 +87,7 @@ COLUMNS = torch.arange(LENGTH)[None, :]
 RANDOM = torch.rand(BATCH, HEADS, LENGTH, LENGTH, generator=torch.Generator().manual_seed(0)) > 0.5
 
 # What the caller passes, by name; every one has a query or a row that attends to nothing, but for the first two.
-MASKS: dict[str, Tensor | None] = {
+MASKS = {
     "missing": None,
     "right padding": (COLUMNS < 9 - 2 * ROWS).long(),
     "a row of padding": (9 * (ROWS > 0) > COLUMNS).float(),
@@ -109,7 +104,7 @@ def test_the_masks_differ_per_head_and_query():
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_hidden_states_and_attentions_under_every_mask(name: str):
+def test_hidden_states_and_attentions_under_every_mask(name):
     model, ids = _model("ErnieMModel"), _ids()
     mask = MASKS[name]
     oracle = Oracle(model)
@@ -155,7 +150,7 @@ def test_positions_head_mask_and_embeddings():
         ),
     ],
 )
-def test_heads(name: str, outputs: dict[str, tuple[str, str]]):
+def test_heads(name, outputs):
     model, mask = _model(name), MASKS["right padding"]
     oracle = Oracle(model)
     states = _hidden_states(oracle, _ids(), _expand(mask))[-1]
@@ -190,7 +185,7 @@ def test_multiple_choice_head_scores_each_choice_alone():
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_finite_and_near(dtype: torch.dtype, name: str):
+def test_half_precision_is_finite_and_near(dtype, name):
     """With strongly negative scores, which on top of float16's lowest value would overflow to -inf."""
     model = _model("ErnieMModel")
     for layer in model.encoder.layers:
@@ -206,7 +201,7 @@ def test_half_precision_is_finite_and_near(dtype: torch.dtype, name: str):
         assert error.max() < {torch.float16: 0.05, torch.bfloat16: 0.4}[dtype]
 
 
-def _model(name: str) -> Any:
+def _model(name):
     """Return a model with sharp attention and no parameter near its neutral value."""
     model = getattr(modeling, name)(modeling.ErnieMConfig(**TINY)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -220,17 +215,17 @@ def _model(name: str) -> Any:
     return model
 
 
-def _ids() -> Tensor:
+def _ids():
     return torch.randint(6, 61, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def _expand(mask: Tensor | None) -> Tensor:
+def _expand(mask):
     """Return the mask as bool ``(batch, heads, query, key)``."""
     mask = torch.ones(BATCH, LENGTH) if mask is None else mask
     mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
     return mask.bool().expand(BATCH, HEADS, LENGTH, LENGTH)
 
 
-def _hidden_states(oracle: Oracle, ids: Tensor, mask: Tensor) -> list[Tensor]:
+def _hidden_states(oracle, ids, mask):
     words = oracle.weights["embeddings.word_embeddings.weight"][ids]
     return oracle.hidden_states(words, mask, torch.arange(LENGTH), torch.ones(oracle.layers, HEADS))

@@ -1,7 +1,5 @@
 """Choices, defaults and what excludes what, without loading torch."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

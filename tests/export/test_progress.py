@@ -1,7 +1,5 @@
 """What the commands show while they work, to somebody who watches and to a log file."""
 
-from __future__ import annotations
-
 import io
 import sys
 
@@ -11,14 +9,12 @@ from erniem_export.progress import Terminal
 
 
 class Screen(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
 @pytest.mark.parametrize(("stream", "shown"), [(Screen, True), (io.StringIO, False)])
-def test_long_work_has_a_bar_where_somebody_watches(
-    stream: type[io.StringIO], shown: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_work_has_a_bar_where_somebody_watches(stream, shown, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream())
     assert list(Terminal().track(["a", "b", "c"], "layer")) == ["a", "b", "c"]
     Terminal().phase("Building", 1, 2)
@@ -28,7 +24,7 @@ def test_long_work_has_a_bar_where_somebody_watches(
     assert bool(said) == shown
 
 
-def test_steps_and_notes_are_lines_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_and_notes_are_lines_for_both(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     Terminal().step("loading")
     Terminal().note("no plan")

@@ -1,12 +1,7 @@
 """Folders of sentence-transformers: what they say becomes the artifact's defaults, or is refused by name."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,23 +28,12 @@ NEW_SETTINGS = {
 MEAN = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
 CLS = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True, "word_embedding_dimension": 16}
 
-Fails = Callable[..., str]
-
 
 @pytest.fixture
-def write_folder(tmp_path: Path, write_checkpoint: Callable[..., Path], tokenizer_dir: Path) -> Callable[..., Path]:
+def write_folder(tmp_path, write_checkpoint, tokenizer_dir):
     """A folder as sentence-transformers saves it; ``inner`` is where the model goes."""
 
-    def write(
-        names: list[str],
-        pooling: dict[str, Any],
-        settings: dict[str, Any] | None = None,
-        *,
-        inner: str = "",
-        kinds: dict[str, str] = OLD,
-        prompts: dict[str, Any] | None = None,
-        tokenizer: dict[str, Any] | None = None,
-    ) -> Path:
+    def write(names, pooling, settings=None, *, inner="", kinds=OLD, prompts=None, tokenizer=None):
         root = tmp_path / "sentences"
         write_checkpoint(root / inner, "base")
         shutil.copytree(tokenizer_dir, root / inner, dirs_exist_ok=True)
@@ -58,7 +42,7 @@ def write_folder(tmp_path: Path, write_checkpoint: Callable[..., Path], tokenize
             {"idx": i, "name": str(i), "path": path, "type": kinds.get(name, name)}
             for i, (name, path) in enumerate(zip(names, paths, strict=True))
         ]
-        files: dict[str, Any] = {"modules.json": modules, "config_sentence_transformers.json": prompts}
+        files = {"modules.json": modules, "config_sentence_transformers.json": prompts}
         files |= {f"{inner}/sentence_bert_config.json": settings, f"{inner}/tokenizer_config.json": tokenizer}
         for name, path in zip(names[1:], paths[1:], strict=True):
             (root / path).mkdir()
@@ -83,9 +67,7 @@ def write_folder(tmp_path: Path, write_checkpoint: Callable[..., Path], tokenize
     ],
 )
 @pytest.mark.parametrize("inner", ["", "0_Transformer"])
-def test_they_become_the_defaults(
-    names: list[str], pooling: Any, settings: Any, kinds: Any, expected: Defaults, inner: str, write_folder: Any
-) -> None:
+def test_they_become_the_defaults(names, pooling, settings, kinds, expected, inner, write_folder):
     root = write_folder(names, pooling, settings, kinds=kinds, inner=inner, tokenizer={"model_max_length": 100})
     checkpoint = load_checkpoint(str(root))
     assert checkpoint.defaults == expected
@@ -94,11 +76,10 @@ def test_they_become_the_defaults(
     assert checkpoint.tokenizer_dir == root / inner
 
 
-def test_the_artifact_s_vectors(write_folder: Any, tmp_path: Path, erniem_export: Any) -> None:
+def test_the_artifact_s_vectors(write_folder, tmp_path, erniem_export):
     settings = {"max_seq_length": 12, "do_lower_case": True}
     root = write_folder(["Transformer", "Pooling", "Normalize"], MEAN, settings, inner="0_Transformer")
-    result = erniem_export("--model", root, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    result = erniem_export("--model", root, "--output", tmp_path / "out").ok()
     assert "pipelines read at most 12 tokens in a row, as sentence_bert_config.json says" in result.err
     text = "GESTERN haben wir viele NACHBARN getroffen, und keiner war da"
     with erniem_rt.pipeline(tmp_path / "out" / "base.onnx") as pipe:
@@ -127,13 +108,11 @@ def test_the_artifact_s_vectors(write_folder: Any, tmp_path: Path, erniem_export
         (["Transformer", "Pooling"], MEAN, {"transformer_task": "fill-mask"}, "reads last_hidden_state for fill-mask"),
     ],
 )
-def test_what_an_artifact_cannot_do(
-    names: list[str], pooling: Any, settings: Any, said: str, write_folder: Any, export_fails: Fails
-) -> None:
+def test_what_an_artifact_cannot_do(names, pooling, settings, said, write_folder, export_fails):
     assert said in export_fails(write_folder(names, pooling, settings))
 
 
-def test_prompts(write_folder: Any, export_fails: Fails) -> None:
+def test_prompts(write_folder, export_fails):
     prompts = {"prompts": {"query": "search: ", "document": ""}, "default_prompt_name": "document"}
     root = write_folder(["Transformer", "Pooling"], MEAN, prompts=prompts)
     assert load_checkpoint(str(root)).notes == ("write prompts before the texts yourself: 'search: '",)
@@ -142,13 +121,13 @@ def test_prompts(write_folder: Any, export_fails: Fails) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", "[1]", '[{"type": "x"}]', '[{"type": "x", "path": null}]'])
-def test_modules_that_are_none(content: str, write_folder: Any, export_fails: Fails) -> None:
+def test_modules_that_are_none(content, write_folder, export_fails):
     root = write_folder(["Transformer", "Pooling"], MEAN)
     (root / "modules.json").write_text(content)
     assert "modules.json must be a list of modules" in export_fails(root) or content == "{"
 
 
-def test_a_folder_that_is_not_there(write_folder: Any, export_fails: Fails) -> None:
+def test_a_folder_that_is_not_there(write_folder, export_fails):
     root = write_folder(["Transformer", "Pooling", "Normalize"], MEAN, inner="0_Transformer")
     (root / "2_Normalize").rmdir()  # as in a download, where no folder is empty
     assert load_checkpoint(str(root)).defaults.normalize
@@ -156,14 +135,14 @@ def test_a_folder_that_is_not_there(write_folder: Any, export_fails: Fails) -> N
     assert "modules.json lists Pooling in 1_Pooling, and there is no such folder" in export_fails(root)
 
 
-def test_another_head_takes_no_pooling(write_folder: Any, write_checkpoint: Any) -> None:
+def test_another_head_takes_no_pooling(write_folder, write_checkpoint):
     root = write_folder(["Transformer", "Pooling", "Dense"], MEAN, {"max_seq_length": 64, "do_lower_case": True})
     write_checkpoint(root, "cls")
     checkpoint = load_checkpoint(str(root))
     assert (checkpoint.defaults, checkpoint.lower_case, checkpoint.notes) == (Defaults(), False, ())
 
 
-def test_what_is_left_aside_is_said(write_folder: Any) -> None:
+def test_what_is_left_aside_is_said(write_folder):
     root = write_folder(["Transformer", "Pooling"], MEAN, {"max_seq_length": 64}, inner="0_Transformer")
     (told,) = load_checkpoint(str(root / "0_Transformer")).notes
     assert told.startswith("0_Transformer is part of a sentence-transformers folder: give the whole folder")
@@ -172,13 +151,13 @@ def test_what_is_left_aside_is_said(write_folder: Any) -> None:
     assert told == "not read, because modules.json is missing: sentence_bert_config.json"
 
 
-def test_keys_that_are_not_read_are_said(write_folder: Any) -> None:
+def test_keys_that_are_not_read_are_said(write_folder):
     root = write_folder(["Transformer", "Pooling"], MEAN, {"processing_kwargs": {"text": {"max_length": 9}}})
     (told,) = load_checkpoint(str(root)).notes
     assert told == ("sentence_bert_config.json says processing_kwargs = {'text': {'max_length': 9}}, which is not read")
 
 
-def test_a_pooling_file_that_is_damaged(write_folder: Any) -> None:
+def test_a_pooling_file_that_is_damaged(write_folder):
     root = write_folder(["Transformer", "Pooling"], MEAN)
     (root / "1_Pooling" / "config.json").write_text("[")
     with pytest.raises(CheckpointError, match=r"1_Pooling/config.json cannot be read: Expecting value"):

@@ -1,33 +1,23 @@
 """Weight files that are damaged, dangerous, of something else, or at odds with their config."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.errors import CheckpointError
 from erniem_export.mask_mode import mask_mode_of
 from erniem_export.options import ExportOptions
-from erniem_export.weights import check_finite, read_shapes
-
-State = dict[str, torch.Tensor]
-Write = Callable[..., Path]
-Fails = Callable[..., str]
+from erniem_export.weights import check_finite
 
 
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("keep", [0, 10, 1000, -1])
-def test_truncated(keep: int, pickled: bool, tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+def test_truncated(keep, pickled, tmp_path, write_checkpoint, export_fails):
     folder = write_checkpoint(tmp_path / "model", pickled=pickled)
     file = folder / ("pytorch_model.bin" if pickled else "model.safetensors")
     file.write_bytes(file.read_bytes()[:keep])
@@ -36,26 +26,18 @@ def test_truncated(keep: int, pickled: bool, tmp_path: Path, write_checkpoint: W
     assert "fetch it again" in message
 
 
-def test_a_pointer_of_git_lfs(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
-    folder = write_checkpoint(tmp_path / "model")
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert "is a pointer of Git LFS, not the weights: run git lfs pull" in export_fails(folder)
-
-
 class Payload:
     """Makes a folder when it is unpickled."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target):
         self.target = target
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self):
         return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_runs_code_does_not_run(
-    zipped: bool, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
+def test_a_pickle_that_runs_code_does_not_run(zipped, tmp_path, write_checkpoint, export_fails):
     folder = write_checkpoint(tmp_path / "model", pickled=True)
     file = folder / "pytorch_model.bin"
     state = torch.load(file, weights_only=True)
@@ -69,29 +51,21 @@ def test_a_pickle_that_runs_code_does_not_run(
 
 
 @pytest.mark.parametrize("wrap", [lambda state: {"state_dict": state, "epoch": 3}, lambda state: list(state.values())])
-def test_a_pickle_of_something_around_the_weights(
-    wrap: Callable[[State], Any], tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
+def test_a_pickle_of_something_around_the_weights(wrap, tmp_path, write_checkpoint, export_fails):
     folder = write_checkpoint(tmp_path / "model", pickled=True)
     file = folder / "pytorch_model.bin"
     torch.save(wrap(torch.load(file, weights_only=True)), file)
     assert "holds no state dict: expected tensors by name" in export_fails(folder)
 
 
-def test_pickles_from_before_torch_1_6(tmp_path: Path, write_checkpoint: Write) -> None:
+def test_pickles_from_before_torch_1_6(tmp_path, write_checkpoint):
     folder = write_checkpoint(tmp_path / "model", pickled=True)
     file, identity = folder / "pytorch_model.bin", load_checkpoint(str(folder)).identity()
     torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
     assert load_checkpoint(str(folder)).identity() == identity
 
 
-def test_no_tensors(tmp_path: Path) -> None:
-    save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="holds no tensors"):
-        read_shapes([tmp_path / "model.safetensors"])
-
-
-def test_shards(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+def test_shards(tmp_path, write_checkpoint, export_fails):
     folder = write_checkpoint(tmp_path / "model")
     whole, identity = folder / "model.safetensors", load_checkpoint(str(folder)).identity()
     state = dict(load_checkpoint(str(folder)).model.state_dict())
@@ -107,7 +81,7 @@ def test_shards(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) ->
     assert "model-00001-of-00002.safetensors, which is not there" in export_fails(folder)
 
 
-def as_bert(state: State) -> State:
+def as_bert(state):
     """The same tensors under BERT's names."""
     return {
         name.replace("ernie_m.", "bert.").replace(".layers.", ".layer.").replace(".self_attn.self_attn.", ".attention.")
@@ -116,17 +90,17 @@ def as_bert(state: State) -> State:
     }  # fmt: skip
 
 
-def as_gpt(state: State) -> State:
+def as_gpt(state):
     return {"wte.weight": torch.zeros(10, 4), "h.0.attn.c_attn.weight": torch.zeros(4, 12)}
 
 
 @pytest.mark.parametrize("edit", [as_bert, as_gpt])
-def test_another_architecture(edit: Any, tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+def test_another_architecture(edit, tmp_path, write_checkpoint, export_fails):
     assert "these are not ErnieM weights: no " in export_fails(write_checkpoint(tmp_path / "model", edit=edit))
 
 
-def test_missing_weights_are_named(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
-    def edit(state: State) -> State:
+def test_missing_weights_are_named(tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         return {name: tensor for name, tensor in state.items() if ".norm1." not in name}
 
     message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
@@ -136,17 +110,15 @@ def test_missing_weights_are_named(tmp_path: Path, write_checkpoint: Write, expo
     )
 
 
-def test_weights_that_ernie_m_does_not_have_are_named(
-    tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
-    def edit(state: State) -> State:
+def test_weights_that_ernie_m_does_not_have_are_named(tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         return {**state, "ernie_m.encoder.layers.0.adapter.weight": torch.zeros(2, 2)}
 
     message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
     assert message == "the weights hold tensors that ErnieM does not have: ernie_m.encoder.layers.0.adapter.weight"
 
 
-def resized(name: str, *sizes: int) -> Callable[[State], State]:
+def resized(name, *sizes):
     """Give the weights whose name ends so another shape."""
     return lambda state: {
         key: torch.zeros(sizes[: tensor.ndim]) if key.rpartition(".")[0].endswith(name) else tensor
@@ -154,12 +126,12 @@ def resized(name: str, *sizes: int) -> Callable[[State], State]:
     }
 
 
-def wide(state: State) -> State:
+def wide(state):
     changed = resized("linear1", 32, 16)(state)
     return {name: torch.zeros(16, 32) if name.endswith("linear2.weight") else t for name, t in changed.items()}
 
 
-def deep(state: State) -> State:
+def deep(state):
     third = {name.replace("layers.1.", "layers.2."): tensor for name, tensor in state.items()}
     return {**{name: tensor.clone() for name, tensor in third.items()}, **state}
 
@@ -176,22 +148,19 @@ def deep(state: State) -> State:
     ],
 )
 def test_config_and_weights_contradict_each_other(
-    head: str, edit: Any, key: str, in_config: int, in_weights: int, tmp_path: Path, write_checkpoint: Write,
-    export_fails: Fails,
-) -> None:  # fmt: skip
+    head, edit, key, in_config, in_weights, tmp_path, write_checkpoint, export_fails
+):
     message = export_fails(write_checkpoint(tmp_path / "model", head, edit=edit))
     assert f"config.json says {key} = {in_config}, but " in message
     assert f" {in_weights}" in message.split("but")[1]
 
 
-def test_weights_of_another_shape_that_no_key_explains(
-    tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
+def test_weights_of_another_shape_that_no_key_explains(tmp_path, write_checkpoint, export_fails):
     folder = write_checkpoint(tmp_path / "model", "qa", edit=resized("qa_outputs", 3, 16))
     assert "qa_outputs.weight has shape (3, 16); head 'qa' needs (2, 16)" in export_fails(folder)
 
 
-def test_question_answering_with_three_labels(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
+def test_question_answering_with_three_labels(tmp_path, write_checkpoint, export_fails):
     labels = {str(i): f"LABEL_{i}" for i in range(3)}
     edit = resized("qa_outputs", 3, 16)
     folder = write_checkpoint(tmp_path / "model", "qa", edit=edit, id2label=labels, label2id=None)
@@ -201,10 +170,8 @@ def test_question_answering_with_three_labels(tmp_path: Path, write_checkpoint: 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 @pytest.mark.parametrize("name", ["ernie_m.embeddings.word_embeddings.weight", "ernie_m.encoder.layers.1.norm2.bias"])
-def test_damaged_numbers_are_named(
-    name: str, value: float, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
-    def edit(state: State) -> State:
+def test_damaged_numbers_are_named(name, value, tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         state[name] = state[name].double()
         state[name][3] = value
         return state
@@ -213,15 +180,13 @@ def test_damaged_numbers_are_named(
     assert re.match(rf"{name} holds \d+ NaN or infinite values in float32", message)
 
 
-def test_large_finite_numbers_are_none() -> None:
+def test_large_finite_numbers_are_none():
     check_finite("a", torch.full((4,), 3e38))
 
 
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
-def test_integers_are_no_weights(
-    dtype: torch.dtype, pickled: bool, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
+def test_integers_are_no_weights(dtype, pickled, tmp_path, write_checkpoint, export_fails):
     name = "ernie_m.embeddings.word_embeddings.weight"
     folder = write_checkpoint(
         tmp_path / "model", pickled=pickled, edit=lambda state: {**state, name: state[name].to(dtype)}
@@ -230,8 +195,8 @@ def test_integers_are_no_weights(
     assert f"stores {name} as {kind}; expected floating-point numbers" in export_fails(folder)
 
 
-def test_paddles_layout_in_a_file_of_pytorch(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
-    def edit(state: State) -> State:
+def test_paddles_layout_in_a_file_of_pytorch(tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         return {n: v.T.contiguous() if v.ndim == 2 and "_embeddings" not in n else v for n, v in state.items()}
 
     folder = write_checkpoint(tmp_path / "model", edit=edit)
@@ -239,23 +204,21 @@ def test_paddles_layout_in_a_file_of_pytorch(tmp_path: Path, write_checkpoint: W
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"note": "mine"}, {"format": "np"}])
-def test_whatever_the_metadata_say(metadata: dict[str, str] | None, tmp_path: Path, write_checkpoint: Write) -> None:
+def test_whatever_the_metadata_say(metadata, tmp_path, write_checkpoint):
     folder = write_checkpoint(tmp_path / "model")
     loaded = load_checkpoint(str(folder))
     save_file(dict(loaded.model.state_dict()), folder / "model.safetensors", metadata=metadata)
     assert load_checkpoint(str(folder)).identity() == loaded.identity()
 
 
-def under(prefix: str) -> Callable[[State], State]:
+def under(prefix):
     return lambda state: {prefix + name: tensor for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("head", ["base", "qa"])
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "base_model.model."])
-def test_a_prefix_of_every_name_is_taken_off(
-    prefix: str, head: str, pickled: bool, tmp_path: Path, write_checkpoint: Write
-) -> None:
+def test_a_prefix_of_every_name_is_taken_off(prefix, head, pickled, tmp_path, write_checkpoint):
     plain = load_checkpoint(str(write_checkpoint(tmp_path / "plain", head)))
     found = load_checkpoint(str(write_checkpoint(tmp_path / "model", head, edit=under(prefix), pickled=pickled)))
     assert (found.head, found.identity()) == (head, plain.identity())
@@ -263,7 +226,7 @@ def test_a_prefix_of_every_name_is_taken_off(
     assert plain.notes == ()
 
 
-def part_under_module(state: State) -> State:
+def part_under_module(state):
     return {("module." if name.startswith("ernie_m.") else "") + name: tensor for name, tensor in state.items()}
 
 
@@ -275,20 +238,18 @@ def part_under_module(state: State) -> State:
         (part_under_module, "module.", ", which classifier.bias, classifier.weight do not"),
     ],
 )
-def test_another_prefix_is_named(
-    edit: Any, prefix: str, rest: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
+def test_another_prefix_is_named(edit, prefix, rest, tmp_path, write_checkpoint, export_fails):
     words = "ernie_m.embeddings.word_embeddings.weight"
     assert export_fails(write_checkpoint(tmp_path / "model", edit=edit)) == (
         f"the weights have {prefix}{words} in place of {words}: take {prefix} off the names that begin with it{rest}"
     )
 
 
-def renamed(old: str, new: str) -> Callable[[State], State]:
+def renamed(old, new):
     return lambda state: {name.replace(old, new): tensor for name, tensor in state.items()}
 
 
-def as_uie_pytorch(state: State, saved: bool = False) -> State:
+def as_uie_pytorch(state, saved=False):
     """With the names of uie_pytorch, from its converter or ``saved`` by its class."""
     named = {
         "ernie_m.": "encoder.", "layers.": "layer.", "self_attn.self_attn.q_proj": "attention.self.query",
@@ -304,7 +265,7 @@ def as_uie_pytorch(state: State, saved: bool = False) -> State:
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_the_layout_of_uie_pytorch(saved: bool, tmp_path: Path, write_checkpoint: Write) -> None:
+def test_the_layout_of_uie_pytorch(saved, tmp_path, write_checkpoint):
     expected = load_checkpoint(str(write_checkpoint(tmp_path / "plain", "ie")))
     said = {"architectures": ["UIEM" if saved else "UIE"], "model_type": "ernie_m" if saved else None}
     edit = partial(as_uie_pytorch, saved=saved)
@@ -315,8 +276,8 @@ def test_the_layout_of_uie_pytorch(saved: bool, tmp_path: Path, write_checkpoint
     assert mask_mode_of(ExportOptions("x"), found) == "uie-m"  # its classes give no mask
 
 
-def test_uie_of_uie_pytorch_is_no_ernie_m(tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
-    def edit(state: State) -> State:
+def test_uie_of_uie_pytorch_is_no_ernie_m(tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         return {**as_uie_pytorch(state), "encoder.embeddings.token_type_embeddings.weight": torch.zeros(4, 16)}
 
     said = {"architectures": ["UIE"], "model_type": None}
@@ -328,25 +289,15 @@ def test_uie_of_uie_pytorch_is_no_ernie_m(tmp_path: Path, write_checkpoint: Writ
     )
 
 
-def test_an_encoder_in_a_class_of_one_s_own(tmp_path: Path, write_checkpoint: Write) -> None:
+def test_an_encoder_in_a_class_of_one_s_own(tmp_path, write_checkpoint):
     expected = load_checkpoint(str(write_checkpoint(tmp_path / "plain", "ie")))
     found = load_checkpoint(str(write_checkpoint(tmp_path / "model", "ie", edit=renamed("ernie_m.", "encoder."))))
     assert (found.head, found.identity()) == ("ie", expected.identity())
 
 
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        (
-            renamed("q_proj.", "q_proj.base_layer."),
-            "the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self",
-        ),
-    ],
-)
-def test_other_layouts_are_recognised(
-    edit: Any, said: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
-    assert export_fails(write_checkpoint(tmp_path / "model", "ie", edit=edit)).startswith(said)
+def test_the_tensors_of_an_adapter_are_recognised(tmp_path, write_checkpoint, export_fails):
+    folder = write_checkpoint(tmp_path / "model", "ie", edit=renamed("q_proj.", "q_proj.base_layer."))
+    assert export_fails(folder).startswith("the weights hold an adapter's tensors (ernie_m.encoder.layers.0.self")
 
 
 @pytest.mark.parametrize(
@@ -361,8 +312,8 @@ def test_other_layouts_are_recognised(
         "n_averaged",
     ],
 )
-def test_what_no_output_depends_on_is_left_out_and_said(name: str, tmp_path: Path, write_checkpoint: Write) -> None:
-    def edit(state: State) -> State:
+def test_what_no_output_depends_on_is_left_out_and_said(name, tmp_path, write_checkpoint):
+    def edit(state):
         return {**state, name: torch.ones(3)}
 
     plain = load_checkpoint(str(write_checkpoint(tmp_path / "plain")))
@@ -380,10 +331,8 @@ def test_what_no_output_depends_on_is_left_out_and_said(name: str, tmp_path: Pat
         "crf.transitions",
     ],
 )
-def test_what_an_output_may_depend_on_is_refused(
-    name: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails
-) -> None:
-    def edit(state: State) -> State:
+def test_what_an_output_may_depend_on_is_refused(name, tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         return {**state, name: torch.ones(3)}
 
     message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))
@@ -391,8 +340,8 @@ def test_what_an_output_may_depend_on_is_refused(
 
 
 @pytest.mark.parametrize("which", ["", "word_embeddings", "layers.1.linear2"])
-def test_placeholders_of_zero_3(which: str, tmp_path: Path, write_checkpoint: Write, export_fails: Fails) -> None:
-    def edit(state: State) -> State:
+def test_placeholders_of_zero_3(which, tmp_path, write_checkpoint, export_fails):
+    def edit(state):
         return {name: torch.empty(0) if which in name else tensor for name, tensor in state.items()}
 
     message = export_fails(write_checkpoint(tmp_path / "model", edit=edit))

@@ -10,16 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from string import punctuation
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import ExportError, ParityError
 from erniem_export.heads import LABELLED
 from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.modeling import ErnieMPreTrainedModel
+from erniem_export.sources import read_text
 from erniem_rt.errors import InvalidInputError
+from erniem_rt.manifest import Manifest
+from erniem_rt.pipelines.base import Progress
 from erniem_rt.pipelines.information_extraction import InformationExtractionPipeline
 from erniem_rt.pipelines.multiple_choice import MultipleChoicePipeline
 from erniem_rt.pipelines.question_answering import QuestionAnsweringPipeline
@@ -27,30 +34,6 @@ from erniem_rt.pipelines.text_classification import TextClassificationPipeline
 from erniem_rt.pipelines.token_classification import TokenClassificationPipeline
 from erniem_rt.session import Session
 from erniem_rt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.modeling import ErnieMPreTrainedModel
-    from erniem_rt.manifest import Manifest
-    from erniem_rt.pipelines.base import Progress
-
-__all__ = [
-    "FEWEST",
-    "Accuracy",
-    "AccuracyCheck",
-    "Example",
-    "ReferenceSession",
-    "Task",
-    "TaskSet",
-    "answers",
-    "figures",
-    "read_task_set",
-    "task_set_of",
-]
 
 # Allowed fall of a metric, in points of 100. In fp32 the answers are the same; 0.05 allows one changed answer in 2,000,
 # where two candidates' scores differ by less than rounding.
@@ -173,7 +156,7 @@ class AccuracyCheck:
             may_fall=FALLS["fp32" if _is_fp32(manifest) else "other"],
         )
 
-    def _answers(self, who: str, session: Runs) -> list[Any]:
+    def _answers(self, who: str, session: Session | ReferenceSession) -> list[Any]:
         total = len(self._task_set.examples)
         try:
             found = answers(
@@ -197,16 +180,6 @@ def _remedy(manifest: Manifest) -> str:
     if manifest.precision.get("weights") == "int8":
         return "Calibrate on text like what will be served (--calibration FILE), or take a higher precision."
     return "Take a higher precision."
-
-
-class Runs(Protocol):
-    """The part of a session that pipelines use."""
-
-    manifest: Manifest
-    threads: int
-
-    def run_all(self, batches: Iterable[Mapping[str, ArrayLike | None]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """See :meth:`erniem_rt.Session.run_all`."""
 
 
 class ReferenceSession:
@@ -243,7 +216,10 @@ class ReferenceSession:
 
 
 def answers(
-    task_set: TaskSet, runs: Runs, tokenizer: Tokenizer, report_progress: ReportProgress = lambda _: None
+    task_set: TaskSet,
+    runs: Session | ReferenceSession,
+    tokenizer: Tokenizer,
+    report_progress: ReportProgress = lambda _: None,
 ) -> list[Any]:
     """Return the answer to each example, of the type of ``Example.wanted`` (one text for ``qa``)."""
     session = cast("Session", runs)
@@ -466,23 +442,15 @@ def read_task_set(path: Path, task: Task) -> TaskSet:
             f"the task set {path} cannot be used: no metric is defined for {task.problem_type} with "
             f"{len(task.labels)} outputs; leave it out"
         )
-    examples = [_example(path, number, line, task) for number, line in _lines(path) if line.strip()]
+    # Not splitlines(): it also splits at characters that JSON allows within a string.
+    lines = read_text(path, "task set").split("\n")
+    examples = [_example(path, number, line, task) for number, line in enumerate(lines, start=1) if line.strip()]
     if len(examples) < FEWEST:
         raise ExportError(
             f"the task set {path} is too small: half a point cannot be seen in fewer than {FEWEST} examples, and it "
             f"holds {len(examples)}; add some, or leave it out"
         )
     return TaskSet(path.name, task, tuple(examples))
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        # Not splitlines(): it also splits at characters that JSON allows within a string.
-        return list(enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1))
-    except OSError as error:
-        raise ExportError(f"the task set {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(f"the task set {path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _example(path: Path, number: int, line: str, task: Task) -> Example:

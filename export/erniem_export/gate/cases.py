@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from erniem_rt.manifest import HEADS
+from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from erniem_rt.manifest import Manifest
-
-__all__ = ["Case", "build_cases"]
 
 _CHOICES = 3
 

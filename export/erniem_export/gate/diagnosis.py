@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from erniem_export.gate.measures import Thresholds, measure
+from erniem_export.gate.cases import Case
+from erniem_export.gate.measures import Report, Thresholds, measure
 from erniem_export.gate.weights import WORDS
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.onnx_export import open_session
 from erniem_export.options import HALVES
 from erniem_export.passes.precision import HALF_TYPES, emulate_half
 from erniem_export.passes.rewriter import Rewriter, store, uncast
 from erniem_export.quantization.quantize import DRAWN
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from erniem_export.gate.cases import Case
-    from erniem_export.gate.measures import Report
-    from erniem_export.modeling import ErnieMPreTrainedModel
-    from erniem_rt.manifest import Manifest
-
-    Result = tuple[Case, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]
-
-__all__ = ["Rounding", "diagnose", "holding", "remedy", "sensitive_parts", "without_rounding"]
+from erniem_rt.manifest import Manifest
 
 _PART = re.compile(r"(encoder\.layers\.\d+\.(?:self_attn|linear))[\w.]*\.weight$")
 _COMPUTE = frozenset({"linear", "matmul", "softmax", "gelu", "relu", "silu", "tanh", "truediv", "div"})
 _STEPS = 127
+
+# A case, and the outputs of the artifact and of the reference by name.
+Result = tuple[Case, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 
 def sensitive_parts(

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from erniem_export.errors import listed
 from erniem_rt.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-    from erniem_rt.manifest import Manifest
-
-__all__ = [
-    "EMBEDDING_THRESHOLDS",
-    "THRESHOLDS",
-    "Agreement",
-    "Difference",
-    "Report",
-    "Thresholds",
-    "Weights",
-    "compare_decisions",
-    "format_report",
-    "is_judged_by_rounding",
-    "measure",
-    "thresholds_of",
-    "widened",
-]
+from erniem_rt.manifest import Manifest
 
 
 @dataclass(frozen=True)

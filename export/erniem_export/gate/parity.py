@@ -7,14 +7,20 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
+from erniem_export.bundle import files_of
 from erniem_export.errors import ParityError, PrecisionError
+from erniem_export.gate.accuracy import AccuracyCheck
 from erniem_export.gate.cases import Case, build_cases
 from erniem_export.gate.diagnosis import Rounding, diagnose, holding, remedy, without_rounding
 from erniem_export.gate.measures import (
@@ -31,28 +37,16 @@ from erniem_export.gate.measures import (
 )
 from erniem_export.gate.weights import compare_weights, stored_parameters
 from erniem_export.mask_mode import UIE_M, at_full_width
+from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.onnx_export import read, write
 from erniem_export.options import arithmetic_of
 from erniem_export.passes.precision import HALF_TYPES, emulate_half, to_half
 from erniem_export.xlm_roberta import Original
 from erniem_rt.errors import EngineError, ErnieMError
-from erniem_rt.files import hash_file
 from erniem_rt.locations import manifest_of
 from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import HEADS, Manifest
 from erniem_rt.session import Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from contextlib import AbstractContextManager
-
-    import onnx_ir as ir
-    from numpy.typing import NDArray
-
-    from erniem_export.gate.accuracy import AccuracyCheck
-    from erniem_export.modeling import ErnieMPreTrainedModel
-
-__all__ = ["Reference", "check_parity", "judge", "reference_outputs", "with_bf16"]
 
 # The case whose rows also run one by one: with right padding, positions do not depend on the padding.
 _INVARIANCE_CASE = "padding on the right"
@@ -325,25 +319,22 @@ def judge(
         ErnieMError: See :func:`check_parity` and :meth:`AccuracyCheck.compare`.
     """
     facts = Manifest.load(manifest_of(artifact)).precision
-    precision, reference = arithmetic_of(facts), Reference(model, original)
+    precision = arithmetic_of(facts)
+    check = partial(
+        check_parity,
+        model=model,
+        tokenizer_dir=tokenizer_dir,
+        progress=progress,
+        reference=Reference(model, original),
+    )
     if {facts.get("weights"), facts.get("embedding")} == {"fp32"}:
-        report = check_parity(
-            artifact, model, tokenizer_dir=tokenizer_dir, progress=progress, reference=reference
-        ).to_json()
+        report = check(artifact).to_json()
         return {artifact.name: report if accuracy is None else accuracy.compare(artifact, report)}
     extra: dict[str, Any] = {}
     separable = "products" not in facts  # int8 for TensorRT rounds inside Q/DQ pairs
 
     def compare(path: Path) -> dict[str, Any]:
-        report = check_parity(
-            path,
-            model,
-            tokenizer_dir=tokenizer_dir,
-            progress=progress,
-            reference=reference,
-            weights=weights,
-            unrounded=False if separable else None,
-        ).to_json()
+        report = check(path, weights=weights, unrounded=False if separable else None).to_json()
         try:
             report = report if accuracy is None else accuracy.compare(path, report)
         except ParityError as error:
@@ -467,9 +458,8 @@ def _write_like(artifact: Path, graph: ir.Model, folder: Path, **precision: str)
     """Write ``graph``, derived from the artifact, into ``folder`` with its manifest; ``precision`` updates that."""
     path = folder / artifact.name
     write(graph, path)
-    files = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
     manifest = Manifest.load(manifest_of(artifact))
     precision = {**manifest.precision, **precision}
-    manifest = dataclasses.replace(manifest, artifact=path.name, files=files, plan=None, precision=precision)
+    manifest = dataclasses.replace(manifest, artifact=path.name, files=files_of(folder), plan=None, precision=precision)
     manifest.save(path.with_suffix(".json"))
     return path

@@ -7,30 +7,23 @@ the keys' biases, cancel out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from erniem_export.gate.measures import Weights
-from erniem_export.modeling import ErnieMForInformationExtraction
+from erniem_export.modeling import ErnieMForInformationExtraction, ErnieMPreTrainedModel
 from erniem_export.onnx_export import read
 from erniem_export.options import arithmetic_of
 from erniem_export.passes.precision import HALF_TYPES
-from erniem_export.passes.rewriter import uncast
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from erniem_export.modeling import ErnieMPreTrainedModel
-
-__all__ = ["WORDS", "compare_weights", "stored_parameters"]
+from erniem_export.passes.rewriter import producer_if, uncast
 
 WORDS = "word_embeddings.weight"
 # A parameter that is read in both half and full precision is stored in both.
@@ -279,13 +272,12 @@ def _read_fused(node: ir.Node) -> _Product:
 def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[Any]) -> _Product:
     """Return the product with the effect of QuantizeLinear, and of the factors before it, on the input."""
     steps = product.steps
-    quantize = None if entering is None else entering.producer()
-    if quantize is None or quantize.op_type != "QuantizeLinear":
+    quantize = producer_if(entering, "QuantizeLinear")
+    if quantize is None:
         return product
     product = dataclasses.replace(product, input_step=float(_constant(quantize.inputs[1])))
-    entered = uncast(quantize.inputs[0])
-    smoothed = None if entered is None else entered.producer()
-    for value in map(uncast, () if smoothed is None or smoothed.op_type != "Mul" else smoothed.inputs):
+    smoothed = producer_if(uncast(quantize.inputs[0]), "Mul")
+    for value in map(uncast, () if smoothed is None else smoothed.inputs):
         if value is not None and value.const_value is not None and value.const_value.size == len(steps):
             product = product.scaled(_constant(value), np.ones_like(scales))
     return product
@@ -293,9 +285,9 @@ def _with_input(product: _Product, entering: ir.Value | None, scales: NDArray[An
 
 def _with_norm(product: _Product, rounded: ir.Node, scales: NDArray[Any]) -> _Product:
     """Return the product with the factors that a norm, duplicated to feed QuantizeLinear, applies to the input."""
-    quantize = rounded.inputs[0].producer() if rounded.inputs[0] is not None else None
-    norm = quantize.inputs[0].producer() if quantize is not None and quantize.inputs[0] is not None else None
-    if norm is None or norm.op_type != "LayerNormalization" or norm.inputs[0] is None:
+    quantize = producer_if(rounded.inputs[0], "QuantizeLinear")
+    norm = None if quantize is None else producer_if(quantize.inputs[0], "LayerNormalization")
+    if norm is None or norm.inputs[0] is None:
         return product
     step = float(_constant(rounded.inputs[1]))
     readers = [use.node for use in norm.inputs[0].uses() if use.node.op_type == "LayerNormalization"]
@@ -310,14 +302,10 @@ def _with_norm(product: _Product, rounded: ir.Node, scales: NDArray[Any]) -> _Pr
 def _with_exact(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the weight with the rows of the outlier channels, which a separate float32 matmul adds."""
     for use in node.outputs[0].uses():
-        addends = (
-            [value.producer() for value in use.node.inputs if value is not None] if use.node.op_type == "Add" else []
-        )
-        for product in addends:
-            if product is None or product.op_type != "MatMul" or product.inputs[0] is None:
-                continue
-            picked = product.inputs[0].producer()
-            if picked is not None and picked.op_type == "Gather":
+        for value in use.node.inputs if use.node.op_type == "Add" else ():
+            product = producer_if(value, "MatMul")
+            picked = None if product is None else producer_if(product.inputs[0], "Gather")
+            if product is not None and picked is not None:
                 weight = weight.copy()
                 weight[_constant(picked.inputs[1]).astype(np.int64)] += _constant(product.inputs[1])
     return weight

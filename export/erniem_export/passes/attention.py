@@ -16,9 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, producer, single_use, uncast
-
-__all__ = ["ATTENTION_OPSET", "Attention", "fuse_attention", "keep_masks_alive", "to_attention"]
+from erniem_export.passes.rewriter import CONTRIB, Rewriter, producer, producer_if, single_use, uncast
 
 ATTENTION_OPSET = 23
 
@@ -60,7 +58,7 @@ def _match(softmax: ir.Node, place: str) -> Attention:
     masked = producer(uncast(softmax.inputs[0]), "Where", f"{place}, mask")
     attend = producer(masked.inputs[0], "Not", f"{place}, mask").inputs[0]
     entering, bias = uncast(masked.inputs[2]), None
-    if entering is not None and (added := entering.producer()) is not None and added.op_type == "Add":
+    if (added := producer_if(entering, "Add")) is not None:
         entering, bias = uncast(added.inputs[0]), uncast(added.inputs[1])
     scores = producer(entering, "MatMul", f"{place}, scores")
     scaled = producer(uncast(scores.inputs[0]), "Div", f"{place}, scaled query")

@@ -20,23 +20,26 @@ matmuls keep their types.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from erniem_export.errors import FusionError
-from erniem_export.passes.rewriter import CONTRIB, Rewriter, fused_attentions, matmul_of, producer, single_use, store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from erniem_export.quantization.products import Int8Product
-
-__all__ = ["int8_products", "int8_weights", "to_int8", "to_int8_openvino"]
+from erniem_export.passes.rewriter import (
+    CONTRIB,
+    Rewriter,
+    fused_attentions,
+    matmul_of,
+    producer,
+    producer_if,
+    single_use,
+    store,
+)
+from erniem_export.quantization.products import Int8Product
 
 _T = TypeVar("_T")
 _WEIGHT = re.compile(r"(?P<name>(?:ernie_m\.)?encoder\.layers\.\d+\..+)\.weight\.T(\.float16|\.bfloat16)?$")
@@ -243,12 +246,18 @@ def _dequantize_weight(
     graph: ir.Graph, node: ir.Node, name: str, steps: NDArray[np.int8], scales: NDArray[Any]
 ) -> None:
     rewriter = Rewriter(graph)
-    stored = store(graph, f"{name}.weight.int8", steps)
-    scale = store(graph, f"{name}.weight.scale", scales)
-    weight = rewriter.op("DequantizeLinear", stored, scale, name=f"{name}.weight.dequantized", axis=1)
-    weight.type, weight.shape = ir.TensorType(ir.DataType.from_numpy(scales.dtype)), ir.Shape(steps.shape)
+    weight = _dequantized(rewriter, name, steps, scales)
+    weight.shape = ir.Shape(steps.shape)
     rewriter.insert_before(node)
     node.replace_input_with(1, weight)
+
+
+def _dequantized(rewriter: Rewriter, name: str, steps: NDArray[np.int8], scales: NDArray[Any]) -> ir.Value:
+    stored = store(rewriter.graph, f"{name}.weight.int8", steps)
+    scale = store(rewriter.graph, f"{name}.weight.scale", scales)
+    weight = rewriter.op("DequantizeLinear", stored, scale, name=f"{name}.weight.dequantized", axis=1)
+    weight.type = ir.TensorType(ir.DataType.from_numpy(scales.dtype))
+    return weight
 
 
 def _round_input(graph: ir.Graph, node: ir.Node, entering: ir.Value, product: Int8Product) -> ir.Value:
@@ -339,14 +348,7 @@ def _norm_in_steps(
 
 def _multiply_in_openvino(rewriter: Rewriter, entry: _Entry, product: Int8Product) -> ir.Value:
     name, graph = product.name, rewriter.graph
-    weight = rewriter.op(
-        "DequantizeLinear",
-        store(graph, f"{name}.weight.int8", product.weight.numpy()),
-        store(graph, f"{name}.weight.scale", product.scales.numpy()),
-        name=f"{name}.weight.dequantized",
-        axis=1,
-    )
-    weight.type = _FLOAT
+    weight = _dequantized(rewriter, name, product.weight.numpy(), product.scales.numpy())
     result = rewriter.op("MatMul", entry.values, weight, name=f"{name}.int8")
     bias = store(graph, f"{name}.bias.int8", product.bias.numpy())
     return rewriter.op("Add", result, bias, name=f"{name}.with_bias")
@@ -431,18 +433,13 @@ def _unfuse_attention(graph: ir.Graph) -> None:
 
 def _packed(value: ir.Value | None, place: str) -> ir.Value:
     """Return queries, keys or values before the scatter into slots; queries of first tokens alone have no scatter."""
-    if _is_of_first(value):
-        packed = producer(value, "Unsqueeze", place).inputs[0]
+    if (first := producer_if(value, "Unsqueeze")) is not None:
+        packed = first.inputs[0]
     else:
         packed = producer(producer(value, "Reshape", place).inputs[0], "ScatterND", place).inputs[2]
     if packed is None:
         raise FusionError(f"{place}: its inputs are not laid out as packing does it")
     return packed
-
-
-def _is_of_first(value: ir.Value | None) -> bool:
-    node = None if value is None else value.producer()
-    return node is not None and node.op_type == "Unsqueeze"
 
 
 def _grid(graph: ir.Graph, attention: ir.Node, heads: int) -> _Grid:
@@ -496,7 +493,7 @@ def _with_bias(graph: ir.Graph, attention: ir.Node, grid: _Grid) -> _Grid:
 def _unfuse(graph: ir.Graph, attention: ir.Node, packed: list[ir.Value], sizes: tuple[int, int], grid: _Grid) -> None:
     """Replace one attention; ``packed``: queries, keys, values; ``sizes``: the number of heads and the size of each."""
     rewriter, name, (heads, size) = Rewriter(graph), str(attention.name), sizes
-    of_first = _is_of_first(attention.inputs[0])
+    of_first = producer_if(attention.inputs[0], "Unsqueeze") is not None
 
     def by_head(rows: ir.Value | None, role: str) -> ir.Value:
         split = rewriter.op("Reshape", rows, rewriter.int64([0, 0, heads, size]), name=f"{name}.{role}.split")

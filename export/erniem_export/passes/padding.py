@@ -17,30 +17,26 @@ masked, and their queries are not read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from erniem_export.encoder import POSITION_OFFSET
 from erniem_export.errors import FusionError
 from erniem_export.mask_mode import cut_padding_key, uncut
+from erniem_export.modeling import POSITION_OFFSET
 from erniem_export.passes.rewriter import (
     Rewriter,
     forget_shapes,
     fused_attentions,
     matmul_of,
     producer,
+    producer_if,
     residual_of,
     single_use,
     width_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Order", "align_rows", "keep_first_tokens", "mask_by_length", "order_tokens", "pack_tokens"]
 
 _BOOL, _FLOAT = int(ir.DataType.BOOL), int(ir.DataType.FLOAT)
 _INT32, _INT64 = int(ir.DataType.INT32), int(ir.DataType.INT64)
@@ -223,8 +219,6 @@ _FIRST_TOKENS = "packed.first_tokens"
 _LAID = {"ScatterND": 2, "Gather": 0}
 
 _ROLES = ("query", "key", "value")
-
-_BOOL, _INT32, _INT64 = int(ir.DataType.BOOL), int(ir.DataType.INT32), int(ir.DataType.INT64)
 
 
 @dataclass(frozen=True)
@@ -495,10 +489,7 @@ def _products_between(graph: ir.Graph, start: ir.Node, end: ir.Value) -> int:
 
 def _query(attention: ir.Node) -> tuple[ir.Node, ir.Value]:
     """Return the node that reads the padded queries as its first input, and the packed queries."""
-    reader = attention
-    scaled = attention.inputs[0].producer() if attention.inputs[0] is not None else None
-    if scaled is not None and scaled.op_type == "Mul":  # masked by key lengths
-        reader = scaled
+    reader = producer_if(attention.inputs[0], "Mul") or attention  # multiplied if masked by key lengths
     laid = producer(reader.inputs[0], "Reshape", "last query").inputs[0]
     node = laid.producer() if laid is not None else None
     query = node.inputs[_LAID[node.op_type]] if node is not None and node.op_type in _LAID else None

@@ -13,38 +13,20 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from erniem_export.errors import ExportError
+from erniem_export.gate.cases import Case
 from erniem_export.onnx_export import open_session, write
-from erniem_export.options import HALVES
+from erniem_export.options import HALVES, Precision
 from erniem_export.passes.rewriter import Rewriter, cast_uses, fused_attentions, store
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-    from erniem_export.gate.cases import Case
-    from erniem_export.options import Precision
-
-__all__ = [
-    "EMBEDDING_TYPES",
-    "HALF_TYPES",
-    "LARGEST",
-    "apply_precision",
-    "bytes_of_row",
-    "emulate_half",
-    "measure_ranges",
-    "quantize_rows",
-    "store_embedding",
-    "to_half",
-]
 
 
 def apply_precision(
@@ -316,10 +298,10 @@ def _output_in_float32(graph: ir.Graph, producer: ir.Node, value: ir.Value, suff
     """Cast the value to float32 for the graph's output of its name."""
     name = str(value.name)
     value.name = f"{name}.{suffix}"
-    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
-    output = cast.outputs[0]
-    output.name, output.type, output.shape = name, ir.TensorType(ir.DataType.FLOAT), value.shape
-    graph.insert_after(producer, cast)
+    rewriter = Rewriter(graph)
+    output = rewriter.op("Cast", value, name=f"{name}.cast", to=ir.DataType.FLOAT)
+    output.name, output.shape = name, value.shape
+    rewriter.insert_after(producer)
     graph.outputs[list(graph.outputs).index(value)] = output
 
 
@@ -355,16 +337,19 @@ def store_embedding(model: ir.Model, precision: str) -> int:
     words = lookup.outputs[0]
     uses, axes = list(words.uses()), words.shape
     words.name, words.type = f"{words.name}.{precision}", ir.TensorType(dtype)
-    cast = _node(graph, lookup, "Cast", [words], axes, f"{words.name}.float32", to=ir.DataType.FLOAT)
-    rows = cast.outputs[0]
+    rewriter = Rewriter(graph)
+    rows = rewriter.op("Cast", words, name=f"{words.name}.float32", to=ir.DataType.FLOAT)
+    rows.shape = axes
     if dtype == ir.DataType.INT8:
         stored, scales = quantize_rows(numbers)
         scale = store(graph, f"{table.name}.scale", scales)
-        picked = _node(graph, lookup, "Gather", [scale, lookup.inputs[1]], None, f"{words.name}.scale", axis=0)
-        rows = _node(graph, cast, "Mul", [rows, picked.outputs[0]], axes, f"{words.name}.scaled").outputs[0]
+        picked = rewriter.op("Gather", scale, lookup.inputs[1], name=f"{words.name}.scale", axis=0)
+        rows = rewriter.op("Mul", rows, picked, name=f"{words.name}.scaled")
+        rows.shape = axes
     else:
         stored = _rounded(numbers, dtype)
     table.const_value, table.type = ir.tensor(stored, name=table.name), ir.TensorType(dtype)
+    rewriter.insert_after(lookup)
     for use in uses:
         use.node.replace_input_with(use.idx, rows)
     return len(uses)
@@ -410,23 +395,6 @@ def _rounded(numbers: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
     return numbers.astype(dtype.numpy())
 
 
-def _node(
-    graph: ir.Graph,
-    after: ir.Node,
-    op_type: str,
-    inputs: list[ir.Value | None],
-    shape: ir.Shape | None,
-    name: str,
-    **attributes: Any,
-) -> ir.Node:
-    node = ir.node(op_type, inputs, attributes, name=name)
-    node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
-    node.outputs[0].shape = shape
-    graph.insert_after(after, node)
-    return node
-
-
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Operators that only move values, and so need no rounding.
 _MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Gather", "Where"})
 
@@ -441,7 +409,7 @@ def emulate_half(model: ir.Model, *, rounding: bool = True) -> int:
     Without ``rounding`` only the weights are rounded, and the graph can be compared at the thresholds of fp32.
     """
     graph, rounded = model.graph, 0
-    stored = [value for value in graph.initializers.values() if value.dtype in _HALVES]
+    stored = [value for value in graph.initializers.values() if value.dtype in HALF_TYPES.values()]
     nodes = list(graph)
     for value in stored:
         cast_uses(
@@ -449,7 +417,7 @@ def emulate_half(model: ir.Model, *, rounding: bool = True) -> int:
         )
     for node in nodes:
         for value in node.outputs:
-            if value.dtype is None or value.dtype not in _HALVES:
+            if value.dtype is None or value.dtype not in HALF_TYPES.values():
                 continue
             if _reads_table(node) or (node.op_type == "Cast" and rounding):
                 _widen(graph, value)
@@ -465,7 +433,7 @@ def emulate_half(model: ir.Model, *, rounding: bool = True) -> int:
 def _reads_table(node: ir.Node) -> bool:
     """Return whether the node looks up a stored table; the large table keeps its type."""
     table = node.inputs[0] if node.op_type == "Gather" else None
-    return table is not None and table.is_initializer() and table.dtype in _HALVES
+    return table is not None and table.is_initializer() and table.dtype in HALF_TYPES.values()
 
 
 def _widen(graph: ir.Graph, value: ir.Value) -> None:

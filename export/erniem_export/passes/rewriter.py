@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from erniem_export.errors import FusionError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = [
-    "CONTRIB",
-    "Rewriter",
-    "cast_uses",
-    "forget_shapes",
-    "fused_attentions",
-    "matmul_of",
-    "name_products",
-    "producer",
-    "residual_of",
-    "single_use",
-    "store",
-    "uncast",
-    "width_of",
-]
 
 # The domain of ONNX Runtime's contrib operators.
 CONTRIB = "com.microsoft"
@@ -134,7 +115,7 @@ def cast_uses(
 
 def uncast(value: ir.Value | None) -> ir.Value | None:
     """Return the value before the Casts that produce ``value``."""
-    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
+    while (node := producer_if(value, "Cast")) is not None:
         value = node.inputs[0]
     return value
 
@@ -146,6 +127,12 @@ def forget_shapes(graph: ir.Graph) -> None:
         for value in node.outputs:
             if value not in outputs:
                 value.shape = None
+
+
+def producer_if(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return the producer of ``value``; None unless it is of this type."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
 
 
 def producer(value: ir.Value | None, op_type: str, place: str) -> ir.Node:

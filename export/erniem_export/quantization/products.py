@@ -15,28 +15,14 @@ Weights are rounded row by row; the rows that follow compensate each row's error
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product as pairs_of
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = [
-    "INPUT_STEPS",
-    "MIDDLE",
-    "Form",
-    "Int8Linear",
-    "Int8Product",
-    "QuantizedInput",
-    "choose_input",
-    "round_against",
-    "round_product",
-]
 
 _TINY = torch.finfo(torch.float32).tiny
 

@@ -6,50 +6,29 @@ Each layer is quantized on the outputs of the quantized layers before it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import ExportError
 from erniem_export.mask_mode import PADDING, with_padding_key
-from erniem_export.modeling import ErnieMModel
-from erniem_export.options import ON_OPENVINO
+from erniem_export.modeling import ErnieMEncoderLayer, ErnieMModel, ErnieMPreTrainedModel
+from erniem_export.options import ON_OPENVINO, Int8
 from erniem_export.passes.int8 import int8_products, int8_weights, to_int8, to_int8_openvino
+from erniem_export.progress import Terminal
 from erniem_export.quantization.products import Form, Int8Linear, Int8Product, choose_input, round_product
-from erniem_export.sources import tokenizer_files
+from erniem_export.sources import FAST_TOKENIZER, read_text, tokenizer_files
 from erniem_rt.machine import cpu_flags, has_vnni, is_arm
+from erniem_rt.manifest import Limits
 from erniem_rt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
-
-    import onnx_ir as ir
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.encoder import ErnieMEncoderLayer
-    from erniem_export.modeling import ErnieMPreTrainedModel
-    from erniem_export.options import Int8
-    from erniem_export.progress import Progress
-    from erniem_rt.manifest import Limits
-
-__all__ = [
-    "DRAWN",
-    "Calibration",
-    "Quantization",
-    "calibration_for",
-    "check_int8",
-    "cpu_for",
-    "quantize",
-    "quantize_encoder",
-    "quantize_for_engine",
-    "read_texts",
-]
 
 # The flavour with int8 weights but no int8 matmuls, which needs no calibration.
 _WEIGHTS_ONLY = "tensorrt-rtx"
@@ -112,7 +91,7 @@ def quantize(
     folder: Path,
     options: Int8,
     limits: Limits,
-    progress: Progress,
+    progress: Terminal,
     *,
     mask_mode: str = PADDING,
     target: str = "auto",
@@ -154,7 +133,7 @@ def quantize_for_engine(
     options: Int8,
     limits: Limits,
     flavour: str,
-    progress: Progress,
+    progress: Terminal,
 ) -> dict[str, Any]:
     """Quantize like :func:`quantize`, but in the form for this flavour of TensorRT; other operations keep their types.
 
@@ -341,15 +320,13 @@ def _sample(inputs: Tensor) -> Tensor:
     return inputs[chosen]
 
 
-_BUILT_IN = "calibration.txt"
+_BUILT_IN = Path(__file__).with_name("calibration.txt")
 # The name of the source that is not text.
 DRAWN = "random ids"
 # More texts would hardly change the scales; one layer's activations of all texts are in memory at a time.
 _MOST_TEXTS = 400
 _LONGEST = 128
 _BATCH_SIZE = 16
-# Checkpoints of other encoders may have a fast tokenizer's file only.
-_FAST_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -362,10 +339,6 @@ class Calibration:
     source: str
     batches: tuple[tuple[Tensor, Tensor], ...]
     drawn: bool = False
-
-
-class _Encode(Protocol):
-    def __call__(self, text: str, pair: str | None = None) -> Sequence[int]: ...
 
 
 def calibration_for(text: Path | None, folder: Path | None, limits: Limits, own: Path | None = None) -> Calibration:
@@ -400,13 +373,7 @@ def read_texts(path: Path | None) -> list[str]:
     Raises:
         ExportError: The file does not exist, is not UTF-8, or is blank.
     """
-    try:
-        source = files(__package__).joinpath(_BUILT_IN) if path is None else path
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ExportError(f"the calibration text {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(f"the calibration text {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    lines = read_text(path or _BUILT_IN, "calibration text").splitlines()
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise ExportError(f"the calibration text {path} is empty: give sentences like those to be served, one a line")
@@ -423,15 +390,16 @@ def _arranged(texts: list[str]) -> list[tuple[str, str | None]]:
     return [*alone, *pairs, *joined]
 
 
-def _tokenizer(folder: Path | None, longest: int) -> _Encode | None:
+def _tokenizer(folder: Path | None, longest: int) -> Callable[..., Sequence[int]] | None:
     if folder is None:
         return None
     if tokenizer_files(folder):
         ours = Tokenizer.from_dir(folder, verify=False)
         return lambda text, pair=None: ours(text, pair, truncation="longest_first", max_length=longest).input_ids
-    if not (folder / _FAST_TOKENIZER).is_file():
+    # Checkpoints of other encoders may have a fast tokenizer's file only.
+    if not (folder / FAST_TOKENIZER).is_file():
         return None
-    fast: Any = import_module("tokenizers").Tokenizer.from_file(str(folder / _FAST_TOKENIZER))
+    fast: Any = import_module("tokenizers").Tokenizer.from_file(str(folder / FAST_TOKENIZER))
     fast.no_padding()
     fast.enable_truncation(longest)
     return lambda text, pair=None: fast.encode(text, pair).ids

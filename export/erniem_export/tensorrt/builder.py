@@ -11,35 +11,18 @@ import ctypes
 import importlib
 import re
 import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from erniem_export.errors import EngineBuildError, ExportError
-from erniem_export.options import input_shapes
+from erniem_export.options import EngineOptions, input_shapes
+from erniem_export.progress import Terminal
 from erniem_rt.engines.tensorrt_plan import listening, logger_of
 from erniem_rt.files import replacing
 from erniem_rt.manifest import FLAVOURS, HEADS, Manifest, Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from erniem_export.options import EngineOptions
-    from erniem_export.progress import Progress
-
-__all__ = [
-    "AUTO",
-    "Library",
-    "add_profiles",
-    "build",
-    "configure",
-    "gpu_capability",
-    "layers_of",
-    "load_library",
-    "make_builder",
-    "parse",
-]
 
 AUTO = "auto"
 _NEEDS_GPU = "tensorrt"
@@ -127,10 +110,9 @@ def make_builder(library: Library) -> Any:
         try:
             return library.module.Builder(library.logger)
         except TypeError as error:  # the bindings raise it for a null pointer; the reason is in the log
-            reason = "; ".join(dict.fromkeys(messages)) or "it gives no reason"
             raise EngineBuildError(
-                f"{library} cannot create a builder here: {reason}. Check nvidia-smi, update the driver, or say "
-                "--engine none"
+                f"{library} cannot create a builder here: {_joined(messages)}. Check nvidia-smi, update the driver, "
+                "or say --engine none"
             ) from error
 
 
@@ -201,12 +183,11 @@ def add_profiles(library: Library, builder: Any, config: Any, manifest: Manifest
         with library.listening() as messages:
             refused = config.add_optimization_profile(added) < 0
         if refused:
-            reason = "; ".join(messages) or "it gives no reason"
-            raise EngineBuildError(f"{library} refuses the profile {profile}: {reason}")
+            raise EngineBuildError(f"{library} refuses the profile {profile}: {_joined(messages)}")
 
 
 def build(
-    library: Library, builder: Any, network: Any, config: Any, options: EngineOptions, progress: Progress
+    library: Library, builder: Any, network: Any, config: Any, options: EngineOptions, progress: Terminal
 ) -> memoryview:
     """Build and return the plan.
 
@@ -234,8 +215,12 @@ def build(
     return memoryview(plan)
 
 
+def _joined(messages: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(messages)) or "it gives no reason"
+
+
 def _why(library: Library, network: Any, messages: Sequence[str]) -> str:
-    reason = "; ".join(dict.fromkeys(messages)) or "it gives no reason"
+    reason = _joined(messages)
     if _OUT_OF_MEMORY.search(reason):
         return (
             f"{library} ran out of memory while building ({reason}): allow more with --workspace, or ask for a "
@@ -319,19 +304,11 @@ def _blamed(network: Any, messages: Iterable[str]) -> str:
     return f"node {max(found, key=len)}: " if found else ""
 
 
-class _Monitor(Protocol):
-    """``interrupted``: the exception from Ctrl-C, after which the build stops."""
-
-    interrupted: KeyboardInterrupt | None
-
-    def close(self) -> None:
-        """Remove the progress display."""
-
-
-def _monitor_for(module: Any, progress: Progress) -> _Monitor | None:
+def _monitor_for(module: Any, progress: Terminal) -> Any:
     """Return an ``IProgressMonitor`` that shows the build's phase on ``progress``; None if the library has none.
 
-    An exception must not leave a callback of the library, so an interruption returns False, which stops the build.
+    An exception must not leave a callback of the library. So ``interrupted`` keeps that of Ctrl-C, and the callback
+    returns False, which stops the build. ``close()`` removes the display.
     """
     if not hasattr(module, "IProgressMonitor"):
         return None
@@ -362,5 +339,4 @@ def _monitor_for(module: Any, progress: Progress) -> _Monitor | None:
             except KeyboardInterrupt as error:
                 self.interrupted = error
 
-    watcher: _Monitor = Watcher()
-    return watcher
+    return Watcher()

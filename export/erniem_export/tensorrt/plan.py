@@ -8,25 +8,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
+from erniem_export.bundle import files_of
+from erniem_export.checkpoint import Checkpoint
 from erniem_export.errors import EngineBuildError
 from erniem_export.gate.parity import judge
 from erniem_export.onnx_export import read, write
-from erniem_export.options import arithmetic_of, resolve_profiles
+from erniem_export.options import EngineOptions, arithmetic_of, resolve_profiles
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.precision import HALF_TYPES
 from erniem_export.passes.rewriter import Rewriter, name_products
+from erniem_export.progress import Terminal
 from erniem_export.tensorrt.builder import (
+    Library,
     add_profiles,
     build,
     configure,
@@ -37,16 +43,6 @@ from erniem_export.tensorrt.builder import (
 )
 from erniem_rt.files import FileRecord, hash_file
 from erniem_rt.manifest import Manifest, Plan, Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    from erniem_export.checkpoint import Checkpoint
-    from erniem_export.options import EngineOptions
-    from erniem_export.progress import Progress
-    from erniem_export.tensorrt.builder import Library
-
-__all__ = ["ATTENTION", "add_plan", "choose_attention", "inspect", "prove"]
 
 ATTENTION, PRIMITIVES = "Attention", "MatMul-Softmax-MatMul"
 _IR_VERSION = 10
@@ -65,7 +61,7 @@ def add_plan(
     checkpoint: Checkpoint,
     library: Library,
     options: EngineOptions,
-    progress: Progress,
+    progress: Terminal,
 ) -> tuple[Plan, FileRecord]:
     """Build ``HEAD.plan`` in ``stage``; return its description and its file's record.
 
@@ -86,7 +82,8 @@ def add_plan(
     config, started = checkpoint.config, time.monotonic()
     progress.step(f"trying attention on {library}")
     heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
-    attention = choose_attention(library, options, profiles, heads, _computed_in(manifest), progress)
+    dtype = HALF_TYPES.get(arithmetic_of(manifest.precision), ir.DataType.FLOAT)
+    attention = choose_attention(library, options, profiles, heads, dtype, progress)
     with tempfile.TemporaryDirectory(dir=stage, prefix=".plan-") as folder:
         scratch = Path(folder)
         products, replaced = _derive(source / manifest.artifact, scratch, attention["form"], config.num_hidden_layers)
@@ -98,20 +95,28 @@ def add_plan(
         plan, proof = _built(built, manifest, library, options, profiles, (products, layers), progress)
     file = (stage / manifest.artifact).with_suffix(".plan")
     file.write_bytes(plan)
-    described = _describe(file.name, manifest, library, options, profiles)
-    seconds = round(time.monotonic() - started, 3)
-    described = dataclasses.replace(
-        described,
+    here = gpu_capability()
+    described = Plan(
+        file=file.name,
+        flavour=library.flavour,
+        version=library.version,
+        precision=manifest.precision,
+        compute_capabilities=_capabilities(library, options, here),
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        profiles=profiles,
         attention=attention,
         proof=proof,
-        build={**described.build, "seconds": seconds, "bytes": plan.nbytes},
+        build={
+            "on": f"a GPU of compute capability {here}" if here else "a machine without a GPU",
+            "workspace_mib": options.workspace,
+            "timing_cache": None if options.timing_cache is None else options.timing_cache.name,
+            "seconds": round(time.monotonic() - started, 3),
+            "bytes": plan.nbytes,
+        },
         parity={"engine": _ENGINE_NOT_RUN, "graph": reports},
     )
     return described, hash_file(file)
-
-
-def _computed_in(manifest: Manifest) -> ir.DataType:
-    return HALF_TYPES.get(arithmetic_of(manifest.precision), ir.DataType.FLOAT)
 
 
 def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict[str, ir.Node], dict[str, Any]]:
@@ -130,11 +135,10 @@ def _derive(artifact: Path, scratch: Path, form: str, layers: int) -> tuple[dict
 
 
 def _compare(
-    scratch: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Path, progress: Progress
+    scratch: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Path, progress: Terminal
 ) -> dict[str, Any]:
     progress.step("comparing the graph for TensorRT with PyTorch")
-    files = {file.name: hash_file(file) for file in sorted(scratch.iterdir())}
-    derived = dataclasses.replace(manifest, files=files, parity={})
+    derived = dataclasses.replace(manifest, files=files_of(scratch), parity={})
     derived.save((scratch / manifest.artifact).with_suffix(".json"))
     return judge(
         scratch / manifest.artifact,
@@ -152,7 +156,7 @@ def _built(
     options: EngineOptions,
     profiles: tuple[Profile, ...],
     graph: tuple[dict[str, ir.Node], int],
-    progress: Progress,
+    progress: Terminal,
 ) -> tuple[memoryview, dict[str, Any]]:
     """Parse, prove and build; ``graph`` has the matmuls by name and the number of layers."""
     products, layers = graph
@@ -166,32 +170,10 @@ def _built(
     return plan, {**proof, "inspector": inspect(library, plan, manifest.precision, whole=whole)}
 
 
-def _describe(
-    name: str, manifest: Manifest, library: Library, options: EngineOptions, profiles: tuple[Profile, ...]
-) -> Plan:
-    here = gpu_capability()
+def _capabilities(library: Library, options: EngineOptions, here: str | None) -> tuple[str, ...]:
     if library.flavour == "tensorrt-rtx":
-        capabilities = options.compute_capabilities or _RTX_DEFAULT
-    else:
-        capabilities = _AMPERE_PLUS if options.hardware_compatible else (str(here),)
-    return Plan(
-        file=name,
-        flavour=library.flavour,
-        version=library.version,
-        precision=manifest.precision,
-        compute_capabilities=capabilities,
-        hardware_compatible=options.hardware_compatible,
-        version_compatible=options.version_compatible,
-        profiles=profiles,
-        attention={},
-        proof={},
-        build={
-            "on": f"a GPU of compute capability {here}" if here else "a machine without a GPU",
-            "workspace_mib": options.workspace,
-            "timing_cache": None if options.timing_cache is None else options.timing_cache.name,
-        },
-        parity={},
-    )
+        return options.compute_capabilities or _RTX_DEFAULT
+    return _AMPERE_PLUS if options.hardware_compatible else (str(here),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +185,7 @@ class _Trial:
     profiles: Sequence[Profile]
     heads: tuple[int, int]
     dtype: ir.DataType
-    progress: Progress
+    progress: Terminal
 
 
 def choose_attention(
@@ -212,7 +194,7 @@ def choose_attention(
     profiles: Sequence[Profile],
     heads: tuple[int, int],
     dtype: ir.DataType,
-    progress: Progress,
+    progress: Terminal,
 ) -> dict[str, Any]:
     """Return the form of attention and the reason, for the manifest; ``packed`` says if it could run without padding.
 
@@ -285,13 +267,13 @@ _Ranges = dict[str, "Sequence[tuple[int, ...]]"]
 
 
 def _padded_shapes(profile: Profile, heads: tuple[int, int]) -> _Ranges:
-    sizes = [(_rows(shape), shape[-1]) for shape in (profile.min, profile.opt, profile.max)]
+    sizes = [(math.prod(shape[:-1]), shape[-1]) for shape in (profile.min, profile.opt, profile.max)]
     states: Sequence[tuple[int, ...]] = [(rows, heads[0], length, heads[1]) for rows, length in sizes]
     return {**dict.fromkeys(_QKV, states), "mask": [(rows, 1, length, length) for rows, length in sizes]}
 
 
 def _packed_shapes(profile: Profile, heads: tuple[int, int]) -> _Ranges:
-    sizes = [(_rows(shape), shape[-1]) for shape in (profile.min, profile.opt, profile.max)]
+    sizes = [(math.prod(shape[:-1]), shape[-1]) for shape in (profile.min, profile.opt, profile.max)]
     states: Sequence[tuple[int, ...]] = [(rows * length, *heads) for rows, length in sizes]
     return {**dict.fromkeys(_QKV, states), "ends": [(rows + 1,) for rows, _ in sizes]}
 
@@ -315,13 +297,6 @@ def _refusal(trial: _Trial, model: ir.Model, ranges: Sequence[_Ranges]) -> str |
         except EngineBuildError as error:
             return str(error)
     return None
-
-
-def _rows(shape: Sequence[int]) -> int:
-    rows = 1
-    for size in shape[:-1]:
-        rows *= size
-    return rows
 
 
 @contextlib.contextmanager
@@ -426,10 +401,7 @@ def _weight_bytes(network: Any) -> dict[str, int]:
     for layer in layers_of(network):
         if layer.type.name == "CONSTANT":
             tensor = layer.get_output(0)
-            count = 1
-            for size in tensor.shape:
-                count *= size
-            sizes[tensor.dtype.name] += int(count * tensor.dtype.itemsize)
+            sizes[tensor.dtype.name] += int(math.prod(tensor.shape) * tensor.dtype.itemsize)
     return dict(sizes)
 
 

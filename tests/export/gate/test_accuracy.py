@@ -1,13 +1,9 @@
 """The accuracy gate lets through what answers as well as PyTorch, and stops what does not."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +12,7 @@ from onnx import numpy_helper
 
 import erniem_rt
 from erniem_export import pipeline
-from erniem_export.checkpoint import Checkpoint, load_checkpoint
+from erniem_export.checkpoint import load_checkpoint
 from erniem_export.errors import ParityError
 from erniem_export.gate import accuracy as accuracy_module
 from erniem_export.gate.accuracy import FEWEST, Accuracy, AccuracyCheck, figures, task_set_of
@@ -38,7 +34,7 @@ NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
         (90.0, 90.0, 0.05, False),
     ],
 )
-def test_half_a_point_may_be_lost(before: float, after: float, may_fall: float, fails: bool) -> None:
+def test_half_a_point_may_be_lost(before, after, may_fall, fails):
     accuracy = Accuracy(
         "set.jsonl", 600, {"f1": 50.0, "accuracy": before}, {"f1": 50.0, "accuracy": after}, 9, may_fall
     )
@@ -50,12 +46,12 @@ def test_half_a_point_may_be_lost(before: float, after: float, may_fall: float, 
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def checkpoint():
     return load_checkpoint(str(NANO / "cls"), "cls")
 
 
 @pytest.fixture(scope="module")
-def opened(checkpoint: Checkpoint) -> AccuracyCheck:
+def opened(checkpoint):
     """It asks PyTorch once."""
     task_set = task_set_of(checkpoint, None)
     assert task_set is not None
@@ -64,10 +60,10 @@ def opened(checkpoint: Checkpoint) -> AccuracyCheck:
 
 
 @pytest.fixture
-def changed(nano_artifact: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+def changed(nano_artifact, tmp_path):
     """A copy of nano's classifier in another precision, by its word, with noise in the classifier's weights."""
 
-    def make(noise: float, **precision: str) -> Path:
+    def make(noise, **precision):
         folder = Path(shutil.copytree(nano_artifact("cls").parent, tmp_path / "changed"))
         model = onnx.load(folder / "cls.onnx")
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.weight")
@@ -93,9 +89,7 @@ def changed(nano_artifact: Callable[[str], Path], tmp_path: Path) -> Callable[..
         ({}, "Export ag"),
     ],
 )
-def test_a_head_whose_weights_have_worsened_is_stopped(
-    precision: dict[str, str], remedy: str, changed: Callable[..., Path], opened: AccuracyCheck
-) -> None:
+def test_a_head_whose_weights_have_worsened_is_stopped(precision, remedy, changed, opened):
     with pytest.raises(ParityError, match=r"^cls.onnx answers worse than the PyTorch model: accuracy on task_set") as e:
         opened.compare(changed(6.0, **precision), {"passed": True})
     report = e.value.report
@@ -111,7 +105,7 @@ def test_a_head_whose_weights_have_worsened_is_stopped(
     assert "\n" not in str(e.value)
 
 
-def test_what_moves_too_little_to_change_an_answer_passes(changed: Callable[..., Path], opened: AccuracyCheck) -> None:
+def test_what_moves_too_little_to_change_an_answer_passes(changed, opened):
     report = opened.compare(changed(1e-5, weights="int8"), {"passed": True})
     assert report["accuracy"]["metrics"] == {"accuracy": {"reference": 93.0, "found": 93.0}}
     assert report["accuracy"]["same_answers"] == report["accuracy"]["examples"] == 600
@@ -119,7 +113,7 @@ def test_what_moves_too_little_to_change_an_answer_passes(changed: Callable[...,
 
 
 @pytest.mark.parametrize("head", ["qa", "cls", "ner", "mc", "ie"])
-def test_a_float32_export_answers_as_pytorch_does(head: str, nano_artifact: Callable[[str], Path]) -> None:
+def test_a_float32_export_answers_as_pytorch_does(head, nano_artifact):
     path = nano_artifact(head)
     accuracy = Manifest.load(path.with_suffix(".json")).parity[path.name]["accuracy"]
     assert accuracy["examples"] == accuracy["same_answers"] == 200
@@ -128,7 +122,7 @@ def test_a_float32_export_answers_as_pytorch_does(head: str, nano_artifact: Call
     assert not (path.parent / "task_set.jsonl").exists()
 
 
-def test_the_figures_are_those_of_the_pipeline_that_users_call(nano_artifact: Callable[[str], Path]) -> None:
+def test_the_figures_are_those_of_the_pipeline_that_users_call(nano_artifact):
     """With labels read by other means than the gate's."""
     path = nano_artifact("ner")
     asked = path.parents[2] / "ner" / "task_set.jsonl"
@@ -143,10 +137,8 @@ def test_the_figures_are_those_of_the_pipeline_that_users_call(nano_artifact: Ca
     assert accuracy["metrics"]["f1"]["found"] == pytest.approx(200 * right / (given + wanted), abs=1e-4)
 
 
-def test_an_example_that_cannot_be_asked_is_named(
-    opened: AccuracyCheck, nano_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
+def test_an_example_that_cannot_be_asked_is_named(opened, nano_artifact, monkeypatch):
+    def refuse(*_):
         raise InvalidInputError("input 3: too long")
 
     monkeypatch.setattr(accuracy_module, "answers", refuse)
@@ -158,14 +150,14 @@ def test_an_example_that_cannot_be_asked_is_named(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Callable[..., Path], tokenizer_dir: Path) -> Path:
+def model(tmp_path_factory, write_checkpoint, tokenizer_dir):
     """A small random classifier with a tokenizer, and a task set of what it answers."""
     folder = write_checkpoint(tmp_path_factory.mktemp("model") / "cls")
     return Path(shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True))
 
 
 @pytest.fixture(scope="module")
-def answered(model: Path, sentences: tuple[str, ...]) -> Path:
+def answered(model, sentences):
     """The checkpoint with a task set whose labels are its own answers, but for every fifth."""
     folder = Path(shutil.copytree(model, model.parent / "answered"))
     texts = [f"{sentence} {i}" for i in range(8) for sentence in sentences]
@@ -189,14 +181,12 @@ def answered(model: Path, sentences: tuple[str, ...]) -> Path:
 class Confused(accuracy_module.Session):
     """Gives the labels' scores in another order."""
 
-    def run_all(self, batches: Any) -> Any:
+    def run_all(self, batches):
         for outputs in super().run_all(batches):
             yield {name: np.roll(array, 1, axis=-1) for name, array in outputs.items()}
 
 
-def test_an_export_whose_metric_falls_ends_with_one_line_and_no_file(
-    answered: Path, export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_whose_metric_falls_ends_with_one_line_and_no_file(answered, export_fails, monkeypatch):
     monkeypatch.setattr(accuracy_module, "Session", Confused)
     message = export_fails(answered, "--embedding", "fp16")
     assert message.startswith(
@@ -205,11 +195,8 @@ def test_an_export_whose_metric_falls_ends_with_one_line_and_no_file(
     assert message.endswith("points; 0.5 are allowed. Take a higher precision.")
 
 
-def test_an_export_and_its_verification_say_the_figures(
-    answered: Path, erniem_export: Any, erniem_verify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = erniem_export("--model", answered, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+def test_an_export_and_its_verification_say_the_figures(answered, erniem_export, erniem_verify, tmp_path, monkeypatch):
+    result = erniem_export("--model", answered, "--output", tmp_path / "out").ok()
     accuracy = json.loads((tmp_path / "out" / "cls.json").read_text())["parity"]["cls.onnx"]["accuracy"]
     shown = f"{accuracy['metrics']['accuracy']['found']:.2f}"
     line = f"task_set.jsonl, 216 examples: accuracy {shown} (PyTorch {shown}); 216 answers the same"
@@ -218,8 +205,7 @@ def test_an_export_and_its_verification_say_the_figures(
     other = tmp_path / "other.jsonl"
     shutil.copy(answered / "task_set.jsonl", other)
     artifact = tmp_path / "out" / "cls.onnx"
-    result = erniem_verify(artifact, "--model", answered, "--task-set", other)
-    assert result.code == 0, result.err
+    result = erniem_verify(artifact, "--model", answered, "--task-set", other).ok()
     assert line.replace("task_set", "other") in result.out.splitlines()
     monkeypatch.setattr(accuracy_module, "Session", Confused)
     result = erniem_verify(artifact, "--model", answered)
@@ -228,9 +214,7 @@ def test_an_export_and_its_verification_say_the_figures(
     assert "0.05 are allowed" in result.err
 
 
-def test_a_task_set_that_cannot_be_used_ends_an_export_before_the_work(
-    model: Path, tmp_path: Path, export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_set_that_cannot_be_used_ends_an_export_before_the_work(model, tmp_path, export_fails, monkeypatch):
     monkeypatch.setattr(pipeline, "trace", lambda *_: pytest.fail("too late"))
     assert "missing.jsonl cannot be read: No such file" in export_fails(model, "--task-set", tmp_path / "missing.jsonl")
     of_mc = NANO / "mc" / "task_set.jsonl"
@@ -240,11 +224,8 @@ def test_a_task_set_that_cannot_be_used_ends_an_export_before_the_work(
     assert message.endswith("random:tiny has no tokenizer to read text with")
 
 
-def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(
-    model: Path, erniem_export: Any, tmp_path: Path
-) -> None:
-    result = erniem_export("--model", model, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(model, erniem_export, tmp_path):
+    erniem_export("--model", model, "--output", tmp_path / "out").ok()
     report = json.loads((tmp_path / "out" / "cls.json").read_text())["parity"]["cls.onnx"]
     assert "accuracy" not in report
     assert {"real text", "real text, pairs"} < set(report["cases"])
@@ -252,13 +233,12 @@ def test_a_checkpoint_without_a_task_set_gets_agreement_on_text(
 
 
 @pytest.mark.slow
-def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(erniem_export: Any, tmp_path: Path) -> None:
+def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(erniem_export, tmp_path):
     """On other passages than those that are asked."""
     lines = (NANO / "ner" / "task_set.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "text").write_text("".join(f"{json.loads(line)['text']}\n" for line in lines), encoding="utf-8")
     options = ("--int8", "--calibration", tmp_path / "text", "--output", tmp_path / "out")
-    result = erniem_export("--model", NANO / "ie", *options)
-    assert result.code == 0, result.err
+    erniem_export("--model", NANO / "ie", *options).ok()
     accuracy = json.loads((tmp_path / "out" / "ie.json").read_text())["parity"]["ie.onnx"]["accuracy"]
     assert accuracy["may_fall"] == 0.5
     assert 500 < accuracy["same_answers"] < 600
@@ -282,17 +262,17 @@ def test_int8_of_nano_holds_the_line_on_text_like_that_to_be_served(erniem_expor
         ("«Вектор»", ("Вектор",), 1, 1),
     ],
 )
-def test_answers_to_questions(answer: str, wanted: tuple[str, ...], exact: float, f1: float) -> None:
+def test_answers_to_questions(answer, wanted, exact, f1):
     found = figures("exact_match", [answer, "x"], [wanted, ("x",)])
     assert found == pytest.approx({"exact_match": 50 * (exact + 1), "f1": 50 * (f1 + 1)})
 
 
-def test_accuracy() -> None:
+def test_accuracy():
     assert figures("accuracy", ["a", "b", "c"], ["a", "b", "d"]) == pytest.approx({"accuracy": 200 / 3})
 
 
 @pytest.mark.parametrize("metric", ["f1", "micro_f1"])
-def test_spans_count_alike_and_must_be_right_as_a_whole(metric: str) -> None:
+def test_spans_count_alike_and_must_be_right_as_a_whole(metric):
     answers = [frozenset([(0, 3, "PER"), (4, 6, "LOC")]), frozenset(), frozenset([(1, 2, "PER")])]
     wanted = [frozenset([(0, 3, "PER"), (4, 6, "ORG")]), frozenset([(0, 1, "LOC")]), frozenset()]
     precision, recall = 1 / 3, 1 / 3
@@ -301,7 +281,7 @@ def test_spans_count_alike_and_must_be_right_as_a_whole(metric: str) -> None:
     assert figures(metric, [frozenset()], [frozenset()]) == {metric: 100}
 
 
-def test_correlation() -> None:
+def test_correlation():
     rng = np.random.default_rng(0)
     answers, wanted = rng.normal(size=(2, 50))
     expected = 100 * np.corrcoef(answers, wanted + answers)[0, 1]

@@ -1,14 +1,10 @@
 """The gate lets the right graph through and stops every wrong one, saying what is wrong with it."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +12,6 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from erniem_export.cli import verify_main
 from erniem_export.errors import ParityError
 from erniem_export.gate import diagnosis, parity
 from erniem_export.gate.measures import THRESHOLDS
@@ -26,19 +21,18 @@ from erniem_rt.errors import ArtifactError, EngineError
 from erniem_rt.manifest import Manifest
 
 LAYER = "ernie_m.encoder.layers.{}"
-Edit = Callable[[onnx.ModelProto], None]
 
 
 # Edits of a graph.
 
 
-def node_of(model: onnx.ModelProto, op_type: str, reads: str = "") -> onnx.NodeProto:
+def node_of(model, op_type, reads=""):
     """The first node of a type that reads a value."""
     return next(node for node in model.graph.node if node.op_type == op_type and (not reads or reads in node.input))
 
 
-def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
-    def edit(model: onnx.ModelProto) -> None:
+def weight(name, change):
+    def edit(model):
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
         changed = np.ascontiguousarray(change(numpy_helper.to_array(tensor).copy()))
         tensor.CopyFrom(numpy_helper.from_array(changed, name))
@@ -46,18 +40,18 @@ def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
     return edit
 
 
-def one_element(array: np.ndarray) -> np.ndarray:
+def one_element(array):
     array[np.abs(array).argmax()] *= -1
     return array
 
 
-def padding_embedding(array: np.ndarray) -> np.ndarray:
+def padding_embedding(array):
     array[1, 5] += 1e-3
     return array
 
 
-def attribute(op_type: str, **values: Any) -> Edit:
-    def edit(model: onnx.ModelProto) -> None:
+def attribute(op_type, **values):
+    def edit(model):
         nodes = [node for node in model.graph.node if node.op_type == op_type]
         assert nodes
         for node in nodes:
@@ -68,13 +62,13 @@ def attribute(op_type: str, **values: Any) -> Edit:
     return edit
 
 
-def rename(model: onnx.ModelProto, names: dict[str, str], *, inputs: bool = True, outputs: bool = True) -> None:
+def rename(model, names, *, inputs=True, outputs=True):
     for node in model.graph.node:
         for values in [node.input] * inputs + [node.output] * outputs:
             values[:] = [names.get(value, value) for value in values]
 
 
-def insert(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, Any] | None = None) -> None:
+def insert(model, nodes, constants=None):
     """Add nodes after those that they read from; what reads the graph's inputs only goes first."""
     for name, value in (constants or {}).items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
@@ -84,16 +78,16 @@ def insert(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[
         model.graph.node.insert(place + offset, node)
 
 
-def swap_outputs(model: onnx.ModelProto) -> None:
+def swap_outputs(model):
     rename(model, {"start_logits": "end_logits", "end_logits": "start_logits"}, inputs=False)
 
 
-def attend_to_all(model: onnx.ModelProto) -> None:
+def attend_to_all(model):
     node = node_of(model, "GreaterOrEqual", "attention_mask")
     node.input[1] = node.input[0]
 
 
-def count_the_mask(model: onnx.ModelProto) -> None:
+def count_the_mask(model):
     """As many tokens from the left as the mask has ones: right only where padding is on the right."""
     nodes = [
         helper.make_node("ReduceSum", ["attention_mask", "last_axis"], ["x_length"], keepdims=1),
@@ -107,7 +101,7 @@ def count_the_mask(model: onnx.ModelProto) -> None:
     insert(model, nodes, {"last_axis": np.array([1]), "axis_1": np.array(1)})
 
 
-def positions_from_the_mask(model: onnx.ModelProto) -> None:
+def positions_from_the_mask(model):
     """What other models do: padding has no positions."""
     node = next(node for node in model.graph.node if node.op_type == "Gather" and "position" in node.input[0])
     nodes = [
@@ -118,8 +112,8 @@ def positions_from_the_mask(model: onnx.ModelProto) -> None:
     insert(model, nodes, {"axis_1": np.array(1), "one": np.array(1)})
 
 
-def shift_positions(by: int) -> Edit:
-    def edit(model: onnx.ModelProto) -> None:
+def shift_positions(by):
+    def edit(model):
         node = next(node for node in model.graph.node if node.op_type == "Gather" and "position" in node.input[0])
         nodes = [helper.make_node("Add", [node.input[1], "shift"], ["x_positions"])]
         insert(model, nodes, {"shift": np.array(by)})
@@ -128,7 +122,7 @@ def shift_positions(by: int) -> Edit:
     return edit
 
 
-def subtract_the_batch_mean(model: onnx.ModelProto) -> None:
+def subtract_the_batch_mean(model):
     norm = node_of(model, "LayerNormalization", "ernie_m.embeddings.layer_norm.weight").output[0]
     rename(model, {norm: "x_centred"}, outputs=False)
     nodes = [
@@ -139,7 +133,7 @@ def subtract_the_batch_mean(model: onnx.ModelProto) -> None:
     insert(model, nodes, {"axes_0": np.array([0]), "x_share": np.float32(0.01)})
 
 
-def drop_the_last_layer(model: onnx.ModelProto) -> None:
+def drop_the_last_layer(model):
     norms = [LAYER.format(i) + ".norm2.weight" for i in range(2)]
     first, last = (node_of(model, "LayerNormalization", norm).output[0] for norm in norms)
     rename(model, {last: first}, outputs=False)
@@ -151,7 +145,7 @@ def drop_the_last_layer(model: onnx.ModelProto) -> None:
             model.graph.node.remove(node)
 
 
-def swap_query_and_value(model: onnx.ModelProto) -> None:
+def swap_query_and_value(model):
     start, names = LAYER.format(0) + ".self_attn.self_attn.", {}
     for ending in (".weight.T", ".bias"):
         names |= {
@@ -161,7 +155,7 @@ def swap_query_and_value(model: onnx.ModelProto) -> None:
     rename(model, names)
 
 
-def one_scale_for_the_batch(model: onnx.ModelProto) -> None:
+def one_scale_for_the_batch(model):
     """What dynamic quantization does: every product's input in int8, by the range of the whole batch."""
     stored = {tensor.name for tensor in model.graph.initializer if LAYER[:-2] in tensor.name}
     for i, node in enumerate([node for node in model.graph.node if node.op_type == "MatMul"]):
@@ -175,26 +169,26 @@ def one_scale_for_the_batch(model: onnx.ModelProto) -> None:
             node.input[0] = f"x_{i}"
 
 
-def root_of_the_start(model: onnx.ModelProto) -> None:
+def root_of_the_start(model):
     rename(model, {"start_logits": "x_raw"})
     insert(model, [helper.make_node("Sqrt", ["x_raw"], ["start_logits"])])
 
 
-def mask_with_infinity(model: onnx.ModelProto) -> None:
+def mask_with_infinity(model):
     weight(node_of(model, "Where").input[1], lambda array: np.full_like(array, -np.inf))(model)
 
 
-def reorder_labels(model: onnx.ModelProto) -> None:
+def reorder_labels(model):
     rename(model, {"logits": "x_raw"})
     insert(model, [helper.make_node("Gather", ["x_raw", "order"], ["logits"], axis=-1)], {"order": np.array([2, 0, 1])})
 
 
-def ignore_head_mask(model: onnx.ModelProto) -> None:
+def ignore_head_mask(model):
     rename(model, {"head_mask": "x_ones"}, outputs=False)
     insert(model, [helper.make_node("Pow", ["head_mask", "zero"], ["x_ones"])], {"zero": np.float32(0)})
 
 
-def drop_an_axis(model: onnx.ModelProto) -> None:
+def drop_an_axis(model):
     rename(model, {"start_logits": "x_raw"})
     insert(model, [helper.make_node("Transpose", ["x_raw"], ["start_logits"], perm=[1, 0])])
 
@@ -249,7 +243,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_wrong_graph_is_stopped_and_named(name: str, exported: Any, damaged: Any) -> None:
+def test_wrong_graph_is_stopped_and_named(name, exported, damaged):
     edit, message = DAMAGES[name]
     artifact = exported("qa")
     with pytest.raises(ParityError, match=message) as caught:
@@ -259,20 +253,20 @@ def test_wrong_graph_is_stopped_and_named(name: str, exported: Any, damaged: Any
 
 
 @pytest.mark.parametrize("head", ["cls", "ner"])
-def test_labels_in_another_order(head: str, exported: Any, damaged: Any) -> None:
+def test_labels_in_another_order(head, exported, damaged):
     artifact = exported(head)
     with pytest.raises(ParityError, match=r"columns of logits are in another order.*\[1, 2, 0\].*") as caught:
         check_parity(damaged(artifact, reorder_labels), artifact.model)
     assert "decisions are the same" in str(caught.value)
 
 
-def test_head_mask_that_does_nothing(exported: Any, damaged: Any) -> None:
+def test_head_mask_that_does_nothing(exported, damaged):
     artifact = exported("qa", head_mask=True)
     with pytest.raises(ParityError, match="first in the self-attention of layer 0"):
         check_parity(damaged(artifact, ignore_head_mask), artifact.model)
 
 
-def test_epsilon_shows_where_embeddings_are_as_small_as_trained_ones(exported: Any, damaged: Any) -> None:
+def test_epsilon_shows_where_embeddings_are_as_small_as_trained_ones(exported, damaged):
     artifact = exported("qa")
     model = copy.deepcopy(artifact.model)
     tables = ("ernie_m.embeddings.word_embeddings.weight", "ernie_m.embeddings.position_embeddings.weight")
@@ -280,7 +274,7 @@ def test_epsilon_shows_where_embeddings_are_as_small_as_trained_ones(exported: A
         for name in tables:
             model.get_parameter(name).mul_(0.02)
 
-    def edit(graph: onnx.ModelProto, epsilon: float) -> None:
+    def edit(graph, epsilon):
         for name in tables:
             weight(name, lambda array: array * np.float32(0.02))(graph)
         attribute("LayerNormalization", epsilon=epsilon)(graph)
@@ -289,10 +283,10 @@ def test_epsilon_shows_where_embeddings_are_as_small_as_trained_ones(exported: A
         check_parity(damaged(artifact, lambda graph: edit(graph, 1e-12)), model)
 
 
-def test_other_names_are_no_excuse(exported: Any, damaged: Any) -> None:
+def test_other_names_are_no_excuse(exported, damaged):
     artifact = exported("qa")
 
-    def edit(graph: onnx.ModelProto) -> None:
+    def edit(graph):
         for tensor in graph.graph.initializer:
             rename(graph, {tensor.name: f"w_{tensor.name}"})
             tensor.name = f"w_{tensor.name}"
@@ -302,12 +296,12 @@ def test_other_names_are_no_excuse(exported: Any, damaged: Any) -> None:
 
 
 @pytest.mark.parametrize("keep_the_right_one", [False, True])
-def test_one_other_name_is_no_excuse(keep_the_right_one: bool, exported: Any, damaged: Any) -> None:
+def test_one_other_name_is_no_excuse(keep_the_right_one, exported, damaged):
     """An embedding that no batch looks up is changed, in a table under another name."""
     artifact = exported("qa")
     table = "ernie_m.embeddings.word_embeddings.weight"
 
-    def edit(graph: onnx.ModelProto) -> None:
+    def edit(graph):
         right = next(tensor for tensor in graph.graph.initializer if tensor.name == table)
         original = copy.deepcopy(right)
         weight(table, padding_embedding)(graph)
@@ -322,7 +316,7 @@ def test_one_other_name_is_no_excuse(keep_the_right_one: bool, exported: Any, da
     assert caught.value.report["weights"]["missing"] == (table,)
 
 
-def test_what_the_graph_has_no_use_for_may_be_missing(exported: Any) -> None:
+def test_what_the_graph_has_no_use_for_may_be_missing(exported):
     for head, flags, count in (("ie", {}, 2), ("base", {"inputs_embeds": True}, 1)):
         artifact = exported(head, **flags)
         weights = check_parity(artifact.path, artifact.model).weights
@@ -330,7 +324,7 @@ def test_what_the_graph_has_no_use_for_may_be_missing(exported: Any) -> None:
         assert weights.compared == len(artifact.model.state_dict()) - count
 
 
-def test_one_label_leaves_nothing_to_decide(export_model: Any, make_model: Any) -> None:
+def test_one_label_leaves_nothing_to_decide(export_model, make_model):
     for head, problem_type, decides in (
         ("ner", None, False),
         ("cls", "regression", False),
@@ -342,11 +336,11 @@ def test_one_label_leaves_nothing_to_decide(export_model: Any, make_model: Any) 
         assert (report.agreement.compared > 0) is decides
 
 
-def test_a_row_that_cannot_run_alone_is_named(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_cannot_run_alone_is_named(exported, monkeypatch):
     artifact = exported("qa")
     run = parity.Session.run
 
-    def fail(session: Any, feeds: Any) -> Any:
+    def fail(session, feeds):
         if feeds["input_ids"].shape == (1, 5):
             raise EngineError("out of memory")
         return run(session, feeds)
@@ -356,8 +350,8 @@ def test_a_row_that_cannot_run_alone_is_named(exported: Any, monkeypatch: pytest
         check_parity(artifact.path, artifact.model)
 
 
-def test_a_probe_that_fails_loses_no_finding(exported: Any, damaged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+def test_a_probe_that_fails_loses_no_finding(exported, damaged, monkeypatch):
+    def fail(*_):
         raise RuntimeError("no such graph")
 
     monkeypatch.setattr(diagnosis, "open_session", fail)
@@ -368,7 +362,7 @@ def test_a_probe_that_fails_loses_no_finding(exported: Any, damaged: Any, monkey
     assert caught.value.report is not None
 
 
-def test_untouched_copy_passes(exported: Any, damaged: Any) -> None:
+def test_untouched_copy_passes(exported, damaged):
     """The way in which copies are edited is not what the gate finds."""
     artifact = exported("qa")
     report = check_parity(damaged(artifact, lambda _: None), artifact.model)
@@ -376,7 +370,7 @@ def test_untouched_copy_passes(exported: Any, damaged: Any) -> None:
     assert report.agreement.compared == report.agreement.agreed > 50
 
 
-def test_margins(head: str, exported: Any) -> None:
+def test_margins(head, exported):
     """What rounding alone makes stays ten times below every threshold."""
     artifact = exported(head)
     report = check_parity(artifact.path, artifact.model)
@@ -385,9 +379,7 @@ def test_margins(head: str, exported: Any) -> None:
     assert set(report.invariance) == {spec.name for spec in artifact.manifest.outputs}
 
 
-def test_int8_by_the_range_of_a_batch_is_stopped_by_rows_alone(
-    export_model: Any, make_model: Any, damaged: Any
-) -> None:
+def test_int8_by_the_range_of_a_batch_is_stopped_by_rows_alone(export_model, make_model, damaged):
     """Dynamic int8 passes what the precision may cost, and a text's answer depends on its batch."""
     model = make_model("ner")
     with torch.no_grad():
@@ -404,7 +396,7 @@ def test_int8_by_the_range_of_a_batch_is_stopped_by_rows_alone(
 
 
 @pytest.mark.parametrize("change", ["truncated", "edited"])
-def test_damaged_file_is_named(change: str, exported: Any, damaged: Any) -> None:
+def test_damaged_file_is_named(change, exported, damaged):
     artifact = exported("qa")
     path = damaged(artifact, lambda _: None)
     data = Path(f"{path}.data")
@@ -418,14 +410,14 @@ def test_damaged_file_is_named(change: str, exported: Any, damaged: Any) -> None
         check_parity(path, artifact.model)
 
 
-def test_no_cases_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cases_is_a_failure(exported, monkeypatch):
     artifact = exported("qa")
     monkeypatch.setattr(parity, "build_cases", lambda *_: [])
     with pytest.raises(ParityError, match="nothing was compared"):
         check_parity(artifact.path, artifact.model)
 
 
-def test_no_row_alone_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_alone_is_a_failure(exported, monkeypatch):
     artifact = exported("qa")
     every = parity.build_cases
     monkeypatch.setattr(parity, "build_cases", lambda *args: every(*args)[:1])
@@ -433,17 +425,17 @@ def test_no_row_alone_is_a_failure(exported: Any, monkeypatch: pytest.MonkeyPatc
         check_parity(artifact.path, artifact.model)
 
 
-def as_a_plan(session: Session, precision: str) -> None:
+def as_a_plan(session, precision):
     """Let the session say that it runs a plan in another precision."""
-    plan: Any = SimpleNamespace(precision={"weights": precision, "embedding": precision})
+    plan = SimpleNamespace(precision={"weights": precision, "embedding": precision})
     session.engine, session.manifest = "tensorrt", dataclasses.replace(session.manifest, plan=plan)
 
 
-def judged_as(precision: str) -> Callable[[Path], contextlib.AbstractContextManager[Session]]:
+def judged_as(precision):
     """Open an artifact in float32 as one in another precision."""
 
     @contextlib.contextmanager
-    def opened(path: Path) -> Iterator[Session]:
+    def opened(path):
         with Session(path) as session:
             as_a_plan(session, precision)
             yield session
@@ -451,7 +443,7 @@ def judged_as(precision: str) -> Callable[[Path], contextlib.AbstractContextMana
     return opened
 
 
-def with_head(artifact: Any, **config: Any) -> tuple[Any, Edit]:
+def with_head(artifact, **config):
     """The model and the edit of its graph for another classifier: its ``scale`` and its ``bias``."""
     model = copy.deepcopy(artifact.model)
     scale, bias = np.float32(config["scale"]), np.float32(config["bias"])
@@ -459,7 +451,7 @@ def with_head(artifact: Any, **config: Any) -> tuple[Any, Edit]:
         model.classifier.weight.mul_(float(scale))
         model.classifier.bias.mul_(float(scale)).add_(float(bias))
 
-    def edit(graph: onnx.ModelProto) -> None:
+    def edit(graph):
         weight("classifier.weight", lambda array: array * scale)(graph)
         weight("classifier.bias", lambda array: array * scale + bias)(graph)
 
@@ -470,9 +462,7 @@ def with_head(artifact: Any, **config: Any) -> tuple[Any, Edit]:
 @pytest.mark.parametrize(
     ("scale", "bias", "decides"), [(0.0, 0.0, False), (1e-2, 0.0, True), (1.0, 1990.0, None)], ids=str
 )
-def test_what_cannot_be_decided_is_no_failure(
-    precision: str, scale: float, bias: float, decides: bool | None, exported: Any, damaged: Any
-) -> None:
+def test_what_cannot_be_decided_is_no_failure(precision, scale, bias, decides, exported, damaged):
     artifact = exported("cls")
     model, edit = with_head(artifact, scale=scale, bias=bias)
     report = check_parity(damaged(artifact, edit), model, open_session=judged_as(precision))
@@ -481,7 +471,7 @@ def test_what_cannot_be_decided_is_no_failure(
         assert bool(report.agreement.compared) is decides
 
 
-def test_several_numbers_are_no_choice(exported: Any, damaged: Any) -> None:
+def test_several_numbers_are_no_choice(exported, damaged):
     artifact = exported("cls")
     model, edit = with_head(artifact, scale=1.0, bias=1990.0)
     path = damaged(artifact, edit)
@@ -494,7 +484,7 @@ def test_several_numbers_are_no_choice(exported: Any, damaged: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["no mask", "outputs swapped", "bias negated", "mask for padding on the right only"])
-def test_a_lower_precision_excuses_no_wrong_graph(precision: str, name: str, exported: Any, damaged: Any) -> None:
+def test_a_lower_precision_excuses_no_wrong_graph(precision, name, exported, damaged):
     artifact = exported("qa")
     with pytest.raises(ParityError) as caught:
         check_parity(damaged(artifact, DAMAGES[name][0]), artifact.model, open_session=judged_as(precision))
@@ -502,7 +492,7 @@ def test_a_lower_precision_excuses_no_wrong_graph(precision: str, name: str, exp
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_small_logits_in_another_order_are_wrong_decisions(precision: str, exported: Any, damaged: Any) -> None:
+def test_small_logits_in_another_order_are_wrong_decisions(precision, exported, damaged):
     artifact = exported("cls")
     model, edit = with_head(artifact, scale=1e-2, bias=0.0)
     path = damaged(artifact, lambda graph: (edit(graph), reorder_labels(graph)))
@@ -510,17 +500,15 @@ def test_small_logits_in_another_order_are_wrong_decisions(precision: str, expor
         check_parity(path, model, open_session=judged_as(precision))
 
 
-def test_a_narrow_miss_of_a_lower_precision_is_not_blamed_on_the_mask(
-    exported: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_narrow_miss_of_a_lower_precision_is_not_blamed_on_the_mask(exported, monkeypatch):
     artifact = exported("base")
 
     @contextlib.contextmanager
-    def opened(path: Path) -> Iterator[Session]:
+    def opened(path):
         with judged_as("int8")(path) as session:
             run = session.run
 
-            def rounded(feeds: Any) -> Any:
+            def rounded(feeds):
                 found = run(feeds)
                 if not feeds.get("attention_mask", np.ones(1)).all():
                     found["pooler_output"].flat[0] += 0.5
@@ -535,7 +523,7 @@ def test_a_narrow_miss_of_a_lower_precision_is_not_blamed_on_the_mask(
     assert "mask" not in str(caught.value)
 
 
-def test_reference_that_is_nan_is_a_failure(exported: Any) -> None:
+def test_reference_that_is_nan_is_a_failure(exported):
     artifact = exported("qa")
     model = copy.deepcopy(artifact.model)
     with torch.no_grad():
@@ -544,19 +532,17 @@ def test_reference_that_is_nan_is_a_failure(exported: Any) -> None:
         check_parity(artifact.path, model)
 
 
-def test_diagnosis_runs_on_failure_only(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diagnosis_runs_on_failure_only(exported, monkeypatch):
     artifact = exported("qa")
     monkeypatch.setattr(parity, "diagnose", lambda *_: pytest.fail("diagnosed"))
     assert check_parity(artifact.path, artifact.model).limits == THRESHOLDS["fp32"]
 
 
-def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(
-    exported: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(exported, monkeypatch):
     artifact = exported("qa")
 
     @contextlib.contextmanager
-    def opened(path: Path) -> Iterator[Session]:
+    def opened(path):
         with Session(path) as session:
             as_a_plan(session, "fp16")
             yield session
@@ -567,18 +553,3 @@ def test_a_plan_is_judged_by_its_own_precision_and_the_weights_by_the_graphs(
     assert (report.precision, report.limits.largest) == ("fp16", THRESHOLDS["fp16"].largest)
     assert asked == [artifact.manifest.precision]
     assert artifact.manifest.precision["weights"] == "fp32"
-
-
-def test_verify_passes_and_fails_from_the_command_line(
-    exported: Any, damaged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    artifact = exported("qa")
-    artifact.model.save_pretrained(tmp_path / "checkpoint")
-    capsys.readouterr()
-    assert verify_main([str(artifact.path), "--model", str(tmp_path / "checkpoint")]) == 0
-    assert "passed" in capsys.readouterr().out
-    path = damaged(artifact, swap_outputs)
-    assert verify_main([str(path), "--model", str(tmp_path / "checkpoint")]) == 1
-    out, err = capsys.readouterr()
-    assert "FAILED" in out
-    assert "the outputs are swapped" in err.splitlines()[-1]

@@ -1,15 +1,11 @@
 """The gate's inputs: every kind is there, and every batch is one that the runtime and the model take."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from erniem_export.gate.cases import TEXTS, Case, build_cases
+from erniem_export.gate.cases import TEXTS, build_cases
 from erniem_export.heads import graph_inputs
 from erniem_export.options import GraphOptions
 from erniem_rt.manifest import Limits
@@ -30,18 +26,18 @@ FLAGS = [
 ]
 
 
-def manifest(head: str, limits: Limits, **flags: bool) -> Any:
-    config: Any = SimpleNamespace(hidden_size=6, num_hidden_layers=2, num_attention_heads=3, pruned_heads={})
+def manifest(head, limits, **flags):
+    config = SimpleNamespace(hidden_size=6, num_hidden_layers=2, num_attention_heads=3, pruned_heads={})
     return SimpleNamespace(head=head, limits=limits, inputs=graph_inputs(head, config, GraphOptions(**flags)))
 
 
 @pytest.fixture(params=LIMITS)
-def limits(request: pytest.FixtureRequest) -> Limits:
+def limits(request):
     return LIMITS[request.param]
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: ", ".join(flags) or "plain")
-def test_every_batch_is_valid(head: str, limits: Limits, flags: dict[str, bool]) -> None:
+def test_every_batch_is_valid(head, limits, flags):
     described = manifest(head, limits, **flags)
     for case in build_cases(described):
         feeds = prepare(described, case.feeds)  # raises on wrong names, shapes, ids, positions, masks
@@ -50,15 +46,15 @@ def test_every_batch_is_valid(head: str, limits: Limits, flags: dict[str, bool])
         assert case.attend.dtype == bool
 
 
-def rows_of(case: Case) -> list[np.ndarray]:
+def rows_of(case):
     return list(case.attend.reshape(-1, case.attend.shape[-1]))
 
 
-def is_left_aligned(row: np.ndarray) -> bool:
+def is_left_aligned(row):
     return bool((row == (np.arange(len(row)) < row.sum())).all())
 
 
-def test_every_kind_is_there(head: str) -> None:
+def test_every_kind_is_there(head):
     cases = {case.name: case for case in build_cases(manifest(head, LIMITS["as released"]))}
     assert len(cases) == 10
     widths = [case.attend.shape[-1] for case in cases.values()]
@@ -79,7 +75,7 @@ def test_every_kind_is_there(head: str) -> None:
     assert cases["the longest row"].attend.reshape(-1, 512)[0].all()
 
 
-def test_masked_positions_hold_real_ids(head: str, limits: Limits) -> None:
+def test_masked_positions_hold_real_ids(head, limits):
     """Only so does a mask that is ignored show."""
     for case in build_cases(manifest(head, limits)):
         if "attention_mask" in case.feeds:
@@ -87,7 +83,7 @@ def test_masked_positions_hold_real_ids(head: str, limits: Limits) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_without_a_mask_there_is_padding(head: str, name: str) -> None:
+def test_without_a_mask_there_is_padding(head, name):
     limits = LIMITS[name]
     case = next(case for case in build_cases(manifest(head, limits)) if case.name == "no mask given")
     assert "attention_mask" not in case.feeds
@@ -97,14 +93,14 @@ def test_without_a_mask_there_is_padding(head: str, name: str) -> None:
     assert case.attend.any(-1).all()
 
 
-def test_embeddings_without_a_mask_are_all_attended_to() -> None:
+def test_embeddings_without_a_mask_are_all_attended_to():
     cases = build_cases(manifest("qa", LIMITS["small"], inputs_embeds=True))
     case = next(case for case in cases if case.name == "no mask given")
     assert case.attend.all()
     assert case.feeds["inputs_embeds"].dtype == np.float32
 
 
-def test_longest_is_the_limit(head: str, limits: Limits) -> None:
+def test_longest_is_the_limit(head, limits):
     cases = {case.name: case for case in build_cases(manifest(head, limits))}
     for name in ("the longest row", "the longest and a short row"):
         assert cases[name].attend.shape[-1] == limits.max_length
@@ -112,13 +108,13 @@ def test_longest_is_the_limit(head: str, limits: Limits) -> None:
     assert max(case.attend.shape[-1] for case in cases.values()) == limits.max_length
 
 
-def test_both_ends_of_the_vocabulary_are_looked_up(limits: Limits) -> None:
+def test_both_ends_of_the_vocabulary_are_looked_up(limits):
     cases = build_cases(manifest("qa", limits))
     seen = set(np.concatenate([case.feeds["input_ids"][case.attend] for case in cases]).tolist())
     assert {0, limits.vocab_size - 1} - {limits.pad_token_id} <= seen
 
 
-def test_same_seed_same_batches() -> None:
+def test_same_seed_same_batches():
     described = manifest("mc", LIMITS["as released"], position_ids=True)
     first, again, other = (build_cases(described, seed=seed) for seed in (0, 0, 1))
     for one, two in zip(first, again, strict=True):
@@ -128,7 +124,7 @@ def test_same_seed_same_batches() -> None:
 
 
 @pytest.mark.parametrize("longest", [512, 9])
-def test_real_text(head: str, longest: int, tokenizer_dir: Path) -> None:
+def test_real_text(head, longest, tokenizer_dir):
     size = len(Tokenizer.from_dir(tokenizer_dir))
     described = manifest(head, Limits(longest, size, 1))
     cases = build_cases(described, tokenizer_dir)[10:]
@@ -140,6 +136,6 @@ def test_real_text(head: str, longest: int, tokenizer_dir: Path) -> None:
         assert not case.attend.all() or longest == 9
 
 
-def test_no_text_where_there_is_no_room_or_no_ids(tokenizer_dir: Path) -> None:
+def test_no_text_where_there_is_no_room_or_no_ids(tokenizer_dir):
     assert len(build_cases(manifest("qa", Limits(4, 2000, 1)), tokenizer_dir)) == 10
     assert len(build_cases(manifest("qa", LIMITS["as released"], inputs_embeds=True), tokenizer_dir)) == 10

@@ -1,11 +1,7 @@
 """The gate's measures against plain loops, and what the thresholds make of them."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +18,14 @@ VALUES = st.floats(-100, 100, width=32)
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+def pairs(draw):
     shape, dtype = draw(SHAPES), draw(st.sampled_from(["float32", "float16"]))
     found, expected = (draw(hnp.arrays(np.float32, shape, elements=VALUES)) for _ in range(2))
     return found.astype(dtype), expected
 
 
 @given(pairs())
-def test_measures_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_measures_are_what_their_names_say(pair):
     found, expected = pair
     a, b = [float(x) for x in found.flat], [float(x) for x in expected.flat]
     gaps = [abs(x - y) for x, y in zip(a, b, strict=True)]
@@ -55,13 +51,13 @@ def test_measures_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray]) 
 
 
 @given(pairs())
-def test_equal_arrays_have_no_excess(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_equal_arrays_have_no_excess(pair):
     _, expected = pair
     assert measure(expected, expected).excess(LIMITS) < 1e-3
 
 
 @given(hnp.arrays(np.float32, SHAPES, elements=VALUES), st.data())
-def test_one_value_over_the_limit_is_over(expected: np.ndarray, data: st.DataObject) -> None:
+def test_one_value_over_the_limit_is_over(expected, data):
     index = data.draw(st.integers(0, expected.size - 1))
     scale = max(1.0, float(np.abs(expected).max()))
     found = expected.astype(np.float64)
@@ -70,7 +66,7 @@ def test_one_value_over_the_limit_is_over(expected: np.ndarray, data: st.DataObj
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_counted_and_never_pass(bad: float) -> None:
+def test_values_that_are_not_finite_are_counted_and_never_pass(bad):
     expected = np.ones((2, 3), dtype=np.float32)
     found = expected.copy()
     found[0, 1] = found[1, 2] = bad
@@ -79,11 +75,11 @@ def test_values_that_are_not_finite_are_counted_and_never_pass(bad: float) -> No
     assert difference.excess(LIMITS) == math.inf
 
 
-def test_nothing_compared_never_passes() -> None:
+def test_nothing_compared_never_passes():
     assert measure(np.zeros((0, 3)), np.zeros((0, 3))).excess(LIMITS) == math.inf
 
 
-def test_a_logit_near_zero_is_not_held_to_relative_digits() -> None:
+def test_a_logit_near_zero_is_not_held_to_relative_digits():
     """Rounding may even turn its sign; one value, or values that are all next to 0, have no direction."""
     for count in (1, 5):
         expected = np.full(count, 1e-6, dtype=np.float32)
@@ -91,12 +87,12 @@ def test_a_logit_near_zero_is_not_held_to_relative_digits() -> None:
     assert measure(np.zeros(4), np.zeros(4)).excess(LIMITS) == 0
 
 
-def test_small_outputs_are_still_held_to_absolute_digits() -> None:
+def test_small_outputs_are_still_held_to_absolute_digits():
     expected = np.full(5, 1e-3, dtype=np.float32)
     assert measure(expected + 1.1e-4, expected).excess(LIMITS) > 1
 
 
-def test_each_measure_can_fail_alone() -> None:
+def test_each_measure_can_fail_alone():
     rng = np.random.default_rng(0)
     expected = rng.standard_normal(100_000)
     spread = expected + 3e-5 * rng.standard_normal(expected.size)
@@ -113,11 +109,11 @@ def test_each_measure_can_fail_alone() -> None:
 TIE = 0.05
 
 
-def manifest(head: str, problem_type: str | None = None) -> Any:
+def manifest(head, problem_type=None):
     return SimpleNamespace(head=head, problem_type=problem_type)
 
 
-def winner(found: list[float], expected: list[float]) -> Agreement:
+def winner(found, expected):
     """One choice between two or more."""
     if len(expected) < 2:
         return Agreement()
@@ -127,16 +123,16 @@ def winner(found: list[float], expected: list[float]) -> Agreement:
     return Agreement(1, int(max(range(len(found)), key=lambda i: found[i]) == best))
 
 
-def sign(found: float, expected: float) -> Agreement:
+def sign(found, expected):
     """One yes or no."""
     return Agreement(1, int((found > 0) == (expected > 0))) if abs(expected) > TIE else Agreement()
 
 
-def add_up(agreements: Iterable[Agreement]) -> Agreement:
+def add_up(agreements):
     return sum(agreements, Agreement())
 
 
-def of_row(head: str, multi: bool, found: Any, expected: Any, tokens: list[int]) -> Agreement:
+def of_row(head, multi, found, expected, tokens):
     """The decisions of one row with some tokens; values are the row's outputs by name."""
     if head == "cls":
         a, b = list(found["logits"]), list(expected["logits"])
@@ -150,7 +146,7 @@ def of_row(head: str, multi: bool, found: Any, expected: Any, tokens: list[int])
     return total
 
 
-def oracle(head: str, multi: bool, found: Any, expected: Any, attend: Any) -> Agreement:
+def oracle(head, multi, found, expected, attend):
     total = Agreement()
     for row in range(len(attend)):
         a, b = ({name: array[row] for name, array in values.items()} for values in (found, expected))
@@ -171,9 +167,7 @@ def oracle(head: str, multi: bool, found: Any, expected: Any, attend: Any) -> Ag
     sizes=st.tuples(*[st.integers(1, 5)] * 4),
     noise=st.sampled_from([0.0, 0.01, 1.0]),
 )
-def test_decisions_match_plain_loops(
-    head: str, multi: bool, seed: int, sizes: tuple[int, int, int, int], noise: float
-) -> None:
+def test_decisions_match_plain_loops(head, multi, seed, sizes, noise):
     rng = np.random.default_rng(seed)
     known = dict(zip(("batch", "choices", "sequence", "labels"), sizes, strict=True)) | {"hidden": 4}
     expected = {
@@ -188,28 +182,28 @@ def test_decisions_match_plain_loops(
         assert got.agreed == got.compared
 
 
-def test_ties_are_no_decisions() -> None:
+def test_ties_are_no_decisions():
     logits = {"logits": np.array([[0.0, 0.04, -1.0], [0.0, 0.06, -1.0]])}
     other = {"logits": np.array([[0.04, 0.0, -1.0], [0.06, 0.0, -1.0]])}
     attend = np.ones((2, 3), dtype=bool)
     assert compare_decisions(manifest("cls"), other, logits, attend, TIE) == Agreement(1, 0)
 
 
-def test_a_single_token_is_no_choice_of_a_span() -> None:
+def test_a_single_token_is_no_choice_of_a_span():
     logits = np.array([[1.0, 5.0, 2.0]])
     outputs = {"start_logits": logits, "end_logits": logits}
     attend = np.array([[True, False, False]])
     assert compare_decisions(manifest("qa"), outputs, outputs, attend, TIE) == Agreement()
 
 
-def test_nan_is_a_wrong_decision() -> None:
+def test_nan_is_a_wrong_decision():
     expected = {"logits": np.array([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]])}
     found = {"logits": np.array([[2.0, np.nan, 1.0], [np.nan, 2.0, 1.0]])}
     attend = np.ones((2, 3), dtype=bool)
     assert compare_decisions(manifest("cls"), found, expected, attend, TIE) == Agreement(2, 0)
 
 
-def test_share() -> None:
+def test_share():
     assert Agreement(4, 3).share == 0.75
     assert Agreement().share == 1.0
     assert Agreement(1, 1) + Agreement(2, 0) == Agreement(3, 1)

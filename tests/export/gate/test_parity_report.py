@@ -1,12 +1,9 @@
 """The findings: what counts as a failure, and the table and JSON made of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from erniem_export.gate.measures import THRESHOLDS, Agreement, Report, Weights, 
 ONES = np.ones((2, 4), dtype=np.float32)
 
 
-def report(**changes: Any) -> Report:
+def report(**changes):
     """A report that passes, but for the changes."""
     fields = {
         "differences": {("logits", "a"): measure(ONES, ONES), ("logits", "b"): measure(ONES + 1e-6, ONES)},
@@ -30,7 +27,7 @@ def report(**changes: Any) -> Report:
     return Report("fp32", THRESHOLDS["fp32"], **fields | changes)
 
 
-def test_passes() -> None:
+def test_passes():
     assert report().failures() == []
     assert report().failing_cases() == set()
     assert report().worst()[:2] == ("logits", "b")
@@ -69,7 +66,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_each_failure_alone(name: str) -> None:
+def test_each_failure_alone(name):
     changes, message = FAILURES[name]
     findings = report(**changes)
     (problem,) = findings.failures()
@@ -78,14 +75,14 @@ def test_each_failure_alone(name: str) -> None:
     assert format_report(findings.to_json()).endswith("FAILED")
 
 
-def test_several_failures_are_all_named() -> None:
+def test_several_failures_are_all_named():
     changes = {
         key: value for name in ("numbers", "alone", "decisions", "weights") for key, value in FAILURES[name][0].items()
     }
     assert len(report(**changes).failures()) == 4
 
 
-def test_json_keeps_the_worst_of_every_output() -> None:
+def test_json_keeps_the_worst_of_every_output():
     two = np.full((3, 1), 2.0, dtype=np.float32)
     findings = report(
         differences={
@@ -106,7 +103,7 @@ def test_json_keeps_the_worst_of_every_output() -> None:
     assert content["weights"] == {"compared": 40, "changed": (), "missing": ()}
 
 
-def test_table() -> None:
+def test_table():
     lines = format_report(report().to_json()).splitlines()
     assert lines[0].startswith("fp32 against PyTorch ")
     assert lines[0].endswith(", float32, 2 cases")
@@ -118,12 +115,12 @@ def test_table() -> None:
     assert "no decisions compared" in format_report(report(agreement=Agreement()).to_json())
 
 
-def test_failure_of_rows_alone_is_explained() -> None:
+def test_failure_of_rows_alone_is_explained():
     """The reference's rows do not touch each other, so this can only come from the engine."""
     case = Case("a", {}, np.ones((2, 4), dtype=bool))
     results = [(case, {"logits": ONES}, {"logits": ONES})]
     findings = report(invariance={"logits": measure(ONES + 0.01, ONES)})
-    model: Any = SimpleNamespace()
+    model = SimpleNamespace()
     assert diagnose(Path("x.onnx"), model, findings, results) == [
         "A row alone differs from the same row in a batch: something is computed across rows or from padding."
     ]

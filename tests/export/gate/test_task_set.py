@@ -1,12 +1,9 @@
 """Reading task sets: what every head takes, and one clear error, with its line, for what it does not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -23,7 +20,7 @@ TASKS = {
     "mc": Task("mc"),
     "ie": Task("ie"),
 }
-GOOD: dict[str, tuple[dict[str, Any], Example]] = {
+GOOD = {
     "qa": (
         {"question": "Who?", "context": "Ann Lee did.", "answers": ["Ann", "Ann Lee"]},
         Example({"question": "Who?", "context": "Ann Lee did."}, ("Ann", "Ann Lee")),
@@ -55,10 +52,10 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path):
     """Write lines, each an object or text as it is, ``times`` over."""
 
-    def lines(*content: object, times: int = 1) -> Path:
+    def lines(*content, times=1):
         path = tmp_path / "set.jsonl"
         texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in content]
         path.write_text("".join(f"{text}\n" for text in texts * times), encoding="utf-8")
@@ -68,14 +65,14 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_every_kind_is_read(kind: str, write: Write) -> None:
+def test_every_kind_is_read(kind, write):
     line, example = GOOD[kind]
     found = read_task_set(write(line, "", times=FEWEST), TASKS[kind])
     assert found.name == "set.jsonl"
     assert found.examples == (example,) * FEWEST
 
 
-def test_a_question_without_an_answer_and_a_line_separator_within_text(write: Write) -> None:
+def test_a_question_without_an_answer_and_a_line_separator_within_text(write):
     line = {"question": "Who?", "context": "Nobody\u2028did\u0085it.", "answers": []}
     found = read_task_set(write(line, times=FEWEST), TASKS["qa"])
     assert (len(found.examples), found.examples[0].wanted) == (FEWEST, ())
@@ -119,7 +116,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("kind", "line", "message"), BAD)
-def test_a_bad_line_is_one_clear_error_with_its_number(kind: str, line: object, message: str, write: Write) -> None:
+def test_a_bad_line_is_one_clear_error_with_its_number(kind, line, message, write):
     with pytest.raises(ExportError) as caught:
         read_task_set(write(GOOD[kind][0], "", line, *[GOOD[kind][0]] * FEWEST), TASKS[kind])
     assert str(caught.value).startswith(f"the task set {write()}, line 3: ")
@@ -137,7 +134,7 @@ def test_a_bad_line_is_one_clear_error_with_its_number(kind: str, line: object, 
         (b"\xff\n", "is not UTF-8: invalid start byte at byte 0"),
     ],
 )
-def test_a_bad_file_is_one_clear_error(content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_one_clear_error(content, message, tmp_path):
     path = tmp_path / "set.jsonl"
     if content is not None:
         path.write_bytes(content)
@@ -146,18 +143,18 @@ def test_a_bad_file_is_one_clear_error(content: bytes | None, message: str, tmp_
     assert message in str(caught.value)
 
 
-def test_no_metric_is_made_up(write: Write) -> None:
+def test_no_metric_is_made_up(write):
     with pytest.raises(ExportError, match="no metric is defined for regression with 3 outputs; leave it out"):
         read_task_set(write(GOOD["regression"][0], times=FEWEST), Task("cls", NLI, "regression"))
 
 
-def checkpoint(head: str = "mc", **changes: Any) -> Any:
+def checkpoint(head="mc", **changes):
     config = SimpleNamespace(num_labels=3, id2label=dict(enumerate(NLI)), problem_type=None)
     fields = {"head": head, "source": "model", "config": config, "tokenizer_dir": Path(), "task_set": None}
     return SimpleNamespace(**fields | changes)
 
 
-def test_which_task_set_is_read(write: Write, tmp_path: Path) -> None:
+def test_which_task_set_is_read(write, tmp_path):
     path = write(GOOD["mc"][0], times=FEWEST)
     assert task_set_of(checkpoint(), None) is None
     for found in (task_set_of(checkpoint(), path), task_set_of(checkpoint(task_set=path), None)):
@@ -171,7 +168,7 @@ def test_which_task_set_is_read(write: Write, tmp_path: Path) -> None:
     assert labelled.task == TASKS["cls"]
 
 
-def test_what_cannot_be_asked_is_left_alone_unless_it_was_given(tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_left_alone_unless_it_was_given(tmp_path):
     path = tmp_path / "set.jsonl"
     assert task_set_of(checkpoint("base", task_set=path), None) is None
     assert task_set_of(checkpoint(task_set=path), None, takes_ids=False) is None

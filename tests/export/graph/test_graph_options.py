@@ -1,9 +1,5 @@
 """Optional inputs and outputs of the graph: their signature, their numbers, and that they do something."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -21,12 +17,12 @@ FLAGS = [
 
 
 @pytest.fixture(params=FLAGS, ids=lambda param: f"{param[0]}: {', '.join(param[1]) if param[1] != ALL else 'all'}")
-def artifact(request: pytest.FixtureRequest, exported: Any) -> Any:
+def artifact(request, exported):
     head, flags = request.param
     return exported(head, **dict.fromkeys(flags, True))
 
 
-def test_signature(artifact: Any) -> None:
+def test_signature(artifact):
     options, rows = artifact.options, ("batch", "sequence")
     axes = ("batch", "choices", "sequence") if artifact.head == "mc" else rows
     expected = {"inputs_embeds": (*axes, 32)} if options.inputs_embeds else {"input_ids": axes}
@@ -45,7 +41,7 @@ def test_signature(artifact: Any) -> None:
     assert list(extra.items()) == list((states | weights).items())
 
 
-def test_numbers_are_the_models(artifact: Any, case_inputs: Any) -> None:
+def test_numbers_are_the_models(artifact, case_inputs):
     feeds = case_inputs(artifact, batch=3, sequence=11, choices=2)
     with torch.no_grad():
         expected = artifact.model(
@@ -61,7 +57,7 @@ def test_numbers_are_the_models(artifact: Any, case_inputs: Any) -> None:
             np.testing.assert_allclose(found, reference, rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_every_input_matters(artifact: Any, case_inputs: Any) -> None:
+def test_every_input_matters(artifact, case_inputs):
     feeds = case_inputs(artifact, batch=2, sequence=6, choices=2)
     with Session(artifact.path) as session:
         before = session.run(feeds)
@@ -72,13 +68,13 @@ def test_every_input_matters(artifact: Any, case_inputs: Any) -> None:
             assert np.abs(before[main] - after[main]).max() > 1e-3, name
 
 
-def test_gate_passes_and_compares_the_further_outputs(artifact: Any) -> None:
+def test_gate_passes_and_compares_the_further_outputs(artifact):
     report = check_parity(artifact.path, artifact.model)
     assert {output for output, _ in report.differences} == {spec.name for spec in artifact.manifest.outputs}
     assert report.failures() == []
 
 
-def test_attentions_of_a_pruned_model(make_model: Any, export_model: Any) -> None:
+def test_attentions_of_a_pruned_model(make_model, export_model):
     model = make_model("cls")
     model.prune_heads({1: [0, 2]})
     artifact = export_model("cls", model, attentions=True)

@@ -1,10 +1,7 @@
 """What every exported graph must be: its signature, its operators, its weights, and dynamic where it says so."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -36,16 +33,16 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture
-def artifact(head: str, exported: Any) -> Any:
+def artifact(head, exported):
     return exported(head)
 
 
 @pytest.fixture
-def proto(artifact: Any) -> onnx.ModelProto:
+def proto(artifact):
     return onnx.load(artifact.path, load_external_data=False)
 
 
-def signature(values: Any) -> dict[str, tuple[str, list[int | str]]]:
+def signature(values):
     return {
         value.name: (
             onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
@@ -55,35 +52,35 @@ def signature(values: Any) -> dict[str, tuple[str, list[int | str]]]:
     }
 
 
-def test_inputs_have_names_order_dtypes_and_axes(head: str, proto: onnx.ModelProto) -> None:
+def test_inputs_have_names_order_dtypes_and_axes(head, proto):
     axes, _ = SIGNATURES[head]
     expected = {"input_ids": ("INT64", axes), "attention_mask": ("INT64", axes)}
     assert list(signature(proto.graph.input).items()) == list(expected.items())
 
 
-def test_outputs_have_names_order_dtypes_and_axes(head: str, proto: onnx.ModelProto) -> None:
+def test_outputs_have_names_order_dtypes_and_axes(head, proto):
     expected = {name: ("FLOAT", axes) for name, axes in SIGNATURES[head][1].items()}
     assert list(signature(proto.graph.output).items()) == list(expected.items())
 
 
-def test_only_standard_operators(proto: onnx.ModelProto) -> None:
+def test_only_standard_operators(proto):
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
     assert {node.domain for node in proto.graph.node} == {""}
     assert not proto.functions
     assert sum(node.op_type == "Softmax" for node in proto.graph.node) == 2
 
 
-def test_layers_are_in_the_form_that_fusion_knows(proto: onnx.ModelProto) -> None:
+def test_layers_are_in_the_form_that_fusion_knows(proto):
     counts = {name: sum(node.op_type == name for node in proto.graph.node) for name in ("Gelu", "LayerNormalization")}
     assert counts == {"Gelu": 2, "LayerNormalization": 5}
 
 
-def test_checker_accepts_the_file(artifact: Any) -> None:
+def test_checker_accepts_the_file(artifact):
     onnx.checker.check_model(str(artifact.path), full_check=True)
 
 
 @pytest.mark.parametrize("target", [PORTABLE, ON_CPU])
-def test_stock_quantization_takes_the_graph(artifact: Any, target: str, case_inputs: Any, tmp_path: Path) -> None:
+def test_stock_quantization_takes_the_graph(artifact, target, case_inputs, tmp_path):
     """It transposes the weights of a Gemm in place, and a second note of their shape would then be wrong."""
     path, quantized = artifact.path, tmp_path / "quantized.onnx"
     if target == ON_CPU:
@@ -99,7 +96,7 @@ def test_stock_quantization_takes_the_graph(artifact: Any, target: str, case_inp
         assert 0 < error < 0.2
 
 
-def test_weights_are_external_in_one_file(artifact: Any, proto: onnx.ModelProto) -> None:
+def test_weights_are_external_in_one_file(artifact, proto):
     inside = {
         tensor.name: tensor.ByteSize()
         for tensor in proto.graph.initializer
@@ -118,7 +115,7 @@ def test_weights_are_external_in_one_file(artifact: Any, proto: onnx.ModelProto)
     }
 
 
-def test_data_file_holds_the_weights_and_nothing_else(artifact: Any, proto: onnx.ModelProto) -> None:
+def test_data_file_holds_the_weights_and_nothing_else(artifact, proto):
     spans = []
     for tensor in proto.graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}
@@ -130,7 +127,7 @@ def test_data_file_holds_the_weights_and_nothing_else(artifact: Any, proto: onnx
     assert sum(length for _, length in spans) <= size <= sum(length for _, length in spans) + len(spans) * 65536
 
 
-def test_nothing_tells_of_the_machine_or_the_tracer(artifact: Any, proto: onnx.ModelProto) -> None:
+def test_nothing_tells_of_the_machine_or_the_tracer(artifact, proto):
     content = artifact.path.read_bytes()
     home = str(Path(__file__).parents[3]).encode()
     assert home not in content
@@ -144,11 +141,11 @@ def test_nothing_tells_of_the_machine_or_the_tracer(artifact: Any, proto: onnx.M
     assert (proto.producer_name, proto.producer_version, proto.graph.name) == ("erniem-rt", "", "ernie_m")
 
 
-def arrays(path: Path) -> dict[str, np.ndarray]:
+def arrays(path):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
 
 
-def test_every_parameter_is_there_once_under_its_name(artifact: Any) -> None:
+def test_every_parameter_is_there_once_under_its_name(artifact):
     stored = arrays(artifact.path)
     expected = {}
     unused = {"ner": set(), "qa": set(), "ie": {"ernie_m.pooler.dense.weight", "ernie_m.pooler.dense.bias"}}
@@ -166,7 +163,7 @@ def test_every_parameter_is_there_once_under_its_name(artifact: Any) -> None:
 
 
 @pytest.mark.parametrize(("batch", "length"), SIZES)
-def test_axes_are_dynamic(artifact: Any, case_inputs: Any, batch: int, length: int) -> None:
+def test_axes_are_dynamic(artifact, case_inputs, batch, length):
     session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
     for choices in (1, 2, 5) if artifact.head == "mc" else (1,):
         feeds = case_inputs(artifact, batch=batch, sequence=length, choices=choices)
@@ -179,7 +176,7 @@ def test_axes_are_dynamic(artifact: Any, case_inputs: Any, batch: int, length: i
             np.testing.assert_allclose(found, reference, rtol=0, atol=TOLERANCE * max(1, np.abs(reference).max()))
 
 
-def test_same_model_gives_the_same_bytes(exported: Any, export_model: Any) -> None:
+def test_same_model_gives_the_same_bytes(exported, export_model):
     artifact = exported("cls")
     again = export_model("cls", artifact.model)
     assert again.manifest.files == artifact.manifest.files
@@ -193,12 +190,12 @@ def test_same_model_gives_the_same_bytes(exported: Any, export_model: Any) -> No
     ],
     ids=["regression with relu", "tiniest, padding is id 0"],
 )
-def test_unusual_configs(overrides: dict[str, Any], make_model: Any, export_model: Any) -> None:
+def test_unusual_configs(overrides, make_model, export_model):
     artifact = export_model("cls", make_model("cls", **overrides))
     assert check_parity(artifact.path, artifact.model).failures() == []
 
 
-def test_a_graph_that_is_not_as_specified_is_refused(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_is_not_as_specified_is_refused(exported, monkeypatch):
     specs = (TensorSpec("logits", "float32", ("batch", "sequence", 4)),)
     monkeypatch.setattr(onnx_export, "graph_outputs", lambda *_: specs)
     with pytest.raises(ExportError, match=r"outputs are .*expected .*4"):

@@ -1,10 +1,5 @@
 """From the reference's own classes to the artifact: what ONNX Runtime answers is what transformers 4.57 answers."""
 
-from __future__ import annotations
-
-from types import ModuleType
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +9,7 @@ from erniem_rt.session import Session
 
 
 @pytest.fixture(scope="module")
-def reference() -> ModuleType:
+def reference():
     """Return the reference's modeling module; skip the test where transformers no longer has it."""
     return pytest.importorskip(
         "transformers.models.deprecated.ernie_m.modeling_ernie_m",
@@ -23,7 +18,7 @@ def reference() -> ModuleType:
     )
 
 
-def test_artifact_computes_what_the_reference_computes(head: str, exported: Any, reference: ModuleType) -> None:
+def test_artifact_computes_what_the_reference_computes(head, exported, reference):
     artifact = exported(head)
     config = reference.ErnieMConfig(**artifact.model.config.to_dict())
     theirs = getattr(reference, type(artifact.model).__name__)(config).eval()

@@ -1,10 +1,5 @@
 """A model whose norms have what trained ones have: a few channels that reach far beyond the rest."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,7 +7,7 @@ FAR, TIMES = 3, 10.0
 
 
 @pytest.fixture(scope="module")
-def outlying_model(micro_model: Callable[..., Any]) -> Any:
+def outlying_model(micro_model):
     model = micro_model("cls", hidden_size=48, intermediate_size=64)
     with torch.no_grad():
         for layer in model.ernie_m.encoder.layers:

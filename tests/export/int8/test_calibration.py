@@ -1,9 +1,6 @@
 """The text that int8 is calibrated on."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +14,14 @@ NANO = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints" / "base"
 LIMITS = Limits(64, 1000, 1)
 
 
-def test_the_built_in_text_is_many_lines_in_many_scripts() -> None:
+def test_the_built_in_text_is_many_lines_in_many_scripts():
     texts = read_texts(None)
     assert len(texts) == len(set(texts)) == 200
     joined = "".join(texts)
     assert all(character in joined for character in "eüéçчзאلहবரไ中日の회")
 
 
-def test_blank_lines_and_marks_fall_away_and_long_files_are_thinned_evenly(tmp_path: Path) -> None:
+def test_blank_lines_and_marks_fall_away_and_long_files_are_thinned_evenly(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("\ufeffone\n\n  two  \n", encoding="utf-8")
     assert read_texts(path) == ["one", "two"]
@@ -36,7 +33,7 @@ def test_blank_lines_and_marks_fall_away_and_long_files_are_thinned_evenly(tmp_p
     ("content", "message"),
     [(None, "cannot be read: No such file"), (b" \n\t\n", "is empty"), (b"a\xff", "not UTF-8: .* at byte 1")],
 )
-def test_text_that_cannot_be_used_is_one_clear_error(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_text_that_cannot_be_used_is_one_clear_error(tmp_path, content, message):
     path = tmp_path / "texts.txt"
     if content is not None:
         path.write_bytes(content)
@@ -44,7 +41,7 @@ def test_text_that_cannot_be_used_is_one_clear_error(tmp_path: Path, content: by
         read_texts(path)
 
 
-def test_without_a_tokenizer_ids_are_random_but_always_the_same(tmp_path: Path) -> None:
+def test_without_a_tokenizer_ids_are_random_but_always_the_same(tmp_path):
     first, second = (calibration_for(None, tmp_path, LIMITS) for _ in range(2))
     assert first.source.startswith("random ids")
     for (ids, attend), (again, _) in zip(first.batches, second.batches, strict=True):
@@ -59,7 +56,7 @@ def test_without_a_tokenizer_ids_are_random_but_always_the_same(tmp_path: Path) 
         calibration_for(path, tmp_path, LIMITS)
 
 
-def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(tmp_path: Path) -> None:
+def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(tmp_path):
     folder, text = tmp_path / "checkpoint", tmp_path / "mine.txt"
     folder.mkdir()
     for file in ("sentencepiece.bpe.model", "vocab.txt"):
@@ -73,20 +70,14 @@ def test_a_checkpoint_s_own_text_goes_before_ours_and_the_caller_s_before_both(t
     assert calibration_for(None, tmp_path, LIMITS, own=own).source.startswith("random ids")
 
 
-def test_a_mistake_ends_the_command_in_one_line_before_anything_is_loaded(
-    export_fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_mistake_ends_the_command_in_one_line_before_anything_is_loaded(export_fails, monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "load_checkpoint", None)
     assert "cannot be read" in export_fails("random:tiny", "--int8", "--calibration", tmp_path / "missing.txt")
 
 
 def test_a_checkpoint_s_own_text_that_cannot_be_used_is_found_before_the_graph_is_traced(
-    write_checkpoint: Callable[..., Path],
-    tokenizer_dir: Path,
-    export_fails: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    write_checkpoint, tokenizer_dir, export_fails, monkeypatch, tmp_path
+):
     model = write_checkpoint(tmp_path / "model")
     shutil.copytree(tokenizer_dir, model, dirs_exist_ok=True)
     (model / "calibration.txt").write_text(" \n")

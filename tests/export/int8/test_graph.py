@@ -1,39 +1,33 @@
 """The graph with int8 matmuls, against the float32 simulation of the same matmuls."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
 from erniem_export.errors import FusionError
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import open_session, write
 from erniem_export.options import GraphOptions
 from erniem_export.passes.int8 import to_int8, to_int8_openvino
 from erniem_export.pipeline import optimize_for
-from erniem_export.quantization.products import Int8Linear, Int8Product
-from erniem_export.quantization.quantize import Quantization, calibration_for, quantize_encoder
+from erniem_export.quantization.products import Int8Linear
+from erniem_export.quantization.quantize import calibration_for, quantize_encoder
 from erniem_rt.manifest import Limits
 
 LAYERS, PRODUCTS = 2, 12
 
 
 @pytest.fixture(scope="module")
-def model(outlying_model: Any) -> Any:
+def model(outlying_model):
     return outlying_model
 
 
 @pytest.fixture(scope="module")
-def quantization(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Quantization:
+def quantization(model, tmp_path_factory):
     # Sums of pairs that cannot overflow 16 bits are exact on every CPU.
     calibration = calibration_for(None, tmp_path_factory.mktemp("none"), Limits(64, 1000, 1))
     found = quantize_encoder(model, calibration, form="pairs")
@@ -42,9 +36,9 @@ def quantization(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Quanti
 
 
 @pytest.fixture
-def graph_for(model: Any, quantization: Quantization, trace_once: Any) -> Callable[[str], ir.Model]:
-    def make(target: str) -> ir.Model:
-        graph: ir.Model = trace_once(model, "cls", GraphOptions())
+def graph_for(model, quantization, trace_once):
+    def make(target):
+        graph = trace_once(model, "cls", GraphOptions())
         optimize_for(target, graph, "cls", LAYERS, GraphOptions())
         rewrite = to_int8_openvino if target == "openvino" else to_int8
         assert rewrite(graph, quantization.products) == PRODUCTS
@@ -53,34 +47,29 @@ def graph_for(model: Any, quantization: Quantization, trace_once: Any) -> Callab
     return make
 
 
-def run(graph: ir.Model, folder: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def run(graph, folder, ids, mask):
     write(graph, folder / "graph.onnx")
-    session = onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
-    return result
+    return open_session(folder / "graph.onnx").run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
 
-def batch() -> tuple[np.ndarray, np.ndarray]:
+def batch():
     ids = np.random.default_rng(0).integers(4, 1000, (5, 21))
     mask = (np.arange(21) < np.array([[21], [4], [1], [0], [13]])).astype(np.int64)
     return ids, mask
 
 
-def simulate(model: Any, products: dict[str, Int8Product], ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def simulate(model, products, ids, mask):
     simulated = copy.deepcopy(model)
     for name, product in products.items():
         parent, _, attribute = name.rpartition(".")
         setattr(simulated.get_submodule(parent), attribute, Int8Linear(product))
     with torch.no_grad():
         result = simulated(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-    logits: np.ndarray = result.logits.numpy()
-    return logits
+    return result.logits.numpy()
 
 
 @pytest.mark.parametrize("target", ["portable", "onnxruntime-cpu", "openvino"])
-def test_it_computes_what_the_simulation_does(
-    model: Any, quantization: Quantization, graph_for: Any, tmp_path: Path, target: str
-) -> None:
+def test_it_computes_what_the_simulation_does(model, quantization, graph_for, tmp_path, target):
     ids, mask = batch()
     expected = simulate(model, quantization.products, ids, mask)
     with torch.no_grad():
@@ -91,7 +80,7 @@ def test_it_computes_what_the_simulation_does(
     assert 0 < np.abs(found - exact).max() < 0.2
 
 
-def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph_for: Any) -> None:
+def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph_for):
     graph = graph_for("portable")
     counted = Counter(node.op_type for node in graph.graph)
     assert counted["MatMulIntegerToFloat"] == PRODUCTS
@@ -99,7 +88,7 @@ def test_no_product_of_a_layer_is_left_and_readers_share_what_is_quantized(graph
     assert not [name for name in graph.graph.initializers if "encoder" in name and name.endswith("weight.T")]
 
 
-def test_openvino_s_form_quantizes_behind_elementwise_operations_on_three_axes(graph_for: Any) -> None:
+def test_openvino_s_form_quantizes_behind_elementwise_operations_on_three_axes(graph_for):
     graph = graph_for("openvino")
     counted = Counter(node.op_type for node in graph.graph)
     assert counted["MatMulIntegerToFloat"] == 0
@@ -119,9 +108,7 @@ def test_openvino_s_form_quantizes_behind_elementwise_operations_on_three_axes(g
     assert len(leading) == LAYERS, "the embeddings and what comes out of each attention of all tokens"
 
 
-def test_openvino_s_form_quantizes_a_context_without_outliers_by_head(
-    model: Any, quantization: Quantization, trace_once: Any, tmp_path: Path
-) -> None:
+def test_openvino_s_form_quantizes_a_context_without_outliers_by_head(model, quantization, trace_once, tmp_path):
     products = dict(quantization.products)
     for name in [name for name in products if name.endswith("out_proj")]:
         none = torch.empty(0, dtype=torch.int64)
@@ -141,7 +128,7 @@ def test_openvino_s_form_quantizes_a_context_without_outliers_by_head(
 
 
 @pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino"])
-def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path, target: str) -> None:
+def test_a_text_alone_is_the_text_in_a_batch(graph_for, tmp_path, target):
     graph, (ids, mask) = graph_for(target), batch()
     together = run(graph, tmp_path, ids, mask)
     for row, length in enumerate(mask.sum(1)):
@@ -150,7 +137,7 @@ def test_a_text_alone_is_the_text_in_a_batch(graph_for: Any, tmp_path: Path, tar
         np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
 
 
-def test_a_product_that_is_not_there_is_named(model: Any, quantization: Quantization, trace_once: Any) -> None:
+def test_a_product_that_is_not_there_is_named(model, quantization, trace_once):
     graph = trace_once(model, "cls", GraphOptions())
     name, product = next(iter(quantization.products.items()))
     with pytest.raises(FusionError, match=r"layers\.9\.linear1: expected one matmul"):

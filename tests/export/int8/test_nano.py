@@ -1,11 +1,7 @@
 """Every head of nano passes the gate in int8, as a CPU with VNNI computes it and as one without, on any machine."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -30,13 +26,13 @@ CHECKPOINTS = Path(__file__).parents[3] / "examples" / "nano" / "checkpoints"
 pytestmark = pytest.mark.slow
 
 
-def emulate(graph: ir.Graph, cpu: str) -> int:
+def emulate(graph, cpu):
     """Replace products in int8 by what a CPU of this class computes, in float32; return how many.
 
     With VNNI sums are exact. Without, each pair of neighbouring products is added in 16 bits, which saturate.
     """
 
-    def stored(name: str, array: np.ndarray) -> ir.Value:
+    def stored(name, array):
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         graph.register_initializer(value)
         return value
@@ -77,16 +73,16 @@ def emulate(graph: ir.Graph, cpu: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, Path]]:
+def exported(tmp_path_factory):
     """``exported(head, cpu)``: the artifact, and its emulation beside a manifest.
 
     nano's heads have one encoder and one calibration text, so each class is quantized once.
     """
     folder = tmp_path_factory.mktemp("nano-int8")
-    done: dict[str, Quantization] = {}
-    written: dict[tuple[str, str], tuple[Path, Path]] = {}
+    done = {}
+    written = {}
 
-    def once(model: Any, *arguments: Any, form: str, mask_mode: str) -> Quantization:
+    def once(model, *arguments, form, mask_mode):
         prefix = "" if type(model).__name__ == "ErnieMModel" else "ernie_m."
         if form not in done:
             done[form] = quantize_encoder(model, *arguments, form=form, mask_mode=mask_mode)
@@ -96,7 +92,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
             products[name] = dataclasses.replace(product, name=name)
         return Quantization(products, done[form].error)
 
-    def make(head: str, cpu: str) -> tuple[Path, Path]:
+    def make(head, cpu):
         if (head, cpu) in written:
             return written[head, cpu]
         target = folder / cpu / head
@@ -126,7 +122,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
 @pytest.mark.parametrize(
     ("head", "cpu"), [*((head, "vnni") for head in HEADS), ("base", "avx2"), ("ner", "avx2")]
 )  # the heads share an encoder
-def test_every_head_passes_the_gate(exported: Any, head: str, cpu: str) -> None:
+def test_every_head_passes_the_gate(exported, head, cpu):
     artifact, emulated = exported(head, cpu)
     checkpoint = load_checkpoint(str(CHECKPOINTS / head), head)
     report = check_parity(
@@ -135,7 +131,7 @@ def test_every_head_passes_the_gate(exported: Any, head: str, cpu: str) -> None:
     assert report.weights.compared
 
 
-def test_what_is_emulated_is_what_this_machine_computes(exported: Any) -> None:
+def test_what_is_emulated_is_what_this_machine_computes(exported):
     vnni = machine.has_vnni()
     if vnni is None:
         pytest.skip("whether this CPU has VNNI cannot be told")

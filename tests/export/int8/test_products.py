@@ -1,25 +1,16 @@
 """One product in int8: its scales, its rounding, and what float32 says it computes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
 
-from erniem_export.quantization.products import (
-    Form,
-    Int8Linear,
-    Int8Product,
-    choose_input,
-    round_against,
-    round_product,
-)
+from erniem_export.quantization.products import Int8Linear, choose_input, round_against, round_product
 
 TOKENS, WIDTH, OUT = 600, 48, 32
 
 
 @pytest.fixture
-def inputs() -> torch.Tensor:
+def inputs():
     """Correlated channels, one of which reaches a hundred times as far as the rest."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(TOKENS, 8, generator=generator) @ torch.randn(8, WIDTH, generator=generator)
@@ -29,7 +20,7 @@ def inputs() -> torch.Tensor:
 
 
 @pytest.fixture
-def linear() -> nn.Linear:
+def linear():
     torch.manual_seed(0)
     with torch.no_grad():
         made = nn.Linear(WIDTH, OUT)
@@ -38,7 +29,7 @@ def linear() -> nn.Linear:
 
 
 @pytest.mark.parametrize("form", ["exact", "pairs"])
-def test_a_channel_that_reaches_far_enters_in_float32(inputs: torch.Tensor, linear: nn.Linear, form: Form) -> None:
+def test_a_channel_that_reaches_far_enters_in_float32(inputs, linear, form):
     entering = choose_input(inputs, inputs, linear.weight.T, form=form)
     assert 5 in entering.exact
     product = round_product("layer", linear, entering, (inputs, inputs))
@@ -49,7 +40,7 @@ def test_a_channel_that_reaches_far_enters_in_float32(inputs: torch.Tensor, line
     assert 0 < product.error < 0.02
 
 
-def test_where_none_can_enter_in_float32_it_is_divided_down(inputs: torch.Tensor, linear: nn.Linear) -> None:
+def test_where_none_can_enter_in_float32_it_is_divided_down(inputs, linear):
     entering = choose_input(inputs, inputs, linear.weight.T, form="symmetric")
     assert not len(entering.exact)
     assert entering.zero_point == 128
@@ -60,13 +51,13 @@ def test_where_none_can_enter_in_float32_it_is_divided_down(inputs: torch.Tensor
     assert product.smoothed_channels() >= 1
 
 
-def test_even_channels_are_left_alone() -> None:
+def test_even_channels_are_left_alone():
     uniform = torch.rand(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)) - 0.5
     entering = choose_input(uniform, uniform, torch.randn(WIDTH, OUT, generator=torch.Generator().manual_seed(1)))
     assert entering.factors is None
 
 
-def test_the_simulation_computes_what_integers_give(inputs: torch.Tensor, linear: nn.Linear) -> None:
+def test_the_simulation_computes_what_integers_give(inputs, linear):
     product = round_product("layer", linear, choose_input(inputs, inputs, linear.weight.T), (inputs, inputs))
     entering = product.entering
     steps = torch.round(entering.scaled(inputs) / entering.scale + entering.zero_point).clamp(0, 255).long()
@@ -76,7 +67,7 @@ def test_the_simulation_computes_what_integers_give(inputs: torch.Tensor, linear
     torch.testing.assert_close(Int8Linear(product)(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def overflows(product: Int8Product, inputs: torch.Tensor) -> int:
+def overflows(product, inputs):
     """How many sums of two products do not fit into 16 bits."""
     entering = product.entering
     steps = torch.round(entering.inner(entering.scaled(inputs)) / entering.scale + entering.zero_point).clamp(0, 255)
@@ -86,13 +77,13 @@ def overflows(product: Int8Product, inputs: torch.Tensor) -> int:
     return int(((sums > 32767) | (sums < -32768)).sum())
 
 
-def test_weights_held_to_pairs_do_not_overflow_16_bits() -> None:
+def test_weights_held_to_pairs_do_not_overflow_16_bits():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(TOKENS, WIDTH, generator=generator)
     torch.manual_seed(1)
     linear = nn.Linear(WIDTH, OUT).requires_grad_(False)  # uniform weights: many are large
 
-    def rounded(form: Form) -> Int8Product:
+    def rounded(form):
         return round_product("layer", linear, choose_input(inputs, inputs, linear.weight.T, form=form), (inputs,) * 2)
 
     free, held = rounded("exact"), rounded("pairs")
@@ -101,7 +92,7 @@ def test_weights_held_to_pairs_do_not_overflow_16_bits() -> None:
     assert held.error < 2 * free.error, "seven bits would double it"
 
 
-def test_rounding_for_the_product_beats_rounding_each_weight(inputs: torch.Tensor, linear: nn.Linear) -> None:
+def test_rounding_for_the_product_beats_rounding_each_weight(inputs, linear):
     weights = linear.weight.T.contiguous()
     scales = weights.abs().amax(0) / 7  # coarse, for a clear difference
     rounded = round_against(weights, scales, 7, inputs.T @ inputs)
@@ -109,7 +100,7 @@ def test_rounding_for_the_product_beats_rounding_each_weight(inputs: torch.Tenso
     assert rounded.dtype == torch.int8
     assert rounded.abs().max() <= 7
 
-    def error(steps: torch.Tensor) -> float:
+    def error(steps):
         return float((inputs @ (steps * scales - weights)).norm())
 
     assert error(rounded.float()) < 0.6 * error(nearest)
@@ -117,9 +108,7 @@ def test_rounding_for_the_product_beats_rounding_each_weight(inputs: torch.Tenso
 
 @pytest.mark.parametrize("form", ["exact", "pairs", "symmetric"])
 @pytest.mark.parametrize("zero", ["weight", "inputs", "most inputs", "a column"])
-def test_where_nothing_enters_or_comes_out_the_product_is_finite(
-    inputs: torch.Tensor, linear: nn.Linear, form: Form, zero: str
-) -> None:
+def test_where_nothing_enters_or_comes_out_the_product_is_finite(inputs, linear, form, zero):
     if zero == "weight":
         linear.weight.zero_()
     elif zero == "a column":

@@ -1,11 +1,5 @@
 """The weights of an int8 artifact, held against the checkpoint's."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -25,18 +19,14 @@ VALUE, OUT = f"{LAYER}self_attn.self_attn.v_proj", f"{LAYER}self_attn.out_proj"
 PRODUCTS = tuple(LAYER + name for name in ("self_attn.self_attn.q_proj", "linear1", "linear2"))
 TABLE = "ernie_m.embeddings.word_embeddings.weight"
 
-Stored = dict[str, np.ndarray]
-
 
 @pytest.fixture(scope="module")
-def model(outlying_model: Any) -> Any:
+def model(outlying_model):
     return outlying_model
 
 
 @pytest.fixture(scope="module", params=["exact", "pairs", "openvino"])
-def quantized(
-    request: pytest.FixtureRequest, model: Any, trace_once: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def quantized(request, model, trace_once, tmp_path_factory):
     """The graph as an export writes it, for a CPU with VNNI, for one without, and for OpenVINO."""
     folder = tmp_path_factory.mktemp("int8")
     calibration = calibration_for(None, folder, Limits(64, 1000, 1))
@@ -51,10 +41,10 @@ def quantized(
 
 
 @pytest.fixture
-def compared(quantized: Path, model: Any, tmp_path: Path) -> Callable[..., Weights]:
+def compared(quantized, model, tmp_path):
     """Change what is stored, and compare with the model."""
 
-    def compare(edit: Callable[[Stored], None]) -> Weights:
+    def compare(edit):
         graph = ir.load(quantized)
         values = {name: value for name, value in graph.graph.initializers.items() if value.const_value is not None}
         stored = {name: value.const_value.numpy().copy() for name, value in values.items() if value.const_value}
@@ -67,7 +57,7 @@ def compared(quantized: Path, model: Any, tmp_path: Path) -> Callable[..., Weigh
     return compare
 
 
-def test_every_parameter_is_there_as_nearly_as_rounding_leaves_it(compared: Any, model: Any) -> None:
+def test_every_parameter_is_there_as_nearly_as_rounding_leaves_it(compared, model):
     assert compared(lambda stored: None) == Weights(compared=len(model.state_dict()))
 
 
@@ -82,17 +72,17 @@ def test_every_parameter_is_there_as_nearly_as_rounding_leaves_it(compared: Any,
     ],
     ids=["columns in another order", "rows in another order", "the other sign", "zeros"],
 )
-def test_a_damaged_matrix_is_named(compared: Any, name: str, damage: Callable[[np.ndarray], np.ndarray]) -> None:
-    def edit(stored: Stored) -> None:
+def test_a_damaged_matrix_is_named(compared, name, damage):
+    def edit(stored):
         stored[f"{name}.weight.int8"] = np.ascontiguousarray(damage(stored[f"{name}.weight.int8"]))
 
     assert f"{name}.weight" in compared(edit).changed
 
 
-def test_a_damaged_row_in_float32_is_named(compared: Any) -> None:
-    damaged: list[str] = []
+def test_a_damaged_row_in_float32_is_named(compared):
+    damaged = []
 
-    def edit(stored: Stored) -> None:
+    def edit(stored):
         name = next(name for name in stored if name.endswith("linear1.weight.exact"))
         stored[name][0] = stored[name][0][::-1]
         damaged.append(name.removesuffix(".exact"))
@@ -101,10 +91,10 @@ def test_a_damaged_row_in_float32_is_named(compared: Any) -> None:
     assert changed == tuple(damaged)
 
 
-def test_two_layers_in_each_others_place_are_named(compared: Any) -> None:
+def test_two_layers_in_each_others_place_are_named(compared):
     first, second = (f"ernie_m.encoder.layers.{i}.linear1" for i in (0, 1))
 
-    def edit(stored: Stored) -> None:
+    def edit(stored):
         for part in (".weight.int8", ".weight.scale", ".bias.int8"):
             stored[first + part], stored[second + part] = stored[second + part], stored[first + part]
 
@@ -114,15 +104,15 @@ def test_two_layers_in_each_others_place_are_named(compared: Any) -> None:
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 1.2, np.nan])
 @pytest.mark.parametrize(("name", "changed"), [*((name, name) for name in PRODUCTS), (VALUE, OUT), (OUT, OUT)])
-def test_one_scale_off_is_named(compared: Any, name: str, changed: str, factor: float) -> None:
-    def edit(stored: Stored) -> None:
+def test_one_scale_off_is_named(compared, name, changed, factor):
+    def edit(stored):
         stored[f"{name}.weight.scale"][3] *= factor
 
     assert f"{changed}.weight" in compared(edit).changed
 
 
-def test_one_weight_off_is_named(compared: Any) -> None:
-    def edit(stored: Stored) -> None:
+def test_one_weight_off_is_named(compared):
+    def edit(stored):
         steps = stored[f"{PRODUCTS[1]}.weight.int8"]
         value = int(steps[5, 7])
         steps[5, 7] = -value if abs(value) > 15 else 50
@@ -132,15 +122,15 @@ def test_one_weight_off_is_named(compared: Any) -> None:
 
 @pytest.mark.parametrize("name", [PRODUCTS[0], VALUE, OUT])
 @pytest.mark.parametrize("damage", [np.zeros_like, lambda bias: bias[::-1].copy()], ids=["zeros", "reversed"])
-def test_a_damaged_bias_is_named(compared: Any, name: str, damage: Callable[[np.ndarray], np.ndarray]) -> None:
-    def edit(stored: Stored) -> None:
+def test_a_damaged_bias_is_named(compared, name, damage):
+    def edit(stored):
         stored[f"{name}.bias.int8"] = damage(stored[f"{name}.bias.int8"])
 
     assert compared(edit).changed == (f"{name}.bias",)
 
 
-def test_rows_of_the_table_in_each_others_place_are_named(compared: Any) -> None:
-    def edit(stored: Stored) -> None:
+def test_rows_of_the_table_in_each_others_place_are_named(compared):
+    def edit(stored):
         for name in (TABLE, f"{TABLE}.scale"):
             stored[name][[900, 901]] = stored[name][[901, 900]]
 

@@ -1,27 +1,19 @@
 """Canonical graphs of a small random model, a fresh copy for each caller, and batches with any kind of padding."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import onnx_ir as ir
-import onnxruntime
 import pytest
 
 from erniem_export.checkpoint import load_checkpoint
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import open_session, write
 from erniem_export.options import GraphOptions
 
 
 @pytest.fixture(scope="session")
-def traced(trace_once: Callable[..., ir.Model]) -> Callable[..., tuple[Any, ir.Model]]:
+def traced(trace_once):
     """``traced(head, **flags)``: a random model of two layers and a fresh copy of its canonical graph."""
-    models: dict[str, Any] = {}
+    models = {}
 
-    def load(head: str, **flags: bool) -> tuple[Any, ir.Model]:
+    def load(head, **flags):
         if head not in models:
             models[head] = load_checkpoint("random:tiny", head).model
         return models[head], trace_once(models[head], head, GraphOptions(**flags))
@@ -30,21 +22,21 @@ def traced(trace_once: Callable[..., ir.Model]) -> Callable[..., tuple[Any, ir.M
 
 
 @pytest.fixture
-def session_of(tmp_path: Path) -> Callable[[ir.Model], onnxruntime.InferenceSession]:
+def session_of(tmp_path):
     """Open a graph on the CPU."""
 
-    def load(graph: ir.Model) -> onnxruntime.InferenceSession:
+    def load(graph):
         write(graph, tmp_path / "graph.onnx")
-        return onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+        return open_session(tmp_path / "graph.onnx")
 
     return load
 
 
 @pytest.fixture(scope="session")
-def batch() -> Callable[..., dict[str, np.ndarray]]:
+def batch():
     """``batch(head, seed, side)``: ids and a mask whose rows attend to 0 or more tokens, padded on that side."""
 
-    def draw(head: str, seed: int, side: str) -> dict[str, np.ndarray]:
+    def draw(head, seed, side):
         rng = np.random.default_rng(seed)
         width = int(rng.integers(1, 40))
         shape = (int(rng.integers(1, 6)), 3, width) if head == "mc" else (int(rng.integers(1, 6)), width)

@@ -1,12 +1,8 @@
 """Graphs for ONNX Runtime on a CPU and on CUDA: what each pass does, and the same numbers as PyTorch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,12 +39,12 @@ ON_CPU = {
 }
 
 
-def fused(graph: ir.Model) -> list[ir.Node]:
+def fused(graph):
     return [node for node in graph.graph if node.op_type == "MultiHeadAttention"]
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced, session_of) -> None:
+def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head, traced, session_of):
     model, graph = traced(head)
     optimize_for("onnxruntime-cpu", graph, head, LAYERS, GraphOptions())
     session = session_of(graph)
@@ -87,7 +83,7 @@ def test_a_batch_that_runs_in_parts_has_the_numbers_of_pytorch(head: str, traced
 
 @pytest.mark.parametrize("head", CLASSES)
 @pytest.mark.parametrize("target", [CPU, *ON_CUDA])
-def test_numbers_are_those_of_pytorch(target: str, head: str, traced, session_of, batch) -> None:
+def test_numbers_are_those_of_pytorch(target, head, traced, session_of, batch):
     model, graph = traced(head)
     optimize_for(target, graph, head, LAYERS, GraphOptions())
     session = session_of(graph)
@@ -108,7 +104,7 @@ def test_numbers_are_those_of_pytorch(target: str, head: str, traced, session_of
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_every_attention_is_fused_and_the_rest_is_packed(head: str, traced) -> None:
+def test_every_attention_is_fused_and_the_rest_is_packed(head, traced):
     _, graph = traced(head)
 
     done = optimize_for("onnxruntime-cpu", graph, head, LAYERS, GraphOptions())
@@ -126,7 +122,7 @@ def test_every_attention_is_fused_and_the_rest_is_packed(head: str, traced) -> N
 
 @pytest.mark.parametrize("head", CLASSES)
 @pytest.mark.parametrize("target", ON_CUDA)
-def test_every_attention_is_masked_by_one_length_per_row(target: str, head: str, traced) -> None:
+def test_every_attention_is_masked_by_one_length_per_row(target, head, traced):
     _, graph = traced(head)
 
     done = optimize_for(target, graph, head, LAYERS, GraphOptions())
@@ -147,7 +143,7 @@ def test_every_attention_is_masked_by_one_length_per_row(target: str, head: str,
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_each_pass_says_how_often_it_fired(head: str, traced) -> None:
+def test_each_pass_says_how_often_it_fired(head, traced):
     pooled = head in ("cls", "mc")
     for by_length in (False, True):
         _, graph = traced(head)
@@ -162,7 +158,7 @@ def test_each_pass_says_how_often_it_fired(head: str, traced) -> None:
 
 
 @pytest.mark.parametrize("target", ON_CUDA)
-def test_lengths_count_what_is_attended_to_and_all_of_an_empty_row(target: str, traced, session_of) -> None:
+def test_lengths_count_what_is_attended_to_and_all_of_an_empty_row(target, traced, session_of):
     _, graph = traced("qa")
     optimize_for(target, graph, "qa", LAYERS, GraphOptions())
     lengths = fused(graph)[0].inputs[4]
@@ -175,7 +171,7 @@ def test_lengths_count_what_is_attended_to_and_all_of_an_empty_row(target: str, 
     np.testing.assert_array_equal(found[0], [3, 5, 1, 5])
 
 
-def order_by_hand(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def order_by_hand(mask):
     """The slots' targets and sources: each row sorted, what is attended to first."""
     rows, width = mask.shape
     source = np.concatenate([row * width + np.argsort(1 - mask[row], kind="stable") for row in range(rows)])
@@ -183,7 +179,7 @@ def order_by_hand(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_is_that_of_a_stable_sort(seed: int, traced, session_of, batch) -> None:
+def test_the_order_is_that_of_a_stable_sort(seed, traced, session_of, batch):
     _, graph = traced("qa")
     fuse_attention(graph, LAYERS)
     order = order_tokens(graph.graph)
@@ -199,12 +195,12 @@ def test_the_order_is_that_of_a_stable_sort(seed: int, traced, session_of, batch
 
 
 @pytest.mark.parametrize("head", CLASSES)
-def test_nothing_has_to_be_copied_from_the_cpu_to_the_device(head: str, traced) -> None:
+def test_nothing_has_to_be_copied_from_the_cpu_to_the_device(head, traced):
     """Or ONNX Runtime refuses to capture a CUDA graph: it places on the CPU what follows from shapes alone."""
     _, graph = traced(head)
     optimize_for(FIXED, graph, head, LAYERS, GraphOptions())
 
-    on_cpu: set[ir.Value] = set()
+    on_cpu = set()
     for node in graph.graph:
         inputs = list(enumerate(node.inputs))
         fed = [i for i, value in inputs if value in on_cpu]
@@ -218,7 +214,7 @@ def test_nothing_has_to_be_copied_from_the_cpu_to_the_device(head: str, traced) 
     assert not {"NonZero", "Compress"} & {node.op_type for node in graph.graph}, "their sizes depend on the numbers"
 
 
-def test_padding_is_computed_for_cuda_graphs_alone(traced, session_of) -> None:
+def test_padding_is_computed_for_cuda_graphs_alone(traced, session_of):
     mask = np.zeros((4, 50), np.int64)
     mask[0, :7], mask[1, :50], mask[2, -3:] = 1, 1, 1
     tokens = {}
@@ -236,7 +232,7 @@ def test_padding_is_computed_for_cuda_graphs_alone(traced, session_of) -> None:
 
 
 @pytest.mark.parametrize("target", [CPU, *ON_CUDA])
-def test_only_first_tokens_pass_through_the_last_layer(target: str, traced, session_of) -> None:
+def test_only_first_tokens_pass_through_the_last_layer(target, traced, session_of):
     _, graph = traced("cls")
     optimize_for(target, graph, "cls", LAYERS, GraphOptions())
     last = [node.outputs[0] for node in graph.graph if node.op_type == "Gelu"]
@@ -252,7 +248,7 @@ def test_only_first_tokens_pass_through_the_last_layer(target: str, traced, sess
 
 @pytest.mark.parametrize("head", ["cls", "qa"])
 @pytest.mark.parametrize("target", ON_CUDA)
-def test_one_layer_is_first_and_last(target: str, head: str, micro_model, trace_once, session_of, batch) -> None:
+def test_one_layer_is_first_and_last(target, head, micro_model, trace_once, session_of, batch):
     model = micro_model(head, num_hidden_layers=1)
     graph = trace_once(model, head, GraphOptions())
     assert optimize_for(target, graph, head, 1, GraphOptions())["fused_attention"] == 1
@@ -270,15 +266,13 @@ def test_one_layer_is_first_and_last(target: str, head: str, micro_model, trace_
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [{"position_ids": True}, {"inputs_embeds": True}, {"hidden_states": True}])
 @pytest.mark.parametrize("head", ["base", "cls"])
-def test_rows_are_reordered_with_other_inputs_and_outputs_too(
-    head: str, flags: dict[str, bool], traced, session_of, batch
-) -> None:
+def test_rows_are_reordered_with_other_inputs_and_outputs_too(head, flags, traced, session_of, batch):
     model, graph = traced(head, **flags)
     optimize_for(FIXED, graph, head, LAYERS, GraphOptions(**flags))
     session, rng = session_of(graph), np.random.default_rng(3)
 
     for side in ("left", "scattered"):
-        feeds: dict[str, Any] = batch(head, 2, side)
+        feeds = batch(head, 2, side)
         shape = feeds["input_ids"].shape
         if "position_ids" in flags:
             feeds["position_ids"] = rng.integers(0, 500, shape)
@@ -295,7 +289,7 @@ def test_rows_are_reordered_with_other_inputs_and_outputs_too(
             np.testing.assert_allclose(found, reference.numpy(), atol=TOLERANCE, err_msg=spec.name)
 
 
-def test_a_graph_that_is_not_as_expected_is_refused_with_layer_and_reason(traced) -> None:
+def test_a_graph_that_is_not_as_expected_is_refused_with_layer_and_reason(traced):
     _, graph = traced("qa")
     with pytest.raises(FusionError, match="found 2 attentions in a model of 3 layers"):
         fuse_attention(graph, 3)
@@ -308,7 +302,7 @@ def test_a_graph_that_is_not_as_expected_is_refused_with_layer_and_reason(traced
         fuse_attention(graph, LAYERS)
 
 
-def test_passes_need_those_before_them(traced) -> None:
+def test_passes_need_those_before_them(traced):
     _, graph = traced("cls")
     with pytest.raises(FusionError, match="packing needs fused attention"):
         pack_tokens(graph)
@@ -323,14 +317,14 @@ def test_passes_need_those_before_them(traced) -> None:
         keep_first_tokens(base)
 
 
-def test_attention_weights_cannot_be_fused(traced) -> None:
+def test_attention_weights_cannot_be_fused(traced):
     for options in (GraphOptions(attentions=True), GraphOptions(head_mask=True)):
         _, graph = traced("qa", **vars(options))
         with pytest.raises(FusionError, match="weights: expected MatMul alone to read it"):
             optimize_for("onnxruntime-cpu", graph, "qa", LAYERS, options)
 
 
-def test_graphs_for_cuda_that_are_not_as_expected_are_refused(traced) -> None:
+def test_graphs_for_cuda_that_are_not_as_expected_are_refused(traced):
     _, graph = traced("qa")
     with pytest.raises(FusionError, match="the graph has no fused attention"):
         align_rows(graph, pooled=False)
@@ -346,7 +340,7 @@ def test_graphs_for_cuda_that_are_not_as_expected_are_refused(traced) -> None:
 
 
 @pytest.mark.parametrize("target", ON_CUDA)
-def test_attention_computes_in_half_unless_scores_could_overflow(target: str, traced, batch, tmp_path: Path) -> None:
+def test_attention_computes_in_half_unless_scores_could_overflow(target, traced, batch, tmp_path):
     feeds = batch("qa", 1, "right")
     kept = {}
     for factor in (1.0, 100.0):
@@ -363,7 +357,7 @@ def test_attention_computes_in_half_unless_scores_could_overflow(target: str, tr
     assert "encoder.layers.1 MultiHeadAttention" in kept[100.0]
 
 
-def test_the_bound_on_scores_is_their_largest_possible_value(traced, session_of, batch, tmp_path: Path) -> None:
+def test_the_bound_on_scores_is_their_largest_possible_value(traced, session_of, batch, tmp_path):
     """By hand, from the queries and keys of a batch: no product of the two is above it."""
     feeds = batch("qa", 4, "scattered")
     _, graph = traced("qa")
@@ -392,7 +386,7 @@ def test_the_bound_on_scores_is_their_largest_possible_value(traced, session_of,
         *((target, options) for target in ON_CUDA for options in ([], ["--bf16"], ["--fp16", "--embedding", "int8"])),
     ],
 )
-def test_exports_pass_the_gate_and_say_what_was_done(target: str, options: list[str], tmp_path: Path) -> None:
+def test_exports_pass_the_gate_and_say_what_was_done(target, options, tmp_path):
     arguments = ["--model", "random:tiny", "--head", "base", "--output", str(tmp_path), "--target", target]
 
     assert main([*arguments, "--engine", "none", *options]) == 0

@@ -1,13 +1,11 @@
 """The rewrites for TensorRT: how often each fires, that the numbers stay, and what is refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 
 from erniem_export.errors import FusionError
+from erniem_export.onnx_export import open_session
 from erniem_export.options import GraphOptions
 from erniem_export.passes.attention import ATTENTION_OPSET, keep_masks_alive, to_attention
 from erniem_export.passes.int8 import int8_weights
@@ -29,10 +27,7 @@ def canonical(micro_model, trace_once):
 
 
 def run(model, feeds):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    return session.run(None, feeds)
+    return open_session(ir.to_proto(model).SerializeToString()).run(None, feeds)
 
 
 def feeds(head, seed=0):

@@ -1,65 +1,43 @@
 """Small graphs in every precision, run as they are or as a GPU would round them."""
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from erniem_export.checkpoint import randomize
-from erniem_export.configuration import ErnieMConfig
-from erniem_export.heads import CLASSES
-from erniem_export.onnx_export import write
+from erniem_export.onnx_export import open_session, write
 from erniem_export.options import GraphOptions
 from erniem_export.passes.precision import emulate_half
 
-SMALL = {
-    "vocab_size": 211,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-}
-
-Feeds = dict[str, NDArray[Any]]
-Outputs = dict[str, NDArray[Any]]
-
 
 @pytest.fixture(scope="session")
-def small_model() -> Callable[..., Any]:
+def small_model(make_model):
     """A small random model of a head, the same each time; ``edit`` changed its parameters, by name."""
 
     @functools.cache
-    def build(head: str = "base", edit: Callable[[dict[str, torch.Tensor]], None] | None = None) -> Any:
-        model = CLASSES[head](ErnieMConfig(**SMALL, num_labels=2 if head == "qa" else 3))
-        randomize(model)
+    def build(head="base", edit=None):
+        model = make_model(head)
         if edit is not None:
             with torch.no_grad():
                 edit(dict(model.named_parameters()))
-        return model.eval()
+        return model
 
     return build
 
 
 @pytest.fixture(scope="session")
-def graph_of(trace_once: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
+def graph_of(trace_once):
     """The graph of a model; each caller edits one of its own."""
     return lambda model, head="base", **flags: trace_once(model, head, GraphOptions(**flags))
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Outputs]:
+def run(tmp_path):
     """Run a graph in onnxruntime; ``rounded`` runs what it computes on a GPU."""
 
-    def run_graph(model: ir.Model, feeds: Mapping[str, NDArray[Any]], *, rounded: bool = False) -> Outputs:
+    def run_graph(model, feeds, *, rounded=False):
         path = tmp_path / "graph.onnx"
         write(model, path)
         if rounded:
@@ -67,9 +45,7 @@ def run(tmp_path: Path) -> Callable[..., Outputs]:
             assert emulate_half(model)
             write(model, tmp_path / "rounded.onnx")
             path = tmp_path / "rounded.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
@@ -77,19 +53,19 @@ def run(tmp_path: Path) -> Callable[..., Outputs]:
 
 
 @pytest.fixture(scope="session")
-def feeds() -> Feeds:
+def feeds():
     """Four rows: full, padded on the right, padded in between, all padding."""
-    ids = np.random.default_rng(5).integers(2, SMALL["vocab_size"], (4, 12))
+    ids = np.random.default_rng(5).integers(2, 211, (4, 12))
     mask = np.ones_like(ids)
     mask[1, 7:] = mask[2, 3:6] = mask[3] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., Outputs]:
+def reference():
     """Run the PyTorch model."""
 
-    def forward(model: Any, feeds: Feeds, **flags: bool) -> Outputs:
+    def forward(model, feeds, **flags):
         with torch.no_grad():
             result = model(
                 **{name: torch.from_numpy(array) for name, array in feeds.items()}, return_dict=True, **flags

@@ -1,70 +1,29 @@
 """The options of ``erniem-export`` on size and precision, and ``erniem-verify`` on what they made."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
 import erniem_rt
-from erniem_export.checkpoint import randomize
-from erniem_export.cli import main, verify_main
-from erniem_export.configuration import ErnieMConfig
-from erniem_export.heads import CLASSES
 from erniem_rt.tokenizer import Tokenizer
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process: exit code, output, errors."""
-
-    def run(command: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
-        try:
-            code = command([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+def checkpoint_dir(tmp_path_factory, write_checkpoint, tokenizer_dir):
     """A checkpoint with a tokenizer."""
-    folder = shutil.copytree(tokenizer_dir, tmp_path_factory.mktemp("checkpoint") / "model")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    config = ErnieMConfig(
-        **sizes,
-        vocab_size=1000,
-        max_position_embeddings=66,
-        architectures=["ErnieMForSequenceClassification"],
-        num_labels=3,
-    )
-    model = CLASSES["cls"](config)
-    randomize(model)
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(config.to_json_string())
-    return folder
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+    return shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_size_with_all_tokens_is_what_it_would_be(
-    precision: str, checkpoint_dir: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_with_all_tokens_is_what_it_would_be(precision, checkpoint_dir, tmp_path, erniem_export, monkeypatch):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     weights = () if precision == "fp32" else (f"--{precision}",)
-    options = ("--model", checkpoint_dir, "--engine", "none", *weights)
     for name, more in (("whole", ()), ("part", ("--languages", "zh"))):
-        code, _, log = call(main, *options, *more, "--output", tmp_path / name)
-        assert code == 0, log
+        erniem_export("--model", checkpoint_dir, *weights, *more, "--output", tmp_path / name).ok()
     whole, part = (json.loads((tmp_path / name / "cls.json").read_text()) for name in ("whole", "part"))
     size = sum(record["size"] for name, record in whole["files"].items() if name.startswith("cls.onnx"))
     vocabulary = part["checkpoint"]["vocabulary"]
@@ -75,13 +34,12 @@ def test_the_size_with_all_tokens_is_what_it_would_be(
 
 
 def test_fp16_with_int8_embeddings_of_two_languages(
-    checkpoint_dir: Path, tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    checkpoint_dir, tmp_path, erniem_export, erniem_verify, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     output = tmp_path / "out"
     options = ("--fp16", "--embedding", "int8", "--languages", "de,en")
-    code, printed, log = call(main, "--model", checkpoint_dir, "--output", output, *options)
-    assert code == 0, log
+    done = erniem_export("--model", checkpoint_dir, "--output", output, *options).ok()
     manifest = json.loads((output / "cls.json").read_text())
     assert manifest["precision"] == {"weights": "fp16", "embedding": "int8"}
     assert [spec["dtype"] for spec in manifest["inputs"] + manifest["outputs"]] == ["int64", "int64", "float32"]
@@ -90,25 +48,23 @@ def test_fp16_with_int8_embeddings_of_two_languages(
     vocabulary = manifest["checkpoint"]["vocabulary"]
     assert vocabulary["kept"] == kept
     assert vocabulary["rules"] == {"de": "alphabet", "en": "alphabet"}
-    assert f'kept {kept} of 1000 tokens; de, en by the alphabet (for fewer tokens: pip install "erniem-rt[l' in log
+    assert f'kept {kept} of 1000 tokens; de, en by the alphabet (for fewer tokens: pip install "erniem-rt[l' in done.err
     size = sum((output / name).stat().st_size for name in ("cls.onnx", "cls.onnx.data"))
-    assert (vocabulary["bytes_after"], vocabulary["bytes_before"]) == (size, size + (1000 - kept) * (32 + 4))
-    assert f"{kept} of 1000 tokens: graph and weights are {size / 1e6:.1f} MB, " in printed
+    assert (vocabulary["bytes_after"], vocabulary["bytes_before"]) == (size, size + (1000 - kept) * (16 + 4))
+    assert f"{kept} of 1000 tokens: graph and weights are {size / 1e6:.1f} MB, " in done.out
     assert list(manifest["parity"]) == ["cls.onnx", "cls.onnx as onnxruntime runs it on CPU"]
     assert all(report["passed"] for report in manifest["parity"].values())
     assert "real text" in manifest["parity"]["cls.onnx"]["cases"]
-    assert "rounded as a GPU rounds it" in printed
+    assert "rounded as a GPU rounds it" in done.out
     with erniem_rt.Session(output / "cls.onnx") as session:
         logits = session.run(input_ids=[Tokenizer.from_dir(output)("Straßenfest in Zürich").input_ids])["logits"]
     assert logits.dtype == np.float32
-    code, printed, log = call(verify_main, output / "cls.onnx", "--model", checkpoint_dir)
-    assert code == 0, log
-    assert "fp16, embedding int8, against PyTorch" in printed
+    verified = erniem_verify(output / "cls.onnx", "--model", checkpoint_dir).ok()
+    assert "fp16, embedding int8, against PyTorch" in verified.out
 
 
-def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
-    code, _, log = call(main, "--model", checkpoint_dir, "--output", tmp_path / "out", "--bf16")
-    assert code == 0, log
+def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir, tmp_path, erniem_export):
+    erniem_export("--model", checkpoint_dir, "--output", tmp_path / "out", "--bf16").ok()
     manifest = json.loads((tmp_path / "out" / "cls.json").read_text())
     assert manifest["precision"] == {"weights": "bf16", "embedding": "bf16"}
     assert list(manifest["parity"]) == ["cls.onnx"]
@@ -125,10 +81,10 @@ def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir: Path, tm
         (("--embedding", "int4"), "argument --embedding: invalid choice: 'int4'"),
     ],
 )
-def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Command) -> None:
-    code, _, log = call(main, "--model", "random:tiny", "--output", tmp_path / "out", *options)
-    assert code == 2
-    assert message in log
+def test_usage(options, message, tmp_path, erniem_export):
+    result = erniem_export("--model", "random:tiny", "--output", tmp_path / "out", *options)
+    assert result.code == 2
+    assert message in result.err
 
 
 @pytest.mark.parametrize(
@@ -138,19 +94,10 @@ def test_usage(options: tuple[str, ...], message: str, tmp_path: Path, call: Com
         (("--embedding", "int8", "--with-inputs-embeds"), "the graph takes inputs_embeds and has no word embeddings"),
     ],
 )
-def test_what_cannot_be_done_leaves_nothing(
-    options: tuple[str, ...], message: str, tmp_path: Path, call: Command
-) -> None:
-    code, _, log = call(main, "--model", "random:tiny", "--output", tmp_path / "out", *options)
-    assert code == 1
-    assert f"error: {message}" in log
-    assert not (tmp_path / "out").exists()
+def test_what_cannot_be_done_leaves_nothing(options, message, export_fails):
+    assert export_fails("random:tiny", *options).startswith(message)
 
 
-def test_a_missing_text_leaves_nothing(checkpoint_dir: Path, tmp_path: Path, call: Command) -> None:
-    code, _, log = call(
-        main, "--model", checkpoint_dir, "--output", tmp_path / "out", "--keep-tokens", tmp_path / "none.txt"
-    )
-    assert code == 1
-    assert "none.txt, cannot be read: No such file or directory" in log
-    assert not (tmp_path / "out").exists()
+def test_a_missing_text_leaves_nothing(checkpoint_dir, tmp_path, export_fails):
+    said = "none.txt, cannot be read: No such file or directory"
+    assert said in export_fails(checkpoint_dir, "--keep-tokens", tmp_path / "none.txt")

@@ -1,10 +1,6 @@
 """The word-embedding table in fp16 and int8."""
 
-from __future__ import annotations
-
 import copy
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +27,7 @@ ROWS, COLUMNS = 211, 32
         elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
     )
 )
-def test_the_error_is_at_most_half_a_scale(table: np.ndarray) -> None:
+def test_the_error_is_at_most_half_a_scale(table):
     integers, scales = quantize_rows(table)
     assert integers.dtype == np.int8
     assert scales.shape == (len(table), 1)
@@ -41,7 +37,7 @@ def test_the_error_is_at_most_half_a_scale(table: np.ndarray) -> None:
     assert set(largest[np.abs(table).max(axis=1) > 1e-30]) <= {127}
 
 
-def test_rows_are_quantized_one_by_one_in_a_table_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_quantized_one_by_one_in_a_table_of_any_size(monkeypatch):
     table = np.random.default_rng(2).standard_normal((10, 4)).astype(np.float32)
     expected = quantize_rows(table)
     monkeypatch.setattr("erniem_export.passes.precision._ROWS_AT_ONCE", 3)
@@ -50,9 +46,7 @@ def test_rows_are_quantized_one_by_one_in_a_table_of_any_size(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_graph_is_the_model_with_the_table_as_stored(
-    precision: str, small_model: Any, graph_of: Any, run: Any, feeds: Any, reference: Any
-) -> None:
+def test_the_graph_is_the_model_with_the_table_as_stored(precision, small_model, graph_of, run, feeds, reference):
     graph = graph_of(small_model())
     assert store_embedding(graph, precision) == 1
     model = copy.deepcopy(small_model())
@@ -71,7 +65,7 @@ def test_the_graph_is_the_model_with_the_table_as_stored(
 
 
 @pytest.mark.parametrize(("precision", "size"), [("fp16", 2 * COLUMNS), ("int8", COLUMNS + 4)])
-def test_bytes_per_row(precision: str, size: int, small_model: Any, graph_of: Any, tmp_path: Path) -> None:
+def test_bytes_per_row(precision, size, small_model, graph_of, tmp_path):
     graph = graph_of(small_model())
     store_embedding(graph, precision)
     write(graph, tmp_path / "graph.onnx")
@@ -83,19 +77,19 @@ def test_bytes_per_row(precision: str, size: int, small_model: Any, graph_of: An
     assert TABLE in looked_up, "rows are looked up as they are stored"
 
 
-def test_fp32_changes_nothing(small_model: Any, graph_of: Any) -> None:
+def test_fp32_changes_nothing(small_model, graph_of):
     graph = graph_of(small_model())
     before = ir.to_proto(graph)
     assert store_embedding(graph, "fp32") == 0
     assert ir.to_proto(graph) == before
 
 
-def test_a_graph_of_embeddings_has_no_table(small_model: Any, graph_of: Any) -> None:
+def test_a_graph_of_embeddings_has_no_table(small_model, graph_of):
     with pytest.raises(ExportError, match="takes inputs_embeds and has no word embeddings"):
         store_embedding(graph_of(small_model(), inputs_embeds=True), "int8")
 
 
-def test_a_table_beyond_fp16_is_refused(small_model: Any, graph_of: Any) -> None:
+def test_a_table_beyond_fp16_is_refused(small_model, graph_of):
     graph = graph_of(small_model())
     table = graph.graph.initializers[TABLE]
     numbers = table.const_value.numpy().copy()
@@ -106,9 +100,7 @@ def test_a_table_beyond_fp16_is_refused(small_model: Any, graph_of: Any) -> None
 
 
 @pytest.mark.parametrize("embedding", ["fp16", "int8"])
-def test_together_with_half_layers(
-    embedding: str, small_model: Any, graph_of: Any, run: Any, feeds: Any, reference: Any
-) -> None:
+def test_together_with_half_layers(embedding, small_model, graph_of, run, feeds, reference):
     graph = graph_of(small_model())
     to_half(graph, "fp16", {})
     store_embedding(graph, embedding)

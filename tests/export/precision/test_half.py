@@ -1,12 +1,7 @@
 """fp16 and bf16 graphs: what runs in half, what is protected, and what large numbers do."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,18 +18,18 @@ PRECISIONS = sorted(HALF_TYPES)
 LAYERS = 2
 
 
-def large_feed_forward(parameters: dict[str, torch.Tensor]) -> None:
+def large_feed_forward(parameters):
     """The products of the feed-forward network leave fp16's range; the norm behind them brings them back."""
     parameters["encoder.layers.1.linear1.weight"] *= 400
     parameters["encoder.layers.1.linear2.weight"] *= 400
 
 
-def large_scores(parameters: dict[str, torch.Tensor]) -> None:
+def large_scores(parameters):
     parameters["encoder.layers.0.self_attn.self_attn.q_proj.weight"] *= 500
     parameters["encoder.layers.0.self_attn.self_attn.k_proj.weight"] *= 500
 
 
-def large_weight(parameters: dict[str, torch.Tensor]) -> None:
+def large_weight(parameters):
     """One weight is beyond fp16's range, on a feature that the norm before it keeps near 0."""
     parameters["encoder.layers.0.norm1.weight"][3] = 1e-6
     parameters["encoder.layers.0.norm1.bias"][3] = 0
@@ -49,17 +44,17 @@ EDITS = {
 
 
 @pytest.fixture(scope="module")
-def model(small_model: Any) -> Any:
+def model(small_model):
     return small_model()
 
 
-def converted(graph: ir.Model, precision: str, feeds: Any, scratch: Path) -> tuple[ir.Model, tuple[str, ...]]:
+def converted(graph, precision, feeds, scratch):
     kept = to_half(graph, precision, measure_ranges(graph, [feeds], scratch))
     return graph, kept
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_layers_compute_in_half_and_the_rest_in_float32(precision: str, model: Any, graph_of: Any) -> None:
+def test_layers_compute_in_half_and_the_rest_in_float32(precision, model, graph_of):
     graph = graph_of(model)
     assert to_half(graph, precision, {}) == ()
     half = HALF_TYPES[precision]
@@ -77,7 +72,7 @@ def test_layers_compute_in_half_and_the_rest_in_float32(precision: str, model: A
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_mask_is_the_lowest_finite_value_and_overwrites(precision: str, model: Any, graph_of: Any) -> None:
+def test_the_mask_is_the_lowest_finite_value_and_overwrites(precision, model, graph_of):
     graph = graph_of(model)
     to_half(graph, precision, {})
     for node in graph.graph:
@@ -88,9 +83,7 @@ def test_the_mask_is_the_lowest_finite_value_and_overwrites(precision: str, mode
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("head", CLASSES)
-def test_numbers_are_near(
-    head: str, precision: str, small_model: Any, graph_of: Any, run: Any, feeds: Any, reference: Any
-) -> None:
+def test_numbers_are_near(head, precision, small_model, graph_of, run, feeds, reference):
     model = small_model(head)
     graph = graph_of(model, head)
     to_half(graph, precision, {})
@@ -102,9 +95,7 @@ def test_numbers_are_near(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_outputs_from_inside_a_layer_are_float32_under_their_names(
-    precision: str, model: Any, graph_of: Any, run: Any, feeds: Any, reference: Any
-) -> None:
+def test_outputs_from_inside_a_layer_are_float32_under_their_names(precision, model, graph_of, run, feeds, reference):
     flags = {"hidden_states": True, "attentions": True, "head_mask": True}
     graph = graph_of(model, **flags)
     names = [value.name for value in graph.graph.outputs]
@@ -121,7 +112,7 @@ def test_outputs_from_inside_a_layer_are_float32_under_their_names(
     assert (found["attentions.1"][1, :, :, 7:] == 0).all()
 
 
-def naive(graph: ir.Model, path: Path) -> ir.Model:
+def naive(graph, path):
     """Everything in fp16, as onnxruntime's converter makes it."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -134,8 +125,8 @@ def naive(graph: ir.Model, path: Path) -> ir.Model:
 
 @pytest.mark.parametrize("edit", [large_feed_forward, large_scores])
 def test_large_activations_break_the_naive_conversion_and_not_ours(
-    edit: Callable[..., None], small_model: Any, graph_of: Any, run: Any, feeds: Any, reference: Any, tmp_path: Path
-) -> None:
+    edit, small_model, graph_of, run, feeds, reference, tmp_path
+):
     model = small_model(edit=edit)
     expected = reference(model, feeds)["last_hidden_state"]
     broken = run(naive(graph_of(model), tmp_path / "naive.onnx"), feeds, rounded=True)["last_hidden_state"]
@@ -149,9 +140,7 @@ def test_large_activations_break_the_naive_conversion_and_not_ours(
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_only_what_does_not_fit_stays_in_float32(
-    edit: Callable[..., None], small_model: Any, graph_of: Any, feeds: Any, tmp_path: Path
-) -> None:
+def test_only_what_does_not_fit_stays_in_float32(edit, small_model, graph_of, feeds, tmp_path):
     model = small_model(edit=edit)
     _, kept = converted(graph_of(model), "fp16", feeds, tmp_path)
     assert set(kept) >= EDITS[edit]
@@ -160,9 +149,7 @@ def test_only_what_does_not_fit_stays_in_float32(
     assert converted(graph_of(model), "bf16", feeds, tmp_path)[1] == (), "bf16 has the range of float32"
 
 
-def test_a_weight_that_does_not_fit_keeps_its_value(
-    small_model: Any, graph_of: Any, run: Any, feeds: Any, reference: Any, tmp_path: Path
-) -> None:
+def test_a_weight_that_does_not_fit_keeps_its_value(small_model, graph_of, run, feeds, reference, tmp_path):
     model = small_model(edit=large_weight)
     graph, _ = converted(graph_of(model), "fp16", feeds, tmp_path)
     found = run(graph, feeds, rounded=True)
@@ -181,7 +168,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("op_type", OPERATIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_emulation_computes_in_float32_and_rounds_the_result(op_type: str, precision: str, run: Any) -> None:
+def test_emulation_computes_in_float32_and_rounds_the_result(op_type, precision, run):
     """As torch says that rounding is; what is too large becomes infinite, as on a GPU."""
     compute, count = OPERATIONS[op_type]
     half, torch_type = HALF_TYPES[precision], {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -208,7 +195,7 @@ def test_emulation_computes_in_float32_and_rounds_the_result(op_type: str, preci
     assert (found["y"] == expected.numpy()).mean() > 0.98, "only sums in another order may round to a neighbour"
 
 
-def test_onnxruntime_on_cpu_rounds_less(small_model: Any, graph_of: Any, run: Any, feeds: Any) -> None:
+def test_onnxruntime_on_cpu_rounds_less(small_model, graph_of, run, feeds):
     """Why the gate emulates: were this to fail, running fp16 on a CPU would be proof enough."""
     plain = run(graph_of(small_model()), feeds)
     graph = graph_of(small_model())

@@ -1,11 +1,7 @@
 """The ranges of a graph's values, against the PyTorch model's own."""
 
-from __future__ import annotations
-
 import copy
 import functools
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +10,13 @@ import torch
 from erniem_export.passes.precision import measure_ranges
 
 
-def note_largest(found: dict[str, float], name: str, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+def note_largest(found, name, _module, _inputs, output):
     found[name] = max(found.get(name, 0.0), float(output.abs().max()))
 
 
-def test_ranges_are_the_models(small_model: Any, graph_of: Any, feeds: Any, tmp_path: Path) -> None:
+def test_ranges_are_the_models(small_model, graph_of, feeds, tmp_path):
     model = copy.deepcopy(small_model())
-    found: dict[str, float] = {}
+    found = {}
     for name, module in model.named_modules():
         if name.endswith(("_proj", "linear1", "linear2", "norm1", "norm2")):
             module.register_forward_hook(functools.partial(note_largest, found, name))
@@ -36,7 +32,7 @@ def test_ranges_are_the_models(small_model: Any, graph_of: Any, feeds: Any, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_masked_scores_count_as_large_as_they_were(small_model: Any, graph_of: Any, feeds: Any, tmp_path: Path) -> None:
+def test_masked_scores_count_as_large_as_they_were(small_model, graph_of, feeds, tmp_path):
     graph = graph_of(small_model())
     ranges = measure_ranges(graph, [feeds], tmp_path)
     masked = [node for node in graph.graph if node.op_type == "Where"]

@@ -1,16 +1,9 @@
 """Weights that are stored in fewer bits, held against the parameters they are."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from erniem_export.gate.measures import Weights
 from erniem_export.gate.weights import compare_weights
 from erniem_export.onnx_export import write
 from erniem_export.passes.precision import store_embedding, to_half
@@ -20,10 +13,10 @@ PRODUCT = "encoder.layers.1.linear1.weight"
 
 
 @pytest.fixture
-def compared(small_model: Any, graph_of: Any, tmp_path: Path) -> Callable[..., Weights]:
+def compared(small_model, graph_of, tmp_path):
     """Store a model in a precision, ``edit`` the weight of that name, and compare with the model."""
 
-    def compare(weights: str, embedding: str, name: str = "", edit: Any = None, stated: Any = None) -> Weights:
+    def compare(weights, embedding, name="", edit=None, stated=None):
         graph = graph_of(small_model())
         if weights != "fp32":
             to_half(graph, weights, {})
@@ -44,23 +37,23 @@ PRECISIONS = [("fp32", "int8"), ("fp32", "fp16"), ("fp16", "fp16"), ("bf16", "bf
 
 
 @pytest.mark.parametrize(("weights", "embedding"), PRECISIONS)
-def test_rounded_weights_are_the_models(weights: str, embedding: str, compared: Any, small_model: Any) -> None:
+def test_rounded_weights_are_the_models(weights, embedding, compared, small_model):
     found = compared(weights, embedding)
     assert found.changed == ()
     assert found.compared == len(small_model().state_dict())
 
 
-def one_step(numbers: np.ndarray) -> None:
+def one_step(numbers):
     numbers[7, 3] += 1 if numbers.dtype == np.int8 else np.spacing(numbers[7, 3])
 
 
 @pytest.mark.parametrize(("weights", "embedding"), PRECISIONS)
-def test_one_step_off_is_seen(weights: str, embedding: str, compared: Any) -> None:
+def test_one_step_off_is_seen(weights, embedding, compared):
     assert compared(weights, embedding, TABLE, one_step).changed == (TABLE,)
     assert compared(weights, embedding, f"{PRODUCT}.T", one_step).changed == (PRODUCT,)
 
 
-def test_fewer_bits_than_the_manifest_states_are_seen(compared: Any) -> None:
+def test_fewer_bits_than_the_manifest_states_are_seen(compared):
     full = {"weights": "fp32", "embedding": "fp32"}
     assert compared("fp32", "fp16", stated=full).changed == (TABLE,)
     assert PRODUCT in compared("fp16", "fp32", stated=full).changed

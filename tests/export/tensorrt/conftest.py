@@ -1,15 +1,10 @@
 """Nano with its plans, built for real; needs TensorRT for RTX, which .venv has."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
-from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
-import onnx_ir as ir
 import pytest
 
 from erniem_export.bundle import files_of
@@ -29,7 +24,7 @@ NANO = ROOT / "examples" / "nano" / "checkpoints"
 
 
 @pytest.fixture(scope="session")
-def rtx() -> Any:
+def rtx():
     """The module."""
     import tensorrt_rtx
 
@@ -37,7 +32,7 @@ def rtx() -> Any:
 
 
 @pytest.fixture(scope="session")
-def fake() -> Any:
+def fake():
     """The module beside this file: full TensorRT's stand-in."""
     spec = spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake.py"))
     assert spec is not None
@@ -48,7 +43,7 @@ def fake() -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_profile() -> Callable[[str], Profile]:
+def small_profile():
     """A profile for a head: up to two rows of 512, best at 16."""
     return lambda head: (
         Profile((1, 1, 1), (1, 3, 16), (1, 3, 512)) if head == "mc" else Profile((1, 1), (1, 16), (2, 512))
@@ -56,17 +51,13 @@ def small_profile() -> Callable[[str], Profile]:
 
 
 @pytest.fixture(scope="session")
-def stage(
-    nano_artifact: Callable[[str], Path],
-    trace_once: Callable[..., ir.Model],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., Any]:
+def stage(nano_artifact, trace_once, tmp_path_factory):
     """``stage(head, precision)``: nano's graph in standard operators, as plans are built from it, its manifest and its
     checkpoint.
     """
     folder = tmp_path_factory.mktemp("staged")
 
-    def make(head: str, precision: str) -> tuple[Path, Manifest, Any]:
+    def make(head, precision):
         target = folder / precision / head
         shutil.copytree(nano_artifact(head).parent, target)
         manifest, checkpoint = Manifest.load(target / f"{head}.json"), load_checkpoint(str(NANO / head), head)
@@ -89,13 +80,11 @@ def stage(
 
 
 @pytest.fixture(scope="session")
-def planned(
-    rtx: Any, stage: Callable[..., Any], small_profile: Callable[[str], Profile]
-) -> Callable[[str, str], tuple[Path, Manifest]]:
+def planned(rtx, stage, small_profile):
     """``planned(head, precision)``: nano's artifact of this head, with a plan, built once; and its manifest."""
-    done: dict[tuple[str, str], tuple[Path, Manifest]] = {}
+    done = {}
 
-    def make(head: str, precision: str) -> tuple[Path, Manifest]:
+    def make(head, precision):
         if (head, precision) not in done:
             folder, manifest, checkpoint = stage(head, precision)
             library = load_library("tensorrt-rtx")

@@ -4,13 +4,10 @@ It parses ONNX for real, into layers with the types that the graph says, and bui
 have is not there, so that using it is an AttributeError here as it is there; ``tests/tensorrt_api`` compares the two.
 """
 
-from __future__ import annotations
-
 import json
 from enum import IntEnum
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
-from typing import Any
 
 import onnx_ir as ir
 
@@ -27,12 +24,12 @@ class IProgressMonitor:
     pass
 
 
-def named(name: str) -> Any:
+def named(name):
     return SimpleNamespace(name=name)
 
 
 class Tensor:
-    def __init__(self, value: ir.Value) -> None:
+    def __init__(self, value):
         self.name = value.name
         self.shape = tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
         self.dtype = named(_TYPES.get(value.dtype.name, value.dtype.name) if value.dtype else "FLOAT")
@@ -40,55 +37,55 @@ class Tensor:
 
 
 class Layer:
-    def __init__(self, name: str, kind: str, inputs: list[Any], outputs: list[Any]) -> None:
+    def __init__(self, name, kind, inputs, outputs):
         self.name, self.type = name, named(kind)
         self._inputs, self._outputs = inputs, outputs
         self.num_inputs, self.num_outputs = len(inputs), len(outputs)
 
-    def get_input(self, i: int) -> Any:
+    def get_input(self, i):
         return self._inputs[i]
 
-    def get_output(self, i: int) -> Any:
+    def get_output(self, i):
         return self._outputs[i]
 
 
 class Network:
-    def __init__(self, flags: int) -> None:
+    def __init__(self, flags):
         self.flags = flags
-        self.layers: list[Layer] = []
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
+        self.layers = []
+        self.inputs = []
+        self.outputs = []
 
     num_layers = property(lambda self: len(self.layers))
     num_inputs = property(lambda self: len(self.inputs))
     num_outputs = property(lambda self: len(self.outputs))
 
-    def get_layer(self, i: int) -> Layer:
+    def get_layer(self, i):
         return self.layers[i]
 
-    def get_input(self, i: int) -> Tensor:
+    def get_input(self, i):
         return self.inputs[i]
 
-    def get_output(self, i: int) -> Tensor:
+    def get_output(self, i):
         return self.outputs[i]
 
 
 class Error:
-    def __init__(self, text: str, node: str, operator: str) -> None:
+    def __init__(self, text, node, operator):
         self.desc = lambda: text
         self.node_name, self.node_operator = (lambda: node), (lambda: operator)
 
 
 class Parser:
-    def __init__(self, world: FakeTensorRT, network: Network, logger: Any) -> None:
+    def __init__(self, world, network, logger):
         self._world, self._network, self._errors = world, network, []
 
     num_errors = property(lambda self: len(self._errors))
 
-    def get_error(self, i: int) -> Error:
+    def get_error(self, i):
         return self._errors[i]
 
-    def parse_from_file(self, path: str) -> bool:
+    def parse_from_file(self, path):
         graph = ir.load(path).graph
         for node in graph:
             if node.op_type in self._world.unsupported or node.domain not in ("", "trt"):
@@ -105,58 +102,58 @@ class Parser:
 
 
 class Profile:
-    def __init__(self) -> None:
-        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+    def __init__(self):
+        self.shapes = {}
 
-    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+    def set_shape(self, name, *shapes):
         self.shapes[name] = list(shapes)
 
 
 class Config:
-    def __init__(self) -> None:
-        self.profiles: list[Profile] = []
-        self.flags: list[Any] = []
-        self.cleared: list[Any] = []
-        self.limits: dict[Any, int] = {}
-        self.timing_cache: Any = None
+    def __init__(self):
+        self.profiles = []
+        self.flags = []
+        self.cleared = []
+        self.limits = {}
+        self.timing_cache = None
         self.profiling_verbosity = self.progress_monitor = None
         self.hardware_compatibility_level = 0
 
-    def add_optimization_profile(self, profile: Profile) -> int:
+    def add_optimization_profile(self, profile):
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
-    def set_flag(self, flag: Any) -> None:
+    def set_flag(self, flag):
         self.flags.append(flag)
 
-    def clear_flag(self, flag: Any) -> None:
+    def clear_flag(self, flag):
         self.cleared.append(flag)
 
-    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+    def set_memory_pool_limit(self, pool, size):
         self.limits[pool] = size
 
-    def create_timing_cache(self, content: bytes) -> Any:
+    def create_timing_cache(self, content):
         return SimpleNamespace(serialize=lambda: content + b"timed ")
 
-    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+    def set_timing_cache(self, cache, ignore_mismatch):
         self.timing_cache = cache
         return True
 
-    def get_timing_cache(self) -> Any:
+    def get_timing_cache(self):
         return self.timing_cache
 
 
 class FakeTensorRT:
     """A module: ``built`` collects the network and the configuration of every build."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version):
         self.__version__ = version
         self.__spec__ = ModuleSpec("tensorrt", None)  # torch looks for it
-        self.built: list[tuple[Network, Config]] = []
+        self.built = []
         # 10.14 has the first importer of Attention.
         release = tuple(map(int, version.split(".")[:2]))
-        self.unsupported: set[str] = set() if release >= (10, 14) else {"Attention"}
-        self.fail: Any = None  # what a build does before it gives None
+        self.unsupported = set() if release >= (10, 14) else {"Attention"}
+        self.fail = None  # what a build does before it gives None
         self.inspected = ["Half"]
         self.makes_builders = True
         old = release < (11, 0)
@@ -171,11 +168,11 @@ class FakeTensorRT:
         self.HardwareCompatibilityLevel = IntEnum("Level", {"NONE": 0, "AMPERE_PLUS": 1})
         self.LayerInformationFormat = IntEnum("Format", {"JSON": 1})
 
-    def OnnxParser(self, network: Network, logger: Any) -> Parser:
+    def OnnxParser(self, network, logger):
         return Parser(self, network, logger)
 
-    def Builder(self, logger: Any) -> Any:
-        def build(network: Network, config: Config) -> bytes | None:
+    def Builder(self, logger):
+        def build(network, config):
             if config.progress_monitor is not None:
                 config.progress_monitor.phase_start("Building", None, 2)
                 config.progress_monitor.step_complete("Building", 0)
@@ -196,14 +193,14 @@ class FakeTensorRT:
             build_serialized_network=build,
         )
 
-    def Runtime(self, logger: Any) -> Any:
+    def Runtime(self, logger):
         names = {"Name": "encoder_mha", "Metadata": "[ONNX Layer: linear1.weight.int8]"}
         tensors = [[{"Name": "linear1.weight.Int8", "Format/Datatype": what}] for what in self.inspected]
         layers = [{**names, "Outputs": outputs} for outputs in tensors]
         inspector = SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
         engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
 
-        def load(plan: Any) -> Any:
+        def load(plan):
             flags = self.built[-1][1].flags if self.built else []
             if self.BuilderFlag.VERSION_COMPATIBLE in flags and not runtime.engine_host_code_allowed:
                 logger.log(ILogger.ERROR, "host code is not allowed")

@@ -1,7 +1,5 @@
 """What a user can ask of ``erniem-export`` about plans, and what mistakes are answered with."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from pathlib import Path
@@ -44,12 +42,6 @@ USAGE = [
     (["--compute-capability", "sm89"], "expected a compute capability such as 8.9, got 'sm89'"),
     (["--workspace", "0"], "expected a number of MiB of at least 1, got '0'"),
     (["--engine", "onnx"], "invalid choice: 'onnx'"),
-    (
-        ["--engine", "none", "--profile", "1x1,1x8,1x8"],
-        "--profile applies to TensorRT plans only, and --engine none builds no plan",
-    ),
-    (["--int8", "--engine", "tensorrt-rtx", "--cpu", "vnni"], "--cpu is for --int8 on a CPU"),
-    (["--int8", "--engine", "tensorrt-rtx", "--calibration", "x"], "needs no --calibration: leave it out"),
 ]
 
 
@@ -83,8 +75,7 @@ def test_a_plan_that_no_session_could_run_is_not_built(
     line = export_fails(model, "--head", "mc", option, "--engine", "tensorrt-rtx")
     assert line.startswith(f"--engine tensorrt-rtx: {expected}")
     arguments = ("--head", "mc", option, "--fp16", "--engine", "auto", "--output", tmp_path / "out")
-    result = erniem_export("--model", model, *arguments)
-    assert result.code == 0, result.err
+    result = erniem_export("--model", model, *arguments).ok()
     assert f"no TensorRT plan: {expected}" in result.err
     assert not (tmp_path / "out" / "mc.plan").exists()
 
@@ -164,8 +155,7 @@ def test_no_plan_is_built_where_none_was_asked_for(
 ):
     """In fp32 and int8, and where TensorRT could not have it: nothing about TensorRT is said."""
     model = write_checkpoint(tmp_path / "model")
-    result = erniem_export("--model", model, "--output", tmp_path / "out", "--engine", "auto", *arguments)
-    assert result.code == 0, result.err
+    result = erniem_export("--model", model, "--output", tmp_path / "out", "--engine", "auto", *arguments).ok()
     assert "TensorRT" not in result.err + result.out
     assert not (tmp_path / "out" / "cls.plan").exists()
 

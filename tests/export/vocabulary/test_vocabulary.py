@@ -1,15 +1,11 @@
 """A part of the vocabulary: which tokens, under which ids, and the same numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import regex
@@ -29,24 +25,24 @@ SPECIAL = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
 
-def tokens_of(tokenizer: Tokenizer, ids: set[int]) -> set[str]:
+def tokens_of(tokenizer, ids):
     return {token for token, index in tokenizer.get_vocab().items() if index in ids}
 
 
 @pytest.fixture(autouse=True)
-def no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_words(monkeypatch):
     """By alphabets, whether wordfreq is installed or not; test_words.py is about the words."""
     monkeypatch.setitem(sys.modules, "wordfreq", None)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir: Path) -> Tokenizer:
+def tokenizer(tokenizer_dir):
     return Tokenizer.from_dir(tokenizer_dir)
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Callable[[str], Path]:
-    def write(content: str) -> Path:
+def text(tmp_path):
+    def write(content):
         path = tmp_path / "corpus.txt"
         path.write_text(content, encoding="utf-8")
         return path
@@ -55,10 +51,10 @@ def text(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def checkpoint(tokenizer_dir: Path, tokenizer: Tokenizer) -> Callable[..., Checkpoint]:
+def checkpoint(tokenizer_dir, tokenizer):
     """A model over the tokenizer's vocabulary and a few rows more, as checkpoints have them."""
 
-    def build(folder: Path | None = tokenizer_dir, head: str = "cls", **config: Any) -> Checkpoint:
+    def build(folder=tokenizer_dir, head="cls", **config):
         content = {**SIZES, "vocab_size": len(tokenizer) + 5, "num_labels": 3, "sep_token_id": 2, **config}
         model = CLASSES[head](ErnieMConfig(**content)).eval()
         randomize(model)
@@ -67,7 +63,7 @@ def checkpoint(tokenizer_dir: Path, tokenizer: Tokenizer) -> Callable[..., Check
     return build
 
 
-def test_every_language_has_scripts_that_unicode_knows() -> None:
+def test_every_language_has_scripts_that_unicode_knows():
     for code, language in LANGUAGES.items():
         assert regex.fullmatch("[a-z]{2}", code)
         for script in language.scripts:
@@ -87,9 +83,7 @@ def test_every_language_has_scripts_that_unicode_knows() -> None:
         ("ja", "カ 図 ー", "ы 어"),
     ],
 )
-def test_languages_keep_their_scripts_and_what_belongs_to_all(
-    codes: str, kept: str, dropped: str, tokenizer: Tokenizer
-) -> None:
+def test_languages_keep_their_scripts_and_what_belongs_to_all(codes, kept, dropped, tokenizer):
     found = tokens_of(tokenizer, select(tokenizer, Keep(tuple(codes.split(",")))))
     known = tokenizer.get_vocab().keys()
     assert found.issuperset(SPECIAL)
@@ -98,7 +92,7 @@ def test_languages_keep_their_scripts_and_what_belongs_to_all(
     assert set("0123456789.,") & known <= found
 
 
-def test_words_outside_an_alphabet_go_and_its_letters_stay(tokenizer: Tokenizer) -> None:
+def test_words_outside_an_alphabet_go_and_its_letters_stay(tokenizer):
     vocabulary = tokenizer.get_vocab()
     english, polish = (tokens_of(tokenizer, select(tokenizer, Keep((code,)))) for code in ("en", "pl"))
     written = {token for token in vocabulary if regex.search("[łąęż]", token)}
@@ -109,7 +103,7 @@ def test_words_outside_an_alphabet_go_and_its_letters_stay(tokenizer: Tokenizer)
     assert written & english == letters, "a name can still be spelled"
 
 
-def test_a_text_keeps_its_own_tokens_and_single_characters(tokenizer: Tokenizer, text: Any, sentences: Any) -> None:
+def test_a_text_keeps_its_own_tokens_and_single_characters(tokenizer, text, sentences):
     ids = select(tokenizer, Keep(text=text(f"{sentences[0]}\n\n{sentences[8]}\n")))
     used = set(tokenizer(sentences[0]).input_ids) | set(tokenizer(sentences[8]).input_ids)
     assert used <= ids
@@ -119,7 +113,7 @@ def test_a_text_keeps_its_own_tokens_and_single_characters(tokenizer: Tokenizer,
     assert "图" not in tokens_of(tokenizer, ids)
 
 
-def test_languages_and_text_add_up(tokenizer: Tokenizer, text: Any, sentences: Any) -> None:
+def test_languages_and_text_add_up(tokenizer, text, sentences):
     path = text(sentences[18])
     both = select(tokenizer, Keep(("en",), path))
     assert both == select(tokenizer, Keep(("en",))) | select(tokenizer, Keep(text=path))
@@ -134,21 +128,19 @@ def test_languages_and_text_add_up(tokenizer: Tokenizer, text: Any, sentences: A
         (lambda text: Keep(text=Path("nowhere.txt")), "nowhere.txt, cannot be read: No such file"),
     ],
 )
-def test_what_cannot_be_kept_is_said(keep: Any, message: str, tokenizer: Tokenizer, text: Any) -> None:
+def test_what_cannot_be_kept_is_said(keep, message, tokenizer, text):
     with pytest.raises(InvalidInputError, match=message):
         select(tokenizer, keep(text))
 
 
-def test_text_that_is_not_utf8(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_text_that_is_not_utf8(tokenizer, tmp_path):
     (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
     with pytest.raises(InvalidInputError, match="it is not UTF-8"):
         select(tokenizer, Keep(text=tmp_path / "latin1.txt"))
 
 
 @pytest.mark.parametrize("codes", [("en",), ("de", "en"), ("ru", "en"), ("zh", "ja", "ko"), ("ar",)])
-def test_text_of_kept_tokens_is_cut_as_before_and_computes_the_same(
-    codes: tuple[str, ...], checkpoint: Any, tokenizer: Tokenizer, sentences: Any, tmp_path: Path
-) -> None:
+def test_text_of_kept_tokens_is_cut_as_before_and_computes_the_same(codes, checkpoint, tokenizer, sentences, tmp_path):
     whole = checkpoint()
     part, sizes = prune(checkpoint(), Keep(codes), tmp_path)
     kept = original_ids(whole.tokenizer_dir, tmp_path)
@@ -171,9 +163,7 @@ def test_text_of_kept_tokens_is_cut_as_before_and_computes_the_same(
     assert exact > 10
 
 
-def test_text_that_needs_dropped_tokens_is_spelled_with_kept_ones(
-    checkpoint: Any, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_text_that_needs_dropped_tokens_is_spelled_with_kept_ones(checkpoint, tokenizer, tmp_path):
     part, _ = prune(checkpoint(), Keep(("en",)), tmp_path)
     smaller = Tokenizer.from_dir(tmp_path)
     name = "Straßenfest"
@@ -182,7 +172,7 @@ def test_text_that_needs_dropped_tokens_is_spelled_with_kept_ones(
     assert max(smaller(name).input_ids) < part.config.vocab_size
 
 
-def test_unknown_characters_cost_what_they_did(tmp_path: Path) -> None:
+def test_unknown_characters_cost_what_they_did(tmp_path):
     """A text is cut by scores, and the unknown's follows from the lowest one: of a piece that no text uses."""
     scores = {"▁": -1.0, "xy": -15.0, "a": -14.9, "ya": -0.1, "qq": -100.0}
     model = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
@@ -207,7 +197,7 @@ def test_unknown_characters_cost_what_they_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pad", [1, 6])
-def test_config_and_padding_follow(pad: int, checkpoint: Any, tmp_path: Path) -> None:
+def test_config_and_padding_follow(pad, checkpoint, tmp_path):
     whole = checkpoint(pad_token_id=pad)
     part, _ = prune(checkpoint(pad_token_id=pad), Keep(("zh",)), tmp_path)
     kept = original_ids(whole.tokenizer_dir, tmp_path)
@@ -220,7 +210,7 @@ def test_config_and_padding_follow(pad: int, checkpoint: Any, tmp_path: Path) ->
     assert torch.equal(table.weight, whole.model.get_input_embeddings().weight[kept])
 
 
-def test_files_that_number_added_tokens_follow(checkpoint: Any, tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_files_that_number_added_tokens_follow(checkpoint, tokenizer_dir, tmp_path):
     source = shutil.copytree(tokenizer_dir, tmp_path / "source")
     size = len(Tokenizer.from_dir(source))
     (source / "added_tokens.json").write_text(json.dumps({"<ent>": size, "</ent>": size + 1}))
@@ -241,9 +231,7 @@ def test_files_that_number_added_tokens_follow(checkpoint: Any, tokenizer_dir: P
 
 
 @pytest.mark.parametrize("added", [{"<ent>": 5000}, {"<ent>": [1]}])
-def test_files_that_number_added_tokens_differently(
-    added: Any, checkpoint: Any, tokenizer_dir: Path, tmp_path: Path
-) -> None:
+def test_files_that_number_added_tokens_differently(added, checkpoint, tokenizer_dir, tmp_path):
     source = shutil.copytree(tokenizer_dir, tmp_path / "source")
     size = len(Tokenizer.from_dir(source))
     config = {"added_tokens_decoder": {str(size): {"content": "<ent>", "special": True}}}
@@ -254,7 +242,7 @@ def test_files_that_number_added_tokens_differently(
         prune(checkpoint(source), Keep(("ru",)), tmp_path / "part")
 
 
-def test_a_list_of_ids_in_the_config(checkpoint: Any, tmp_path: Path) -> None:
+def test_a_list_of_ids_in_the_config(checkpoint, tmp_path):
     whole = checkpoint()
     content = {**json.loads(whole.config_text), "eos_token_id": [2, 3]}
     whole = dataclasses.replace(whole, config_text=json.dumps(content))
@@ -263,7 +251,7 @@ def test_a_list_of_ids_in_the_config(checkpoint: Any, tmp_path: Path) -> None:
             call()
 
 
-def test_a_tokenizer_without_vocab_txt_gets_one(tokenizer_dir: Path, checkpoint: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_without_vocab_txt_gets_one(tokenizer_dir, checkpoint, tmp_path):
     source, target = tmp_path / "source", tmp_path / "part"
     source.mkdir()
     target.mkdir()
@@ -276,14 +264,14 @@ def test_a_tokenizer_without_vocab_txt_gets_one(tokenizer_dir: Path, checkpoint:
     assert len(Tokenizer.from_dir(target)) == part.config.vocab_size
 
 
-def test_pruned_again_from_the_files_alone(checkpoint: Any, tmp_path: Path) -> None:
+def test_pruned_again_from_the_files_alone(checkpoint, tmp_path):
     part, _ = prune(checkpoint(), Keep(("de",)), tmp_path)
     again = prune_like(checkpoint(), tmp_path)
     assert again.identity() == part.identity()
     assert again.config_text == part.config_text
 
 
-def test_without_a_tokenizer_nothing_can_be_told(checkpoint: Any, tmp_path: Path) -> None:
+def test_without_a_tokenizer_nothing_can_be_told(checkpoint, tmp_path):
     for call in (
         lambda: prune(checkpoint(None), Keep(("de",)), tmp_path),
         lambda: prune_like(checkpoint(None), tmp_path),
@@ -292,19 +280,19 @@ def test_without_a_tokenizer_nothing_can_be_told(checkpoint: Any, tmp_path: Path
             call()
 
 
-def test_a_tokenizer_larger_than_its_model_is_refused(checkpoint: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_its_model_is_refused(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"has a tokenizer of \d+ tokens, and its model has 100"):
         prune(checkpoint(vocab_size=100), Keep(("de",)), tmp_path)
 
 
-def test_another_vocabulary_is_no_part(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_another_vocabulary_is_no_part(tokenizer_dir, tmp_path):
     other = shutil.copytree(tokenizer_dir, tmp_path / "other")
     (other / "vocab.txt").write_text("\n".join([*SPECIAL, "something", "else"]), encoding="utf-8")
     with pytest.raises(CheckpointError, match="is not a part of the one"):
         original_ids(tokenizer_dir, other)
 
 
-def test_the_part_reads_the_same_in_transformers(checkpoint: Any, sentences: Any, tmp_path: Path) -> None:
+def test_the_part_reads_the_same_in_transformers(checkpoint, sentences, tmp_path):
     transformers = pytest.importorskip("transformers.models.deprecated.ernie_m")
     prune(checkpoint(), Keep(("de", "en")), tmp_path)
     theirs = transformers.ErnieMTokenizer(str(tmp_path / "sentencepiece.bpe.model"), str(tmp_path / "vocab.txt"))
@@ -313,7 +301,7 @@ def test_the_part_reads_the_same_in_transformers(checkpoint: Any, sentences: Any
         assert ours(sentence).input_ids == theirs(sentence)["input_ids"]
 
 
-def test_ids_with_a_gap_that_cannot_be_kept(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_ids_with_a_gap_that_cannot_be_kept(tokenizer_dir, tmp_path):
     source, target = shutil.copytree(tokenizer_dir, tmp_path / "source"), tmp_path / "part"
     target.mkdir()
     with pytest.raises(CheckpointError):

@@ -1,11 +1,8 @@
 """Languages told apart by their words: a stand-in for wordfreq, and wordfreq itself where it is installed."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import regex
@@ -31,7 +28,7 @@ LISTS = {
 
 
 @pytest.fixture
-def lists(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
+def lists(monkeypatch):
     """In place of wordfreq."""
     found = {code: dict(frequencies) for code, frequencies in LISTS.items()}
     library = SimpleNamespace(
@@ -43,15 +40,15 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return Tokenizer.from_dir(NANO)
 
 
-def tokens_of(tokenizer: Tokenizer, ids: set[int]) -> set[str]:
+def tokens_of(tokenizer, ids):
     return {token for token, index in tokenizer.get_vocab().items() if index in ids}
 
 
-def pruned(codes: str, folder: Path) -> tuple[Tokenizer, Any]:
+def pruned(codes, folder):
     """The tokenizer that is left of nano's."""
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = CLASSES["cls"](ErnieMConfig(**size, vocab_size=len(Tokenizer.from_dir(NANO))))
@@ -60,7 +57,7 @@ def pruned(codes: str, folder: Path) -> tuple[Tokenizer, Any]:
     return Tokenizer.from_dir(folder), vocabulary
 
 
-def test_words_are_for_scripts_that_many_languages_share(lists: Any) -> None:
+def test_words_are_for_scripts_that_many_languages_share(lists):
     rules = {code: rule_for(code) for code in LANGUAGES}
     assert {code for code, rule in rules.items() if rule == languages.WORDS} == {"en", "de", "no", "tr"}
     assert why_alphabet("en") is None
@@ -68,13 +65,13 @@ def test_words_are_for_scripts_that_many_languages_share(lists: Any) -> None:
     assert why_alphabet("sw") == why_alphabet("sr") == "wordfreq has no words of it"
 
 
-def test_without_the_package_alphabets_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_alphabets_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     assert {rule_for(code) for code in LANGUAGES} == {languages.ALPHABET}
     assert why_alphabet("en") == 'for fewer tokens: pip install "erniem-rt[languages]"'
 
 
-def test_words_stand_as_texts_have_them(lists: Any) -> None:
+def test_words_stand_as_texts_have_them(lists):
     (texts,) = texts_of("en")
     assert texts[:2] == ["the founded company in", '"the "founded "company "in']
     assert texts[2:] == [
@@ -84,12 +81,12 @@ def test_words_stand_as_texts_have_them(lists: Any) -> None:
     assert next(texts_of("tr"))[2::2] == ["İstanbul", "İSTANBUL"]
 
 
-def test_all_words_are_taken(lists: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_words_are_taken(lists, monkeypatch):
     monkeypatch.setattr(languages, "_WORDS_IN_A_TEXT", 3)
     assert [texts[0] for texts in texts_of("en")] == ["the founded company", "in"]
 
 
-def test_what_words_are_cut_into_is_kept(lists: Any, tokenizer: Tokenizer) -> None:
+def test_what_words_are_cut_into_is_kept(lists, tokenizer):
     by_words = select(tokenizer, Keep(("en",)))
     for text in ('The company "founded in', "COMPANY", "Company", '"The', "1995 (in 2003)!"):
         assert set(tokenizer(text).input_ids) <= by_words, text
@@ -101,19 +98,19 @@ def test_what_words_are_cut_into_is_kept(lists: Any, tokenizer: Tokenizer) -> No
     assert len(by_words) < len(select(tokenizer, Keep(("sw",))))
 
 
-def test_languages_without_a_list_add_their_alphabet(lists: Any, tokenizer: Tokenizer) -> None:
+def test_languages_without_a_list_add_their_alphabet(lists, tokenizer):
     english, chinese, swahili = (select(tokenizer, Keep((code,))) for code in ("en", "zh", "sw"))
     assert select(tokenizer, Keep(("en", "zh"))) == english | chinese
     assert select(tokenizer, Keep(("en", "sw"))) == english | swahili
 
 
-def test_words_of_other_scripts_are_not_of_the_language(lists: Any, tokenizer: Tokenizer) -> None:
+def test_words_of_other_scripts_are_not_of_the_language(lists, tokenizer):
     before = select(tokenizer, Keep(("en",)))
     lists["en"]["компания"] = 1e-5
     assert select(tokenizer, Keep(("en",))) == before
 
 
-def test_german_keeps_what_its_list_folds(lists: Any, tokenizer_dir: Path) -> None:
+def test_german_keeps_what_its_list_folds(lists, tokenizer_dir):
     tokenizer = Tokenizer.from_dir(tokenizer_dir)
     written = {token for token in tokenizer.get_vocab() if "ß" in token}
     assert len(written) > 1
@@ -122,7 +119,7 @@ def test_german_keeps_what_its_list_folds(lists: Any, tokenizer_dir: Path) -> No
 
 
 @pytest.mark.parametrize("code", [code for code, language in LANGUAGES.items() if "Latin" in language.scripts])
-def test_no_letter_of_an_alphabet_becomes_unknown(code: str, lists: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_no_letter_of_an_alphabet_becomes_unknown(code, lists, tokenizer, tmp_path):
     lists.setdefault(code, {"a": 1e-2})
     part, vocabulary = pruned(code, tmp_path)
     letters = "abcdefghijklmnopqrstuvwxyz" + LANGUAGES[code].letters
@@ -138,7 +135,7 @@ def test_no_letter_of_an_alphabet_becomes_unknown(code: str, lists: Any, tokeniz
     assert vocabulary.kept < vocabulary.of
 
 
-def test_a_dropped_word_is_cut_into_what_is_kept(lists: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_dropped_word_is_cut_into_what_is_kept(lists, tokenizer, tmp_path):
     part, vocabulary = pruned("en,zh", tmp_path)
     text = "The headquarters of the company"
     assert len(part(text).input_ids) > len(tokenizer(text).input_ids)
@@ -149,9 +146,7 @@ def test_a_dropped_word_is_cut_into_what_is_kept(lists: Any, tokenizer: Tokenize
 
 
 @pytest.mark.slow
-def test_the_words_of_wordfreq_leave_nanos_texts_as_they_were(
-    tokenizer: Tokenizer, nano_heldout: Any, tmp_path: Path
-) -> None:
+def test_the_words_of_wordfreq_leave_nanos_texts_as_they_were(tokenizer, nano_heldout, tmp_path):
     pytest.importorskip("wordfreq", reason='pip install "erniem-rt[languages]"')
     assert {rule_for(code) for code in ("en", "de", "es", "fr", "pl", "ru", "no", "hr")} == {languages.WORDS}
     part, vocabulary = pruned("en", tmp_path)
