@@ -119,7 +119,7 @@ def test_a_worker_takes_its_share_of_the_queue_and_leaves_the_rest_to_the_others
 
 def test_a_busy_batcher_keeps_nothing_but_the_requests_that_wait():
     def futures_alive() -> int:
-        return sum(isinstance(one, Future) for one in gc.get_objects())
+        return sum(type(one) is Future for one in gc.get_objects())
 
     gated = Gated()
     with Batcher(gated, workers=1, max_batch=4) as batcher:
@@ -130,7 +130,7 @@ def test_a_busy_batcher_keeps_nothing_but_the_requests_that_wait():
         after = futures_alive()
         gated.gate.release(100)
         assert [future.result(WAIT) for future in futures[1:]] == [str(number) for number in range(100)]
-    assert after == before + 100
+    assert after <= before + 100  # one each, less what the garbage collector frees meanwhile
 
 
 def test_one_client_has_all_threads_in_each_request():
