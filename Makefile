@@ -30,7 +30,7 @@ SERVING := .venv-serving/.stamp
 TRITON := .venv-triton/.stamp
 NANO := examples/nano/checkpoints
 HEADS := qa cls ner ie mc base
-# What `make soak` asks: serve or gunicorn.
+# What `make soak` asks: serve, gunicorn or ray.
 SERVER ?= serve
 WEB := examples/web
 WEB_MODELS := out/web/models/qa.stamp out/web/models/cls.stamp out/web/models/ner.stamp
@@ -129,7 +129,7 @@ bench-xlm-roberta: $(BENCH) ## Compare an XLM-R model with sentence-transformers
 bench-serving: $(SERVING) ## Measure the batcher, `erniem-rt serve` and Ray; ARGS="--artifact DIR --tokenizer DIR"
 	.venv-serving/bin/python -m benchmarks.serving $(ARGS)
 
-soak: $(SERVING) out/serving/.stamp ## Ask a server for an hour, and compare every answer; SERVER=gunicorn also kills its workers
+soak: $(SERVING) out/serving/.stamp ## Ask a server for an hour, and compare every answer; SERVER=gunicorn or ray also kills workers
 	.venv-serving/bin/python -m benchmarks.soak $(SERVER) nli=out/serving/cls \
 		$(foreach head,$(HEADS),$(head)=out/serving/$(head)) --json out/soak-$(SERVER).json $(ARGS)
 

@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--note", help="what else the machine did meanwhile")
     parser.add_argument("--json", type=Path, help="where to write the figures, every minute and at the end")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server stops too
     models = dict(model.split("=", 1) for model in arguments.models)
     requests = [
         request

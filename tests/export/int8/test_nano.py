@@ -119,6 +119,7 @@ def exported(tmp_path_factory):
     return make
 
 
+@pytest.mark.filterwarnings("ignore:this artifact was exported for a CPU with VNNI")  # which is emulated
 @pytest.mark.parametrize(
     ("head", "cpu"), [*((head, "vnni") for head in HEADS), ("base", "avx2"), ("ner", "avx2")]
 )  # the heads share an encoder
