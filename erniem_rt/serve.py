@@ -448,17 +448,22 @@ class _Server:
             loop.call_soon_threadsafe(stopping.set)
 
         with _signals(stop):
+            self._listen(config.backlog)
             await self._start_grpc()
             serving = asyncio.create_task(server.serve(sockets=[self._listening]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
-            if serving.done() and isinstance(error := serving.exception(), OSError):  # another process listens by now
-                raise _port_error(self._arguments.host, self._arguments.port, "--port", error.strerror) from error
             self._tell()
             await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
             until: float = time.monotonic() + self._arguments.timeout + _CLOSING
             await asyncio.gather(serving, self._stop_grpc(server))
         return until
+
+    def _listen(self, backlog: int) -> None:
+        try:
+            self._listening.listen(backlog)
+        except OSError as error:  # another process listens by now
+            raise _port_error(self._arguments.host, self._arguments.port, "--port", error.strerror) from error
 
     def _tell(self) -> None:
         host, port = self._listening.getsockname()[:2]

@@ -411,7 +411,9 @@ def test_a_port_that_is_taken_while_models_load_is_one_line(start_server, nano_a
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
         server = start_server(nano_artifact("ner").parent, "--port", port, wait=False)
-        time.sleep(2)  # the server binds at once, and listens when all is loaded; in either order it must say the same
+        time.sleep(
+            0.7
+        )  # the server binds at once, and listens when all is loaded; in either order it must say the same
         other.listen()
         code, told = server.ended()
     assert code == 1
