@@ -453,6 +453,8 @@ class _Server:
             serving = asyncio.create_task(server.serve(sockets=[self._listening]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
+            if serving.done():
+                serving.result()  # raises what kept it from starting
             self._tell()
             await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
             until: float = time.monotonic() + self._arguments.timeout + _CLOSING
