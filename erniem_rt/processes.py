@@ -75,12 +75,15 @@ class _ForkBarrier:
         """Reset the state in a child, whose only thread is in no section."""
         self._changed = threading.Condition()
         self._inside: list[int] = []
+        self._forks = 0  # that wait
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Make forks in other threads wait until the context exits."""
+        """Make forks in other threads wait until the context exits; wait for a fork that waits already."""
         thread = threading.get_ident()
         with self._changed:
+            while self._forks and thread not in self._inside:
+                self._changed.wait()
             self._inside.append(thread)
         try:
             yield
@@ -94,17 +97,20 @@ class _ForkBarrier:
         """Wait until no other thread is in a section, and block new ones."""
         until = time.monotonic() + _PATIENCE
         self._changed.acquire()
+        self._forks += 1
         while set(self._inside) - {threading.get_ident()} and (left := until - time.monotonic()) > 0:
             self._changed.wait(left)
 
     def open(self) -> None:
         """Unblock threads that wait for a section."""
+        self._forks -= 1
+        self._changed.notify_all()
         self._changed.release()
 
 
 _barrier = _ForkBarrier()
 
-# Makes forks in other threads wait: onnxruntime and imports hold locks that a child could never acquire.
+# Makes forks in other threads wait: onnxruntime, OpenVINO and imports hold locks that a child could never acquire.
 no_fork = _barrier.inside
 
 

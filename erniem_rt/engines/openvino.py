@@ -75,7 +75,8 @@ class OpenVINOEngine:
                 request = self._requests.pop()
             except IndexError:
                 request = model.create_infer_request()
-            found = request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+            with no_fork():  # a child of a fork during runs would wait for their threads when it opens a model
+                found = request.infer(dict(feeds), share_inputs=True, share_outputs=True)
             results = [np.array(found[name]) for name in outputs]  # copies: the next run overwrites the arrays
             del found
             if self._memory.after(feeds) or self._owing:

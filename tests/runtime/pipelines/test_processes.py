@@ -141,6 +141,35 @@ def test_children_forked_while_other_threads_run_answer_too(cls, tmp_path):
     runs(script, tmp_path, cls)
 
 
+def test_children_forked_during_runs_of_openvino_run_it_too(nano_artifact, tmp_path):
+    """If another thread ran the model at a fork, OpenVINO waited forever in the child."""
+    pytest.importorskip("openvino")
+    script = """
+    session = erniem_rt.Session(path, engine="openvino", threads=1, cache=False)
+    long, short = [[3 + i % 40 for i in range(200)]] * 8, [[3, 4, 5]]
+    expected = session.run(input_ids=short)["logits"]
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            session.run(input_ids=long)
+
+    def child():
+        assert (session.run(input_ids=short)["logits"] == expected).all()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    try:
+        for _ in range(4):
+            well(forked(child))
+    finally:
+        stop.set()
+    """
+    runs(script, tmp_path, nano_artifact("cls"))
+
+
 def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path):
     script = """
     from erniem_rt.processes import no_fork
