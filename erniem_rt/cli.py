@@ -12,6 +12,7 @@ import operator
 import os
 import select
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ _PATHS = ("artifact", "models", "input", "output", "task", "cache", "repository"
 
 def run() -> int:
     """Run the command; SIGTERM and SIGHUP clean up as Ctrl-C does, and exit with 143 and 129."""
-    with stopped_by_signals():
+    with stopped_by_signals(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {' '.join(str(message).split())}")
         return main()
 
 

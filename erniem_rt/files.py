@@ -59,6 +59,27 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
         raise InvalidInputError(f"{name} must be a str or a path, got {type(value).__name__}.") from error
 
 
+def as_folder(name: str, value: object) -> Path:
+    """Return the absolute path of a folder that may not exist yet; ``~`` is the user's home.
+
+    :class:`InvalidInputError`, with ``name``, if no folder can have this name.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise InvalidInputError(f"{name} must be the path of a folder, True, False or None, got {value!r}.")
+    with contextlib.suppress(RuntimeError):  # the user has no home
+        value = Path(value).expanduser()
+    folder = Path(value).absolute()
+    try:
+        named = b"\0" not in str(folder).encode()
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise InvalidInputError(f"{name} must be the path of a folder, in UTF-8, got {str(folder)!r}.")
+    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112  # False where it may not be read
+        raise InvalidInputError(f"{name} must be the path of a folder, and {folder} is a file.")
+    return folder
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` atomically on success, and is deleted on failure.

@@ -65,17 +65,19 @@ def warn_of_cpu(wanted: str | None) -> None:
         )
 
 
+_MOST_THREADS = 1024
+
 # Mount points of the CPU controller: cgroup v1 by its names, v2 alone or beside v1.
 _V1_MOUNTS: tuple[str, ...] = ("cpu,cpuacct", "cpuacct,cpu", "cpu")
 _V2_MOUNTS: tuple[str, ...] = ("", "unified")
 
 
 def threads_or_default(threads: int | None) -> int:
-    """Return ``threads``, for None the default; :class:`InvalidInputError` unless it is a positive integer."""
+    """Return ``threads``, for None the default; :class:`InvalidInputError` unless it is an integer from 1 to 1,024."""
     if threads is None:
         return default_threads()
-    if not is_count(threads):
-        raise InvalidInputError(f"threads must be a positive integer or None, got {threads!r}.")
+    if not is_count(threads) or threads > _MOST_THREADS:  # ONNX Runtime would start as many at once
+        raise InvalidInputError(f"threads must be an integer from 1 to {_MOST_THREADS} or None, got {threads!r}.")
     return int(threads)
 
 

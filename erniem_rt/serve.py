@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import importlib.util
 import json
 import operator
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from erniem_rt.batcher import Batcher
-from erniem_rt.checks import require_count
+from erniem_rt.checks import is_count, require_count
 from erniem_rt.errors import EngineUnavailableError, ErnieMError, InvalidInputError, QueueFullError
 from erniem_rt.pipelines import pipeline as make_pipeline
 from erniem_rt.pipelines.base import Options
@@ -348,8 +350,14 @@ def _bound(host: str, port: int, option: str) -> Iterator[socket.socket]:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        except OverflowError as error:
+            raise InvalidInputError(f"{option} must be a port, 0 to 65535, got {port}.") from error
+        except OSError as error:
+            reason = error.strerror or str(error).rstrip(".")
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise InvalidInputError(
+                    f"cannot listen at {host}: {reason}. --host must be an address of this machine, or 0.0.0.0 for all."
+                ) from error
             raise _port_error(host, port, option, reason) from error
         yield listening
 
@@ -417,18 +425,21 @@ class _Server:
             thread.start()
         for thread in closing:
             thread.join(max(until - time.monotonic(), 0))
-        if any(thread.is_alive() for thread in closing):
+        running = any(thread.is_alive() for thread in closing)
+        if running or self._limited.dropped:
             self._say(f"error: a request took longer than --timeout={self._arguments.timeout}; stopped without it")
+        if running:
             sys.stderr.flush()
             os._exit(1)  # its thread cannot be stopped
-        return 0
+        return 1 if self._limited.dropped else 0
 
     async def _run(self) -> float:
         """Serve; return the deadline for the end, on the monotonic clock."""
         import uvicorn
 
+        self._limited = _Limited(self._application(), self._arguments.max_body)
         config = uvicorn.Config(
-            _Limited(self._application(), self._arguments.max_body),
+            self._limited,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -627,15 +638,42 @@ def _data_plane(repository: Any) -> Any:
 
         def decode(self, body: Any, headers: Any, **named: Any) -> Any:
             try:
-                if isinstance(body, bytes) and INFERENCE_CONTENT_LENGTH_HEADER not in headers:
-                    body = InferenceRequest.model_validate_json(body)
+                if isinstance(body, bytes):
+                    length = headers.get(INFERENCE_CONTENT_LENGTH_HEADER)
+                    if length is None:
+                        body = InferenceRequest.model_validate_json(body)
+                    elif problem := _wrong_with_binary(body, length):
+                        raise InvalidInput(f"the request is not of the Open Inference Protocol: {problem}.")
                 return super().decode(body, headers, **named)
             except InvalidInput:
                 raise
+            except struct.error as error:
+                raise InvalidInput(
+                    "the request is not of the Open Inference Protocol: binary data of BYTES must be texts, each after "
+                    "its length in bytes as a little-endian 32-bit integer."
+                ) from error
             except Exception as error:
                 raise InvalidInput(_told(error)) from error
 
     return Plane(repository)
+
+
+def _wrong_with_binary(body: bytes, length: str) -> str | None:
+    """Return why a body is not JSON of ``length`` bytes and the binary data that it announces; None if it is.
+
+    Further errors in the JSON are KServe's to find.
+    """
+    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= len(body)):
+        return f"Inference-Header-Content-Length must be the JSON's length, at most {len(body)} bytes, got {length!r}"
+    try:
+        inputs = json.loads(body[: int(length)])["inputs"]
+        sizes = [one["parameters"]["binary_data_size"] for one in inputs if "binary_data_size" in one["parameters"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not all(is_count(size, 0) for size in sizes):
+        return f"binary_data_size must be a number of bytes, got {sizes}"
+    left = len(body) - int(length)
+    return None if sum(sizes) == left else f"binary_data_size adds up to {sum(sizes)}, and {left} bytes follow the JSON"
 
 
 def _fixed_repository(repository: Any) -> Any:
@@ -698,26 +736,48 @@ def _told(error: Any) -> str:
 
 
 class _Limited:
-    """An ASGI application that limits the bytes of a request."""
+    """An ASGI application that limits the bytes of a request, and answers requests that a stopping server drops.
+
+    Attributes:
+        dropped: The number of requests that arrived whole and were dropped.
+    """
 
     def __init__(self, app: Any, most: int) -> None:
         self._app = app
         self._most = most
+        self.dropped = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         from fastapi import HTTPException
+        from starlette.responses import JSONResponse
 
-        total = 0
+        encoding = dict(scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1")
+        if encoding.lower() != "identity":
+            told = f"Content-Encoding {encoding!r} is not supported: send the body as it is."
+            await JSONResponse({"error": told}, 415)(scope, receive, send)
+            return
+        total, whole, started = 0, False, False
 
         async def counted() -> Any:
-            nonlocal total
+            nonlocal total, whole
             message = await receive()
             total += len(message.get("body", b""))
             if total > self._most:
                 raise HTTPException(413, f"the request is larger than --max-body={self._most} bytes: divide it.")
+            whole = not message.get("more_body", False)
             return message
 
-        await self._app(scope, counted if scope["type"] == "http" else receive, send)
+        async def noted(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except asyncio.CancelledError:  # --timeout is over, or a second signal came
+            self.dropped += whole
+            if not started:
+                await JSONResponse({"error": "the server stops."}, 503)(scope, receive, send)
 
 
 class _Collector:

@@ -29,7 +29,7 @@ from erniem_rt.engines import (
     open_plan,
 )
 from erniem_rt.errors import ArtifactError, EngineUnavailableError, InvalidInputError
-from erniem_rt.files import as_path
+from erniem_rt.files import as_folder, as_path
 from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.machine import threads_or_default, warn_of_cpu
 from erniem_rt.manifest import HEADS, Manifest, weights_name
@@ -145,6 +145,9 @@ class Session:
         wanted = None if device is None else Device.parse(device)
         require_choice("engine", engine, EngineName)
         require_choice("precision", precision, PrecisionName)
+        for name, flag in (("share_weights", share_weights), ("verify", verify), ("trust_plan", trust_plan)):
+            require_flag(name, flag)
+        require_flag("cuda_graphs", cuda_graphs, optional=True)
         self.threads = threads_or_default(threads)
         path, self.manifest = _locate(find_artifact(path))
         self._path = path.absolute()  # the session may be opened again from another working directory
@@ -159,7 +162,7 @@ class Session:
             spinning=require_flag("spinning", spinning, optional=True),
             shrink_memory=require_flag("shrink_memory", shrink_memory, optional=True),
             share_weights=share_weights,
-            cache=_cache_folder(cache),
+            cache=cache if cache is None or isinstance(cache, bool) else as_folder("cache", cache),
             cuda_graphs=bool(cuda_graphs),
             verify=verify,
         )
@@ -386,22 +389,6 @@ def _computed_in(manifest: Manifest, engine: str, precision: str) -> str:
         return "fp32"
     facts = manifest.precision if engine != "tensorrt" or manifest.plan is None else manifest.plan.precision
     return half_of(facts) or "fp32"
-
-
-def _cache_folder(cache: object) -> Path | bool | None:
-    """Return ``cache``, checked; paths become absolute, since a child may open the session in another folder."""
-    if cache is None or isinstance(cache, bool):
-        return cache
-    folder = as_path("cache", cache).absolute()  # type: ignore[arg-type]
-    try:
-        named = b"\0" not in str(folder).encode()
-    except UnicodeEncodeError:
-        named = False
-    if not named:
-        raise InvalidInputError(f"cache must be the name of a folder, in UTF-8, got {str(folder)!r}.")
-    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112  # False where it may not be read
-        raise InvalidInputError(f"cache must be a folder, True, False or None, and {folder} is a file.")
-    return folder
 
 
 def _merged(inputs: Mapping[str, object] | None, named: Mapping[str, object]) -> dict[str, object]:

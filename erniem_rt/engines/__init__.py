@@ -208,8 +208,8 @@ def _check_for_openvino(options: GraphOptions) -> None:
 def _check_for_onnxruntime(path: Path, manifest: Manifest, options: GraphOptions) -> None:
     if options.precision == "bf16":
         raise InvalidInputError(
-            "precision='bf16' needs engine='openvino' on a CPU: ONNX Runtime computes a graph in the precision that it "
-            "was exported in."
+            "precision='bf16' needs engine='openvino' on a CPU, without share_weights and spinning: ONNX Runtime "
+            "computes a graph in the precision that it was exported in."
         )
     if options.precision == "fp32" and (half := half_of(manifest.precision)):
         raise InvalidInputError(

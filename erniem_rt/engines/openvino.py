@@ -18,7 +18,7 @@ import numpy as np
 
 from erniem_rt.engines.onnxruntime import Shrinking
 from erniem_rt.errors import ArtifactError, EngineError, EngineUnavailableError, InvalidInputError
-from erniem_rt.files import FileRecord, check_hash, check_size, hash_file, require_utf_8
+from erniem_rt.files import FileRecord, as_folder, check_hash, check_size, hash_file, require_utf_8
 from erniem_rt.machine import cpu_class
 from erniem_rt.manifest import TensorSpec
 from erniem_rt.processes import keep_for_good, no_fork, renew_after_fork
@@ -176,8 +176,9 @@ class _Cache:
     def __init__(self, path: Path, options: GraphOptions, manifest: Manifest, ov: Any) -> None:
         self.version = ov.__version__.partition("-")[0]
         self._verify = options.verify
-        self._named = options.cache is not None
-        self._folders = list(_folders(options.cache, path.parent))
+        cache = _from_environment() if options.cache is None else options.cache
+        self._named = cache is not None
+        self._folders = list(_folders(cache, path.parent))
         files = {name: manifest.files[name] for name in sorted(manifest.files) if name.startswith(manifest.artifact)}
         self._weights = sum(record.size for record in files.values())
         times = [path.with_name(Path(name).name).stat().st_mtime_ns for name in files]
@@ -205,7 +206,7 @@ class _Cache:
         if problem is not None and self._named:
             warnings.warn(
                 f"the compiled model was not kept in {self._folders[0]}: {problem.strerror or problem}. The next start "
-                "compiles again; give another folder as cache, or cache=False.",
+                "compiles again. Name another folder as cache, or leave cache out and set ERNIEM_RT_CACHE=0 for none.",
                 stacklevel=2,
             )
         return compile_with({"CACHE_DIR": ""})
@@ -251,15 +252,19 @@ class _Cache:
                     shutil.rmtree(begun, ignore_errors=True)
 
 
+def _from_environment() -> Path | bool | None:
+    """Return the cache that the environment variable names: None if it is not set, False for none."""
+    named = os.environ.get(_CACHE_VARIABLE)
+    if named is None:
+        return None
+    return named not in ("", "0") and as_folder(_CACHE_VARIABLE, named)
+
+
 def _folders(cache: str | os.PathLike[str] | bool | None, beside: Path) -> Iterator[Path]:
     """Yield the folders to search for compiled models, of which the first writable one gets new ones."""
-    if cache is None:
-        cache = os.environ.get(_CACHE_VARIABLE, True)
-        if cache in ("", "0"):
-            cache = False
     if cache is False:
         return
-    if cache is not True:
+    if cache is not None and cache is not True:
         yield Path(cache)
         return
     yield beside / ".erniem-rt"

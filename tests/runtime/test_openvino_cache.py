@@ -158,28 +158,40 @@ def test_a_folder_by_name_that_cannot_be_written_is_a_warning(artifact, tmp_path
         assert_right(artifact, cache=tmp_path / "file/inner")
 
 
-def test_a_folder_that_may_not_be_looked_into(artifact, loaded, monkeypatch, tmp_path):
-    monkeypatch.setenv("ERNIEM_RT_CACHE", str(tmp_path / ("x" * 300)))  # as another user's folder: stat fails
-    assert_right(artifact)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_name_that_is_too_long_is_a_warning(artifact, loaded, monkeypatch, tmp_path, by_variable):
+    folder = tmp_path / ("x" * 300)  # stat fails, as in a folder of another user
+    monkeypatch.setenv("ERNIEM_RT_CACHE", str(folder))
+    with pytest.warns(UserWarning, match="the compiled model was not kept in .*xxx: File name too long"):
+        assert_right(artifact, cache=None if by_variable else folder)
     assert loaded == [False]
 
 
-def test_a_name_that_is_too_long_is_a_warning(artifact, tmp_path):
-    with pytest.warns(UserWarning, match="the compiled model was not kept in .*xxx: File name too long"):
-        assert_right(artifact, cache=tmp_path / ("x" * 300))
-
-
-@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb", "", 0])
 def test_a_name_that_is_none(artifact, name):
-    with pytest.raises(InvalidInputError, match="cache must be the name of a folder, in UTF-8, got"):
+    with pytest.raises(InvalidInputError, match=r"cache must be the path of a folder, .*, got"):
         assert_right(artifact, cache=name)
 
 
-def test_a_file_is_no_folder(artifact):
-    with pytest.raises(
-        InvalidInputError, match=r"cache must be a folder, True, False or None, and .*qa\.onnx is a file"
-    ):
-        answer(artifact, cache=artifact.path)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_file_is_no_folder(artifact, monkeypatch, by_variable):
+    monkeypatch.setenv("ERNIEM_RT_CACHE", str(artifact.path))
+    name = "ERNIEM_RT_CACHE" if by_variable else "cache"
+    with pytest.raises(InvalidInputError, match=rf"{name} must be the path of a folder, and .*qa\.onnx is a file"):
+        answer(artifact, cache=None if by_variable else artifact.path)
+
+
+def test_a_variable_that_is_not_utf_8(artifact, monkeypatch):
+    monkeypatch.setenv("ERNIEM_RT_CACHE", "a\udcffb")
+    with pytest.raises(InvalidInputError, match="ERNIEM_RT_CACHE must be the path of a folder, in UTF-8, got"):
+        answer(artifact)
+
+
+def test_the_home_has_a_short_name(artifact, loaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert_right(artifact, cache="~/compiled")
+    assert (loaded, len(entries(tmp_path / "compiled"))) == ([False], 1)
 
 
 def test_a_full_disk(artifact, loaded, monkeypatch, user_folder):

@@ -128,9 +128,9 @@ def test_run_after_close_is_an_error(heads):
         session.run(input_ids=IDS)
 
 
-@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2", 1025])
 def test_bad_threads(heads, threads):
-    with pytest.raises(InvalidInputError, match=r"threads must be a positive integer or None, got "):
+    with pytest.raises(InvalidInputError, match=r"threads must be an integer from 1 to 1024 or None, got "):
         Session(heads["qa"].path, threads=threads)
 
 

@@ -84,7 +84,7 @@ def test_sessions_and_tokenizers_take_the_default(heads, tokenizer_dir, monkeypa
     tokenizer.batch(["one", "two"])
     tokenizer.batch(["one", "two"], threads=2)
     assert taken == [3, 2]
-    with pytest.raises(InvalidInputError, match="threads must be a positive integer or None, got 0"):
+    with pytest.raises(InvalidInputError, match="threads must be an integer from 1 to 1024 or None, got 0"):
         tokenizer.batch(["one"], threads=0)
 
 

@@ -149,7 +149,7 @@ def test_offsets_and_rows_are_made_once(tokenizer_dir):
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True])
 def test_threads_are_counted(tokenizer, threads):
-    with pytest.raises(InvalidInputError, match="threads must be a positive integer or None"):
+    with pytest.raises(InvalidInputError, match="threads must be an integer from 1 to 1024 or None"):
         tokenizer.batch(["The"], threads=threads)
 
 

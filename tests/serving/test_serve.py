@@ -254,18 +254,39 @@ def assert_goes_on(server):
     assert ask(server, "ner", {"text": ["Fiona Kendall left Denver."]}, aggregation_strategy="simple")[0]
 
 
-def test_binary_headers_that_are_wrong(server):
-    for length in ("x", "99999", "-1", "2"):
-        headers = {"inference-header-content-length": length, "content-type": "application/octet-stream"}
-        status, _, found = post(server, "ner", json.dumps(one()).encode(), headers)
-        assert status == (200 if length == "99999" else 400), found
-        assert isinstance(found.get("error", ""), str)
-    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 8}}
+SIZE = "Inference-Header-Content-Length must be the JSON's length"
+TEXTS = "binary data of BYTES must be texts, each after its length"
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "data", "told"),
+    [
+        ("x", 8, b"", SIZE),
+        ("99999", 8, b"", SIZE),
+        ("-1", 8, b"", SIZE),
+        ("2", 8, b"", "Unrecognized request format"),
+        (None, "8", b"\x04\x00\x00\x00abcd", "binary_data_size must be a number of bytes, got ['8']"),
+        (None, -8, b"\x04\x00\x00\x00abcd", "binary_data_size must be a number of bytes, got [-8]"),
+        (None, 10**30, b"\x04\x00\x00\x00abcd", "and 8 bytes follow the JSON"),
+        (None, 8, b"\x04\x00\x00\x00abcde", "binary_data_size adds up to 8, and 9 bytes follow the JSON"),
+        (None, 8, b"\xff\xff\xff\x7fabcd", TEXTS),
+        (None, 3, b"\x01\x00\x00", TEXTS),
+        (None, 8, b"\x04\x00\x00\x00\xff\xff\xff\xff", "UTF-8"),
+    ],
+)
+def test_binary_data_that_are_wrong(server, length, size, data, told):
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     body = json.dumps({"inputs": [tensor]}).encode()
-    for data in (b"\xff\xff\xff\x7fabcd", b"\x04\x00\x00\x00\xff\xff\xff\xff", b"\x01"):
-        headers["inference-header-content-length"] = str(len(body))
-        status, _, found = post(server, "ner", body + data, headers)
-        assert status == 400, found
+    headers = {"inference-header-content-length": length or str(len(body)), "content-type": "application/octet-stream"}
+    status, _, found = post(server, "ner", body + data, headers)
+    assert status == 400, found
+    assert told in found["error"]
+    assert_goes_on(server)
+
+
+def test_a_compressed_body_is_refused(server):
+    status, _, found = post(server, "ner", json.dumps(one()).encode(), {"content-encoding": "gzip"})
+    assert (status, found) == (415, {"error": "Content-Encoding 'gzip' is not supported: send the body as it is."})
     assert_goes_on(server)
 
 
@@ -403,6 +424,17 @@ def test_sigterm_ends_in_time_whatever_runs(start_server, nano_artifact):
         thread.join(10)
     assert code == 1
     assert "error: a request took longer than --timeout=1; stopped without it" in told
+
+
+def test_sigterm_while_half_a_request_has_arrived(start_server, nano_artifact):
+    server = start_server(nano_artifact("ner").parent, "--timeout", 1)
+    with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=20) as client:
+        client.sendall(b"POST /v2/models/ner/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert_goes_on(server)  # the other connection's bytes have arrived by then
+        code, told = server.terminate()
+        assert client.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert code == 0
+    assert len([line for line in told.splitlines() if not line.startswith("serving ")]) <= 1  # uvicorn's
 
 
 def test_a_port_that_is_taken_while_models_load_is_one_line(start_server, nano_artifact):

@@ -175,7 +175,7 @@ def test_no_flag_is_left_out():
     [
         (["--top-k", "1"], "zero-shot-classification takes no --top-k"),
         (["--task", "zero-shot"], "task 'zero-shot' is not known"),
-        (["--threads", "0"], "threads must be a positive integer"),
+        (["--threads", "0"], "threads must be an integer from 1 to 1024"),
         (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
         (["--device", "tpu"], "device"),
         (["--stride", "3"], "zero-shot-classification takes no --stride"),

@@ -251,6 +251,16 @@ def test_output_to_a_file_needs_no_standard_output(run, tmp_path):
     assert_reported(result.stderr)
 
 
+def test_a_warning_is_one_line(run, tmp_path):
+    pytest.importorskip("openvino")
+    (tmp_path / "file").write_text("")
+    result = run("", "--engine", "openvino", "--cache", "file/inner")
+    assert_answered(result.stdout)
+    warning, *others = result.stderr.splitlines()
+    assert warning.startswith("warning: the compiled model was not kept in ")
+    assert_reported("\n".join(others))
+
+
 def test_an_error_needs_no_standard_output(run):
     result = run(">&-", "--input", "none.jsonl", "--output", "out.jsonl")
     assert (result.returncode, result.stderr) == (1, "error: [Errno 2] No such file or directory: 'none.jsonl'\n")
