@@ -24,7 +24,7 @@ from benchmarks.artifacts import artifact_bytes, last_line, prepare
 from benchmarks.client import Client, WorkerError
 from benchmarks.documents import RESULTS_DIR, ROOT
 from benchmarks.engines import EngineSpec
-from benchmarks.machine import describe_machine, missing
+from benchmarks.machine import cpu_name, describe_machine, missing
 from benchmarks.measure import FIRST, Budget, Pace, Results, Say
 from benchmarks.tables import markdown
 from benchmarks.workloads import Workload
@@ -375,7 +375,7 @@ def _options(argv: Sequence[str] | None) -> Options:
         threads=given.threads,
         budget=budget,
         quick=quick,
-        output=given.output or RESULTS_DIR / suite.output[quick].format(cpu=cpu_class()),
+        output=given.output or RESULTS_DIR / suite.output[quick].format(cpu=cpu_name(describe_machine())),
     )
 
 

@@ -48,7 +48,7 @@ def main() -> None:
 def measure(folder: Path, pairs: tuple[str, ...] = PAIRS) -> dict[str, Any]:
     """Prune the tokenizer by both rules for each pair of languages, and tokenize the texts with it."""
     texts = {code: texts_in(code) for code in sorted({code for pair in pairs for code in pair.split(",")})}
-    bench = json.loads((RESULTS_DIR / "bench-avx2.json").read_text(encoding="utf-8"))
+    bench = json.loads((RESULTS_DIR / "bench-avx2-amd.json").read_text(encoding="utf-8"))
     whole = {name: bench["engines"][engine]["bytes"] for name, engine in _ENGINES.items()}
     tokenizer = Tokenizer.from_dir(folder)
     cut = {code: list(map(tokenizer.tokenize, found["texts"])) for code, found in texts.items()}

@@ -75,7 +75,7 @@ def main() -> int:
         figures = measure(arguments)
     report(figures)
     if arguments.json:
-        found = {"machine": describe_machine(), "versions": versions(), "figures": figures}
+        found = {"machine": describe_machine(), "versions": versions(), "engine": arguments.engine, "figures": figures}
         write(arguments.json, found)
     return 0
 
@@ -437,7 +437,7 @@ def report(figures: dict[str, list[float]]) -> None:
 
 def versions() -> dict[str, str]:
     found = {"erniem_rt": erniem_rt.__version__, "python": platform.python_version()}
-    for name in ("onnxruntime", "numpy", "kserve", "fastapi", "uvicorn", "gunicorn", "ray"):
+    for name in ("onnxruntime", "openvino", "numpy", "kserve", "fastapi", "uvicorn", "gunicorn", "ray"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.documents import BENCHMARKS, EMPTY, README, RESULTS_DIR, ROOT, Blocks, load, table, write_blocks
+from benchmarks.machine import cpu_name
 
 Results = dict[str, Any]
 Engine = dict[str, Any]
@@ -22,7 +23,15 @@ Verdict = dict[str, Any]
 _TOGETHER = "4 processes together"
 # Not in the README's short table.
 _ONLY_IN_DOCS = ("torch-compile", "ort-optimized")
-_CLASSES = {"avx2": "AVX2", "avx512": "AVX-512", "vnni": "VNNI", "bf16": "BF16", "amx": "AMX"}
+_CLASSES = {
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "vnni": "VNNI",
+    "bf16": "BF16",
+    "amx": "AMX",
+    "amd": "(AMD)",
+    "intel": "(Intel)",
+}
 
 
 def is_gpu(results: Results) -> bool:
@@ -39,18 +48,19 @@ def blocks(*runs: Results) -> Blocks:
 
 
 def committed() -> list[Path]:
-    """Return the committed results of CPUs, one file per class, the class with the most instruction sets first."""
+    """Return the committed results of CPUs, one file per class and maker, the most instruction sets first."""
     return sorted(RESULTS_DIR.glob("bench-avx*.json"), key=lambda path: (-path.stem.count("-"), path.stem))
 
 
 def class_name(results: Results) -> str:
-    """Return the class of CPU in words, such as ``AVX-512, VNNI, BF16``."""
-    return ", ".join(_CLASSES.get(part, part) for part in results["machine"]["class"].split("-"))
+    """Return the class of CPU and its maker in words, such as ``AVX-512, VNNI, BF16 (Intel)``."""
+    words = ", ".join(_CLASSES.get(part, part) for part in cpu_name(results["machine"]).split("-"))
+    return words.replace(", (", " (")
 
 
 def pictures(results: Results) -> dict[str, str]:
     """Return the file and the caption of each picture of a run on a CPU."""
-    cpu = results["machine"]["class"]
+    cpu = cpu_name(results["machine"])
     return {
         f"bench-{cpu}-workloads.svg": "Time per workload",
         f"bench-{cpu}-padding.svg": "Throughput against padding",
@@ -59,7 +69,10 @@ def pictures(results: Results) -> dict[str, str]:
 
 
 def _pictures(results: Results) -> str:
-    return "\n\n".join(f"![{caption}](images/{name})" for name, caption in pictures(results).items()) + "\n"
+    from benchmarks.plots import drawn  # which imports this module
+
+    captions = pictures(results)
+    return "\n\n".join(f"![{captions[name]}](images/{name})" for name in drawn(results)) + "\n"
 
 
 def markdown(results: Results) -> str:

@@ -76,11 +76,12 @@ class _Request:
 class Batcher:
     """Answers requests of many threads or coroutines with one pipeline; a context manager.
 
-    Call it like the pipeline, with one input or a list. A free worker takes its share of the queue and answers it in
-    one call of the pipeline. No request waits for a batch to fill. A request that runs alone gets all threads of the
-    pipeline's session. If several batches run at a time, each has one thread; for that, the batcher opens a second
-    session, with a second copy of the weights in memory. With ``workers=1``, for a pipeline with ``threads=1``, and for
-    engines other than ONNX Runtime on a CPU, there is only the pipeline's own session.
+    Call it like the pipeline, with one input or a list. A free worker takes its share of the queue, on OpenVINO and on
+    GPUs all of it, and answers it in one call of the pipeline. No request waits for a batch to fill. A request that
+    runs alone gets all threads of the pipeline's session. If several batches run at a time, each has one thread; for
+    that, the batcher opens a second session, with a second copy of the weights in memory. With ``workers=1``, for a
+    pipeline with ``threads=1``, and for engines other than ONNX Runtime on a CPU, there is only the pipeline's own
+    session.
 
     Answers are those of the pipeline. A request that ran alone gets the same bits as a call with the same number of
     threads; one that ran with others gets the bits of a call with the list of them all. Batches of different
@@ -94,7 +95,7 @@ class Batcher:
     Args:
         pipeline: Any pipeline. It stays open when the batcher is closed.
         workers: The number of batches at a time. By default the threads of the pipeline's session on ONNX Runtime on a
-            CPU, and otherwise 2: one prepares texts while the other computes.
+            CPU, 1 on OpenVINO, and 2 on a GPU: one prepares texts while the other computes.
         max_batch: Most rows in a batch. A larger request runs alone.
         max_queue: Most rows in the queue; a request beyond that is a :class:`QueueFullError`.
         max_items: Most rows of one request; by default ``max_queue``. More is an :class:`InvalidInputError`.
@@ -117,8 +118,9 @@ class Batcher:
         if not isinstance(pipeline, Pipeline):
             raise InvalidInputError(f"pipeline must be a pipeline, like erniem_rt.pipeline('out'), got {pipeline!r}.")
         session = pipeline.session
-        divides = session.device == "cpu" and session.engine == "onnxruntime"
-        default = session.threads if divides else 2
+        # Whether batches of several workers really run at a time: OpenVINO and GPUs run one after the other.
+        self._divides = session.device == "cpu" and session.engine == "onnxruntime"
+        default = session.threads if self._divides else 1 if session.device == "cpu" else 2
         self.workers = default if workers is None else require_count("workers", workers)
         self.max_batch = require_count("max_batch", max_batch)
         self.max_queue = require_count("max_queue", max_queue)
@@ -132,7 +134,7 @@ class Batcher:
         self.pipeline = pipeline
         # The pipeline that answers while several batches run.
         self._beside = pipeline
-        if divides and self.workers > 1 and session.threads > 1:
+        if self._divides and self.workers > 1 and session.threads > 1:
             self._beside = copy(pipeline)
             self._beside.session = session.with_threads(1)
         self._closed = False
@@ -337,12 +339,13 @@ class Batcher:
     def _next_batch(self) -> list[_Request]:
         """Take the first request, and others with the same options: at most this worker's share of the queue.
 
-        If it took all, they would wait for the whole batch while other workers have nothing to do.
+        If it took all, they would wait for the whole batch while other workers have nothing to do. Workers that compute
+        in turn take all.
         """
         batch: list[_Request] = []
         left: deque[_Request] = deque()
         size = 0
-        most = min(self.max_batch, math.ceil(self._waiting / self.workers))
+        most = min(self.max_batch, math.ceil(self._waiting / self.workers) if self._divides else self._waiting)
         while self._queue and size < most:
             request = self._queue.popleft()
             if batch and (request.key != batch[0].key or size + request.size > most):

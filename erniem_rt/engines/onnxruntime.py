@@ -47,6 +47,8 @@ _DEVICE_FAILED = re.compile(
 _NO_CAPTURE = "graph capture"
 # Part of onnxruntime's error for weights behind a link.
 _OUTSIDE = "External data path"
+# In onnxruntime's message when it cannot start a thread.
+_NO_THREAD = "pthread_create failed"
 # ONNX Runtime's names of the element types whose names differ from numpy's.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -180,6 +182,11 @@ def _create(ort: Any, path: Path, wanted: GraphOptions) -> Any:
         # onnxruntime's message names the path, which may contain these words.
         if device.kind == "cuda" and _DEVICE_FAILED.search(reason.replace(str(path.parent), "")):
             raise EngineUnavailableError(f"onnxruntime could not use {device}: {reason}") from error
+        if _NO_THREAD in reason:
+            raise EngineError(
+                f"onnxruntime could not start {options.intra_op_num_threads} threads: this system, container or user "
+                "may have no more. Pass fewer threads, or end other processes."
+            ) from error
         if _OUTSIDE in reason and (said := _about_links(path, ort.__version__)):
             raise ArtifactError(said) from error
         raise ArtifactError(

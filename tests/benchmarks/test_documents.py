@@ -20,6 +20,7 @@ from benchmarks import (
     xlm_roberta,
 )
 from benchmarks.documents import RESULTS_DIR, ROOT, read_block, table, write_blocks
+from benchmarks.machine import cpu_name
 
 # What writes each file's blocks into the documents again.
 WRITERS = {
@@ -54,7 +55,7 @@ def test_documents_say_what_was_measured_on_each_class_of_cpu() -> None:
 @pytest.mark.parametrize("path", tables.committed(), ids=lambda path: path.stem)
 def test_committed_pictures_were_drawn_from_the_committed_results(path: Path) -> None:
     content = path.read_bytes()
-    assert path.stem == f"bench-{json.loads(content)['machine']['class']}"
+    assert path.stem == f"bench-{cpu_name(json.loads(content)['machine'])}"
     for name in plots.drawn(json.loads(content)):
         picture = (plots.OUTPUT / name).read_text(encoding="utf-8")
         assert plots.digest(content) in picture, "run: python -m benchmarks.plots"

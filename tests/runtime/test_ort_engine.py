@@ -293,6 +293,13 @@ def test_a_damaged_file_in_a_folder_named_cuda_is_called_changed(make_artifact, 
         Session(artifact.path, device="cuda")
 
 
+def test_a_lack_of_threads_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
+    told = "PosixThread(...) pthread_create failed, error code: 11 error msg: Resource temporarily unavailable"
+    fake_onnxruntime(monkeypatch, failure=RuntimeError(told))
+    with pytest.raises(EngineError, match=r"could not start 3 threads: .* Pass fewer threads"):
+        OrtEngine(tmp_path / "qa.onnx", GraphOptions(threads=3))
+
+
 def test_a_lack_of_memory_is_not_the_fault_of_the_file(tmp_path, monkeypatch):
     fake_onnxruntime(monkeypatch, failure=MemoryError())
     with pytest.raises(MemoryError):

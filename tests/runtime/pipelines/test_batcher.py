@@ -28,9 +28,10 @@ class Gated(Pipeline):
 
     task = "gated"
 
-    def __init__(self, threads: int = 2, open_gate: bool = False) -> None:
+    def __init__(self, threads: int = 2, open_gate: bool = False, **of_session: str) -> None:
         self._options = Options()
         self.session = session(threads)
+        vars(self.session).update(of_session)
         self.runs: list[tuple[int, list, dict]] = []
         self.entered = threading.Semaphore(0)
         self.gate = threading.Semaphore(10_000 if open_gate else 0)
@@ -115,6 +116,22 @@ def test_a_worker_takes_its_share_of_the_queue_and_leaves_the_rest_to_the_others
         gated.gate.release(9)
         assert [future.result(WAIT) for future in futures] == [*"ABCDEFGHIJKL"]
     assert gated.batches == [["a"], ["b"], [*"cdef"], [*"ghi"], [*"jk"], ["l"]]
+
+
+@pytest.mark.parametrize(
+    ("of_session", "workers", "first"), [({"engine": "openvino"}, 1, "a"), ({"device": "cuda:0"}, 2, "ab")]
+)
+def test_a_worker_takes_all_where_batches_are_computed_in_turn(of_session, workers, first):
+    gated = Gated(threads=4, **of_session)
+    with Batcher(gated, max_batch=8) as batcher:
+        assert batcher.workers == workers
+        futures = [batcher.submit(text) for text in first]
+        gated.has_run(workers)
+        futures += [batcher.submit(text) for text in "cdefghijkl"]
+        gated.gate.release(9)
+        assert [future.result(WAIT) for future in futures] == [*first.upper(), *"CDEFGHIJKL"]
+    assert {threads for threads, _, _ in gated.runs} == {4}
+    assert sorted(gated.batches) == [*map(list, first), [*"cdefghij"], [*"kl"]]
 
 
 def test_a_busy_batcher_keeps_nothing_but_the_requests_that_wait():
