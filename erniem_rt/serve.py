@@ -667,9 +667,12 @@ def _wrong_with_binary(body: bytes, length: str) -> str | None:
         return f"Inference-Header-Content-Length must be the JSON's length, at most {len(body)} bytes, got {length!r}"
     try:
         inputs = json.loads(body[: int(length)])["inputs"]
-        sizes = [one["parameters"]["binary_data_size"] for one in inputs if "binary_data_size" in one["parameters"]]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        binary = [one for one in inputs if "binary_data_size" in (one.get("parameters") or {})]
+        sizes = [one["parameters"]["binary_data_size"] for one in binary]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+    if any(one.get("data") is not None for one in binary):
+        return "an input has either data or binary_data_size"
     if not all(is_count(size, 0) for size in sizes):
         return f"binary_data_size must be a number of bytes, got {sizes}"
     left = len(body) - int(length)
@@ -764,7 +767,7 @@ class _Limited:
             total += len(message.get("body", b""))
             if total > self._most:
                 raise HTTPException(413, f"the request is larger than --max-body={self._most} bytes: divide it.")
-            whole = not message.get("more_body", False)
+            whole = message["type"] == "http.request" and not message.get("more_body", False)
             return message
 
         async def noted(message: Any) -> None:

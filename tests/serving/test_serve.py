@@ -284,6 +284,16 @@ def test_binary_data_that_are_wrong(server, length, size, data, told):
     assert_goes_on(server)
 
 
+def test_an_input_with_data_and_binary_data_is_refused(server):
+    sizes = {"shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 8}}
+    inputs = [{"name": "question", "data": ["a"], **sizes}, {"name": "context", **sizes}]
+    body = json.dumps({"inputs": inputs}).encode()
+    headers = {"inference-header-content-length": str(len(body)), "content-type": "application/octet-stream"}
+    status, _, found = post(server, "qa", body + 2 * b"\x04\x00\x00\x00abcd", headers)
+    assert status == 400, found
+    assert "an input has either data or binary_data_size" in found["error"]
+
+
 def test_a_compressed_body_is_refused(server):
     status, _, found = post(server, "ner", json.dumps(one()).encode(), {"content-encoding": "gzip"})
     assert (status, found) == (415, {"error": "Content-Encoding 'gzip' is not supported: send the body as it is."})
