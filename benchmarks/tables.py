@@ -260,8 +260,9 @@ def _gaps(found: Results, of: str) -> list[str]:
 def _conditions(results: Results) -> str:
     machine, model = results["machine"], results["model"]
     size = f"{model['num_hidden_layers']} layers × {model['hidden_size']}"
+    sets, _, _ = class_name(results).partition(" (")  # the CPU's name has its maker
     return (
-        f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} with {class_name(results)}, "
+        f"{'Quick run. ' if results['quick'] else ''}{machine['cpu']} with {sets}, "
         f"{results['threads']} threads on {machine['cores']} cores, {machine['date']}; {size}, head `{model['head']}`, "
         f"seeded weights; medians over {results['rounds']} interleaved rounds{load(machine.get('load_before'))}. "
         f"{_versions([results])}."
