@@ -64,9 +64,9 @@ def as_folder(name: str, value: object) -> Path:
 
     :class:`InvalidInputError`, with ``name``, if no folder can have this name.
     """
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(value := os.fspath(value), str) or not value:
         raise InvalidInputError(f"{name} must be the path of a folder, True, False or None, got {value!r}.")
-    with contextlib.suppress(RuntimeError):  # the user has no home
+    with contextlib.suppress(RuntimeError, ValueError):  # the user has no home; the path has a null byte
         value = Path(value).expanduser()
     folder = Path(value).absolute()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  # hooks run in reverse order: its lock is taken after our wait
 import contextlib
 import ctypes
 import os
@@ -75,7 +76,7 @@ class _ForkBarrier:
         """Reset the state in a child, whose only thread is in no section."""
         self._changed = threading.Condition()
         self._inside: list[int] = []
-        self._forks = 0  # that wait
+        self._forks: set[int] = set()  # threads that fork, or wait to
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -96,16 +97,20 @@ class _ForkBarrier:
     def shut(self) -> None:
         """Wait until no other thread is in a section, and block new ones."""
         until = time.monotonic() + _PATIENCE
+        self._forks.add(threading.get_ident())
         self._changed.acquire()
-        self._forks += 1
         while set(self._inside) - {threading.get_ident()} and (left := until - time.monotonic()) > 0:
             self._changed.wait(left)
 
     def open(self) -> None:
         """Unblock threads that wait for a section."""
-        self._forks -= 1
-        self._changed.notify_all()
-        self._changed.release()
+        self._forks.discard(threading.get_ident())
+        try:
+            self._changed.notify_all()
+            self._changed.release()
+        except RuntimeError:  # Ctrl-C kept shut() from acquiring it; Python forks nevertheless
+            with self._changed:
+                self._changed.notify_all()
 
 
 _barrier = _ForkBarrier()

@@ -74,11 +74,15 @@ class Served:
     Args:
         name: The name in requests.
         batcher: The batcher of the model's pipeline.
+
+    Attributes:
+        cancelled: The number of requests that were cancelled before they had their answers.
     """
 
     def __init__(self, name: str, batcher: Batcher) -> None:
         self.name = name
         self.batcher = batcher
+        self.cancelled = 0
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
@@ -105,7 +109,12 @@ class Served:
             EngineError: The engine failed.
         """
         items, options = read_call(self.batcher, tensors, parameters)
-        return write_answers(self.batcher.pipeline, await self.batcher.answer(items, **options))
+        try:
+            answers = await self.batcher.answer(items, **options)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return write_answers(self.batcher.pipeline, answers)
 
 
 def names_of_inputs(pipeline: Pipeline[Any]) -> tuple[str, ...]:
@@ -425,21 +434,24 @@ class _Server:
             thread.start()
         for thread in closing:
             thread.join(max(until - time.monotonic(), 0))
-        running = any(thread.is_alive() for thread in closing)
-        if running or self._limited.dropped:
-            self._say(f"error: a request took longer than --timeout={self._arguments.timeout}; stopped without it")
+        running, dropped = any(thread.is_alive() for thread in closing), self._cancelled() > self._before
+        if running or dropped:
+            late = f"a request took longer than --timeout={self._arguments.timeout}"
+            self._say(f"error: {'a second signal came' if self._forced else late}; stopped without an answer")
         if running:
             sys.stderr.flush()
             os._exit(1)  # its thread cannot be stopped
-        return 1 if self._limited.dropped else 0
+        return 1 if dropped else 0
+
+    def _cancelled(self) -> int:
+        return sum(model.cancelled for model in self._models)
 
     async def _run(self) -> float:
         """Serve; return the deadline for the end, on the monotonic clock."""
         import uvicorn
 
-        self._limited = _Limited(self._application(), self._arguments.max_body)
         config = uvicorn.Config(
-            self._limited,
+            _Limited(self._application(), self._arguments.max_body),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -469,7 +481,9 @@ class _Server:
             self._tell()
             await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
             until: float = time.monotonic() + self._arguments.timeout + _CLOSING
+            self._before = self._cancelled()  # by clients
             await asyncio.gather(serving, self._stop_grpc(server))
+            self._forced = server.force_exit
         return until
 
     def _listen(self, backlog: int) -> None:
@@ -739,16 +753,11 @@ def _told(error: Any) -> str:
 
 
 class _Limited:
-    """An ASGI application that limits the bytes of a request, and answers requests that a stopping server drops.
-
-    Attributes:
-        dropped: The number of requests that arrived whole and were dropped.
-    """
+    """An ASGI application that limits the bytes of a request, and answers requests that a stopping server drops."""
 
     def __init__(self, app: Any, most: int) -> None:
         self._app = app
         self._most = most
-        self.dropped = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         from fastapi import HTTPException
@@ -759,15 +768,14 @@ class _Limited:
             told = f"Content-Encoding {encoding!r} is not supported: send the body as it is."
             await JSONResponse({"error": told}, 415)(scope, receive, send)
             return
-        total, whole, started = 0, False, False
+        total, started = 0, False
 
         async def counted() -> Any:
-            nonlocal total, whole
+            nonlocal total
             message = await receive()
             total += len(message.get("body", b""))
             if total > self._most:
                 raise HTTPException(413, f"the request is larger than --max-body={self._most} bytes: divide it.")
-            whole = message["type"] == "http.request" and not message.get("more_body", False)
             return message
 
         async def noted(message: Any) -> None:
@@ -778,7 +786,6 @@ class _Limited:
         try:
             await self._app(scope, counted, noted)
         except asyncio.CancelledError:  # --timeout is over, or a second signal came
-            self.dropped += whole
             if not started:
                 await JSONResponse({"error": "the server stops."}, 503)(scope, receive, send)
 

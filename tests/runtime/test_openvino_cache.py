@@ -167,7 +167,7 @@ def test_a_name_that_is_too_long_is_a_warning(artifact, loaded, monkeypatch, tmp
     assert loaded == [False]
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\udcffb", "", 0])
+@pytest.mark.parametrize("name", ["a\0b", "~\0", "a\udcffb", "", 0])
 def test_a_name_that_is_none(artifact, name):
     with pytest.raises(InvalidInputError, match=r"cache must be the path of a folder, .*, got"):
         assert_right(artifact, cache=name)

@@ -433,7 +433,7 @@ def test_sigterm_ends_in_time_whatever_runs(start_server, nano_artifact):
         assert time.monotonic() - start < 20
         thread.join(10)
     assert code == 1
-    assert "error: a request took longer than --timeout=1; stopped without it" in told
+    assert "error: a request took longer than --timeout=1; stopped without an answer" in told
 
 
 def test_sigterm_while_half_a_request_has_arrived(start_server, nano_artifact):

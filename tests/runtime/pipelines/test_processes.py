@@ -170,6 +170,29 @@ def test_children_forked_during_runs_of_openvino_run_it_too(nano_artifact, tmp_p
     runs(script, tmp_path, nano_artifact("cls"))
 
 
+def test_ctrl_c_during_a_fork_blocks_no_later_run(cls, tmp_path):
+    """Python ignores exceptions of what runs before a fork, and forks."""
+    script = """
+    import ctypes
+    from functools import partial
+
+    session = erniem_rt.Session(path)
+    # Runs first, as it comes last: the signal arrives when the next one starts.
+    os.register_at_fork(before=partial(ctypes.CDLL(None).kill, os.getpid(), signal.SIGINT))
+    try:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+    except KeyboardInterrupt:
+        pid = os.wait()[0]
+    thread = threading.Thread(target=erniem_rt.Session, args=(path,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    """
+    runs(script, tmp_path, cls)
+
+
 def test_what_another_thread_is_at_during_a_fork_holds_no_child_up(cls, tmp_path):
     script = """
     from erniem_rt.processes import no_fork
