@@ -118,7 +118,7 @@ class Batcher:
         if not isinstance(pipeline, Pipeline):
             raise InvalidInputError(f"pipeline must be a pipeline, like erniem_rt.pipeline('out'), got {pipeline!r}.")
         session = pipeline.session
-        # Whether batches of several workers really run at a time: OpenVINO and GPUs run one after the other.
+        # Whether workers share the threads out, and so the queue. OpenVINO computes one batch after the other.
         self._divides = session.device == "cpu" and session.engine == "onnxruntime"
         default = session.threads if self._divides else 1 if session.device == "cpu" else 2
         self.workers = default if workers is None else require_count("workers", workers)
@@ -339,8 +339,8 @@ class Batcher:
     def _next_batch(self) -> list[_Request]:
         """Take the first request, and others with the same options: at most this worker's share of the queue.
 
-        If it took all, they would wait for the whole batch while other workers have nothing to do. Workers that compute
-        in turn take all.
+        If it took all, they would wait for the whole batch while other workers have nothing to do. On OpenVINO and GPUs
+        it takes all: a larger batch costs less per row.
         """
         batch: list[_Request] = []
         left: deque[_Request] = deque()
