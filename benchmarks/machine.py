@@ -46,7 +46,7 @@ def describe_machine() -> dict[str, Any]:
 def cpu_name(machine: dict[str, Any]) -> str:
     """Return the class and the maker of a described CPU, such as ``avx512-vnni-bf16-intel``.
 
-    CPUs of one class differ by maker: an Intel Xeon without AMX computed bf16 more slowly than fp32, an AMD EPYC faster.
+    CPUs of one class differ: an Intel Xeon without AMX computed bf16 more slowly than fp32, an AMD EPYC faster.
     """
     maker = next((maker for maker in ("intel", "amd") if maker in machine["cpu"].lower()), None)
     return f"{machine['class']}-{maker}" if maker else str(machine["class"])

@@ -339,8 +339,8 @@ class Batcher:
     def _next_batch(self) -> list[_Request]:
         """Take the first request, and others with the same options: at most this worker's share of the queue.
 
-        If it took all, they would wait for the whole batch while other workers have nothing to do. On OpenVINO and GPUs
-        it takes all: a larger batch costs less per row.
+        If it took all, they would wait for the whole batch while other workers have nothing to do. On OpenVINO it
+        takes all, which was faster; on GPUs, too, which was not measured.
         """
         batch: list[_Request] = []
         left: deque[_Request] = deque()
