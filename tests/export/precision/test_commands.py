@@ -67,6 +67,7 @@ def test_bf16_is_proven_without_a_cpu_that_could_run_it(checkpoint_dir, tmp_path
     erniem_export("--model", checkpoint_dir, "--output", tmp_path / "out", "--bf16").ok()
     manifest = json.loads((tmp_path / "out" / "cls.json").read_text())
     assert manifest["precision"] == {"weights": "bf16", "embedding": "bf16"}
+    assert manifest["onnxruntime"] == "1.24", "older versions refuse attention in bfloat16"
     assert list(manifest["parity"]) == ["cls.onnx"]
     assert "by a float32 graph on CPU" in manifest["parity"]["cls.onnx"]["method"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted([*manifest["files"], "cls.json"])
