@@ -149,7 +149,7 @@ class Session:
             require_flag(name, flag)
         require_flag("cuda_graphs", cuda_graphs, optional=True)
         self.threads = threads_or_default(threads)
-        path, self.manifest = _locate(find_artifact(path))
+        path, self.manifest = locate(find_artifact(path))
         self._path = path.absolute()  # the session may be opened again from another working directory
         self._device = device_for(self._path, wanted)
         self._stamps = self._files_now()
@@ -348,7 +348,7 @@ def _unpickled(cls: type[Session], path: Path, options: dict[str, Any], files: M
     return session
 
 
-def _locate(path: Path) -> tuple[Path, Manifest]:
+def locate(path: Path) -> tuple[Path, Manifest]:
     """Return the artifact and its manifest, from the path of either."""
     if path.suffix != ".json":
         check_suffix(path)

@@ -16,21 +16,22 @@ from erniem_rt.machine import threads_or_default
 from erniem_rt.manifest import OPTIMUM_GRAPH, Manifest
 from erniem_rt.pipelines import pipeline as make_pipeline
 from erniem_rt.serve import LISTS, hidden_size, names_of_inputs, read_call, write_answers
+from erniem_rt.session import locate
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from erniem_rt.manifest import TensorSpec
+    from erniem_rt.manifest import Plan, TensorSpec
     from erniem_rt.pipelines.base import Pipeline
 
 __all__ = ["TritonPythonModel", "add_arguments", "write"]
 
-# The first image whose onnxruntime, 1.21, computes padded batches correctly.
-_IMAGE = "25.03"
+# The first image whose onnxruntime is new enough, by the oldest version that runs a graph.
+_IMAGES = {"1.21": "25.03", "1.24": "26.02"}
 _TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
-# Most rows in Triton's own batches.
-_MOST_ROWS = 64
+# Most rows in one of Triton's batches: of texts, and of arrays.
+_MOST_TEXTS, _MOST_ROWS = 16, 64
 _MODEL = '''\
 """Written by erniem-rt triton. Triton's Python needs erniem-rt: pip install "erniem-rt[ort,text]"."""
 {paths}
@@ -60,22 +61,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--options",
         metavar="JSON",
-        default="{}",
         help='the task, and options of the session and the pipeline, like \'{"task": "zero-shot-classification"}\'',
     )
     parser.add_argument(
         "--site-packages",
         action="append",
-        default=[],
         metavar="DIR",
         help="where Triton finds erniem-rt and its packages, if its Python does not have them; may be repeated",
     )
-    parser.add_argument("--instances", **count, help="processes that answer; default: one per CPU of this machine")
-    parser.add_argument("--threads", **count, default=1, help="threads of each; default: 1")
-    parser.add_argument("--max-batch", **count, default=16, help="most rows that run together; default: 16")
     parser.add_argument(
-        "--max-characters", **count, default=100_000, help="most characters of one request; default: 100000"
+        "--instances",
+        **count,
+        help="processes that answer; default: one per CPU of this machine, Triton's with --arrays",
     )
+    parser.add_argument("--threads", **count, help="threads of each; default: 1, Triton's with --arrays")
+    parser.add_argument(
+        "--max-batch",
+        **count,
+        help=f"most rows that run together; default: {_MOST_TEXTS}, with --arrays {_MOST_ROWS} or the plan's most",
+    )
+    parser.add_argument("--max-characters", **count, help="most characters of one request; default: 100000")
 
 
 def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
@@ -97,7 +102,7 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     target = Path(arguments.repository) / name
     if target.exists():
         raise InvalidInputError(f"{target} exists: remove it, or give another --name.")
-    files = _arrays(artifact, name) if arguments.arrays else _texts(arguments, artifact, name)
+    files, needs = (_arrays if arguments.arrays else _texts)(arguments, artifact, name)
     part = target.with_name(f".{name}-{uuid.uuid4().hex}")
     try:
         _fill(part, files)
@@ -105,7 +110,6 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    needs = f"Triton {_IMAGE} or newer" if arguments.arrays else "erniem-rt[ort,text] in Triton's Python"
     say(f"{target} needs {needs}")
     return 0
 
@@ -121,16 +125,26 @@ def _fill(part: Path, files: dict[str, str | Path]) -> None:
             path.write_text(content, "utf-8")
 
 
-def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> dict[str, str | Path]:
+def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[dict[str, str | Path], str]:
     """Return the files for the Python backend; opening the pipeline once checks the artifact and the options."""
     options = _options(arguments)
-    instances = threads_or_default(arguments.instances)
-    limits = {"max_batch": require_count("max_batch", arguments.max_batch), "max_characters": arguments.max_characters}
+    instances = threads_or_default(_count(arguments, "instances"))
+    limits = {
+        "max_batch": _count(arguments, "max_batch") or _MOST_TEXTS,
+        "max_characters": 100_000 if arguments.max_characters is None else arguments.max_characters,
+    }
     with _opened(artifact, options) as pipeline, Batcher(pipeline, workers=1, **limits):
         config = _python_config(pipeline, name, instances, limits, options)
     found: dict[str, str | Path] = {f"1/artifact/{path.name}": path for path in _companions(artifact)}
     paths = _PATHS.format(folders=arguments.site_packages) if arguments.site_packages else ""
-    return {"config.pbtxt": config, "1/model.py": _MODEL.format(paths=paths), **found}
+    files = {"config.pbtxt": config, "1/model.py": _MODEL.format(paths=paths), **found}
+    return files, "erniem-rt[ort,text] in Triton's Python"
+
+
+def _count(arguments: argparse.Namespace, name: str) -> int | None:
+    """Return an option that counts; None if it was not given."""
+    given = getattr(arguments, name)
+    return None if given is None else require_count(name, given)
 
 
 def _companions(artifact: Path) -> Iterator[Path]:
@@ -143,12 +157,12 @@ def _companions(artifact: Path) -> Iterator[Path]:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
-        options = json.loads(arguments.options)
+        options = json.loads("{}" if arguments.options is None else arguments.options)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"--options must be JSON, but {error}.") from error
     if not isinstance(options, dict):
         raise InvalidInputError('--options must be like {"top_k": 2}.')
-    return {"threads": require_count("threads", arguments.threads), **options}
+    return {"threads": _count(arguments, "threads") or 1, **options}
 
 
 def _opened(folder: Path, options: dict[str, Any]) -> Pipeline[Any]:
@@ -191,34 +205,74 @@ def _python_config(
     )
 
 
-def _arrays(artifact: Path, name: str) -> dict[str, str | Path]:
+def _arrays(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[dict[str, str | Path], str]:
     """Return the files for the onnxruntime or TensorRT backend."""
-    manifest = Manifest.load(artifact.with_suffix(".json"))
-    is_plan = artifact.suffix == ".plan"
-    if is_plan and manifest.plan is not None:
-        file, backend, most = manifest.plan.file, "tensorrt", max(one.max[0] for one in manifest.plan.profiles)
-        if manifest.plan.flavour != "tensorrt":
-            raise InvalidInputError(
-                f"{file} is a plan of {manifest.plan.flavour}, and Triton runs those of TensorRT: export with "
-                "--engine tensorrt."
-            )
-    else:
-        file, backend, most = manifest.artifact, "onnxruntime", _MOST_ROWS
+    for option in ("options", "site_packages", "max_characters"):
+        if getattr(arguments, option) is not None:
+            raise InvalidInputError(f"--{option.replace('_', '-')} is for texts: leave it out, or --arrays.")
+    artifact, manifest = locate(artifact)
+    plan = manifest.plan if artifact.suffix == ".plan" else None
     manifest.verify(artifact.parent)
+    file, backend = (manifest.artifact, "onnxruntime") if plan is None else (plan.file, "tensorrt")
     by_row = all(spec.shape[:1] == ("batch",) for spec in (*manifest.inputs, *manifest.outputs))
     lines = [
         f"name: {json.dumps(name)}",
         f'backend: "{backend}"',
         f"default_model_filename: {json.dumps(file)}",
-        f"max_batch_size: {most if by_row else 0}",
+        f"max_batch_size: {_rows(_count(arguments, 'max_batch'), plan, by_row)}",
         f"input [ {', '.join(_tensor_block(spec, by_row) for spec in manifest.inputs)} ]",
         f"output [ {', '.join(_tensor_block(spec, by_row) for spec in manifest.outputs)} ]",
         *(["dynamic_batching { }"] if by_row else []),
+        *_instances(_count(arguments, "instances"), _count(arguments, "threads"), plan),
         "",
     ]
     data = f"{file}.data"
     files: dict[str, str | Path] = {"config.pbtxt": "\n".join(lines), f"1/{file}": artifact.with_name(file)}
-    return {**files, f"1/{data}": artifact.with_name(data)} if data in manifest.files else files
+    if data in manifest.files:
+        files[f"1/{data}"] = artifact.with_name(data)
+    return files, _image(manifest, plan)
+
+
+def _rows(given: int | None, plan: Plan | None, by_row: bool) -> int:
+    """Return Triton's ``max_batch_size``: 0 says that the tensors have no rows to put together."""
+    most = _MOST_ROWS if plan is None else max(profile.max[0] for profile in plan.profiles)
+    if given is None:
+        return most if by_row else 0
+    if not by_row:
+        raise InvalidInputError("--max-batch: the artifact's tensors have no rows to put together: leave it out.")
+    if plan is not None and given > most:
+        raise InvalidInputError(f"--max-batch {given}: the plan runs at most {most} rows.")
+    return given
+
+
+def _instances(count: int | None, threads: int | None, plan: Plan | None) -> Iterator[str]:
+    """Yield what the config says about the instances that run arrays; without it, Triton decides."""
+    if plan is not None and len(plan.profiles) > 1:  # Triton would take the first only
+        profiles = ", ".join(f'"{index}"' for index in range(len(plan.profiles)))
+        yield f"instance_group [ {{ count: {count or 1} kind: KIND_GPU profile: [ {profiles} ] }} ]"
+    elif count is not None:
+        yield f"instance_group [ {{ count: {count} }} ]"
+    if threads is not None:
+        if plan is not None:
+            raise InvalidInputError("--threads is for a CPU, and a plan runs on a GPU: leave it out.")
+        yield f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}'
+
+
+def _image(manifest: Manifest, plan: Plan | None) -> str:
+    """Return what the artifact needs of Triton."""
+    if plan is None:
+        least = manifest.onnxruntime or min(_IMAGES)
+        known = f", as in Triton {_IMAGES[least]} and later" if least in _IMAGES else ""
+        return f"onnxruntime {least} or newer{known}"
+    if plan.flavour != "tensorrt":
+        raise InvalidInputError(
+            f"{plan.file} is a plan of {plan.flavour}, and Triton runs those of TensorRT: export with "
+            "--engine tensorrt."
+        )
+    if plan.version_compatible:
+        option = "--backend-config=tensorrt,version-compatible=true"
+        return f"a Triton image with TensorRT {plan.version} or newer, and tritonserver {option}"
+    return f"a Triton image with TensorRT {plan.version}"
 
 
 def _tensor_block(spec: TensorSpec, by_row: bool) -> str:

@@ -1,4 +1,7 @@
-"""What ``erniem-rt triton`` writes, in a real Triton Inference Server, asked by tritonclient."""
+"""What ``erniem-rt triton`` writes, in a real Triton Inference Server, asked by tritonclient.
+
+The wheel lacks the onnxruntime backend: ``ERNIEM_TRITON_ONNXRUNTIME`` names a folder that has it (CONTRIBUTING.md).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ import pytest
 
 import erniem_rt
 from erniem_rt.cli import main
+
+ONNXRUNTIME = os.environ.get("ERNIEM_TRITON_ONNXRUNTIME")
+HEADS = ("base", "cls", "ie", "mc", "ner", "qa")
 
 
 def free_port() -> int:
@@ -52,12 +58,19 @@ def triton(nano_artifact, tmp_path_factory, examples) -> Iterator[Triton]:
         command = ["triton", str(artifact), "--repository", str(folder / "models"), "--name", name, "--instances", "1"]
         task = ["--options", json.dumps({"task": example.task})] if example.task else []
         assert main([*command, *places, *task]) == 0
+    for head in HEADS if ONNXRUNTIME else ():
+        command = ["triton", str(nano_artifact(head).parent), "--repository", str(folder / "models"), "--arrays"]
+        assert main([*command, "--name", f"{head}-arrays", "--threads", "1"]) == 0
     # The wheel has the backend in one folder, and what it starts in another.
     home = Path(pytriton.__file__).parent / "tritonserver"
     shutil.copytree(home / "backends", folder / "backends")
     stub = home / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copy(stub / "triton_python_backend_stub", folder / "backends" / "python")
     libraries = [str(home.parents[1] / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+    if ONNXRUNTIME:
+        backend = shutil.copytree(ONNXRUNTIME, folder / "backends" / "onnxruntime")
+        (library,) = Path(libraries[0]).glob("libtritonserver-*.so")
+        (backend / "libtritonserver.so").symlink_to(library)
     ports = {name: free_port() for name in ("http", "grpc", "metrics")}
     command = [home / "bin" / "tritonserver", "--model-repository", folder / "models"]
     command += ["--backend-directory", folder / "backends", *(f"--{name}-port={port}" for name, port in ports.items())]
@@ -153,3 +166,27 @@ def test_a_bad_request_gets_one_clear_answer(triton, name, columns, parameters, 
         assert told in str(raised.value)
         assert raised.value.status() == ("404" if name == "nothing" else "400")
         assert client.infer("ner", tensors_of(library, {"text": ["Fiona Kendall."]})).as_numpy("answer").shape == (1, 1)
+
+
+@pytest.mark.skipif(not ONNXRUNTIME, reason="ERNIEM_TRITON_ONNXRUNTIME names no folder with the onnxruntime backend")
+@pytest.mark.parametrize("head", HEADS)
+def test_arrays_are_answered_as_by_a_session(triton, nano_artifact, head):
+    """Up to the last bits, because the backend may have another version of onnxruntime."""
+    import tritonclient.grpc as library
+
+    rng = np.random.default_rng(0)
+    with (
+        erniem_rt.Session(nano_artifact(head), threads=1) as session,
+        library.InferenceServerClient(triton.grpc) as client,
+    ):
+        for rows, length in ((1, 1), (3, 17), (2, 511)):
+            shape = (rows, 3, length) if head == "mc" else (rows, length)
+            kept = rng.integers(1, length + 1, (*shape[:-1], 1))
+            mask = (np.arange(length) < kept).astype(np.int64)
+            feeds = {"input_ids": np.where(mask, rng.integers(5, 200, shape), 1), "attention_mask": mask}
+            tensors = [library.InferInput(name, list(shape), "INT64") for name in feeds]
+            for tensor, array in zip(tensors, feeds.values(), strict=True):
+                tensor.set_data_from_numpy(array)
+            found = client.infer(f"{head}-arrays", tensors)
+            for name, expected in session.run(**feeds).items():
+                np.testing.assert_allclose(found.as_numpy(name), expected, rtol=0, atol=5e-5, err_msg=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import pytest
 
 import erniem_rt
 from erniem_rt.cli import main
+from erniem_rt.files import hash_file
+from erniem_rt.manifest import Manifest, Plan, Profile
 from erniem_rt.triton import TritonPythonModel
 
 
@@ -48,15 +51,114 @@ def test_a_model_of_texts(capsys, nano_artifact, tmp_path):
 def test_a_model_of_arrays(capsys, make_text_artifact, tmp_path):
     artifact = make_text_artifact("mc").path
     code, told = write(capsys, artifact, "--repository", tmp_path, "--name", "it", "--arrays")
-    assert (code, told) == (0, f"{tmp_path / 'it'} needs Triton 25.03 or newer\n")
+    assert (code, told) == (0, f"{tmp_path / 'it'} needs onnxruntime 1.21 or newer, as in Triton 25.03 and later\n")
     names = [name for name in ("mc.onnx", "mc.onnx.data") if artifact.with_name(name).exists()]
     assert files_of(tmp_path / "it") == [*(f"1/{name}" for name in names), "config.pbtxt"]
-    assert (tmp_path / "it" / "config.pbtxt").read_text() == (
-        'name: "it"\nbackend: "onnxruntime"\ndefault_model_filename: "mc.onnx"\nmax_batch_size: 64\n'
-        'input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] }, '
-        '{ name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ] } ]\n'
-        'output [ { name: "logits" data_type: TYPE_FP32 dims: [ -1 ] } ]\ndynamic_batching { }\n'
+    config = (
+        'name: "{}"\nbackend: "onnxruntime"\ndefault_model_filename: "mc.onnx"\nmax_batch_size: {}\n'
+        'input [ {{ name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] }}, '
+        '{{ name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ] }} ]\n'
+        'output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ -1 ] }} ]\ndynamic_batching {{ }}\n'
     )
+    assert (tmp_path / "it" / "config.pbtxt").read_text() == config.format("it", 64)
+    limits = ("--instances", 2, "--threads", 3, "--max-batch", 8)
+    assert write(capsys, artifact, "--repository", tmp_path, "--name", "limited", "--arrays", *limits)[0] == 0
+    assert (tmp_path / "limited" / "config.pbtxt").read_text() == config.format("limited", 8) + (
+        'instance_group [ { count: 2 } ]\nparameters { key: "intra_op_thread_count" value { string_value: "3" } }\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "needs"),
+    [
+        (None, "onnxruntime 1.21 or newer, as in Triton 25.03 and later"),
+        ("1.24", "onnxruntime 1.24 or newer, as in Triton 26.02 and later"),
+        ("1.99", "onnxruntime 1.99 or newer"),
+    ],
+)
+def test_the_image_has_the_onnxruntime_that_the_graph_needs(capsys, make_text_artifact, tmp_path, least, needs):
+    artifact = make_text_artifact("mc").path
+    described = artifact.with_suffix(".json")
+    dataclasses.replace(Manifest.load(described), onnxruntime=least).save(described)
+    assert write(capsys, artifact, "--repository", tmp_path, "--name", "it", "--arrays") == (
+        0,
+        f"{tmp_path / 'it'} needs {needs}\n",
+    )
+
+
+@pytest.fixture
+def planned(make_text_artifact):
+    """A plan, as far as ``erniem-rt triton`` reads it."""
+
+    def make(*most, flavour="tensorrt", version_compatible=False):
+        graph = make_text_artifact("qa").path
+        path = graph.with_suffix(".plan")
+        path.write_bytes(b"a plan")
+        manifest = Manifest.load(graph.with_suffix(".json"))
+        plan = Plan(
+            file=path.name,
+            flavour=flavour,
+            version="10.13.2.6",
+            precision=manifest.precision,
+            compute_capabilities=("9.0",),
+            hardware_compatible=False,
+            version_compatible=version_compatible,
+            profiles=tuple(Profile((1, 1), (1, 64), (rows, 64)) for rows in most),
+            attention={},
+            proof={},
+            build={},
+            parity={},
+        )
+        files = {**manifest.files, path.name: hash_file(path)}
+        dataclasses.replace(manifest, plan=plan, files=files).save(graph.with_suffix(".json"))
+        return path
+
+    return make
+
+
+def test_a_plan(capsys, planned, tmp_path):
+    words = ("--repository", tmp_path, "--arrays", "--name")
+    assert write(capsys, planned(4, 32), *words, "it") == (
+        0,
+        f"{tmp_path / 'it'} needs a Triton image with TensorRT 10.13.2.6\n",
+    )
+    assert files_of(tmp_path / "it") == ["1/qa.plan", "config.pbtxt"]
+    tensors = '{{ name: "{}" data_type: TYPE_{} dims: [ -1 ] }}'
+    inputs, outputs = (
+        ", ".join(tensors.format(name, kind) for name in names)
+        for names, kind in ((("input_ids", "attention_mask"), "INT64"), (("start_logits", "end_logits"), "FP32"))
+    )
+    assert (tmp_path / "it" / "config.pbtxt").read_text() == (
+        'name: "it"\nbackend: "tensorrt"\ndefault_model_filename: "qa.plan"\nmax_batch_size: 32\n'
+        f"input [ {inputs} ]\noutput [ {outputs} ]\ndynamic_batching {{ }}\n"
+        'instance_group [ { count: 1 kind: KIND_GPU profile: [ "0", "1" ] } ]\n'
+    )
+
+
+def test_a_plan_for_newer_versions_of_tensorrt(capsys, planned, tmp_path):
+    words = ("--repository", tmp_path, "--arrays", "--name", "it", "--max-batch", 4, "--instances", 2)
+    code, told = write(capsys, planned(8, version_compatible=True), *words)
+    assert code == 0
+    assert told.endswith(
+        "TensorRT 10.13.2.6 or newer, and tritonserver --backend-config=tensorrt,version-compatible=true\n"
+    )
+    config = (tmp_path / "it" / "config.pbtxt").read_text()
+    assert "max_batch_size: 4\n" in config
+    assert config.endswith("instance_group [ { count: 2 } ]\n")
+
+
+@pytest.mark.parametrize(
+    ("plan", "words", "told"),
+    [
+        ({}, ("--threads", "1"), "--threads is for a CPU"),
+        ({}, ("--max-batch", "9"), "--max-batch 9: the plan runs at most 8 rows"),
+        ({"flavour": "tensorrt-rtx"}, (), "qa.plan is a plan of tensorrt-rtx, and Triton runs those of TensorRT"),
+    ],
+)
+def test_a_plan_that_triton_cannot_run_so(capsys, planned, tmp_path, plan, words, told):
+    code, said = write(capsys, planned(8, **plan), "--repository", tmp_path / "models", "--arrays", *words)
+    assert (code, told in said) == (1, True), said
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(
@@ -66,9 +168,14 @@ def test_a_model_of_arrays(capsys, make_text_artifact, tmp_path):
         (["--options", "[]"], "--options must be like"),
         (["--options", '{"task": "question-answering"}'], "needs an artifact of head 'qa'"),
         (["--options", '{"stride": 2}'], "takes no option 'stride'"),
-        (["--instances", "0"], "threads must be"),
+        (["--instances", "0"], "instances must be an integer of at least 1"),
+        (["--options", ""], "--options must be JSON"),
         (["--max-batch", "0"], "max_batch must be an integer of at least 1"),
         (["--name", "a/b"], "--name must be the name of a folder"),
+        (["--arrays", "--options", "{}"], "--options is for texts: leave it out, or --arrays"),
+        (["--arrays", "--site-packages", "/opt"], "--site-packages is for texts"),
+        (["--arrays", "--max-characters", "9"], "--max-characters is for texts"),
+        (["--arrays", "--threads", "0"], "threads must be an integer of at least 1"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing(capsys, nano_artifact, tmp_path, words, told):
