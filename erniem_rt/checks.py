@@ -13,10 +13,11 @@ def is_count(value: Any, least: int = 1) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
-def require_count(name: str, value: Any, *, least: int = 1) -> int:
-    """Return ``value`` as an int; :class:`InvalidInputError` unless it is an integer of at least ``least``."""
-    if not is_count(value, least):
-        raise InvalidInputError(f"{name} must be an integer of at least {least}, got {value!r}.")
+def require_count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+    """Return ``value`` as an int; :class:`InvalidInputError` unless it is an integer from ``least`` to ``most``."""
+    if not is_count(value, least) or (most is not None and value > most):
+        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidInputError(f"{name} must be an integer {expected}, got {value!r}.")
     return int(value)
 
 

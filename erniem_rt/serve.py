@@ -48,6 +48,7 @@ __all__ = [
     "add_arguments",
     "hidden_size",
     "names_of_inputs",
+    "open_pipeline",
     "read_call",
     "read_inputs",
     "read_options",
@@ -381,6 +382,13 @@ def _port_error(host: str, port: int, option: str, reason: object) -> InvalidInp
     )
 
 
+def open_pipeline(path: str | Path, options: Mapping[str, Any]) -> Pipeline[Any]:
+    """Open a pipeline with the options of ``--options``, which may have the task."""
+    if "model" in options:
+        raise InvalidInputError("--options cannot have 'model': the command names the model already.")
+    return make_pipeline(options.get("task"), path, **{key: options[key] for key in options if key != "task"})
+
+
 @contextlib.contextmanager
 def _opened(
     arguments: argparse.Namespace, name: str, path: str, options: dict[str, dict[str, Any]]
@@ -390,8 +398,7 @@ def _opened(
     twice = sorted(session.keys() & given.keys())
     if twice:
         raise InvalidInputError(f"{twice[0]} is for all models: give it as --{twice[0].replace('_', '-')}.")
-    task = given.pop("task", None)
-    pipeline = make_pipeline(task, path, **session, **given)
+    pipeline = open_pipeline(path, {**session, **given})
     try:
         batcher = Batcher(pipeline, **{option: getattr(arguments, option) for option in BATCHER_OPTIONS})
         try:

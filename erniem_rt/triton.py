@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -14,8 +16,7 @@ from erniem_rt.errors import ErnieMError, InvalidInputError
 from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.machine import threads_or_default
 from erniem_rt.manifest import OPTIMUM_GRAPH, Manifest
-from erniem_rt.pipelines import pipeline as make_pipeline
-from erniem_rt.serve import LISTS, hidden_size, names_of_inputs, read_call, write_answers
+from erniem_rt.serve import LISTS, hidden_size, names_of_inputs, open_pipeline, read_call, write_answers
 from erniem_rt.session import locate
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ __all__ = ["TritonPythonModel", "add_arguments", "write"]
 # The first image whose onnxruntime is new enough, by the oldest version that runs a graph.
 _IMAGES = {"1.21": "25.03", "1.24": "26.02"}
 _TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# The largest numbers: a process does not start more threads, and the config's integers have 32 bits.
+_LARGEST = {"threads": 1024, "instances": 1024, "max_batch": 2**31 - 1}
 # Most rows in one of Triton's batches: of texts, and of arrays.
 _MOST_TEXTS, _MOST_ROWS = 16, 64
 _MODEL = '''\
@@ -96,22 +100,42 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
             f"{arguments.artifact} is in the layout of optimum, which Triton's folders have no place for: export it "
             "without --layout."
         )
-    name = arguments.name or artifact.absolute().parent.name
-    if not name or "/" in name or name in (".", ".."):
-        raise InvalidInputError(f"--name must be the name of a folder, got {name!r}.")
+    name = arguments.name or _default_name(arguments.artifact, artifact)
+    if not _NAME.fullmatch(name):  # Triton passes the name of a Python model to a shell
+        raise InvalidInputError(
+            f"--name must have letters a to z, digits and ._- only, and start with a letter or digit, got {name!r}."
+        )
     target = Path(arguments.repository) / name
-    if target.exists():
-        raise InvalidInputError(f"{target} exists: remove it, or give another --name.")
+    _require_new(target)
     files, needs = (_arrays if arguments.arrays else _texts)(arguments, artifact, name)
-    part = target.with_name(f".{name}-{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _outside(target.parent) / f".{name}-{uuid.uuid4().hex}"
     try:
         _fill(part, files)
+        _require_new(target)
         part.rename(target)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     say(f"{target} needs {needs}")
     return 0
+
+
+def _default_name(given: str, artifact: Path) -> str:
+    """Return the folder's name, or the hub's: the folder of a download is named after a commit."""
+    return artifact.parent.resolve().name if Path(given).exists() else given.rpartition("/")[2]
+
+
+def _require_new(target: Path) -> None:
+    if os.path.lexists(target):
+        raise InvalidInputError(f"{target} exists: give another --name or --repository, or remove it.")
+
+
+def _outside(repository: Path) -> Path:
+    """Return where to prepare a model: beside the repository, since Triton reads every folder in it."""
+    beside = repository.absolute().parent
+    one_system = beside.stat().st_dev == repository.stat().st_dev
+    return beside if one_system and os.access(beside, os.W_OK) else repository
 
 
 def _fill(part: Path, files: dict[str, str | Path]) -> None:
@@ -127,24 +151,28 @@ def _fill(part: Path, files: dict[str, str | Path]) -> None:
 
 def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[dict[str, str | Path], str]:
     """Return the files for the Python backend; opening the pipeline once checks the artifact and the options."""
-    options = _options(arguments)
-    instances = threads_or_default(_count(arguments, "instances"))
+    has_plan = artifact.suffix == ".plan"
+    options = _options(arguments, {} if has_plan else {"threads": 1})
+    instances = _count(arguments, "instances") or (1 if has_plan else threads_or_default(None))
     limits = {
         "max_batch": _count(arguments, "max_batch") or _MOST_TEXTS,
         "max_characters": 100_000 if arguments.max_characters is None else arguments.max_characters,
     }
-    with _opened(artifact, options) as pipeline, Batcher(pipeline, workers=1, **limits):
+    with open_pipeline(artifact, options) as pipeline, Batcher(pipeline, workers=1, **limits):
         config = _python_config(pipeline, name, instances, limits, options)
+        session = pipeline.session
+        plan = session.manifest.plan if has_plan else None
+        extra = {"onnxruntime": "ort"}.get(session.engine, session.engine) if plan is None else plan.flavour
     found: dict[str, str | Path] = {f"1/artifact/{path.name}": path for path in _companions(artifact)}
     paths = _PATHS.format(folders=arguments.site_packages) if arguments.site_packages else ""
     files = {"config.pbtxt": config, "1/model.py": _MODEL.format(paths=paths), **found}
-    return files, "erniem-rt[ort,text] in Triton's Python"
+    return files, f"erniem-rt[{extra},text] in Triton's Python"
 
 
 def _count(arguments: argparse.Namespace, name: str) -> int | None:
     """Return an option that counts; None if it was not given."""
     given = getattr(arguments, name)
-    return None if given is None else require_count(name, given)
+    return None if given is None else require_count(name, given, most=_LARGEST[name])
 
 
 def _companions(artifact: Path) -> Iterator[Path]:
@@ -155,18 +183,19 @@ def _companions(artifact: Path) -> Iterator[Path]:
             yield path
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
     try:
         options = json.loads("{}" if arguments.options is None else arguments.options)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"--options must be JSON, but {error}.") from error
     if not isinstance(options, dict):
         raise InvalidInputError('--options must be like {"top_k": 2}.')
-    return {"threads": _count(arguments, "threads") or 1, **options}
-
-
-def _opened(folder: Path, options: dict[str, Any]) -> Pipeline[Any]:
-    return make_pipeline(options.get("task"), folder, **{key: options[key] for key in options if key != "task"})
+    threads = _count(arguments, "threads")
+    if threads is None:
+        return {**defaults, **options}
+    if "threads" in options:
+        raise InvalidInputError("threads is given twice: by --threads and in --options.")
+    return {"threads": threads, **options}
 
 
 def _python_config(
@@ -263,7 +292,7 @@ def _image(manifest: Manifest, plan: Plan | None) -> str:
     if plan is None:
         least = manifest.onnxruntime or min(_IMAGES)
         known = f", as in Triton {_IMAGES[least]} and later" if least in _IMAGES else ""
-        return f"onnxruntime {least} or newer{known}"
+        return f"onnxruntime {least} or newer{known}{', and a GPU' * (manifest.precision['weights'] == 'bf16')}"
     if plan.flavour != "tensorrt":
         raise InvalidInputError(
             f"{plan.file} is a plan of {plan.flavour}, and Triton runs those of TensorRT: export with "
@@ -292,7 +321,7 @@ class TritonPythonModel:
         """Open the artifact of this version of the model."""
         settings = json.loads(json.loads(args["model_config"])["parameters"]["erniem_rt"]["string_value"])
         folder = Path(args["model_repository"]) / args["model_version"] / "artifact"
-        pipeline = _opened(folder / settings["artifact"], settings["options"])
+        pipeline = open_pipeline(folder / settings["artifact"], settings["options"])
         # Triton has a queue of its own.
         self._batcher = Batcher(pipeline, workers=1, max_queue=1 << 30, **settings["limits"])
 

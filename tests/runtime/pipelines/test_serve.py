@@ -152,6 +152,7 @@ def test_without_kserve_the_extra_is_named(capsys):
         (["out/qa", "--options", "[]"], '--options must be like {"NAME": {"top_k": 2}}.'),
         (["out/qa", "--options", '{"cls": {}}'], "--options names 'cls'; the models are qa."),
         (["out/qa", "--options", '{"qa": {"threads": 2}}'], "threads is for all models: give it as --threads."),
+        (["out/qa", "--options", '{"qa": {"model": "cls"}}'], "--options cannot have 'model'"),
         (["out/qa", "--timeout", "0"], "timeout must be an integer of at least 1, got 0."),
         (["out/qa", "--port", "70000"], "--port must be a port, 0 to 65535, got 70000"),
         (["out/qa", "--host", "300.1.1.1"], "cannot listen at 300.1.1.1: "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -44,8 +45,9 @@ def test_a_model_of_texts(capsys, nano_artifact, tmp_path):
     assert """sys.path[:0] = ["/opt/it's"]""" in (target / "1" / "model.py").read_text()
     compile((target / "1" / "model.py").read_text(), "model.py", "exec")
     code, told = write(capsys, artifact, *words)
-    assert (code, told) == (1, f"error: {target} exists: remove it, or give another --name.\n")
+    assert (code, told) == (1, f"error: {target} exists: give another --name or --repository, or remove it.\n")
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["it"]
+    assert files_of(tmp_path) == sorted(f"models/it/{path}" for path in files_of(target)), "nothing lies beside it"
 
 
 def test_a_model_of_arrays(capsys, make_text_artifact, tmp_path):
@@ -168,14 +170,22 @@ def test_a_plan_that_triton_cannot_run_so(capsys, planned, tmp_path, plan, words
         (["--options", "[]"], "--options must be like"),
         (["--options", '{"task": "question-answering"}'], "needs an artifact of head 'qa'"),
         (["--options", '{"stride": 2}'], "takes no option 'stride'"),
-        (["--instances", "0"], "instances must be an integer of at least 1"),
+        (["--instances", "0"], "instances must be an integer from 1 to 1024"),
         (["--options", ""], "--options must be JSON"),
-        (["--max-batch", "0"], "max_batch must be an integer of at least 1"),
-        (["--name", "a/b"], "--name must be the name of a folder"),
+        (["--max-batch", "0"], "max_batch must be an integer from 1 to 2147483647"),
+        (["--options", '{"model": "cls"}'], "--options cannot have 'model'"),
+        (["--threads", "1", "--options", '{"threads": 2}'], "threads is given twice"),
+        (["--threads", "1025"], "threads must be an integer from 1 to 1024"),
+        (["--instances", "1025"], "instances must be an integer from 1 to 1024"),
+        (["--arrays", "--max-batch", "2147483648"], "max_batch must be an integer from 1 to 2147483647"),
+        *(
+            (["--name", name], "--name must have letters")
+            for name in ("a/b", "..", "a b", "it's", "$HOME", "été", "a\n")
+        ),
         (["--arrays", "--options", "{}"], "--options is for texts: leave it out, or --arrays"),
         (["--arrays", "--site-packages", "/opt"], "--site-packages is for texts"),
         (["--arrays", "--max-characters", "9"], "--max-characters is for texts"),
-        (["--arrays", "--threads", "0"], "threads must be an integer of at least 1"),
+        (["--arrays", "--threads", "0"], "threads must be an integer from 1 to 1024"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing(capsys, nano_artifact, tmp_path, words, told):
@@ -183,6 +193,36 @@ def test_what_cannot_be_written_leaves_nothing(capsys, nano_artifact, tmp_path, 
     assert code == 1
     assert told in said
     assert not (tmp_path / "models").exists()
+
+
+def test_triton_sees_no_half_of_a_model(capsys, monkeypatch, make_text_artifact, tmp_path):
+    """It reads every folder of its repository, hidden ones too."""
+    artifact, seen = make_text_artifact("mc").path, []
+    (tmp_path / "models").mkdir()
+    copy = shutil.copyfile
+
+    def copied(source, target):
+        seen.append(list((tmp_path / "models").iterdir()))
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    assert write(capsys, artifact, "--repository", tmp_path / "models", "--name", "it", "--arrays")[0] == 0
+    assert seen[0] == []
+    assert files_of(tmp_path / "models") == ["it/1/mc.onnx", "it/config.pbtxt"]
+
+
+def test_a_link_to_nothing_is_there_too(capsys, make_text_artifact, tmp_path):
+    (tmp_path / "it").symlink_to("nothing")
+    code, told = write(capsys, make_text_artifact("mc").path, "--repository", tmp_path, "--name", "it", "--arrays")
+    assert (code, "exists" in told) == (1, True)
+
+
+def test_the_name_is_that_of_the_folder(capsys, monkeypatch, make_text_artifact, tmp_path):
+    artifact = make_text_artifact("mc").path
+    (artifact.parent / "inner").mkdir()
+    monkeypatch.chdir(artifact.parent / "inner")
+    assert write(capsys, "..", "--repository", tmp_path / "models", "--arrays")[0] == 0
+    assert files_of(tmp_path / "models") == ["mc/1/mc.onnx", "mc/config.pbtxt"]
 
 
 class Response(SimpleNamespace):
