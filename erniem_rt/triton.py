@@ -101,7 +101,7 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
             "without --layout."
         )
     name = arguments.name or _default_name(arguments.artifact, artifact)
-    if not _NAME.fullmatch(name):  # Triton passes the name of a Python model to a shell
+    if not _NAME.fullmatch(name):  # with others, Triton's Python backend fails
         raise InvalidInputError(
             f"--name must have letters a to z, digits and ._- only, and start with a letter or digit, got {name!r}."
         )
