@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from erniem_rt.checks import require_count
 from erniem_rt.errors import ErnieMError, InvalidInputError
 from erniem_rt.locations import find_artifact, manifest_of
 from erniem_rt.machine import threads_or_default
-from erniem_rt.manifest import OPTIMUM_GRAPH, Manifest
+from erniem_rt.manifest import OPTIMUM_GRAPH, Manifest, weights_name
 from erniem_rt.serve import LISTS, hidden_size, names_of_inputs, open_pipeline, read_call, write_answers
 from erniem_rt.session import locate
 
@@ -37,7 +38,7 @@ _LARGEST = {"threads": 1024, "instances": 1024, "max_batch": 2**31 - 1}
 # Most rows in one of Triton's batches: of texts, and of arrays.
 _MOST_TEXTS, _MOST_ROWS = 16, 64
 _MODEL = '''\
-"""Written by erniem-rt triton. Triton's Python needs erniem-rt: pip install "erniem-rt[ort,text]"."""
+"""Written by erniem-rt triton. Triton's Python needs erniem-rt: pip install "erniem-rt[{extra},text]"."""
 {paths}
 from erniem_rt.triton import TritonPythonModel
 
@@ -76,13 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instances",
         **count,
-        help="processes that answer; default: one per CPU of this machine, Triton's with --arrays",
+        help="processes that answer; default: one per CPU of this machine, 1 for a plan, Triton's with --arrays",
     )
-    parser.add_argument("--threads", **count, help="threads of each; default: 1, Triton's with --arrays")
+    parser.add_argument(
+        "--threads", **count, help="threads of each, not for a plan; default: 1, with --arrays Triton's"
+    )
     parser.add_argument(
         "--max-batch",
         **count,
-        help=f"most rows that run together; default: {_MOST_TEXTS}, with --arrays {_MOST_ROWS} or the plan's most",
+        help=f"most rows that run together; default: {_MOST_TEXTS}, with --arrays {_MOST_ROWS}, "
+        "or what a plan runs at each length",
     )
     parser.add_argument("--max-characters", **count, help="most characters of one request; default: 100000")
 
@@ -103,13 +107,40 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     name = arguments.name or _default_name(arguments.artifact, artifact)
     if not _NAME.fullmatch(name):  # with others, Triton's Python backend fails
         raise InvalidInputError(
-            f"--name must have letters a to z, digits and ._- only, and start with a letter or digit, got {name!r}."
+            f"--name must have English letters, digits and ._- only, and start with a letter or digit, got {name!r}."
         )
     target = Path(arguments.repository) / name
     _require_new(target)
     files, needs = (_arrays if arguments.arrays else _texts)(arguments, artifact, name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = _outside(target.parent) / f".{name}-{uuid.uuid4().hex}"
+    _publish(files, target)
+    say(f"{target} needs {needs}")
+    return 0
+
+
+def _default_name(given: str, artifact: Path) -> str:
+    """Return the folder's name, or the hub's: the folder of a download is named after a commit."""
+    # Not resolved: a link keeps its name.
+    folder = os.path.abspath(artifact.parent)  # noqa: PTH100
+    return Path(folder).name if Path(given).exists() else given.rpartition("/")[2]
+
+
+def _publish(files: dict[str, str | Path], target: Path) -> None:
+    """Write a model beside the repository and move it there, since Triton reads every folder of the repository.
+
+    If that is not possible, for example because the repository is mounted, prepare it in the repository.
+    """
+    repository = target.parent
+    repository.mkdir(parents=True, exist_ok=True)
+    try:
+        _move_in(files, target, repository.resolve().parent)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        _move_in(files, target, repository)
+
+
+def _move_in(files: dict[str, str | Path], target: Path, prepared: Path) -> None:
+    part = prepared / f".{target.name}-{uuid.uuid4().hex}"
     try:
         _fill(part, files)
         _require_new(target)
@@ -117,25 +148,11 @@ def write(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    say(f"{target} needs {needs}")
-    return 0
-
-
-def _default_name(given: str, artifact: Path) -> str:
-    """Return the folder's name, or the hub's: the folder of a download is named after a commit."""
-    return artifact.parent.resolve().name if Path(given).exists() else given.rpartition("/")[2]
 
 
 def _require_new(target: Path) -> None:
     if os.path.lexists(target):
         raise InvalidInputError(f"{target} exists: give another --name or --repository, or remove it.")
-
-
-def _outside(repository: Path) -> Path:
-    """Return where to prepare a model: beside the repository, since Triton reads every folder in it."""
-    beside = repository.absolute().parent
-    one_system = beside.stat().st_dev == repository.stat().st_dev
-    return beside if one_system and os.access(beside, os.W_OK) else repository
 
 
 def _fill(part: Path, files: dict[str, str | Path]) -> None:
@@ -160,13 +177,20 @@ def _texts(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[di
     }
     with open_pipeline(artifact, options) as pipeline, Batcher(pipeline, workers=1, **limits):
         config = _python_config(pipeline, name, instances, limits, options)
-        session = pipeline.session
-        plan = session.manifest.plan if has_plan else None
-        extra = {"onnxruntime": "ort"}.get(session.engine, session.engine) if plan is None else plan.flavour
+        extra = _extra(pipeline.manifest, options, has_plan)
     found: dict[str, str | Path] = {f"1/artifact/{path.name}": path for path in _companions(artifact)}
     paths = _PATHS.format(folders=arguments.site_packages) if arguments.site_packages else ""
-    files = {"config.pbtxt": config, "1/model.py": _MODEL.format(paths=paths), **found}
+    files = {"config.pbtxt": config, "1/model.py": _MODEL.format(extra=extra, paths=paths), **found}
     return files, f"erniem-rt[{extra},text] in Triton's Python"
+
+
+def _extra(manifest: Manifest, options: dict[str, Any], has_plan: bool) -> str:
+    """Return the extra with the engine that Triton's Python needs."""
+    if has_plan and manifest.plan is not None:
+        return manifest.plan.flavour
+    if str(options.get("device", "")).startswith("cuda"):
+        return "gpu"
+    return "openvino" if options.get("engine") == "openvino" or "bf16" in manifest.precision.values() else "ort"
 
 
 def _count(arguments: argparse.Namespace, name: str) -> int | None:
@@ -241,7 +265,12 @@ def _arrays(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[d
             raise InvalidInputError(f"--{option.replace('_', '-')} is for texts: leave it out, or --arrays.")
     artifact, manifest = locate(artifact)
     plan = manifest.plan if artifact.suffix == ".plan" else None
-    manifest.verify(artifact.parent)
+    # As a session: the plan runs without the graph, and the graph without the plan.
+    graph, plans = (
+        {manifest.artifact, weights_name(manifest.artifact)},
+        {manifest.plan.file} if manifest.plan else set(),
+    )
+    manifest.verify(artifact.parent, without=plans if plan is None else graph)
     file, backend = (manifest.artifact, "onnxruntime") if plan is None else (plan.file, "tensorrt")
     by_row = all(spec.shape[:1] == ("batch",) for spec in (*manifest.inputs, *manifest.outputs))
     lines = [
@@ -255,7 +284,7 @@ def _arrays(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[d
         *_instances(_count(arguments, "instances"), _count(arguments, "threads"), plan),
         "",
     ]
-    data = f"{file}.data"
+    data = weights_name(file)
     files: dict[str, str | Path] = {"config.pbtxt": "\n".join(lines), f"1/{file}": artifact.with_name(file)}
     if data in manifest.files:
         files[f"1/{data}"] = artifact.with_name(data)
@@ -264,14 +293,21 @@ def _arrays(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[d
 
 def _rows(given: int | None, plan: Plan | None, by_row: bool) -> int:
     """Return Triton's ``max_batch_size``: 0 says that the tensors have no rows to put together."""
-    most = _MOST_ROWS if plan is None else max(profile.max[0] for profile in plan.profiles)
-    if given is None:
-        return most if by_row else 0
     if not by_row:
-        raise InvalidInputError("--max-batch: the artifact's tensors have no rows to put together: leave it out.")
-    if plan is not None and given > most:
-        raise InvalidInputError(f"--max-batch {given}: the plan runs at most {most} rows.")
-    return given
+        if given is not None:
+            raise InvalidInputError("--max-batch: the artifact's tensors have no rows to put together: leave it out.")
+        return 0
+    if plan is None:
+        return given or _MOST_ROWS
+    most = [profile.max for profile in plan.profiles]
+    rows = [max(other[0] for other in most if _covers(other[1:], shape[1:])) for shape in most]
+    if given is not None and given > max(rows):
+        raise InvalidInputError(f"--max-batch {given}: the plan runs at most {max(rows)} rows.")
+    return given or min(rows)
+
+
+def _covers(most: tuple[int, ...], row: tuple[int, ...]) -> bool:
+    return all(one >= other for one, other in zip(most, row, strict=True))
 
 
 def _instances(count: int | None, threads: int | None, plan: Plan | None) -> Iterator[str]:

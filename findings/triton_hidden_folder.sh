@@ -3,7 +3,7 @@
 # left beside the models, counts as a model. With the default options the server then does not start: it loads the other
 # models, says "at least one version must be available" for the hidden one, and exits with 1. A hidden file is ignored.
 #
-# So who prepares a model folder under a hidden name, to rename it when it is complete, must do that elsewhere.
+# So prepare a model outside the repository, and move it in when it is complete.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -22,7 +22,7 @@ from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, bias_keys, with_padding_key
 from erniem_export.modeling import ErnieMPreTrainedModel
 from erniem_export.options import GraphOptions
-from erniem_export.passes.rewriter import fused_attentions, store
+from erniem_export.passes.rewriter import store
 from erniem_rt.engines.onnxruntime import import_onnxruntime
 from erniem_rt.errors import ArtifactError
 from erniem_rt.manifest import TensorSpec, weights_name
@@ -41,8 +41,8 @@ OPSET = 20
 # The oldest supported onnxruntime, which `make test-floor` tests: 1.20 gives wrong results if a single query attends to
 # padded keys, as in the last layer of cls and mc.
 ONNXRUNTIME = "1.21"
-# The oldest whose MultiHeadAttention takes bfloat16.
-_ONNXRUNTIME_BFLOAT16 = "1.24"
+# The same for graphs in bfloat16: the first whose MultiHeadAttention takes it.
+ONNXRUNTIME_BFLOAT16 = "1.24"
 
 # Sizes for tracing: different from each other and from 1, so that the tracer cannot merge two axes.
 _EXAMPLE_SIZES = {"batch": 2, "choices": 3, "sequence": 5}
@@ -114,11 +114,6 @@ def trace(model: ErnieMPreTrainedModel, head: str, options: GraphOptions) -> ir.
     graph = _tidy(program.model)
     _check(graph, inputs, outputs)
     return graph
-
-
-def oldest_onnxruntime(graph: ir.Model, weights: str) -> str:
-    """Return the oldest onnxruntime that computes a graph with weights in this precision correctly."""
-    return _ONNXRUNTIME_BFLOAT16 if weights == "bf16" and fused_attentions(graph.graph) else ONNXRUNTIME
 
 
 def write(graph: ir.Model, path: Path) -> None:

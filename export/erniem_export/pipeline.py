@@ -33,7 +33,7 @@ from erniem_export.gate.measures import thresholds_of
 from erniem_export.gate.parity import judge, with_bf16
 from erniem_export.heads import graph_inputs, graph_outputs
 from erniem_export.mask_mode import UIE_M, mask_mode_of, note_of_mask
-from erniem_export.onnx_export import oldest_onnxruntime, trace, write
+from erniem_export.onnx_export import ONNXRUNTIME_BFLOAT16, trace, write
 from erniem_export.options import (
     HALVES,
     OPTIMUM,
@@ -305,7 +305,7 @@ class _Writer:
             manifest,
             precision=precision,
             files=files_of(self.stage),
-            onnxruntime=oldest_onnxruntime(graph, wanted.weights),
+            onnxruntime=ONNXRUNTIME_BFLOAT16 if wanted.weights == "bf16" else manifest.onnxruntime,
             target=options.target,
             engine=engine,
             packed=packed,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +16,8 @@ import pytest
 import erniem_rt
 from erniem_rt.cli import main
 from erniem_rt.files import hash_file
-from erniem_rt.manifest import Manifest, Plan, Profile
-from erniem_rt.triton import TritonPythonModel
+from erniem_rt.manifest import Manifest, Plan, Profile, TensorSpec
+from erniem_rt.triton import TritonPythonModel, _extra
 
 
 def write(capsys, *words):
@@ -27,6 +29,10 @@ def write(capsys, *words):
 
 def files_of(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def settings_of(config):
+    return json.loads(json.loads(config.partition("string_value: ")[2].rpartition(" } }")[0]))
 
 
 def test_a_model_of_texts(capsys, nano_artifact, tmp_path):
@@ -42,6 +48,7 @@ def test_a_model_of_texts(capsys, nano_artifact, tmp_path):
     assert '{ name: "text" data_type: TYPE_STRING dims: [ 1 ] }' in config
     assert '{ name: "text_pair" data_type: TYPE_STRING dims: [ 1 ] optional: true }' in config
     assert "instance_group [ { count: 3 kind: KIND_CPU } ]" in config
+    assert settings_of(config)["options"] == {"threads": 1, "top_k": 2}, "each process has one thread"
     assert """sys.path[:0] = ["/opt/it's"]""" in (target / "1" / "model.py").read_text()
     compile((target / "1" / "model.py").read_text(), "model.py", "exec")
     code, told = write(capsys, artifact, *words)
@@ -70,22 +77,57 @@ def test_a_model_of_arrays(capsys, make_text_artifact, tmp_path):
     )
 
 
+def change(artifact, **fields):
+    described = artifact.with_suffix(".json")
+    dataclasses.replace(Manifest.load(described), **fields).save(described)
+
+
 @pytest.mark.parametrize(
-    ("least", "needs"),
+    ("least", "weights", "needs"),
     [
-        (None, "onnxruntime 1.21 or newer, as in Triton 25.03 and later"),
-        ("1.24", "onnxruntime 1.24 or newer, as in Triton 26.02 and later"),
-        ("1.99", "onnxruntime 1.99 or newer"),
+        (None, "fp32", "onnxruntime 1.21 or newer, as in Triton 25.03 and later"),
+        ("1.24", "bf16", "onnxruntime 1.24 or newer, as in Triton 26.02 and later, and a GPU"),
+        ("1.99", "fp32", "onnxruntime 1.99 or newer"),
     ],
 )
-def test_the_image_has_the_onnxruntime_that_the_graph_needs(capsys, make_text_artifact, tmp_path, least, needs):
+def test_what_a_graph_needs_of_triton(capsys, make_text_artifact, tmp_path, least, weights, needs):
     artifact = make_text_artifact("mc").path
-    described = artifact.with_suffix(".json")
-    dataclasses.replace(Manifest.load(described), onnxruntime=least).save(described)
+    change(artifact, onnxruntime=least, precision={"weights": weights, "embedding": weights})
     assert write(capsys, artifact, "--repository", tmp_path, "--name", "it", "--arrays") == (
         0,
         f"{tmp_path / 'it'} needs {needs}\n",
     )
+
+
+def test_the_weights_beside_the_graph_belong_to_it(capsys, nano_artifact, tmp_path):
+    artifact = nano_artifact("cls")
+    assert write(capsys, artifact, "--repository", tmp_path, "--name", "it", "--arrays")[0] == 0
+    assert files_of(tmp_path / "it") == ["1/cls.onnx", "1/cls.onnx.data", "config.pbtxt"]
+    for name in ("cls.onnx", "cls.onnx.data"):
+        assert (tmp_path / "it" / "1" / name).read_bytes() == artifact.with_name(name).read_bytes()
+
+
+def test_a_damaged_graph(capsys, make_text_artifact, tmp_path):
+    artifact = make_text_artifact("mc").path
+    artifact.write_bytes(artifact.read_bytes()[:-1] + b"?")
+    code, told = write(capsys, artifact, "--repository", tmp_path / "models", "--arrays")
+    assert (code, "mc.onnx" in told) == (1, True)
+    assert not (tmp_path / "models").exists()
+
+
+def test_tensors_without_rows(capsys, make_text_artifact, tmp_path):
+    artifact = make_text_artifact("mc").path
+    inputs = (*Manifest.load(artifact.with_suffix(".json")).inputs, TensorSpec("head_mask", "float32", (2, 4)))
+    change(artifact, inputs=inputs)
+    words = (artifact, "--repository", tmp_path, "--name", "it", "--arrays")
+    code, told = write(capsys, *words, "--max-batch", 8)
+    assert (code, "no rows to put together" in told) == (1, True)
+    assert write(capsys, *words)[0] == 0
+    config = (tmp_path / "it" / "config.pbtxt").read_text()
+    assert "max_batch_size: 0\n" in config
+    assert '{ name: "head_mask" data_type: TYPE_FP32 dims: [ 2, 4 ] }' in config
+    assert '{ name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1, -1 ] }' in config
+    assert "dynamic_batching" not in config
 
 
 @pytest.fixture
@@ -105,7 +147,7 @@ def planned(make_text_artifact):
             compute_capabilities=("9.0",),
             hardware_compatible=False,
             version_compatible=version_compatible,
-            profiles=tuple(Profile((1, 1), (1, 64), (rows, 64)) for rows in most),
+            profiles=tuple(Profile((1, 1), (1, 1), shape) for shape in most),
             attention={},
             proof={},
             build={},
@@ -120,7 +162,7 @@ def planned(make_text_artifact):
 
 def test_a_plan(capsys, planned, tmp_path):
     words = ("--repository", tmp_path, "--arrays", "--name")
-    assert write(capsys, planned(4, 32), *words, "it") == (
+    assert write(capsys, planned((4, 64), (32, 64)), *words, "it") == (
         0,
         f"{tmp_path / 'it'} needs a Triton image with TensorRT 10.13.2.6\n",
     )
@@ -137,9 +179,59 @@ def test_a_plan(capsys, planned, tmp_path):
     )
 
 
+def test_requests_that_run_together_fit_a_profile_at_each_length(capsys, planned, tmp_path):
+    artifact = planned((1, 64), (64, 32), (8, 40))
+    for name, words, rows in (("safe", (), 1), ("short", ("--max-batch", 64), 64)):
+        assert write(capsys, artifact, "--repository", tmp_path, "--arrays", "--name", name, *words)[0] == 0
+        assert f"max_batch_size: {rows}\n" in (tmp_path / name / "config.pbtxt").read_text()
+
+
+def test_the_graph_without_the_plan_and_the_plan_without_the_graph(capsys, planned, tmp_path):
+    plan = planned((8, 64))
+    graph = plan.with_suffix(".onnx")
+    content = graph.read_bytes()
+    graph.unlink()
+    assert write(capsys, plan, "--repository", tmp_path, "--arrays", "--name", "plan")[0] == 0
+    graph.write_bytes(content)
+    plan.unlink()
+    assert write(capsys, graph, "--repository", tmp_path, "--arrays", "--name", "graph")[0] == 0
+    assert files_of(tmp_path / "graph") == ["1/qa.onnx", "config.pbtxt"]
+
+
+def test_a_plan_of_texts_has_no_threads(capsys, monkeypatch, nano_artifact, planned, tmp_path):
+    """A pipeline on a CPU stands for the plan's."""
+    opened = []
+
+    def open_pipeline(artifact, options):
+        opened.append((artifact.name, options))
+        return erniem_rt.pipeline(nano_artifact("qa"))
+
+    monkeypatch.setattr(erniem_rt.triton, "open_pipeline", open_pipeline)
+    code, told = write(capsys, planned((8, 64)), "--repository", tmp_path, "--name", "it")
+    assert opened == [("qa.plan", {})]
+    assert (code, told) == (0, f"{tmp_path / 'it'} needs erniem-rt[ort,text] in Triton's Python\n")
+    assert "instance_group [ { count: 1 kind: KIND_CPU } ]" in (tmp_path / "it" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("has_plan", "options", "weights", "extra"),
+    [
+        (True, {}, "fp16", "tensorrt-rtx"),
+        (False, {}, "fp32", "ort"),
+        (False, {"engine": "openvino"}, "int8", "openvino"),
+        (False, {}, "bf16", "openvino"),
+        (False, {"device": "cuda:1"}, "bf16", "gpu"),
+    ],
+)
+def test_the_extra_with_the_engine(planned, has_plan, options, weights, extra):
+    manifest = Manifest.load(planned((8, 64), flavour="tensorrt-rtx").with_suffix(".json"))
+    manifest = dataclasses.replace(manifest, precision={"weights": weights, "embedding": "fp32"})
+    assert _extra(manifest, options, has_plan) == extra
+
+
 def test_a_plan_for_newer_versions_of_tensorrt(capsys, planned, tmp_path):
     words = ("--repository", tmp_path, "--arrays", "--name", "it", "--max-batch", 4, "--instances", 2)
-    code, told = write(capsys, planned(8, version_compatible=True), *words)
+    code, told = write(capsys, planned((8, 64), version_compatible=True), *words)
     assert code == 0
     assert told.endswith(
         "TensorRT 10.13.2.6 or newer, and tritonserver --backend-config=tensorrt,version-compatible=true\n"
@@ -158,7 +250,7 @@ def test_a_plan_for_newer_versions_of_tensorrt(capsys, planned, tmp_path):
     ],
 )
 def test_a_plan_that_triton_cannot_run_so(capsys, planned, tmp_path, plan, words, told):
-    code, said = write(capsys, planned(8, **plan), "--repository", tmp_path / "models", "--arrays", *words)
+    code, said = write(capsys, planned((8, 64), **plan), "--repository", tmp_path / "models", "--arrays", *words)
     assert (code, told in said) == (1, True), said
     assert not (tmp_path / "models").exists()
 
@@ -179,7 +271,7 @@ def test_a_plan_that_triton_cannot_run_so(capsys, planned, tmp_path, plan, words
         (["--instances", "1025"], "instances must be an integer from 1 to 1024"),
         (["--arrays", "--max-batch", "2147483648"], "max_batch must be an integer from 1 to 2147483647"),
         *(
-            (["--name", name], "--name must have letters")
+            (["--name", name], "--name must have English letters")
             for name in ("a/b", "..", "a b", "it's", "$HOME", "été", "a\n")
         ),
         (["--arrays", "--options", "{}"], "--options is for texts: leave it out, or --arrays"),
@@ -222,7 +314,35 @@ def test_the_name_is_that_of_the_folder(capsys, monkeypatch, make_text_artifact,
     (artifact.parent / "inner").mkdir()
     monkeypatch.chdir(artifact.parent / "inner")
     assert write(capsys, "..", "--repository", tmp_path / "models", "--arrays")[0] == 0
-    assert files_of(tmp_path / "models") == ["mc/1/mc.onnx", "mc/config.pbtxt"]
+    (tmp_path / "current").symlink_to(artifact.parent)
+    assert write(capsys, tmp_path / "current", "--repository", tmp_path / "models", "--arrays")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["current", "mc"]
+
+
+def test_the_name_is_that_of_the_hub(capsys, monkeypatch, make_text_artifact, tmp_path):
+    artifact = make_text_artifact("mc").path
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(erniem_rt.triton, "find_artifact", lambda where: artifact)
+    assert write(capsys, "owner/nice-mc", "--repository", "models", "--arrays")[0] == 0
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["nice-mc"]
+
+
+@pytest.mark.parametrize("reason", [errno.EXDEV, errno.EACCES, errno.EROFS])
+def test_a_repository_that_is_mounted(capsys, monkeypatch, make_text_artifact, tmp_path, reason):
+    artifact, repository, moved = make_text_artifact("mc").path, tmp_path / "models", []
+    rename = Path.rename
+
+    def renamed(part, target):
+        moved.append(part.parent)
+        if part.parent != repository:
+            raise OSError(reason, "refused")
+        return rename(part, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    assert write(capsys, artifact, "--repository", repository, "--name", "it", "--arrays")[0] == 0
+    assert moved == [tmp_path, repository]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert files_of(repository) == ["it/1/mc.onnx", "it/config.pbtxt"]
 
 
 class Response(SimpleNamespace):
@@ -253,9 +373,8 @@ def test_the_model_answers_requests_together_and_each_for_itself(capsys, monkeyp
     artifact = nano_artifact("cls")
     assert write(capsys, artifact.parent, "--repository", tmp_path, "--name", "it")[0] == 0
     config = (tmp_path / "it" / "config.pbtxt").read_text()
-    value = json.loads(config.partition("string_value: ")[2].rpartition(" } }")[0])
     model = TritonPythonModel()
-    model_config = json.dumps({"parameters": {"erniem_rt": {"string_value": value}}})
+    model_config = json.dumps({"parameters": {"erniem_rt": {"string_value": json.dumps(settings_of(config))}}})
     model.initialize({"model_config": model_config, "model_repository": str(tmp_path / "it"), "model_version": "1"})
     texts = ["Haus und Hof", "Lakeside Motors"]
     found = model.execute(
