@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=192, help="per measurement")
+    parser.add_argument("--max-batch", type=int, default=16, help="most rows that the batcher runs together")
     parser.add_argument("--transformers", metavar="CHECKPOINT", help="also measure transformers' pipeline on it")
     parser.add_argument("--python", default=sys.executable, help="runs the server with transformers")
     parser.add_argument("--no-servers", action="store_true", help="measure the batcher only")
@@ -123,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Return the figures by name, one per round."""
     with contextlib.ExitStack() as stack:
         pipeline = stack.enter_context(erniem_rt.pipeline(arguments.artifact, engine=arguments.engine))
-        batcher = stack.enter_context(erniem_rt.Batcher(pipeline))
+        batcher = stack.enter_context(erniem_rt.Batcher(pipeline, max_batch=arguments.max_batch))
         texts = workload(pipeline.tokenizer, arguments.requests)
         servers = {}
         if not arguments.no_servers:
@@ -243,7 +244,8 @@ class Client:
 def serving(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
     """Yield the port and the process of ``erniem-rt serve``."""
     command = [sys.executable, "-m", "erniem_rt", "serve", str(arguments.artifact), "--port", "0"]
-    with process([*command, "--engine", arguments.engine], r"http://127\.0\.0\.1:(\d+)/") as found:
+    command += ["--engine", arguments.engine, "--max-batch", str(arguments.max_batch)]
+    with process(command, r"http://127\.0\.0\.1:(\d+)/") as found:
         yield found
 
 
