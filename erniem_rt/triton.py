@@ -265,12 +265,12 @@ def _arrays(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[d
             raise InvalidInputError(f"--{option.replace('_', '-')} is for texts: leave it out, or --arrays.")
     artifact, manifest = locate(artifact)
     plan = manifest.plan if artifact.suffix == ".plan" else None
-    # As a session: the plan runs without the graph, and the graph without the plan.
-    graph, plans = (
-        {manifest.artifact, weights_name(manifest.artifact)},
-        {manifest.plan.file} if manifest.plan else set(),
-    )
-    manifest.verify(artifact.parent, without=plans if plan is None else graph)
+    # As for a session: the plan runs without the graph, and the graph without the plan.
+    if plan is not None:
+        others = {manifest.artifact, weights_name(manifest.artifact)}
+    else:
+        others = set() if manifest.plan is None else {manifest.plan.file}
+    manifest.verify(artifact.parent, without=others)
     file, backend = (manifest.artifact, "onnxruntime") if plan is None else (plan.file, "tensorrt")
     by_row = all(spec.shape[:1] == ("batch",) for spec in (*manifest.inputs, *manifest.outputs))
     lines = [
@@ -288,7 +288,7 @@ def _arrays(arguments: argparse.Namespace, artifact: Path, name: str) -> tuple[d
     files: dict[str, str | Path] = {"config.pbtxt": "\n".join(lines), f"1/{file}": artifact.with_name(file)}
     if data in manifest.files:
         files[f"1/{data}"] = artifact.with_name(data)
-    return files, _image(manifest, plan)
+    return files, _needs(manifest, plan)
 
 
 def _rows(given: int | None, plan: Plan | None, by_row: bool) -> int:
@@ -323,8 +323,8 @@ def _instances(count: int | None, threads: int | None, plan: Plan | None) -> Ite
         yield f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}'
 
 
-def _image(manifest: Manifest, plan: Plan | None) -> str:
-    """Return what the artifact needs of Triton."""
+def _needs(manifest: Manifest, plan: Plan | None) -> str:
+    """Return what the artifact needs."""
     if plan is None:
         least = manifest.onnxruntime or min(_IMAGES)
         known = f", as in Triton {_IMAGES[least]} and later" if least in _IMAGES else ""
