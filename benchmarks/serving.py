@@ -44,9 +44,9 @@ CLIENTS = 32
 ACTORS = 2
 # Rows in a block of Ray's dataset: as many as a pipeline takes of a list at a time.
 BLOCK = 128
+_TRANSFORMERS = "serve, 32 clients : KServe with transformers' pipeline"
 # Bars for base size in int8 on two cores, beside transformers in fp32: the smallest ratio that passes, or for "p95" the
 # largest.
-_TRANSFORMERS = "serve, 32 clients : KServe with transformers' pipeline"
 BARS = {
     "Batcher, 32 clients : one by one": 1.75,
     "Batcher, one client : direct call": 0.95,
@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=192, help="per measurement")
     parser.add_argument("--max-batch", type=int, default=16, help="most rows that the batcher runs together")
+    parser.add_argument("--rates", type=float, nargs="*", default=[], help="also ask the batcher so often a second")
     parser.add_argument("--transformers", metavar="CHECKPOINT", help="also measure transformers' pipeline on it")
     parser.add_argument("--python", default=sys.executable, help="runs the server with transformers")
     parser.add_argument("--no-servers", action="store_true", help="measure the batcher only")
@@ -157,6 +158,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
             found["direct, p95 at 50 % of Batcher's"] = open_loop(one_at_a_time(pipeline), more, 0.5 * capacity)
             found["Batcher, p95 at 50 %"] = open_loop(batcher.submit, more, 0.5 * capacity)
             found["Batcher, p95 at 80 %"] = open_loop(batcher.submit, more, 0.8 * capacity)
+            for rate in arguments.rates:
+                found[f"Batcher, p95 at {rate:g} a second"] = open_loop(batcher.submit, more, rate)
             return found
 
         figures = in_rounds(arguments.rounds, all_rates)

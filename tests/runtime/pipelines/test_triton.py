@@ -61,8 +61,7 @@ def test_a_model_of_arrays(capsys, make_text_artifact, tmp_path):
     artifact = make_text_artifact("mc").path
     code, told = write(capsys, artifact, "--repository", tmp_path, "--name", "it", "--arrays")
     assert (code, told) == (0, f"{tmp_path / 'it'} needs onnxruntime 1.21 or newer, as in Triton 25.03 and later\n")
-    names = [name for name in ("mc.onnx", "mc.onnx.data") if artifact.with_name(name).exists()]
-    assert files_of(tmp_path / "it") == [*(f"1/{name}" for name in names), "config.pbtxt"]
+    assert files_of(tmp_path / "it") == ["1/mc.onnx", "config.pbtxt"]
     config = (
         'name: "{}"\nbackend: "onnxruntime"\ndefault_model_filename: "mc.onnx"\nmax_batch_size: {}\n'
         'input [ {{ name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] }}, '
